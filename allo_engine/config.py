@@ -1,0 +1,158 @@
+"""The settings of every stage: one frozen model a stage, free of torch.
+
+The API validates a job's `method.<type>.stages.<stage>` with these very classes, and the engine runs with them, so
+that a setting is either refused before the job starts or means what it says. Defaults are the published ones
+(arXiv 2406.12606 and its code) unless the description says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class StageConfig(BaseModel):
+    """What every stage has: a seed. Everything random in a stage is a function of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random in the stage.")
+
+
+class PromptConfig(StageConfig):
+    """What every stage that turns text into token ids has."""
+
+    template: str = Field(
+        default="auto",
+        description="How a problem becomes a prompt: 'auto' (the model's chat template, else 'alpaca'), 'chat', "
+        "'alpaca', or a text that holds {problem}.",
+    )
+    max_prompt_tokens: Count = Field(default=1024, description="Longer prompts are dropped and counted.")
+    max_response_tokens: Count = Field(default=1024, description="Longer responses are dropped and counted.")
+
+
+class TrainingConfig(StageConfig):
+    """What every stage that trains has. A batch is counted in items: responses, pairs or negatives."""
+
+    learning_rate: Positive = 1e-6
+    batch_size: Count = Field(default=32, description="Items an optimizer step.")
+    n_epochs: Count = 1
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of steps over which the rate rises.")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: Positive = 1.0
+    weight_decay: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: Positive = 1e-8
+    micro_batch_tokens: Count = Field(
+        default=512, description="Tokens of one forward pass: bounds memory and never changes the result."
+    )
+    checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
+
+
+class SftConfig(PromptConfig, TrainingConfig):
+    """Cross-entropy on response tokens: the model that alignment starts from."""
+
+    learning_rate: Positive = 2e-5
+    batch_size: Count = 128
+    n_epochs: Count = 3
+
+
+class SampleConfig(PromptConfig):
+    """n responses a problem, a seed per request."""
+
+    n: Count = Field(default=10, description="Responses a problem.")
+    temperature: float = Field(default=0.7, ge=0, le=10)
+    top_p: Ratio = 0.95
+    batch_size: Count = Field(default=64, description="Responses decoded at once: never changes which are drawn.")
+
+
+class PairConfig(StageConfig):
+    """Right responses against wrong ones."""
+
+    max_pairs: Count = Field(default=5, description="Pairs a problem.")
+    max_negatives: Count = Field(default=10, description="Distinct wrong responses a problem to forget.")
+
+
+class WarmupConfig(PromptConfig, TrainingConfig):
+    """Vanilla DPO over all weights: it shows which weights alignment moves."""
+
+    beta: Positive = 0.1
+
+
+class LocateConfig(StageConfig):
+    """The weights that alignment moves most: exact global top-k, nested ratios from one pass."""
+
+    forget_ratio: Ratio = 0.05
+    improve_ratio: Ratio = 0.05
+
+
+class RewardModelConfig(PromptConfig, TrainingConfig):
+    """SFT on the rewriting task: problem, solution, wrong response → corrected response."""
+
+    learning_rate: Positive = 2e-5
+    batch_size: Count = 128
+    n_epochs: Count = 3
+    max_negatives: Count = Field(default=10, description="Rewriting examples a problem.")
+
+
+class TokenRewardsConfig(PromptConfig):
+    """The probability that the rewriter keeps each token of a wrong response."""
+
+    source: Literal["reward_model", "log_ratio"] = Field(
+        default="reward_model",
+        description="'reward_model' trains the rewriter; 'log_ratio' reads the warm-up model against the start "
+        "model and needs neither rewriter nor solutions.",
+    )
+    micro_batch_tokens: Count = 1024
+
+
+class ForgetConfig(PromptConfig, TrainingConfig):
+    """Token-weighted NPO on wrong responses, in the mask."""
+
+    learning_rate: Positive = 5e-7
+    batch_size: Count = 128
+    beta: Positive = 0.1
+    weights: Literal["unaligned", "one_minus", "legacy"] = Field(
+        default="unaligned",
+        description="'unaligned' w = 1[P < 0.5]; 'one_minus' w = 1 - P; 'legacy' w = P, as the released script has it.",
+    )
+
+
+class ImproveConfig(PromptConfig, TrainingConfig):
+    """Token-filtered DPO on pairs, in the mask."""
+
+    learning_rate: Positive = 5e-6
+    batch_size: Count = 128
+    beta: Positive = 0.1
+    filter_ratio: Ratio = Field(
+        default=0.1, description="Share of rejected tokens, lowest log-ratio first, that count."
+    )
+
+
+class EvaluateConfig(PromptConfig):
+    """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
+
+    batch_size: Count = 64
+    micro_batch_tokens: Count = 1024
+    beta: Positive = 0.1
+    examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")
+
+
+CONFIGS: dict[str, type[StageConfig]] = {
+    "sft": SftConfig,
+    "sample": SampleConfig,
+    "pair": PairConfig,
+    "warmup": WarmupConfig,
+    "locate": LocateConfig,
+    "reward_model": RewardModelConfig,
+    "token_rewards": TokenRewardsConfig,
+    "forget": ForgetConfig,
+    "improve": ImproveConfig,
+    "evaluate": EvaluateConfig,
+}

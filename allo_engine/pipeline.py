@@ -1,0 +1,250 @@
+"""A method as a graph of stages: what each reads and what it writes. Free of torch.
+
+An input is named by where it comes from: `model`, `training_file`, `validation_file`, `corrections_file`, or
+`<stage>.<output>`. Every input and output is a folder of files; an uploaded file is a folder that holds `data.jsonl`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from allo_engine.config import CONFIGS, StageConfig
+
+Method = Literal["supervised", "dpo", "allo"]
+Format = Literal["problems", "preferences", "chats", "corrections"]
+
+METHODS: tuple[Method, ...] = ("supervised", "dpo", "allo")
+
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "sft": ("checkpoint",),
+    "sample": ("responses",),
+    "pair": ("pairs", "negatives"),
+    "warmup": ("checkpoint",),
+    "locate": ("masks",),
+    "reward_model": ("checkpoint",),
+    "token_rewards": ("scores",),
+    "forget": ("delta",),
+    "improve": ("delta", "checkpoint"),
+    "evaluate": ("report",),
+}
+"""What each stage writes: one folder an output."""
+
+TRAINED = ("sft", "warmup", "reward_model", "forget", "improve")
+"""The stages that train: each has steps, a loss and a checkpoint."""
+
+
+class PlanError(ValueError):
+    """A job that cannot be planned. `param` is the path of the field that the user would change."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.message, self.param = message, param
+
+    def __reduce__(self) -> tuple[type[PlanError], tuple[str, str]]:
+        return PlanError, (self.message, self.param)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based."""
+
+    format: Format
+    lines_without_solution: tuple[int, ...] = ()
+    validation: Format | None = None
+    corrections: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a job: its settings, and where each of its inputs comes from."""
+
+    name: str
+    config: StageConfig
+    inputs: Mapping[str, str]
+
+    def needs(self) -> tuple[str, ...]:
+        """The stages that must have finished before this one."""
+        return tuple(dict.fromkeys(source.split(".")[0] for source in self.inputs.values() if "." in source))
+
+
+def plan(
+    method: Method,
+    data: Data,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> tuple[PlannedStage, ...]:
+    """The stages of a job in an order in which they can run.
+
+    `stages` holds each stage's own settings and, for the optional `sft`, asks for it by being there. `hyperparameters`
+    are a shorthand: each is given to every stage that has a field of that name; `learning_rate_multiplier` scales every
+    stage's default rate; "auto" means the default. Raises PlanError, naming the field, for whatever cannot run.
+    """
+    stages = stages or {}
+    shorthand = {key: value for key, value in (hyperparameters or {}).items() if value not in ("auto", None)}
+    with_sft = method == "supervised" or "sft" in stages
+    _check_formats(method, data, with_sft)
+    graph = _graph(method, data, with_sft, _config("token_rewards", stages, {}, seed, method))
+    _check_names(method, graph, stages, shorthand)
+    _check_solutions(data, graph)
+    return tuple(
+        PlannedStage(name, _config(name, stages, shorthand, seed, method), inputs) for name, inputs in graph.items()
+    )
+
+
+def model_source(names: Sequence[str]) -> str:
+    """The output that is the job's aligned model: its last trained checkpoint."""
+    last = next(name for name in ("improve", "warmup", "sft") if name in names)
+    return f"{last}.checkpoint"
+
+
+def digest(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """The name of a stage's result: sha256 of the engine's code, the settings and every input file.
+
+    `inputs` maps each input to its files as (relative path, sha256). Settings that never change a result are left out.
+    """
+    settings = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
+    files = {name: sorted(map(list, pairs)) for name, pairs in inputs.items()}
+    text = json.dumps([code_version(), stage, settings, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """sha256 of this package's source: results of other code are never taken for results of this one."""
+    root = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+_WITHOUT_EFFECT = {"checkpoint_seconds"}
+
+
+def _graph(method: Method, data: Data, with_sft: bool, rewards: StageConfig) -> dict[str, dict[str, str]]:
+    """Stage → its inputs, in running order."""
+    graph: dict[str, dict[str, str]] = {}
+    start, pairs, negatives = "model", "training_file", "training_file"
+    if with_sft:
+        graph["sft"] = {"model": "model", "examples": "training_file"}
+        start = "sft.checkpoint"
+    if method != "supervised":
+        if data.format == "problems":
+            graph["sample"] = {"model": start, "problems": "training_file"}
+            graph["pair"] = {"model": start, "responses": "sample.responses"}
+            pairs, negatives = "pair.pairs", "pair.negatives"
+        graph["warmup"] = {"model": start, "pairs": pairs}
+    if method == "allo":
+        graph["locate"] = {"model": start, "updated": "warmup.checkpoint"}
+        if getattr(rewards, "source") == "reward_model":  # noqa: B009 - the class is StageConfig to this function
+            graph["reward_model"] = {"model": start, "negatives": negatives}
+            if data.corrections:
+                graph["reward_model"]["corrections"] = "corrections_file"
+            scorer = {"reward_model": "reward_model.checkpoint"}
+        else:
+            scorer = {"updated": "warmup.checkpoint"}
+        graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
+        graph["forget"] = {"model": start, "scores": "token_rewards.scores", "masks": "locate.masks"}
+        graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs, "masks": "locate.masks"}
+    if data.validation is not None:
+        graph["evaluate"] = {"heldout": "validation_file", "base": "model", **_evaluated(graph)}
+    return graph
+
+
+def _evaluated(graph: Mapping[str, Any]) -> dict[str, str]:
+    """Every model that a job makes, by the name it has in the report."""
+    made = {
+        "sft": "sft.checkpoint",
+        "warmup": "warmup.checkpoint",
+        "forget": "forget.delta",
+        "improve": "improve.delta",
+    }
+    return {name: source for name, source in made.items() if name in graph}
+
+
+def _config(
+    name: str, stages: Mapping[str, Mapping[str, Any]], shorthand: Mapping[str, Any], seed: int, method: Method
+) -> StageConfig:
+    cls = CONFIGS[name]
+    values: dict[str, Any] = {key: value for key, value in shorthand.items() if key in cls.model_fields}
+    if "learning_rate_multiplier" in shorthand and "learning_rate" in cls.model_fields:
+        values["learning_rate"] = cls.model_fields["learning_rate"].default * shorthand["learning_rate_multiplier"]
+    try:
+        return cls.model_validate({"seed": seed, **values, **stages.get(name, {})})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {first['input']!r})"
+        if first["type"] == "extra_forbidden":
+            reason = f"is no setting of this stage; it has {', '.join(sorted(cls.model_fields))}"
+        else:
+            reason = first["msg"][0].lower() + first["msg"][1:]
+        param = f"method.{method}.stages.{name}.{field}"
+        raise PlanError(f"Stage {name}: {field} {reason}{given}.", param) from None
+
+
+def _check_names(
+    method: Method, graph: Mapping[str, Any], stages: Mapping[str, Any], shorthand: Mapping[str, Any]
+) -> None:
+    for name in stages:
+        if name not in graph:
+            known = ", ".join(graph)
+            raise PlanError(f"This job has no stage {name!r}; it runs {known}.", f"method.{method}.stages.{name}")
+    fields = {field for name in graph for field in CONFIGS[name].model_fields} | {"learning_rate_multiplier"}
+    for key in shorthand:
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise PlanError(
+                f"No stage of this job has a setting {key!r}; known are {known}.",
+                f"method.{method}.hyperparameters.{key}",
+            )
+    multiplier = shorthand.get("learning_rate_multiplier", 1.0)
+    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not multiplier > 0:
+        raise PlanError(
+            "learning_rate_multiplier must be a number above 0.",
+            f"method.{method}.hyperparameters.learning_rate_multiplier",
+        )
+
+
+def _check_formats(method: Method, data: Data, with_sft: bool) -> None:
+    takes: dict[str, tuple[Format, ...]] = {
+        "supervised": ("problems", "chats"),
+        "dpo": ("problems", "preferences"),
+        "allo": ("problems", "preferences"),
+    }
+    if data.format not in takes[method]:
+        wanted = " or ".join(takes[method])
+        raise PlanError(f"Method {method} trains on {wanted}; the training file holds {data.format}.", "training_file")
+    if with_sft and data.format == "preferences":
+        raise PlanError(
+            "Stage sft trains on problems or chats; the training file holds preferences. Leave stages.sft out, or run "
+            "a supervised job first and name its model here.",
+            f"method.{method}.stages.sft",
+        )
+    if data.validation is not None and data.validation != data.format:
+        raise PlanError(
+            f"The validation file holds {data.validation}, the training file {data.format}: give both the same format.",
+            "validation_file",
+        )
+
+
+def _check_solutions(data: Data, graph: Mapping[str, Any]) -> None:
+    if "reward_model" not in graph or not data.lines_without_solution or data.format == "problems":
+        return
+    shown = ", ".join(str(line) for line in data.lines_without_solution[:5])
+    more = len(data.lines_without_solution) - 5
+    raise PlanError(
+        f"Stage reward_model needs a reference solution on every line; missing on line {shown}"
+        f'{f" and {more} more" if more > 0 else ""}. Add a "solution" field there, or set '
+        'stages.token_rewards.source = "log_ratio", which needs none, or use method dpo.',
+        "training_file",
+    )
