@@ -26,7 +26,7 @@ def sweep(stage_id: str, seconds: float = 10.0) -> int:
     """
     leftovers = [(pid, process_start(pid)) for pid in psutil.pids() if _is_leftover(pid, stage_id)]
     end = time.monotonic() + seconds
-    while any([_kill(pid, start) for pid, start in leftovers]) and time.monotonic() < end:
+    while sum(_kill(pid, start) for pid, start in leftovers) and time.monotonic() < end:
         time.sleep(0.02)
     return len(leftovers)
 

@@ -1,0 +1,188 @@
+"""The scheduler's core, alone and in a simulated world whose broker and workers fail in every way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from worker.scheduling import Dispatch, Expire, Policy, RingAgain, Running, Scheduler, Snapshot, Waiting
+
+POLICY = Policy(slots=2, ring_again=60, lease=60)
+NOTHING = Snapshot((), (), ())
+A, B, C = (Waiting(f"stage-{letter}", 0) for letter in "abc")
+
+
+def test_ready_stages_are_dispatched_in_their_order_while_slots_are_free():
+    scheduler = Scheduler(POLICY)
+    assert scheduler.decide(Snapshot((A, B, C), (), ()), 0) == [Dispatch(A), Dispatch(B)]
+    scheduler.rang(B, 0)
+    assert scheduler.decide(Snapshot((C,), (B,), (Running("stage-a", 1, 0),)), 1) == []
+
+
+def test_an_unclaimed_stage_is_rung_for_again_after_a_minute():
+    scheduler = Scheduler(POLICY)
+    scheduler.decide(Snapshot((A,), (), ()), 0)
+    scheduler.rang(A, 0)
+    assert scheduler.decide(Snapshot((), (A,), ()), 59) == []
+    assert scheduler.decide(Snapshot((), (A,), ()), 60) == [RingAgain(A)]
+
+
+def test_a_ring_that_did_not_reach_the_broker_is_tried_again_at_once():
+    scheduler = Scheduler(POLICY)
+    assert scheduler.decide(Snapshot((A,), (), ()), 0) == [Dispatch(A)]
+    assert scheduler.decide(Snapshot((), (A,), ()), 1) == [RingAgain(A)]
+
+
+def test_a_new_scheduler_rings_for_what_an_earlier_one_dispatched():
+    assert Scheduler(POLICY).decide(Snapshot((), (A, B), ()), 0) == [RingAgain(A), RingAgain(B)]
+
+
+def test_a_silent_owner_loses_its_stage_after_a_lease_and_not_before():
+    scheduler = Scheduler(POLICY)
+    silent = Running("stage-a", 1, 7)
+    looks = [scheduler.decide(Snapshot((), (), (silent,)), now) for now in range(0, 61, 4)]
+    assert looks == [[]] * 15 + [[Expire(silent)]]
+
+
+def test_a_beat_renews_the_lease():
+    scheduler = Scheduler(POLICY)
+    for now in range(0, 600, 4):
+        assert scheduler.decide(Snapshot((), (), (Running("stage-a", 1, now // 50),)), now) == []
+
+
+def test_time_in_which_nobody_looked_is_no_evidence():
+    scheduler = Scheduler(POLICY)
+    running = Snapshot((), (), (Running("stage-a", 1, 7),))
+    assert scheduler.decide(running, 0) == []
+    assert scheduler.decide(running, 3600) == []
+
+
+@dataclass
+class Row:
+    """A stage as the database holds it."""
+
+    status: str = "ready"
+    epoch: int = 0
+    beat: int = 0
+    commits: int = 0
+
+
+class World(RuleBasedStateMachine):
+    """Rows with compare-and-set, a broker that drops, doubles, delays and reorders, workers that die and freeze."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 0.0
+        self.rows: dict[str, Row] = {}
+        self.mail: list[Waiting] = []
+        self.owners: dict[Waiting, bool] = {}  # (stage, epoch) → whether its heartbeats arrive
+        self.scheduler = Scheduler(POLICY)
+
+    @rule()
+    def submit(self) -> None:
+        self.rows[f"stage-{len(self.rows)}"] = Row()
+
+    @rule(broker_works=st.booleans())
+    def look(self, broker_works: bool) -> None:
+        for action in self.scheduler.decide(self.snapshot(), self.now):
+            match action:
+                case Dispatch(stage):
+                    self.rows[stage.stage_id].status = "dispatched"
+                    self.ring(stage, broker_works)
+                case RingAgain(stage):
+                    self.ring(stage, broker_works)
+                case Expire(stage):
+                    assert not self.owners[Waiting(stage.stage_id, stage.epoch)], "a beating owner lost its stage"
+                    self.rows[stage.stage_id].status = "ready"
+
+    def ring(self, stage: Waiting, broker_works: bool) -> None:
+        if broker_works:
+            self.mail.append(stage)
+            self.scheduler.rang(stage, self.now)
+
+    @rule(seconds=st.integers(1, 4), looks=st.integers(1, 20))
+    def time_passes(self, seconds: int, looks: int) -> None:
+        for _ in range(looks):
+            self.now += seconds
+            self.beats()
+            self.look(broker_works=True)
+
+    def beats(self) -> None:
+        for owner, beating in self.owners.items():
+            row = self.rows[owner.stage_id]
+            if beating and row.status == "running" and row.epoch == owner.epoch:
+                row.beat += 1
+
+    @rule(seconds=st.integers(100, 10_000))
+    def the_scheduler_freezes(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule()
+    def the_scheduler_restarts(self) -> None:
+        self.scheduler = Scheduler(POLICY)
+
+    @precondition(lambda self: self.mail)
+    @rule(data=st.data(), twice=st.booleans())
+    def a_message_arrives(self, data: st.DataObject, twice: bool) -> None:
+        stage = self.mail.pop(data.draw(st.integers(0, len(self.mail) - 1)))
+        for _ in range(1 + twice):
+            self.claim(stage)
+
+    @precondition(lambda self: self.mail)
+    @rule(data=st.data())
+    def a_message_is_lost(self, data: st.DataObject) -> None:
+        self.mail.pop(data.draw(st.integers(0, len(self.mail) - 1)))
+
+    def claim(self, stage: Waiting) -> None:
+        row = self.rows[stage.stage_id]
+        if row.status == "dispatched" and row.epoch == stage.epoch:
+            row.status, row.epoch = "running", row.epoch + 1
+            self.owners[Waiting(stage.stage_id, row.epoch)] = True
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def an_owner_dies_or_freezes(self, data: st.DataObject) -> None:
+        self.owners[data.draw(st.sampled_from(sorted(self.owners, key=str)))] = False
+
+    @precondition(lambda self: self.owners)
+    @rule(data=st.data())
+    def an_owner_finishes_however_late(self, data: st.DataObject) -> None:
+        self.finish(data.draw(st.sampled_from(sorted(self.owners, key=str))))
+
+    def finish(self, owner: Waiting) -> None:
+        row = self.rows[owner.stage_id]
+        if row.status == "running" and row.epoch == owner.epoch:
+            row.status, row.commits = "succeeded", row.commits + 1
+
+    def snapshot(self) -> Snapshot:
+        def having(status: str) -> tuple[Waiting, ...]:
+            return tuple(Waiting(id, row.epoch) for id, row in self.rows.items() if row.status == status)
+
+        running = (Running(id, row.epoch, row.beat) for id, row in self.rows.items() if row.status == "running")
+        return Snapshot(having("ready"), having("dispatched"), tuple(running))
+
+    @invariant()
+    def no_stage_is_committed_twice(self) -> None:
+        assert all(row.commits <= 1 for row in getattr(self, "rows", {}).values())
+
+    @invariant()
+    def no_more_is_under_way_than_there_are_slots(self) -> None:
+        under_way = [row for row in getattr(self, "rows", {}).values() if row.status in ("dispatched", "running")]
+        assert len(under_way) <= POLICY.slots
+
+    def teardown(self) -> None:
+        """Once the faults end, every stage ends well: within three minutes for each one that waits."""
+        for _ in range(50 * (len(getattr(self, "rows", {})) + 1)):
+            self.time_passes(seconds=4, looks=1)
+            while self.mail:
+                self.claim(self.mail.pop())
+            for owner in [owner for owner, beating in self.owners.items() if beating]:
+                self.finish(owner)
+        assert all(row.status == "succeeded" for row in self.rows.values())
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
