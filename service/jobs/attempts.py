@@ -1,0 +1,236 @@
+"""What a worker does with a stage: claim, beat, record, and end it one way or another. One verb, one transaction.
+
+Every verb carries the epoch that the claim gave. A worker that lost its stage holds an older one, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import func
+from sqlalchemy.orm import Session
+
+from service.db import Database
+from service.jobs import repository
+from service.jobs.clean import clean_json, clean_text
+from service.jobs.lifecycle import JobStatus, StageStatus, another_attempt, move
+from service.jobs.progression import (
+    InputFiles,
+    Level,
+    add_artifacts,
+    add_event,
+    advance,
+    complete,
+    end,
+    input_files,
+    settle,
+    stopping,
+)
+from service.jobs.tables import Job, Stage
+from service.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A stage that is this worker's alone, until its lease is lost. `epoch` goes with every later verb."""
+
+    stage_id: str
+    job_id: str
+    name: str
+    epoch: int
+    attempt: int
+    config: dict[str, Any]
+    digest: str
+    inputs: dict[str, InputFiles]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The answer to a heartbeat: `alive` False means that the stage is no longer this worker's."""
+
+    alive: bool
+    cancel: bool
+
+
+def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim | None:
+    """Makes the stage the worker's. None where another was faster, or the message is an old one."""
+    with database.transaction() as session:
+        now = database.now()
+        job = repository.lock_job_of(session, stage_id)
+        if job is None or stopping(job) or not _claimed(session, stage_id, epoch, worker, now):
+            return None
+        stage = _stage(session, stage_id)
+        stage.started_at = stage.started_at or now
+        if job.status is JobStatus.QUEUED:
+            job.status = move(job.status, JobStatus.RUNNING)
+        data = {"stage": stage.name, "attempt": stage.attempt}
+        add_event(session, job, now, "info", f"Stage {stage.name}: started, attempt {stage.attempt}.", data)
+        assert stage.digest is not None
+        files = input_files(session, job, stage)
+        return Claim(stage_id, job.id, stage.name, stage.epoch, stage.attempt, stage.config, stage.digest, files)
+
+
+def heartbeat(
+    database: Database,
+    stage_id: str,
+    epoch: int,
+    step: int | None = None,
+    total: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Beat:
+    """A sign of life, with how far the stage is. Brings back whether it should stop."""
+    with database.transaction() as session:
+        progress: dict[str, Any] = {"beat": Stage.beat + 1}
+        if step is not None:
+            progress |= {"step": step, "total": total, "resumed_step": func.coalesce(Stage.resumed_step, step)}
+        if metrics:
+            progress["metrics"] = clean_json(metrics)
+        alive = repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], **progress)
+        return Beat(alive, cancel=not alive or repository.should_stop(session, stage_id))
+
+
+def record_message(
+    database: Database,
+    stage_id: str,
+    epoch: int,
+    level: Level,
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    type: Literal["message", "metrics"] = "message",
+) -> bool:
+    """Writes an event of the stage."""
+    with database.transaction() as session:
+        job = repository.lock_job_of(session, stage_id)
+        stage = repository.stage(session, stage_id)
+        if job is None or stage is None or stage.epoch != epoch or stage.status is not StageStatus.RUNNING:
+            return False
+        add_event(session, job, database.now(), level, message, {"stage": stage.name, **(data or {})}, type)
+        return True
+
+
+def finish(
+    database: Database,
+    store: Store,
+    stage_id: str,
+    epoch: int,
+    artifacts: Sequence[tuple[str, str, str, int]],
+    metrics: Mapping[str, Any],
+) -> bool:
+    """Commits the stage's result, each artifact an (output, path, sha256, bytes) that the store already holds, and
+    readies what waited for it. The last stage ends the job."""
+    with database.transaction() as session:
+        now = database.now()
+        found = _leave(session, stage_id, epoch, StageStatus.SUCCEEDED, finished_at=now, metrics=clean_json(metrics))
+        if found is None:
+            return False
+        job, stage = found
+        stage.step = stage.total
+        add_artifacts(session, stage, artifacts, now)
+        complete(session, job, stage, now, f"Stage {stage.name}: succeeded.")
+        advance(session, store, job, now)
+        return True
+
+
+def fail(database: Database, stage_id: str, epoch: int, code: str, message: str, retry: bool) -> bool:
+    """Ends an attempt that went wrong. With `retry` the stage gets another one while attempts are left; else the job
+    has failed, and what else of it runs is told to stop."""
+    with database.transaction() as session:
+        return _end_attempt(session, stage_id, epoch, code, message, retry, database.now())
+
+
+def expire(database: Database, stage_id: str, epoch: int, beat: int) -> bool:
+    """Takes the stage from a worker that gave no sign of life: one whose beat is still `beat`."""
+    with database.transaction() as session:
+        repository.lock_job_of(session, stage_id)
+        stage = repository.stage(session, stage_id)
+        if stage is None or stage.beat != beat:
+            return False
+        message = "The worker gave no sign of life."
+        return _end_attempt(session, stage_id, epoch, "worker_lost", message, True, database.now())
+
+
+def release(database: Database, stage_id: str, epoch: int) -> bool:
+    """Gives the stage back uncounted: a worker that drains has checkpointed it."""
+    with database.transaction() as session:
+        now, attempt = database.now(), Stage.attempt - 1
+        job = repository.lock_job_of(session, stage_id)
+        if job is not None and stopping(job):
+            return _confirm(session, stage_id, epoch, now)
+        found = _leave(session, stage_id, epoch, StageStatus.READY, attempt=attempt, worker=None)
+        if found is None:
+            return False
+        job, stage = found
+        add_event(session, job, now, "info", f"Stage {stage.name}: given back by its worker.", {"stage": stage.name})
+        return True
+
+
+def confirm_cancelled(database: Database, stage_id: str, epoch: int) -> bool:
+    """The stage's processes have ended because its job is to stop."""
+    with database.transaction() as session:
+        return _confirm(session, stage_id, epoch, database.now())
+
+
+def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int) -> bool:
+    """The compare-and-set: of all who try, one."""
+    return repository.move_stage(
+        session,
+        stage_id,
+        epoch,
+        StageStatus.RUNNING,
+        epoch=Stage.epoch + 1,
+        attempt=Stage.attempt + 1,
+        worker=clean_text(worker)[:255],
+        claimed_at=now,
+        resumed_step=None,
+        error=None,
+    )
+
+
+def _leave(session: Session, stage_id: str, epoch: int, target: StageStatus, **values: Any) -> tuple[Job, Stage] | None:
+    """Moves a running stage on, behind the fence. None where it is no longer the caller's."""
+    job = repository.lock_job_of(session, stage_id)
+    if job is None or not repository.guarded_update(
+        session, stage_id, epoch, [StageStatus.RUNNING], status=target, **values
+    ):
+        return None
+    return job, _stage(session, stage_id)
+
+
+def _stage(session: Session, stage_id: str) -> Stage:
+    stage = repository.stage(session, stage_id)
+    assert stage is not None
+    return stage
+
+
+def _confirm(session: Session, stage_id: str, epoch: int, now: int) -> bool:
+    found = _leave(session, stage_id, epoch, StageStatus.CANCELLED, finished_at=now)
+    if found is None:
+        return False
+    job, stage = found
+    add_event(session, job, now, "info", f"Stage {stage.name}: stopped.", {"stage": stage.name})
+    settle(session, job, now)
+    return True
+
+
+def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message: str, retry: bool, now: int) -> bool:
+    job = repository.lock_job_of(session, stage_id)
+    if job is None:
+        return False
+    if stopping(job):
+        return _confirm(session, stage_id, epoch, now)
+    again = retry and another_attempt(_stage(session, stage_id).attempt)
+    error = {"code": code, "message": clean_text(message)}
+    target = StageStatus.READY if again else StageStatus.FAILED
+    found = _leave(session, stage_id, epoch, target, error=error, finished_at=None if again else now)
+    if found is None:
+        return False
+    job, stage = found
+    data = {"stage": stage.name, "attempt": stage.attempt, "code": code}
+    if again:
+        add_event(session, job, now, "warn", f"Stage {stage.name}: attempt {stage.attempt} ended. {message}", data)
+    else:
+        job.error = {**error, "param": None, "stage": stage.name}
+        end(session, job, JobStatus.FAILED, now, "error", f"Stage {stage.name} failed. {message}")
+    return True

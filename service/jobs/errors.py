@@ -1,0 +1,42 @@
+"""What can be wrong with a request to the domain. Meaning only: `service.api.errors` alone knows HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DomainError(Exception):
+    """The base: a message for the user, the field that it is about, and a code for programs."""
+
+    code: str = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code = message, param, code or type(self).code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.param, self.code)
+
+
+class NotFound(DomainError):
+    """No such object, or another owner's: the two are told apart nowhere."""
+
+    code = "not_found"
+
+
+class InvalidRequest(DomainError):
+    """A field's value cannot be; the message says what could."""
+
+    code = "invalid_value"
+
+
+class Conflict(DomainError):
+    """The object's present state does not allow it, and asking again will not help."""
+
+    code = "conflict"
+
+
+class TooMany(DomainError):
+    """A limit of the owner is reached; it ends by itself."""
+
+    code = "rate_limit_exceeded"

@@ -1,0 +1,91 @@
+"""What a job and a stage can be, and how each may change. Pure data: every change of a status is checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+MAX_ATTEMPTS = 3
+"""Attempts of a stage that count. A drained attempt does not; a crash, a lost worker and a retryable failure do."""
+
+
+class JobStatus(StrEnum):
+    """A job, as its owner sees it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StageStatus(StrEnum):
+    """A stage of a job."""
+
+    WAITING = "waiting"
+    """A stage that it needs has not finished."""
+    READY = "ready"
+    """It could run."""
+    DISPATCHED = "dispatched"
+    """A worker was rung for it."""
+    RUNNING = "running"
+    """A worker claimed it."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+Status = TypeVar("Status", JobStatus, StageStatus)
+
+J, S = JobStatus, StageStatus
+
+JOB_MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
+    J.QUEUED: frozenset({J.RUNNING, J.SUCCEEDED, J.FAILED, J.CANCELLED}),  # succeeded: every stage was reused
+    J.RUNNING: frozenset({J.SUCCEEDED, J.FAILED, J.CANCELLED}),
+    J.SUCCEEDED: frozenset(),
+    J.FAILED: frozenset({J.QUEUED}),  # retry
+    J.CANCELLED: frozenset({J.QUEUED}),  # retry
+}
+
+STAGE_MOVES: Mapping[StageStatus, frozenset[StageStatus]] = {
+    S.WAITING: frozenset({S.READY, S.SUCCEEDED, S.CANCELLED}),  # succeeded: reused
+    S.READY: frozenset({S.DISPATCHED, S.SUCCEEDED, S.CANCELLED}),
+    S.DISPATCHED: frozenset({S.DISPATCHED, S.RUNNING, S.CANCELLED}),  # dispatched: rung again
+    S.RUNNING: frozenset({S.READY, S.SUCCEEDED, S.FAILED, S.CANCELLED}),  # ready: another attempt
+    S.SUCCEEDED: frozenset(),
+    S.FAILED: frozenset({S.WAITING}),  # retry
+    S.CANCELLED: frozenset({S.WAITING}),  # retry
+}
+
+JOB_ENDED = frozenset({J.SUCCEEDED, J.FAILED, J.CANCELLED})
+STAGE_ENDED = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED})
+
+
+class IllegalMove(Exception):
+    """A change of status that the lifecycle does not have."""
+
+    def __init__(self, current: str, target: str) -> None:
+        super().__init__(f"{current} cannot become {target}")
+        self.current, self.target = current, target
+
+    def __reduce__(self) -> tuple[type[IllegalMove], tuple[str, str]]:
+        return IllegalMove, (self.current, self.target)
+
+
+def move(current: Status, target: Status) -> Status:
+    """`target`, where `current` may become it; raises IllegalMove where not."""
+    legal = JOB_MOVES[current] if isinstance(current, JobStatus) else STAGE_MOVES[current]
+    if target not in legal:
+        raise IllegalMove(current, target)
+    return target
+
+
+def stage_sources(target: StageStatus) -> tuple[StageStatus, ...]:
+    """The statuses from which a stage may become `target`: the guard of a compare-and-set."""
+    return tuple(status for status, targets in STAGE_MOVES.items() if target in targets)
+
+
+def another_attempt(attempt: int) -> bool:
+    """Whether a stage whose `attempt`-th counted attempt ended badly gets another one."""
+    return attempt < MAX_ATTEMPTS

@@ -1,0 +1,202 @@
+"""How a job goes on: which stages become ready, which are reused, when the job has ended.
+
+Everything here runs inside a verb's transaction, with the job's row locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sqlalchemy.orm import Session
+
+from allo_engine.pipeline import digest, model_source
+from service.jobs import repository
+from service.jobs.clean import clean_json, clean_text
+from service.jobs.ids import new_id
+from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move
+from service.jobs.tables import Artifact, Event, File, Job, Model, Stage
+from service.storage.store import Store
+
+InputFiles = tuple[tuple[str, str, int], ...]
+"""The files of one input: (relative path, sha256, bytes) of each."""
+
+Level = Literal["info", "warn", "error"]
+
+
+def advance(session: Session, store: Store, job: Job, now: int) -> None:
+    """Readies every stage whose needs have succeeded, reuses what was computed before, and ends a job that is done.
+
+    Stages come in an order in which they can run, so one pass also carries a chain of reused stages through.
+    """
+    stages = repository.stages(session, [job.id])
+    if not stopping(job):
+        by_name = {stage.name: stage for stage in stages}
+        for stage in stages:
+            if stage.status is StageStatus.WAITING and all(
+                by_name[name].status is StageStatus.SUCCEEDED for name in needs(stage)
+            ):
+                _ready(session, store, job, stage, now)
+    settle(session, job, now)
+
+
+def needs(stage: Stage) -> tuple[str, ...]:
+    """The stages whose outputs this one reads."""
+    return tuple(dict.fromkeys(source.split(".")[0] for source in stage.inputs.values() if "." in source))
+
+
+def stopping(job: Job) -> bool:
+    """Whether what still runs of the job should end."""
+    return job.cancel_requested or job.status in JOB_ENDED
+
+
+def input_files(session: Session, job: Job, stage: Stage) -> dict[str, InputFiles]:
+    """The files of each of the stage's inputs, sorted by path."""
+    made = {other.name: other.id for other in repository.stages(session, [job.id])}
+    return {name: _source_files(session, job, made, source) for name, source in stage.inputs.items()}
+
+
+def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:
+    """Takes over the result of an earlier stage with the same digest, where all of it still exists."""
+    assert stage.digest is not None
+    for earlier in repository.succeeded_stages(session, stage.digest):
+        artifacts = repository.artifacts(session, [earlier.id])
+        if all(store.exists(artifact.sha256) for artifact in artifacts):
+            _take_over(session, job, stage, earlier, artifacts, now)
+            return True
+    return False
+
+
+def complete(session: Session, job: Job, stage: Stage, now: int, message: str) -> None:
+    """What follows from a success: the event, and the name under which a trained checkpoint can be used."""
+    add_event(session, job, now, "info", message, {"stage": stage.name, "metrics": stage.metrics})
+    if stage.name in ("sft", "warmup", "improve"):
+        _register(session, job, checkpoint_model(job, stage.name), stage, now)
+
+
+def settle(session: Session, job: Job, now: int) -> None:
+    """Ends the job where nothing of it is left to run."""
+    stages = repository.stages(session, [job.id])
+    if job.status in JOB_ENDED or any(stage.status not in STAGE_ENDED for stage in stages):
+        return
+    if job.cancel_requested:
+        end(session, job, JobStatus.CANCELLED, now, "info", "The job was cancelled.")
+    else:
+        _succeed(session, job, stages, now)
+
+
+def end(session: Session, job: Job, status: JobStatus, now: int, level: Level, message: str) -> None:
+    """The job's last change: whatever of it has not started never will."""
+    cancel_unstarted(session, job, now)
+    job.status, job.finished_at = move(job.status, status), now
+    add_event(session, job, now, level, message, {"status": status.value})
+
+
+def cancel_unstarted(session: Session, job: Job, now: int) -> None:
+    """Cancels every stage that no worker has claimed."""
+    for stage in repository.stages(session, [job.id]):
+        if stage.status in (StageStatus.WAITING, StageStatus.READY, StageStatus.DISPATCHED):
+            stage.status, stage.finished_at = move(stage.status, StageStatus.CANCELLED), now
+    session.flush()
+
+
+def add_event(
+    session: Session,
+    job: Job,
+    now: int,
+    level: Level,
+    message: str,
+    data: Mapping[str, Any],
+    kind: Literal["message", "metrics"] = "message",
+) -> None:
+    """Writes the next event: the job's row is locked, so its count gives a number without a gap."""
+    job.event_count += 1
+    session.add(
+        Event(
+            id=new_id("ftevent"),
+            job_id=job.id,
+            seq=job.event_count,
+            created_at=now,
+            level=level,
+            type=kind,
+            message=clean_text(message),
+            data=clean_json(data),
+        )
+    )
+
+
+def fine_tuned_name(job: Job) -> str:
+    """`ft:<base>:<suffix or owner>:<end of the job's id>`; a model that was itself made here keeps its first base."""
+    base = job.model.split(":")[1] if job.model.startswith("ft:") else job.model
+    return f"ft:{base}:{job.suffix or job.owner}:{job.id[-8:]}"
+
+
+def checkpoint_model(job: Job, stage: str) -> str:
+    """The name of the model as it stood after `stage`."""
+    return f"{fine_tuned_name(job)}:ckpt-{stage}"
+
+
+def _ready(session: Session, store: Store, job: Job, stage: Stage, now: int) -> None:
+    files = input_files(session, job, stage)
+    hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in files.items()}
+    stage.digest = digest(stage.name, stage.config, hashes)
+    if not reuse(session, store, job, stage, now):
+        stage.status = move(stage.status, StageStatus.READY)
+    session.flush()
+
+
+def _source_files(session: Session, job: Job, made: Mapping[str, str], source: str) -> InputFiles:
+    if "." not in source:
+        return tuple(sorted((path, sha256, size) for path, sha256, size in job.sources[source]))
+    name, output = source.split(".")
+    artifacts = repository.artifacts(session, [made[name]])
+    return tuple(sorted((row.path, row.sha256, row.bytes) for row in artifacts if row.output == output))
+
+
+def _take_over(
+    session: Session, job: Job, stage: Stage, earlier: Stage, artifacts: Sequence[Artifact], now: int
+) -> None:
+    stage.status = move(stage.status, StageStatus.SUCCEEDED)
+    stage.reused_from = earlier.reused_from or earlier.id
+    stage.metrics, stage.step, stage.total = earlier.metrics, earlier.step, earlier.total
+    stage.started_at = stage.finished_at = now
+    add_artifacts(session, stage, [(row.output, row.path, row.sha256, row.bytes) for row in artifacts], now)
+    complete(session, job, stage, now, f"Stage {stage.name}: reused, nothing of it has changed.")
+    session.flush()
+
+
+def add_artifacts(session: Session, stage: Stage, files: Sequence[tuple[str, str, str, int]], now: int) -> None:
+    """Names a stage's files, each (output, path, sha256, bytes)."""
+    for output, path, sha256, size in files:
+        row = Artifact(id=new_id("art"), stage_id=stage.id, created_at=now)
+        row.output, row.path, row.sha256, row.bytes = output, path, sha256, size
+        session.add(row)
+    session.flush()
+
+
+def _register(session: Session, job: Job, name: str, stage: Stage, now: int) -> None:
+    """Makes the checkpoint of a stage a model."""
+    rows = [row for row in repository.artifacts(session, [stage.id]) if row.output == "checkpoint"]
+    files = [{"path": row.path, "bytes": row.bytes, "sha256": row.sha256} for row in rows]
+    if files:
+        session.merge(Model(id=name, owner=job.owner, created_at=now, job_id=job.id, files=files))
+
+
+def _succeed(session: Session, job: Job, stages: Sequence[Stage], now: int) -> None:
+    by_name = {stage.name: stage for stage in stages}
+    last = by_name[model_source(list(by_name)).split(".")[0]]
+    job.fine_tuned_model = fine_tuned_name(job)
+    _register(session, job, job.fine_tuned_model, last, now)
+    if "evaluate" in by_name:
+        _publish_report(session, job, by_name["evaluate"], now)
+    end(session, job, JobStatus.SUCCEEDED, now, "info", f"The job succeeded: {job.fine_tuned_model}.")
+
+
+def _publish_report(session: Session, job: Job, stage: Stage, now: int) -> None:
+    """Makes what `evaluate` wrote the job's result files."""
+    for row in repository.artifacts(session, [stage.id]):
+        file = File(id=new_id("file"), owner=job.owner, purpose="fine-tune-results", created_at=now)
+        file.filename, file.bytes, file.sha256 = f"{job.id}-{row.path.replace('/', '-')}"[-255:], row.bytes, row.sha256
+        file.status, file.lines_without_solution = "processed", []
+        session.add(file)
+        job.result_files = [*job.result_files, file.id]

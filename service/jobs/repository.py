@@ -1,0 +1,191 @@
+"""Every query of the service, and the one guarded write. Nothing here decides or commits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import CursorResult, Select, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+
+from service.jobs.lifecycle import JOB_ENDED, StageStatus, stage_sources
+from service.jobs.tables import ApiKey, Artifact, Event, File, Idempotency, Job, Model, Stage
+
+IN_FLIGHT = (StageStatus.DISPATCHED, StageStatus.RUNNING)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Which part of a list: what comes after the row `after`, in the order of ids."""
+
+    limit: int = 20
+    after: str | None = None
+    order: Literal["asc", "desc"] = "desc"
+
+
+Row = TypeVar("Row", Job, File, Event)
+
+# --- keys
+
+
+def key_by_hash(session: Session, digest: str) -> ApiKey | None:
+    return session.scalar(select(ApiKey).where(ApiKey.hash == digest))
+
+
+def key(session: Session, key_id: str) -> ApiKey | None:
+    return session.get(ApiKey, key_id)
+
+
+def keys(session: Session) -> Sequence[ApiKey]:
+    return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
+
+
+def lock_key(session: Session, key_id: str) -> None:
+    """Makes the submits of one key wait for each other."""
+    session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update())
+
+
+# --- files and models
+
+
+def file(session: Session, owner: str, file_id: str) -> File | None:
+    return session.scalar(select(File).where(File.id == file_id, File.owner == owner))
+
+
+def files(session: Session, owner: str, page: Page, purpose: str | None) -> tuple[list[File], bool]:
+    query = select(File).where(File.owner == owner)
+    query = query if purpose is None else query.where(File.purpose == purpose)
+    return _page(session, query, File.id, page.after, page)
+
+
+def model(session: Session, owner: str, name: str) -> Model | None:
+    return session.scalar(select(Model).where(Model.id == name, _visible(owner)))
+
+
+def models(session: Session, owner: str) -> Sequence[Model]:
+    return session.scalars(select(Model).where(_visible(owner)).order_by(Model.id)).all()
+
+
+def model_by_name(session: Session, name: str) -> Model | None:
+    """Whoever owns it: names are unique."""
+    return session.get(Model, name)
+
+
+def _visible(owner: str) -> Any:
+    return or_(Model.owner == owner, Model.owner.is_(None))
+
+
+# --- jobs
+
+
+def job(session: Session, owner: str, job_id: str) -> Job | None:
+    return session.scalar(select(Job).where(Job.id == job_id, Job.owner == owner))
+
+
+def jobs(session: Session, owner: str, page: Page, metadata: Mapping[str, str]) -> tuple[list[Job], bool]:
+    query = select(Job).where(Job.owner == owner)
+    for name, value in metadata.items():
+        query = query.where(Job.user_metadata[name].as_string() == value)
+    return _page(session, query, Job.id, page.after, page)
+
+
+def lock_job(session: Session, job_id: str) -> Job | None:
+    """The job's present row; other verbs on it wait until this transaction ends."""
+    query = select(Job).where(Job.id == job_id).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
+
+
+def lock_job_of(session: Session, stage_id: str) -> Job | None:
+    job_id = session.scalar(select(Stage.job_id).where(Stage.id == stage_id))
+    return None if job_id is None else lock_job(session, job_id)
+
+
+def should_stop(session: Session, stage_id: str) -> bool:
+    """Whether the stage's job was cancelled or has ended."""
+    query = select(Job.id).join(Stage, Stage.job_id == Job.id).where(Stage.id == stage_id)
+    return session.scalar(query.where(or_(Job.cancel_requested, Job.status.in_(JOB_ENDED)))) is not None
+
+
+def count_active_jobs(session: Session, owner: str) -> int:
+    query = select(func.count()).select_from(Job).where(Job.owner == owner, Job.status.not_in(JOB_ENDED))
+    return session.scalar(query) or 0
+
+
+def accepted(session: Session, key_id: str, token: str) -> Idempotency | None:
+    return session.get(Idempotency, (key_id, token))
+
+
+def events(session: Session, job_id: str, page: Page) -> tuple[list[Event], bool]:
+    """In the order of `seq`, which no clock can disturb."""
+    after = select(Event.seq).where(Event.job_id == job_id, Event.id == page.after).scalar_subquery()
+    return _page(session, select(Event).where(Event.job_id == job_id), Event.seq, after, page)
+
+
+# --- stages
+
+
+def stage(session: Session, stage_id: str) -> Stage | None:
+    return session.scalar(select(Stage).where(Stage.id == stage_id).execution_options(populate_existing=True))
+
+
+def stages(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
+    """The stages of these jobs, each job's in the order in which they can run."""
+    query = select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.job_id, Stage.position)
+    return session.scalars(query.execution_options(populate_existing=True)).all()
+
+
+def stages_by_status(session: Session, status: StageStatus) -> Sequence[Stage]:
+    """Oldest job first."""
+    return session.scalars(select(Stage).where(Stage.status == status).order_by(Stage.job_id, Stage.position)).all()
+
+
+def ready_stages(session: Session) -> Sequence[Stage]:
+    """Oldest job first, without those whose very result another stage is making at this moment."""
+    other = aliased(Stage)
+    being_made = select(other.id).where(other.digest == Stage.digest, other.status.in_(IN_FLIGHT)).exists()
+    query = select(Stage).where(Stage.status == StageStatus.READY, ~being_made)
+    return session.scalars(query.order_by(Stage.job_id, Stage.position)).all()
+
+
+def succeeded_stages(session: Session, digest: str) -> Sequence[Stage]:
+    """The latest few stages with this very result."""
+    query = select(Stage).where(Stage.digest == digest, Stage.status == StageStatus.SUCCEEDED)
+    return session.scalars(query.order_by(Stage.id.desc()).limit(3)).all()
+
+
+def move_stage(session: Session, stage_id: str, epoch: int, target: StageStatus, /, **values: Any) -> bool:
+    """THE fence: the stage becomes `target` only where its epoch is `epoch` and the lifecycle has the move."""
+    return guarded_update(session, stage_id, epoch, stage_sources(target), status=target, **values)
+
+
+def guarded_update(
+    session: Session, stage_id: str, epoch: int, statuses: Sequence[StageStatus], /, **values: Any
+) -> bool:
+    """Compare-and-set: changes the stage only where its epoch and status are still as expected."""
+    guard = update(Stage).where(Stage.id == stage_id, Stage.epoch == epoch, Stage.status.in_(statuses))
+    result = session.execute(guard.values(**values).execution_options(synchronize_session=False))
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1
+
+
+def artifacts(session: Session, stage_ids: Sequence[str]) -> Sequence[Artifact]:
+    query = select(Artifact).where(Artifact.stage_id.in_(stage_ids))
+    return session.scalars(query.order_by(Artifact.stage_id, Artifact.output, Artifact.path)).all()
+
+
+def artifact(session: Session, owner: str, artifact_id: str) -> Artifact | None:
+    query = select(Artifact).join(Stage, Stage.id == Artifact.stage_id).join(Job, Job.id == Stage.job_id)
+    return session.scalar(query.where(Artifact.id == artifact_id, Job.owner == owner))
+
+
+def _page(
+    session: Session, query: Select[Row], column: InstrumentedAttribute[Any], after: Any, page: Page
+) -> tuple[list[Row], bool]:
+    """One page in the order of `column`, and whether there is more: asking for one row more than wanted tells."""
+    down = page.order == "desc"
+    if page.after is not None:
+        query = query.where(column < after if down else column > after)
+    query = query.order_by(column.desc() if down else column).limit(page.limit + 1)
+    rows = list(session.scalars(query))
+    return rows[: page.limit], len(rows) > page.limit

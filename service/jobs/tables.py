@@ -1,0 +1,175 @@
+"""The tables. Timestamps are integer Unix seconds; statuses are those of the lifecycle."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db import Base
+from service.jobs.lifecycle import JobStatus, StageStatus
+
+
+def _status(kind: type[StrEnum]) -> Enum:
+    """Kept as text, so that a new status needs no migration."""
+    return Enum(
+        kind, native_enum=False, length=32, values_callable=lambda members: [member.value for member in members]
+    )
+
+
+class ApiKey(Base):
+    """A bearer key: only its sha256 is kept, which suffices because the key itself is 256 random bits."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    prefix: Mapped[str] = mapped_column(String(16))
+    owner: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class File(Base):
+    """An uploaded file. A bad one has status `error`, and the blob `report_sha256` names every bad line."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "owner", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    purpose: Mapped[str] = mapped_column(String(64))
+    filename: Mapped[str] = mapped_column(String(255))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    format: Mapped[str | None] = mapped_column(String(32))
+    rows: Mapped[int | None] = mapped_column(BigInteger)
+    lines_without_solution: Mapped[list[int]] = mapped_column(JSON)
+    status: Mapped[str] = mapped_column(String(32))
+    status_details: Mapped[str | None]
+    report_sha256: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Model(Base):
+    """A model that jobs can start from and people can download. `files` holds {path, bytes, sha256} for each file.
+
+    Without an owner it is everyone's: a base model that the operator registered.
+    """
+
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    owner: Mapped[str | None] = mapped_column(String(64), index=True)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    job_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+
+
+class Job(Base):
+    """A job. `method` holds the type, the shorthand as it was given, and every stage's settings in full.
+
+    `sources` holds what comes from outside the job, the model and the uploaded files, each as [path, sha256, bytes] of
+    its files: the job goes on when they are deleted, and stays about the content that it was submitted with.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "owner", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    finished_at: Mapped[int | None] = mapped_column(BigInteger)
+    status: Mapped[JobStatus] = mapped_column(_status(JobStatus), index=True)
+    model: Mapped[str] = mapped_column(String(255))
+    training_file: Mapped[str] = mapped_column(String(64))
+    validation_file: Mapped[str | None] = mapped_column(String(64))
+    corrections_file: Mapped[str | None] = mapped_column(String(64))
+    sources: Mapped[dict[str, list[Any]]] = mapped_column(JSON)
+    method: Mapped[dict[str, Any]] = mapped_column(JSON)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    user_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
+    result_files: Mapped[list[str]] = mapped_column(JSON)
+    cancel_requested: Mapped[bool]
+    event_count: Mapped[int] = mapped_column(BigInteger)
+
+
+class Stage(Base):
+    """A stage of a job. `epoch` is the fencing token: whoever holds an older one changes nothing."""
+
+    __tablename__ = "stages"
+    __table_args__ = (UniqueConstraint("job_id", "position"), Index(None, "status"), Index(None, "digest"))
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    position: Mapped[int]
+    name: Mapped[str] = mapped_column(String(32))
+    status: Mapped[StageStatus] = mapped_column(_status(StageStatus))
+    epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+    beat: Mapped[int] = mapped_column(BigInteger, default=0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    inputs: Mapped[dict[str, str]] = mapped_column(JSON)
+    digest: Mapped[str | None] = mapped_column(String(64))
+    reused_from: Mapped[str | None] = mapped_column(String(64))
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    total: Mapped[int | None] = mapped_column(BigInteger)
+    resumed_step: Mapped[int | None] = mapped_column(BigInteger)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    worker: Mapped[str | None] = mapped_column(String(255))
+    dispatched_at: Mapped[int | None] = mapped_column(BigInteger)
+    claimed_at: Mapped[int | None] = mapped_column(BigInteger)
+    started_at: Mapped[int | None] = mapped_column(BigInteger)
+    finished_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Artifact(Base):
+    """One file that a stage wrote: `path` inside the folder of its `output`."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (UniqueConstraint("stage_id", "output", "path"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"))
+    output: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(String(255))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Event(Base):
+    """Something that happened in a job; `seq` counts from 1 without a gap."""
+
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("job_id", "seq"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    seq: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    level: Mapped[str] = mapped_column(String(16))
+    type: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Idempotency(Base):
+    """A submit that was accepted, by the key that sent it and by what names a repetition of it."""
+
+    __tablename__ = "idempotency"
+
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    token: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_hash: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[int] = mapped_column(BigInteger)

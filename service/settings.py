@@ -1,0 +1,75 @@
+"""The settings of every process of the service, read from the environment once, where the process starts.
+
+Each field is the variable `ALLO_<FIELD>`: `lease_seconds` is `ALLO_LEASE_SECONDS`. Nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Seconds = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(gt=0)]
+
+PREFIX = "ALLO_"
+OF_CLIENTS = {"ALLO_API_KEY", "ALLO_BASE_URL"}
+"""What `allo submit` and its like read, on a machine that may run the service too."""
+
+
+class Settings(BaseModel):
+    """Where things are, how much is allowed, and how long anything may take. The defaults need no other service."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path = Field(default=Path("allo-data"), description="Folder of the database, the artifacts and the key.")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder.")
+    broker_url: str = Field(default="redis://127.0.0.1:6379/0", description="Any Redis-protocol server.")
+    store_url: str = Field(default="", description="file:///folder; empty: the data folder.")
+    queue: str = Field(default="stages", description="The queue that this process rings, or listens to.")
+
+    max_file_bytes: Bytes = Field(default=512 * 2**20, description="Largest training file.")
+    max_request_bytes: Bytes = Field(default=2**20, description="Largest body of any other request.")
+    max_line_bytes: Bytes = Field(default=4 * 2**20, description="Longest line of a training file.")
+    max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
+    min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")
+    retry_window_seconds: Seconds = Field(
+        default=600, description="For how long a client's marked retry of a submit means the job that it already made."
+    )
+
+    heartbeat_seconds: Seconds = Field(default=10, description="Between two signs of life of a running stage.")
+    self_fence_seconds: Seconds = Field(
+        default=40, description="A runner that reached no database for this long kills its own stage."
+    )
+    lease_seconds: Seconds = Field(
+        default=60, description="A stage without a sign of life for this long is taken away."
+    )
+    redispatch_seconds: Seconds = Field(
+        default=60, description="A stage that was rung for and not claimed is rung again."
+    )
+    dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
+    grace_seconds: Seconds = Field(default=5, description="Between TERM and KILL of a training process.")
+    slots: int = Field(default=1, ge=1, description="Stages that run at once on this machine.")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """The settings of this process. An unknown ALLO_ variable is an error: most likely it is misspelt."""
+        ours = {key: value for key, value in environment.items() if key.startswith(PREFIX) and key not in OF_CLIENTS}
+        return cls.model_validate({key.removeprefix(PREFIX).lower(): value for key, value in ours.items()})
+
+    def to_environment(self) -> dict[str, str]:
+        """What a child process must find in its environment to read these very settings."""
+        return {PREFIX + key.upper(): str(value) for key, value in self.model_dump().items()}
+
+    @property
+    def database(self) -> str:
+        """The database's URL, with the default worked out."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'allo.db'}"
+
+    @property
+    def store(self) -> str:
+        """The artifact store's URL, with the default worked out."""
+        return self.store_url or (self.data_dir.absolute() / "store").as_uri()

@@ -1,0 +1,67 @@
+"""What an artifact store is: blobs named by the sha256 of their content.
+
+A name that is the content's hash makes writing idempotent, sharing free, and every flipped bit visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+CHUNK = 2**20
+"""Bytes read or hashed at a time."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A stored content: its name and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class StoreError(Exception):
+    """A blob that cannot be had. `sha256` names it."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(f"{type(self).__name__}: {sha256}")
+        self.sha256 = sha256
+
+    def __reduce__(self) -> tuple[type[StoreError], tuple[str]]:
+        return type(self), (self.sha256,)
+
+
+class BlobMissing(StoreError):
+    """The store holds no such blob."""
+
+
+class Corrupt(StoreError):
+    """The stored bytes are not those that were written."""
+
+
+class Store(Protocol):
+    """A place for blobs. Every method may be called from many threads and processes at once."""
+
+    def put(self, path: Path) -> Blob:
+        """Stores a copy of the file at `path`; returns only once it would survive a power cut."""
+
+    def put_stream(self, chunks: Iterable[bytes]) -> Blob:
+        """Stores bytes as they come, in bounded memory."""
+
+    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; where the whole blob is
+        read, Corrupt before its last chunk."""
+
+    def fetch(self, sha256: str, destination: Path) -> None:
+        """Puts the blob at `destination`, read-only, after verifying it. Raises BlobMissing or Corrupt."""
+
+    def size(self, sha256: str) -> int:
+        """The size in bytes. Raises BlobMissing."""
+
+    def exists(self, sha256: str) -> bool:
+        """Whether the store holds the blob."""
+
+    def delete(self, sha256: str) -> None:
+        """Removes the blob where it is there."""
