@@ -1,0 +1,86 @@
+"""Run one stage, without any service: python -m allo_engine STAGE --config stage.json
+
+stage.json names the stage's settings and its folders:
+
+    {"stage": "sft",
+     "config": {"learning_rate": 5e-5, "n_epochs": 1},
+     "inputs": {"model": "/models/smollm2", "examples": "/data/train"},
+     "outputs": "/results/sft",
+     "work": "/results/sft.work"}
+
+Every input is a folder; an uploaded file is a folder that holds data.jsonl. Each output becomes a folder under
+`outputs`. `work` keeps what a later run needs to go on where this one was stopped. Progress goes to standard output,
+one JSON object a line. Exit status: 0 done, 75 stopped on SIGTERM and resumable, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from allo_engine.config import CONFIGS
+from allo_engine.report import Report, StageError, Stopped
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    report = Report(stream)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stop_requested", True))
+    with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not stand among the report's lines
+        return _run(arguments.stage, Path(arguments.config), report)
+
+
+def _run(stage: str, path: Path, report: Report) -> int:
+    try:
+        task = json.loads(path.read_text(encoding="utf-8"))
+        config = CONFIGS[stage].model_validate(task.get("config", {}))
+        inputs = {name: Path(folder) for name, folder in task["inputs"].items()}
+        outputs, work = Path(task["outputs"]), Path(task["work"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        report.error("bad_config", f"{path} is no settings file of stage {stage}: {error}")
+        return 2
+    return _guarded(stage, (config, inputs, outputs, work, report), report)
+
+
+def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
+    module = importlib.import_module(f"allo_engine.stages.{stage}")
+    try:
+        report.result(module.run(*arguments))
+    except Stopped:
+        return STOPPED
+    except StageError as error:
+        report.error(error.code, error.message)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            report.error("out_of_memory", "The device's memory is full: lower micro_batch_tokens or batch_size.")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m allo_engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=list(CONFIGS), metavar="STAGE", help=", ".join(CONFIGS))
+    parser.add_argument("--config", required=True, metavar="FILE", help="the stage's settings, as shown above")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The losses, as pure functions of per-token log-probabilities (nats, float32). No model, no settings, no logger.
+
+d = logπ − logπ_ref of a token. Each returns one number per item (pair, response), to be summed by the caller and
+divided by the whole batch's count, so that neither micro-batches nor processes change the result.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from allo_engine.selection import count_of
+
+
+def sft(logps_T: Tensor) -> Tensor:
+    """Cross-entropy of one response, −Σ_t logπ_t: scalar. Divide by the batch's response tokens."""
+    return -logps_T.sum()
+
+
+def dpo(chosen_d: Tensor, rejected_d: Tensor, beta: float) -> Tensor:
+    """DPO (arXiv 2305.18290, eq. 7) of pairs: −logσ(β(Σd_chosen − Σd_rejected)), of summed log-ratios, same shape."""
+    return -logsigmoid(beta * (chosen_d - rejected_d))
+
+
+def filtered_dpo(chosen_d_T: Tensor, rejected_d_T: Tensor, beta: float, ratio: float) -> Tensor:
+    """ALLO's improvement loss of one pair: DPO with only the ⌈ratio·R⌉ rejected tokens of lowest d; scalar.
+
+    R is the rejected response's own length. The choice of tokens carries no gradient. ratio = 1 is DPO.
+    """
+    kept = lowest(rejected_d_T, ratio)
+    return dpo(chosen_d_T.sum(), rejected_d_T[kept].sum(), beta)
+
+
+def lowest(d_T: Tensor, ratio: float) -> Tensor:
+    """Places of the ⌈ratio·R⌉ ≥ 1 lowest values of d, the earlier one where two are equal; shape [k]."""
+    return torch.argsort(d_T.detach(), stable=True)[: max(1, count_of(ratio, len(d_T)))]
+
+
+def token_npo(logps_T: Tensor, reference_T: Tensor, weights_T: Tensor, beta: float) -> Tensor:
+    """Token-weighted NPO of one response: −Σ_t w_t·logσ(−β(logπ_t − logπ_ref,t)); scalar.
+
+    Divide by the batch's number of non-zero weights (ALLO's forgetting loss).
+    """
+    return -(weights_T * logsigmoid(-beta * (logps_T - reference_T))).sum()

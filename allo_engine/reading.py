@@ -1,0 +1,120 @@
+"""A stage's input folders, as the engine's own records: files that a stage wrote, or files that a user uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allo_engine.config import PromptConfig
+from allo_engine.models import Encoder, Prompt
+from allo_engine.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
+from allo_engine.report import Report, StageError
+from allo_engine.sequences import Group
+
+Inputs = Mapping[str, Path]
+"""The folder of each of a stage's inputs."""
+
+UPLOADED = "data.jsonl"
+"""The one file of an uploaded input."""
+
+
+def problems(folder: Path) -> list[Problem]:
+    return [as_problem(line) for line in read_lines(folder / UPLOADED)]
+
+
+def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids) of a file of problems or of chats: a chat's every assistant turn is a response."""
+    for line in read_lines(folder / UPLOADED):
+        if "messages" in line:
+            yield from _turns(line["messages"], encoder)
+        else:
+            problem = as_problem(line)
+            yield encoder.prompt(problem.problem), encoder.response(problem.solution)
+
+
+def _turns(messages: list[dict[str, str]], encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield encoder.prompt(messages[:place]), encoder.response(message["content"])
+
+
+def pairs(folder: Path, encoder: Encoder) -> list[Group]:
+    """A group a problem, an item a pair (chosen, rejected)."""
+    return [
+        Group(key, found.prompt_ids, dict(enumerate(found.responses)), [tuple(pair) for pair in found.pairs])
+        for key, found in enumerate(_pair_records(folder, encoder))
+    ]
+
+
+def _pair_records(folder: Path, encoder: Encoder) -> list[PairGroup]:
+    """The pairs that stage `pair` wrote, or those of an uploaded preferences file, lines of one prompt together."""
+    if not (folder / UPLOADED).exists():
+        return PairGroup.read(folder / "pairs.jsonl")
+    groups: dict[tuple[int, ...], list[tuple[list[int], list[int]]]] = {}
+    for line in read_lines(folder / UPLOADED):
+        prompt, chosen, rejected = preference(line)
+        ids = tuple(encoder.prompt(prompt))
+        groups.setdefault(ids, []).append((encoder.response(chosen), encoder.response(rejected)))
+    return [_pair_group(list(prompt), found) for prompt, found in groups.items()]
+
+
+def _pair_group(prompt_ids: list[int], found: list[tuple[list[int], list[int]]]) -> PairGroup:
+    places: dict[tuple[int, ...], int] = {}
+    for ids in (response for pair in found for response in pair):
+        places.setdefault(tuple(ids), len(places))
+    numbered = [(places[tuple(chosen)], places[tuple(rejected)]) for chosen, rejected in found]
+    return PairGroup(prompt_ids, [list(ids) for ids in places], list(dict.fromkeys(numbered)))
+
+
+def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
+    """The wrong responses that stage `pair` wrote, or the rejected ones of an uploaded preferences file."""
+    if not (folder / UPLOADED).exists():
+        return NegativeGroup.read(folder / "negatives.jsonl")
+    found = []
+    for line in read_lines(folder / UPLOADED):
+        prompt, chosen, rejected = preference(line)
+        text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+        responses, corrections = [encoder.response(rejected)], [encoder.response(chosen)]
+        found.append(NegativeGroup(text, line.get("solution", ""), encoder.prompt(prompt), responses, corrections))
+    return found
+
+
+def preference(line: Mapping[str, Any]) -> tuple[Prompt, str, str]:
+    """(prompt, chosen, rejected) of {prompt, chosen, rejected}, as texts or messages, or of OpenAI's form."""
+    if "preferred_output" in line:
+        return line["input"]["messages"], _text(line["preferred_output"]), _text(line["non_preferred_output"])
+    return line["prompt"], _text(line["chosen"]), _text(line["rejected"])
+
+
+def _text(response: str | list[dict[str, str]]) -> str:
+    return response if isinstance(response, str) else response[-1]["content"]
+
+
+def fitting_groups(groups: Sequence[Group], config: PromptConfig, report: Report) -> list[Group]:
+    """The items whose prompt and responses are within the configured lengths, the responses that they need with them.
+
+    Says how many are dropped; raises StageError where none is left.
+    """
+    kept = []
+    for group in groups:
+        short = {index for index in group.responses if len(group.scored(index)) <= config.max_response_tokens}
+        items = [item for item in group.items if short.issuperset(item)]
+        if items and len(group.prompt) <= config.max_prompt_tokens:
+            kept.append(group.only(items))
+    _tell_dropped(sum(len(group.items) for group in groups), sum(len(group.items) for group in kept), report)
+    return kept
+
+
+def _tell_dropped(count: int, kept: int, report: Report) -> None:
+    if kept < count:
+        report.message(
+            f"{count - kept} of {count} examples are too long and were dropped.", "warn", {"dropped": count - kept}
+        )
+    if not kept:
+        raise StageError(
+            "nothing_to_train_on",
+            f"All {count} examples are longer than max_prompt_tokens or max_response_tokens: raise these settings."
+            if count
+            else "The file holds no examples.",
+        )

@@ -1,0 +1,58 @@
+"""What a stage tells the process that runs it: one JSON object a line on a stream.
+
+Types: `progress` {step, total, metrics}, `message` {level, message, data}, and as the last line either `result`
+{metrics} or `error` {code, message}. `step` and `total` count work, in tokens or problems, so that their ratio is a
+fair share of the stage's time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+Metrics = Mapping[str, float | int]
+
+
+class StageError(Exception):
+    """A stage that cannot go on, for a reason its user can act on. `code` is for programs, `message` for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Stopped(Exception):
+    """The stage was asked to stop and left what it needs to go on later."""
+
+
+class Report:
+    """Writes a stage's progress and holds the request to stop."""
+
+    def __init__(self, stream: TextIO, every_seconds: float = 0.5) -> None:
+        self._stream, self._every, self._last = stream, every_seconds, 0.0
+        self.stop_requested = False
+
+    def progress(self, step: int, total: int, metrics: Metrics | None = None) -> None:
+        """Say how far the stage is. Lines without metrics are thinned out in time; those with metrics all go."""
+        now = time.monotonic()
+        if metrics or step >= total or now - self._last >= self._every:
+            self._last = now
+            self._write("progress", step=step, total=total, metrics=dict(metrics or {}))
+
+    def message(self, message: str, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
+        self._write("message", level=level, message=message, data=dict(data or {}))
+
+    def result(self, metrics: Metrics) -> None:
+        self._write("result", metrics=dict(metrics))
+
+    def error(self, code: str, message: str) -> None:
+        self._write("error", code=code, message=message)
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        self._stream.write(json.dumps({"type": kind, **fields}, allow_nan=False) + "\n")
+        self._stream.flush()

@@ -1,0 +1,185 @@
+"""Evaluation on held-out data of every model that a job made: base, SFT, warm-up (= vanilla DPO), forgotten, aligned.
+
+Problems: greedy accuracy with Wilson's 95 % interval; an answer that cannot be read counts as not right, and is counted
+apart. Preferences: accuracy and margin of the implicit reward β(logπ − logπ_start). Chats: mean cross-entropy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo_engine.answers import Verdict, compare, gold_of
+from allo_engine.config import EvaluateConfig
+from allo_engine.delta import apply_delta
+from allo_engine.models import Encoder, fingerprint, load_model, load_tokenizer
+from allo_engine.objectives import reward_figures
+from allo_engine.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
+from allo_engine.records import read_lines
+from allo_engine.report import Report, Stopped
+from allo_engine.sampling import Request, Settings, generate
+from allo_engine.sequences import Group, singles
+from allo_engine.training import score
+
+Row = dict[str, Any]
+"""One model's line of the report."""
+
+Tick = Callable[[int], None]
+Evaluation = Callable[[PreTrainedModel, Tick], Row]
+
+
+def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    size, evaluation = _evaluation(config, inputs, report)
+    total = size * sum(name in inputs for name in ("base", "sft", "warmup", "forget", "improve"))
+    done = 0
+
+    def tick(amount: int) -> None:
+        nonlocal done
+        done += amount
+        report.progress(min(done, total), total)
+        if report.stop_requested:
+            raise Stopped
+
+    rows: list[Row] = []
+    for name, load in _models(inputs):
+        kept = work / f"{name}.json"
+        if not kept.exists():
+            row = {"model": name, **evaluation(load(), tick)}
+            work.mkdir(parents=True, exist_ok=True)
+            kept.with_suffix(".tmp").write_text(json.dumps(row))
+            kept.with_suffix(".tmp").replace(kept)
+        rows.append(json.loads(kept.read_text()))
+        done = size * len(rows)
+        report.message(f"Evaluated {name}.", data=_figures(rows[-1]))
+    (outputs / "report").mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"models": rows}, indent=2, ensure_ascii=False)
+    (outputs / "report" / "report.json").write_text(text, encoding="utf-8")
+    return {f"{row['model']}_{key}": value for row in rows for key, value in _figures(row).items()}
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval of a share, at 95 %: honest also near 0 and 1 and for few cases."""
+    z = 1.959963984540054
+    share = right / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _models(inputs: Inputs) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
+    """Each model's name and how to load it. Sparse checkpoints are values of the model that alignment started from."""
+    start = inputs.get("sft", inputs["base"])
+    for name in ("base", "sft", "warmup"):
+        if name in inputs:
+            yield name, lambda name=name: load_model(inputs[name])  # type: ignore[misc]
+    for name in ("forget", "improve"):
+        if name in inputs:
+            yield name, lambda name=name: _with_delta(start, inputs[name])  # type: ignore[misc]
+
+
+def _with_delta(start: Path, delta: Path) -> PreTrainedModel:
+    model = load_model(start)
+    apply_delta(model, delta, fingerprint(start))
+    return model
+
+
+def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple[int, Evaluation]:
+    """How much work one model is, and the evaluation that the held-out file's format asks for."""
+    encoder = Encoder(load_tokenizer(inputs["base"]), config.template)
+    first = next(read_lines(inputs["heldout"] / UPLOADED))
+    if "prompt" in first or "preferred_output" in first:
+        return _on_pairs(config, inputs, encoder, report)
+    if "messages" in first:
+        return _on_chats(config, inputs, encoder, report)
+    return _on_problems(config, inputs, encoder)
+
+
+def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tuple[int, Evaluation]:
+    given = problems(inputs["heldout"])
+    requests = [Request(number, encoder.prompt(problem.problem), config.seed) for number, problem in enumerate(given)]
+    requests = [request for request in requests if len(request.prompt) <= config.max_prompt_tokens]
+    settings = Settings(config.max_response_tokens, encoder.end, batch_size=config.batch_size)
+
+    def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
+        texts: dict[int, str] = {}
+        for batch in generate(model, requests, settings):
+            for number, (ids,) in batch.items():
+                texts[number] = encoder.decode(ids)
+            tick(len(batch))
+        verdicts = {
+            number: compare(text, gold_of(given[number].answer, given[number].solution))
+            for number, text in texts.items()
+        }
+        right = sum(verdict is Verdict.RIGHT for verdict in verdicts.values())
+        low, high = wilson(right, len(requests))
+        return {
+            "accuracy": right / len(requests),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "right": right,
+            "unparsed": sum(verdict is Verdict.UNPARSED for verdict in verdicts.values()),
+            "problems": len(requests),
+            "verdicts": [verdicts[number].value for number in sorted(verdicts)],
+            "examples": [
+                {"problem": given[number].problem, "answer": texts[number], "verdict": verdicts[number].value}
+                for number in sorted(texts)[: config.examples]
+            ],
+        }
+
+    return len(requests), evaluate
+
+
+def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
+    groups = fitting_groups(pairs(inputs["heldout"], encoder), config, report)
+    reference = _sums(load_model(inputs.get("sft", inputs["base"])), groups, config, lambda _: None)
+
+    def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
+        sums = _sums(model, groups, config, tick)
+        ratio = {key: value - reference[key] for key, value in sums.items()}
+        found = [
+            (ratio[group.key, chosen], ratio[group.key, rejected])
+            for group in groups
+            for chosen, rejected in group.items
+        ]
+        figures = reward_figures(found, config.beta)
+        right, count = figures["reward_accuracy"]
+        low, high = wilson(round(right), round(count))
+        return {
+            "accuracy": right / count,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "margin": figures["reward_margin"][0] / count,
+            "pairs": round(count),
+        }
+
+    return sum(group.tokens() for group in groups), evaluate
+
+
+def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
+    examples = supervised_examples(inputs["heldout"], encoder)
+    groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
+    groups = fitting_groups(groups, config, report)
+    tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
+
+    def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
+        return {"cross_entropy": -sum(_sums(model, groups, config, tick).values()) / tokens, "tokens": tokens}
+
+    return sum(group.tokens() for group in groups), evaluate
+
+
+def _sums(
+    model: PreTrainedModel, groups: list[Group], config: EvaluateConfig, tick: Tick
+) -> dict[tuple[int, int], float]:
+    """Σ logπ of each response, by (group key, response)."""
+    scores: dict[tuple[int, int], Tensor] = score(model, groups, config.micro_batch_tokens, tick)
+    return {key: float(logps.sum()) for key, logps in scores.items()}
+
+
+def _figures(row: Row) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, int | float)}

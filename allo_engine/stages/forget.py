@@ -1,0 +1,66 @@
+"""Forgetting: token-weighted NPO on wrong responses, in the mask.
+
+L = −Σ_t w_t·logσ(−β(logπ_t − logπ_ref,t)) / #{w_t ≠ 0}, over a whole batch. The weights mark the unaligned tokens,
+those with a low P: w = 1[P < 0.5]. (The released script multiplies by P itself, and so forgets what the rewriter
+endorses: `legacy`.) The end of sequence is never forgotten. The reference is the model that forgetting starts from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from allo_engine.config import ForgetConfig
+from allo_engine.delta import save_delta
+from allo_engine.masks import positions_of
+from allo_engine.models import fingerprint, load_model, load_tokenizer
+from allo_engine.objectives import TokenNpo
+from allo_engine.reading import Inputs
+from allo_engine.records import ScoredGroup
+from allo_engine.report import Report
+from allo_engine.sequences import singles
+from allo_engine.sparse import SparseModel
+from allo_engine.training import Trainer
+
+
+def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    end = int(load_tokenizer(inputs["model"]).eos_token_id)
+    scored = ScoredGroup.read(inputs["scores"] / "scores.jsonl")
+    groups = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(scored)]
+    weights = {
+        (key, index): token_weights(torch.tensor(probabilities), torch.tensor(ids) == end, config.weights)
+        for key, group in enumerate(scored)
+        for index, (probabilities, ids) in enumerate(zip(group.probabilities, group.responses, strict=True))
+    }
+    reference = {
+        (key, index): torch.tensor(logps)
+        for key, group in enumerate(scored)
+        for index, logps in enumerate(group.reference_logps)
+    }
+    model = load_model(inputs["model"])
+    positions = positions_of(inputs["masks"] / "forget.safetensors", model)
+    sparse = SparseModel(model, positions)
+    trainer = Trainer(model, sparse.values, config, report, work, written=sparse.write_back)
+    metrics = trainer.train(groups, TokenNpo(reference, weights, config.beta))
+    trained = sum(values.numel() for values in sparse.values.values())
+    sparse.detach(model)
+    save_delta(model, positions, fingerprint(inputs["model"]), outputs / "delta")
+    everything = torch.cat(list(weights.values()))
+    return {
+        "responses": len(weights),
+        "forgotten_share": float((everything != 0).float().mean()),
+        "trained_weights": trained,
+        **metrics,
+    }
+
+
+def token_weights(probabilities_T: Tensor, is_end_T: Tensor, kind: str) -> Tensor:
+    """The weight w of each token of a wrong response, [T], from the rewriter's probability that it stays."""
+    weights = {
+        "unaligned": (probabilities_T < 0.5).float(),
+        "one_minus": 1 - probabilities_T,
+        "legacy": probabilities_T,
+    }[kind]
+    return torch.where(is_end_T, 0.0, weights)

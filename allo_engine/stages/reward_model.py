@@ -1,0 +1,53 @@
+"""The token-level reward model: SFT on the rewriting task (arXiv 2401.06081), −Σ logπ(correction tokens) / #tokens.
+
+Corrections are the user's where a file of them is given, else the right response of the same problem nearest to the
+wrong one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from allo_engine.config import RewardModelConfig
+from allo_engine.models import Encoder, load_model, load_tokenizer, save_model
+from allo_engine.objectives import CrossEntropy
+from allo_engine.reading import UPLOADED, Inputs, fitting_groups, negatives
+from allo_engine.records import NegativeGroup, read_lines
+from allo_engine.report import Report
+from allo_engine.rewriting import Rewriting
+from allo_engine.training import Trainer
+
+
+def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    tokenizer = load_tokenizer(inputs["model"])
+    encoder = Encoder(tokenizer, config.template)
+    if "corrections" in inputs:
+        given = corrections(inputs["corrections"], encoder)
+    else:
+        given = [_first(group, config.max_negatives) for group in negatives(inputs["negatives"], encoder)]
+    rewriting = Rewriting(encoder)
+    groups = fitting_groups([rewriting.training(key, group) for key, group in enumerate(given)], config, report)
+    model = load_model(inputs["model"])
+    trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
+    metrics = trainer.train(groups, CrossEntropy())
+    save_model(model, tokenizer, outputs / "checkpoint")
+    return {"examples": sum(len(group.items) for group in groups), **metrics}
+
+
+def corrections(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
+    """The lines of an uploaded file {problem, solution, prediction, correction}."""
+    return [
+        NegativeGroup(
+            line["problem"],
+            line["solution"],
+            encoder.prompt(line["problem"]),
+            [encoder.response(line["prediction"])],
+            [encoder.response(line["correction"])],
+        )
+        for line in read_lines(folder / UPLOADED)
+    ]
+
+
+def _first(group: NegativeGroup, most: int) -> NegativeGroup:
+    return replace(group, responses=group.responses[:most], corrections=group.corrections[:most])

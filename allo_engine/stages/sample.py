@@ -1,0 +1,85 @@
+"""Sampling: n responses a problem at temperature T and top-p, each with a random stream of its own.
+
+Response j of problem i draws from Philox(seed, i, j), so which tokens it gets depends neither on the batch that it is
+decoded in nor on where a run was cut and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from allo_engine.config import SampleConfig
+from allo_engine.models import Encoder, load_model, load_tokenizer
+from allo_engine.reading import Inputs, problems
+from allo_engine.records import SampledProblem, read_lines, write_lines
+from allo_engine.report import Report, StageError, Stopped
+from allo_engine.sampling import Request, Settings, generate
+
+
+def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
+    given = problems(inputs["problems"])
+    prompts = [encoder.prompt(problem.problem) for problem in given]
+    chosen = [number for number, prompt in enumerate(prompts) if len(prompt) <= config.max_prompt_tokens]
+    if len(chosen) < len(given):
+        dropped = len(given) - len(chosen)
+        report.message(
+            f"{dropped} of {len(given)} problems are too long and were dropped.", "warn", {"dropped": dropped}
+        )
+    if not chosen:
+        raise StageError("nothing_to_train_on", "All problems are longer than max_prompt_tokens: raise it.")
+    settings = Settings(
+        config.max_response_tokens, encoder.end, config.n, config.temperature, config.top_p, config.batch_size
+    )
+    requests = [Request(number, prompts[number], config.seed) for number in chosen]
+    responses = _generate(inputs["model"], requests, settings, work / "responses.jsonl", report)
+    write_lines(
+        outputs / "responses" / "responses.jsonl",
+        (
+            SampledProblem(
+                **asdict(given[number]),
+                prompt_ids=prompts[number],
+                responses=responses[number],
+                texts=[encoder.decode(ids) for ids in responses[number]],
+                finished=[ids[-1] == encoder.end for ids in responses[number]],
+            )
+            for number in chosen
+        ),
+    )
+    everything = [ids for found in responses.values() for ids in found]
+    return {
+        "problems": len(chosen),
+        "responses": len(everything),
+        "tokens": sum(map(len, everything)),
+        "finished_share": sum(ids[-1] == encoder.end for ids in everything) / len(everything),
+    }
+
+
+def _generate(
+    folder: Path, requests: list[Request], settings: Settings, kept: Path, report: Report
+) -> dict[int, list[list[int]]]:
+    """Responses by problem. Each finished batch is kept, so that a resumed run goes on behind it."""
+    done: dict[int, list[list[int]]] = {line["number"]: line["responses"] for line in _whole_lines(kept)}
+    left = [request for request in requests if request.number not in done]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    report.progress(len(done), len(requests))
+    with kept.open("a") as stream:
+        for batch in generate(load_model(folder), left, settings) if left else ():
+            done |= batch
+            stream.writelines(json.dumps({"number": number, "responses": ids}) + "\n" for number, ids in batch.items())
+            stream.flush()
+            report.progress(len(done), len(requests))
+            if report.stop_requested and len(done) < len(requests):
+                raise Stopped
+    return done
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:  # what a killed run left may end in the middle of a line
+    if not path.exists():
+        return []
+    text = path.read_text()
+    path.write_text(text[: text.rfind("\n") + 1])
+    return list(read_lines(path))

@@ -1,0 +1,26 @@
+"""Supervised fine-tuning: L = −Σ logπ(response tokens) / #tokens. The "SFT LLM" that the paper starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from allo_engine.config import SftConfig
+from allo_engine.models import Encoder, load_model, load_tokenizer, save_model
+from allo_engine.objectives import CrossEntropy
+from allo_engine.reading import Inputs, fitting_groups, supervised_examples
+from allo_engine.report import Report
+from allo_engine.sequences import singles
+from allo_engine.training import Trainer
+
+
+def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    tokenizer = load_tokenizer(inputs["model"])
+    examples = supervised_examples(inputs["examples"], Encoder(tokenizer, config.template))
+    groups = fitting_groups(
+        [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)], config, report
+    )
+    model = load_model(inputs["model"])
+    trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
+    metrics = trainer.train(groups, CrossEntropy())
+    save_model(model, tokenizer, outputs / "checkpoint")
+    return {"examples": len(groups), **metrics}

@@ -1,0 +1,32 @@
+"""Warm-up: vanilla DPO over all weights, L = −logσ(β(Σd_chosen − Σd_rejected)), d = logπ − logπ_ref.
+
+Its result shows which weights alignment moves, and is the baseline that ALLO is held against. The reference is the
+model as it was before the first step, scored once, so that no second model is held.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from allo_engine import losses
+from allo_engine.config import WarmupConfig
+from allo_engine.models import Encoder, load_model, load_tokenizer, save_model
+from allo_engine.objectives import PairObjective
+from allo_engine.reading import Inputs, fitting_groups, pairs
+from allo_engine.report import Report
+from allo_engine.training import Trainer
+
+
+def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    tokenizer = load_tokenizer(inputs["model"])
+    groups = fitting_groups(pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, report)
+    model = load_model(inputs["model"])
+    trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
+    objective = PairObjective(
+        trainer.reference(groups),
+        config.beta,
+        lambda chosen, rejected: losses.dpo(chosen.sum(), rejected.sum(), config.beta),
+    )
+    metrics = trainer.train(groups, objective, reference=True)
+    save_model(model, tokenizer, outputs / "checkpoint")
+    return {"pairs": sum(len(group.items) for group in groups), **metrics}
