@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
 class DomainError(Exception):
-    """The base: a message for the user, the field that it is about, and a code for programs."""
+    """The base: a message for the user, the field that it is about, a code for programs, and whatever else helps."""
 
     code: str = "invalid_request"
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message, self.param, self.code = message, param, code or type(self).code
+        self.details = dict(details or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.param, self.code)
+        return type(self), (self.message, self.param, self.code, self.details)
 
 
 class NotFound(DomainError):
@@ -28,6 +36,12 @@ class InvalidRequest(DomainError):
     """A field's value cannot be; the message says what could."""
 
     code = "invalid_value"
+
+
+class Forbidden(DomainError):
+    """The key may see the object but not do this to it."""
+
+    code = "permission_denied"
 
 
 class Conflict(DomainError):

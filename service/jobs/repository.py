@@ -49,12 +49,12 @@ def lock_key(session: Session, key_id: str) -> None:
 # --- files and models
 
 
-def file(session: Session, owner: str, file_id: str) -> File | None:
-    return session.scalar(select(File).where(File.id == file_id, File.owner == owner))
+def file(session: Session, owner: str, file_id: str, now: int) -> File | None:
+    return session.scalar(select(File).where(File.id == file_id, File.owner == owner, _unexpired(now)))
 
 
-def files(session: Session, owner: str, page: Page, purpose: str | None) -> tuple[list[File], bool]:
-    query = select(File).where(File.owner == owner)
+def files(session: Session, owner: str, page: Page, purpose: str | None, now: int) -> tuple[list[File], bool]:
+    query = select(File).where(File.owner == owner, _unexpired(now))
     query = query if purpose is None else query.where(File.purpose == purpose)
     return _page(session, query, File.id, page.after, page)
 
@@ -70,6 +70,10 @@ def models(session: Session, owner: str) -> Sequence[Model]:
 def model_by_name(session: Session, name: str) -> Model | None:
     """Whoever owns it: names are unique."""
     return session.get(Model, name)
+
+
+def _unexpired(now: int) -> Any:
+    return or_(File.expires_at.is_(None), File.expires_at > now)
 
 
 def _visible(owner: str) -> Any:

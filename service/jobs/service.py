@@ -216,7 +216,7 @@ def _check_limit(session: Session, sender: Sender) -> None:
 
 
 def _create(session: Session, new: NewJob, owner: str, now: int) -> Job:
-    model, sources, data = _resolve(session, owner, new)
+    model, sources, data = _resolve(session, owner, new, now)
     planned = plan(new.method, data, new.stages, new.hyperparameters, new.seed)
     job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
     job.training_file, job.validation_file, job.corrections_file = (
@@ -253,7 +253,7 @@ def _stage(job: Job, position: int, planned: PlannedStage) -> Stage:
     )
 
 
-def _resolve(session: Session, owner: str, new: NewJob) -> tuple[Model, dict[str, list[Any]], Data]:
+def _resolve(session: Session, owner: str, new: NewJob, now: int) -> tuple[Model, dict[str, list[Any]], Data]:
     """What the job refers to, as it is now: the model, the content of each source, and what the pipeline must know."""
     model = repository.model(session, owner, new.model)
     if model is None:
@@ -263,7 +263,9 @@ def _resolve(session: Session, owner: str, new: NewJob) -> tuple[Model, dict[str
         "validation_file": new.validation_file,
         "corrections_file": new.corrections_file,
     }
-    files = {param: _file(session, owner, file_id, param) for param, file_id in wanted.items() if file_id is not None}
+    files = {
+        param: _file(session, owner, file_id, param, now) for param, file_id in wanted.items() if file_id is not None
+    }
     if "corrections_file" in files and files["corrections_file"].format != "corrections":
         found = files["corrections_file"].format
         raise InvalidRequest(f"The corrections file must hold corrections; it holds {found}.", "corrections_file")
@@ -279,8 +281,8 @@ def _resolve(session: Session, owner: str, new: NewJob) -> tuple[Model, dict[str
     return model, sources, data
 
 
-def _file(session: Session, owner: str, file_id: str, param: str) -> File:
-    file = repository.file(session, owner, file_id)
+def _file(session: Session, owner: str, file_id: str, param: str, now: int) -> File:
+    file = repository.file(session, owner, file_id, now)
     if file is None:
         raise NotFound(f"No file {file_id!r}.", param, "file_not_found")
     if file.purpose != "fine-tune":

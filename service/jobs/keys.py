@@ -1,0 +1,74 @@
+"""API keys: made once, shown once, kept as a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from service.db import Database
+from service.jobs import repository
+from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.ids import new_id
+from service.jobs.tables import ApiKey
+
+Scope = Literal["read", "submit", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+_OWNER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key just made. `secret` is what the client sends; it exists nowhere else."""
+
+    id: str
+    secret: str
+
+
+def create_key(
+    database: Database, owner: str, scopes: Sequence[Scope] = ("read", "submit"), expires_at: int | None = None
+) -> NewKey:
+    """Makes a key of `owner`: everything that the key makes is that owner's, and other owners do not see it."""
+    if not _OWNER.fullmatch(owner):
+        raise InvalidRequest("An owner is 1 to 63 of a-z, 0-9, - and _, and starts with a letter or digit.", "owner")
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise InvalidRequest(f"Scopes are one or more of {', '.join(SCOPES)}.", "scopes")
+    secret = f"allo-{secrets.token_urlsafe(32)}"
+    with database.transaction() as session:
+        key = ApiKey(id=new_id("key"), hash=_hash(secret), prefix=secret[:9], owner=owner, scopes=sorted(set(scopes)))
+        key.created_at, key.expires_at = database.now(), expires_at
+        session.add(key)
+    return NewKey(key.id, secret)
+
+
+def find_key(database: Database, secret: str) -> ApiKey | None:
+    """The key that a client sent, where it is one of ours, neither revoked nor expired."""
+    with database.snapshot() as session:
+        key = repository.key_by_hash(session, _hash(secret))
+    if key is None or key.revoked_at is not None:
+        return None
+    return key if key.expires_at is None or key.expires_at > database.now() else None
+
+
+def list_keys(database: Database) -> Sequence[ApiKey]:
+    """Every key ever made, oldest first."""
+    with database.snapshot() as session:
+        return repository.keys(session)
+
+
+def revoke_key(database: Database, key_id: str) -> None:
+    """Ends a key at once. Raises NotFound."""
+    with database.transaction() as session:
+        key = repository.key(session, key_id)
+        if key is None:
+            raise NotFound(f"No key {key_id!r}.")
+        key.revoked_at = key.revoked_at or database.now()
+
+
+def _hash(secret: str) -> str:
+    """A plain hash suffices: nobody guesses 256 random bits, so there is nothing to slow down."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
