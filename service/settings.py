@@ -16,7 +16,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
 PREFIX = "ALLO_"
-OF_CLIENTS = {"ALLO_API_KEY", "ALLO_BASE_URL"}
+OF_CLIENTS = {"ALLO_API_KEY", "ALLO_URL"}
 """What `allo submit` and its like read, on a machine that may run the service too."""
 
 
@@ -40,7 +40,9 @@ class Settings(BaseModel):
         default=600, description="For how long a client's marked retry of a submit means the job that it already made."
     )
 
-    heartbeat_seconds: Seconds = Field(default=10, description="Between two signs of life of a running stage.")
+    heartbeat_seconds: Seconds = Field(
+        default=2, description="Between two signs of life of a running stage; a cancel comes back with the next one."
+    )
     self_fence_seconds: Seconds = Field(
         default=40, description="A runner that reached no database for this long kills its own stage."
     )
@@ -51,8 +53,11 @@ class Settings(BaseModel):
         default=60, description="A stage that was rung for and not claimed is rung again."
     )
     dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
-    grace_seconds: Seconds = Field(default=5, description="Between TERM and KILL of a training process.")
+    grace_seconds: Seconds = Field(
+        default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
+    )
     slots: int = Field(default=1, ge=1, description="Stages that run at once on this machine.")
+    engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:

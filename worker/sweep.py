@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import psutil
@@ -18,34 +19,43 @@ from worker.supervisor import SUPERVISOR_MARK, process_start
 STAGE_MARK = "ALLO_STAGE_ID"
 """In the environment of every supervisor and of everything that it supervises."""
 
+_SECONDS = 10.0
+"""For how long a killed process is waited for: one that is stuck in the kernel must not hold up the next attempt."""
 
-def sweep(stage_id: str, seconds: float = 10.0) -> int:
+
+def sweep(stage_id: str) -> int:
     """Kill every process of this stage, and whatever outlived its supervisor; return how many there were.
 
     Only the owner of a stage may call this: after its claim, before it starts a process of its own.
     """
-    leftovers = [(pid, process_start(pid)) for pid in psutil.pids() if _is_leftover(pid, stage_id)]
-    end = time.monotonic() + seconds
-    while sum(_kill(pid, start) for pid, start in leftovers) and time.monotonic() < end:
+    return _kill_all(lambda marks: marks.get(STAGE_MARK) == stage_id or _outlived(marks))
+
+
+def sweep_outlived() -> int:
+    """Kill whatever outlived its supervisor, of any stage: that is nobody's, so anybody may."""
+    return _kill_all(_outlived)
+
+
+def _kill_all(condemned: Callable[[Mapping[str, str]], bool]) -> int:
+    found = [(pid, process_start(pid)) for pid in psutil.pids() if pid != os.getpid() and condemned(_environment(pid))]
+    end = time.monotonic() + _SECONDS
+    while sum(_kill(pid, start) for pid, start in found) and time.monotonic() < end:
         time.sleep(0.02)
-    return len(leftovers)
+    return len(found)
 
 
-def _is_leftover(pid: int, stage_id: str) -> bool:
+def _environment(pid: int) -> Mapping[str, str]:
     try:
-        environment = psutil.Process(pid).environ()
+        return psutil.Process(pid).environ()
     except (psutil.Error, OSError):  # ended, or another user's
-        return False
-    if STAGE_MARK not in environment or pid == os.getpid():
-        return False
-    return environment[STAGE_MARK] == stage_id or _outlived(environment.get(SUPERVISOR_MARK))
+        return {}
 
 
-def _outlived(mark: str | None) -> bool:
-    """Whether the supervisor of this mark is gone; what bears no mark is a supervisor itself."""
-    if mark is None:
+def _outlived(marks: Mapping[str, str]) -> bool:
+    """Whether the supervisor that these marks name is gone; what names none is a supervisor itself."""
+    if SUPERVISOR_MARK not in marks:
         return False
-    pid, _, start = mark.partition(":")
+    pid, _, start = marks[SUPERVISOR_MARK].partition(":")
     return process_start(int(pid)) != start
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from worker.supervisor import EXIT_LEASE_LOST
-from worker.sweep import STAGE_MARK, sweep
+from worker.sweep import STAGE_MARK, sweep, sweep_outlived
 
 TREE = textwrap.dedent("""
     import os, pathlib, signal, subprocess, sys, time
@@ -159,7 +159,8 @@ def test_sigkill_of_the_supervisor_ends_the_command_and_a_sweep_the_rest(start):
     family = start(60)
     os.kill(family.supervisor, signal.SIGKILL)
     assert _until(lambda: not _alive(family.pids["command"]), 3)
-    assert sweep("stage-of-another-job") >= 1  # a sweep for any stage ends what outlived its supervisor
+    assert family.left() == {"child", "daemon"}
+    assert sweep_outlived() >= 2
     assert family.gone_within(3)
 
 

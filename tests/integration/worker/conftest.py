@@ -1,0 +1,39 @@
+"""The houses that the worker's tests run in."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import Settings
+from tests.integration.worker.house import House, furnish
+
+QUICK = {"heartbeat_seconds": 0.2, "self_fence_seconds": 2, "lease_seconds": 3, "redispatch_seconds": 2}
+QUICK |= {"dispatch_seconds": 0.1, "grace_seconds": 2}
+
+
+@pytest.fixture
+def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    """Makes a house with these settings, in a folder of this name."""
+    houses: list[House] = []
+
+    def make(name: str = "data", **settings: Any) -> House:
+        control = tmp_path / f"{name}-control"
+        control.mkdir()
+        engine = shlex.join([sys.executable, str(Path(__file__).with_name("stub_engine.py")), str(control)])
+        houses.append(furnish(Settings(data_dir=tmp_path / name, engine=engine, **QUICK | settings), control))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        house.database.close()
+
+
+@pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    return make_house()

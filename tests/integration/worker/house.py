@@ -1,0 +1,120 @@
+"""A house of one machine for the worker's tests: real database, real store, a stub trainer, short leases."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from service.db import Database, migrate
+from service.jobs import attempts, dispatch, service
+from service.jobs.ids import new_id
+from service.jobs.repository import Page
+from service.jobs.tables import ApiKey, Event, File, Model, Stage
+from service.settings import Settings
+from service.storage import open_store
+from service.storage.store import Store
+
+OWNER = "owner"
+
+
+def until(true: Callable[[], Any], seconds: float) -> Any:
+    """What `true()` returns once that is truthy; fails the test where it does not become so in time."""
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@dataclass
+class House:
+    """Everything that a stage needs but the processes that run it."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    control: Path
+
+    def submit(self, seed: int = 0) -> str:
+        """A supervised job with a validation file: the stages sft and evaluate."""
+        new = service.NewJob("tiny", "file-train", "file-heldout", method="supervised", seed=seed)
+        return service.submit(self.database, self.store, new, service.Sender("key", OWNER, new_id("body"))).job.id
+
+    def view(self, job_id: str) -> service.JobView:
+        return service.read(self.database, OWNER, job_id)
+
+    def status(self, job_id: str) -> str:
+        return self.view(job_id).job.status.value
+
+    def stage(self, job_id: str, name: str = "sft") -> Stage:
+        return next(stage for stage in self.view(job_id).stages if stage.name == name)
+
+    def events(self, job_id: str) -> list[Event]:
+        return service.read_events(self.database, OWNER, job_id, Page(limit=1000, order="asc"))[0]
+
+    def cancel(self, job_id: str) -> None:
+        service.cancel(self.database, OWNER, job_id)
+
+    def dispatch(self) -> tuple[str, int]:
+        """Mark the first ready stage dispatched; its (id, epoch) is what a message would carry."""
+        stage = dispatch.ready_stages(self.database)[0]
+        assert dispatch.mark_dispatched(self.database, self.store, stage.stage_id, stage.epoch)
+        return stage.stage_id, stage.epoch
+
+    def expire(self) -> None:
+        """Be the reaper whose patience has ended."""
+        for lease in dispatch.running_stages(self.database):
+            assert attempts.expire(self.database, lease.stage_id, lease.epoch, lease.beat)
+
+    def behave(self, **behaviour: Any) -> None:
+        (self.control / "behaviour").write_text(json.dumps(behaviour))
+
+    def starts(self) -> list[tuple[str, int]]:
+        """Each start of the trainer: its stage, and the step that it resumed from."""
+        path = self.control / "starts"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(line.split()[0], int(line.split()[2])) for line in lines]
+
+    def trainer(self) -> dict[str, int]:
+        """The present trainer's processes."""
+        return {name: int(until(lambda n=name: self._pid(n), 10)) for name in ("pid", "child")}
+
+    def _pid(self, name: str) -> str:
+        path = self.control / name
+        return path.read_text() if path.exists() else ""
+
+    def artifact(self, job_id: str, name: str = "sft") -> bytes:
+        """What the stage's first output file holds, verified."""
+        view, stage = self.view(job_id), self.stage(job_id, name)
+        row = next(row for row in view.artifacts if row.stage_id == stage.id)
+        return b"".join(self.store.open(row.sha256))
+
+
+def furnish(settings: Settings, control: Path) -> House:
+    migrate(settings.database)
+    database, store = Database(settings.database), open_store(settings.store)
+    blob = store.put_stream([b'{"problem": "1 + 1", "solution": "2"}\n'])
+    weights = {"path": "model.safetensors", "bytes": blob.size, "sha256": blob.sha256}
+    key = ApiKey(id="key", hash="0" * 64, prefix="allo", owner=OWNER, scopes=["submit"], created_at=0)
+    with database.transaction() as session:
+        session.add(key)
+        session.add(Model(id="tiny", owner=None, created_at=0, files=[weights]))
+        for name in ("train", "heldout"):
+            file = File(id=f"file-{name}", owner=OWNER, purpose="fine-tune", filename=name, bytes=blob.size, rows=1)
+            file.sha256, file.format, file.status, file.created_at = blob.sha256, "problems", "processed", 0
+            file.lines_without_solution = []
+            session.add(file)
+    return House(settings, database, store, control)

@@ -1,0 +1,101 @@
+"""A trainer without a model: it speaks the engine's protocol, keeps real checkpoints, and misbehaves on request.
+
+    python stub_engine.py CONTROL STAGE --config stage.json
+
+CONTROL is a folder. `behaviour` in it, if there, is JSON {steps, seconds, at: {"<step>": <deed>}}; every start appends
+a line to `starts`, and `pid` and `child` name the present processes. Its result is a function of its settings and
+inputs alone, so that a resumed run must equal an uninterrupted one.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> int:
+    control, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[4]).read_text())
+    behaviour = {"steps": 4, "seconds": 0.02, "at": {}}
+    if (control / "behaviour").exists():
+        behaviour |= json.loads((control / "behaviour").read_text())
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    (control / "child").write_text(str(child.pid))
+    (control / "pid").write_text(str(os.getpid()))
+    return train(stage, behaviour, control, stopping)
+
+
+def train(stage: dict, behaviour: dict, control: Path, stopping: list) -> int:
+    checkpoint = Path(stage["work"]) / "checkpoint.json"
+    state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "digest": seed_of(stage)}
+    with (control / "starts").open("a") as starts:
+        starts.write(f"{stage['stage']} {os.getpid()} {state['step']}\n")
+    say(type="message", level="info", message=f"Starting at step {state['step']}.", data={})
+    while state["step"] < behaviour["steps"]:
+        time.sleep(behaviour["seconds"])
+        state = {"step": state["step"] + 1, "digest": hashlib.sha256(state["digest"].encode()).hexdigest()}
+        save(checkpoint, state)
+        say(type="progress", step=state["step"], total=behaviour["steps"], metrics={"loss": 1 / state["step"]})
+        if stopping:
+            return 75
+        deed = behaviour["at"].get(str(state["step"]))
+        if deed:
+            misbehave(deed, control)
+    for output in ("checkpoint", "report"):
+        folder = Path(stage["outputs"]) / output
+        folder.mkdir()
+        (folder / "weights.json").write_text(state["digest"])
+    say(type="result", metrics={"loss": 0.5})
+    return 0
+
+
+def misbehave(deed: str, control: Path) -> None:
+    """`once:<deed>` happens in the first start that comes here."""
+    if deed.startswith("once:"):
+        mark = control / "done"
+        if mark.exists():
+            return
+        mark.touch()
+        deed = deed.removeprefix("once:")
+    if deed == "crash":
+        print("Traceback: the stub crashed", file=sys.stderr, flush=True)
+        os._exit(1)
+    if deed == "oom":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if deed == "no_pairs":
+        say(type="error", code="no_pairs", message="Sample more responses.")
+        sys.exit(1)
+    if deed == "babble":
+        print("progress: 50%|####", flush=True)
+        sys.stdout.buffer.write(b"\xff\xfe\n[1]\n{}\n")
+    if deed == "hang":
+        time.sleep(600)
+
+
+def seed_of(stage: dict) -> str:
+    total = hashlib.sha256(json.dumps(stage["config"], sort_keys=True).encode())
+    for folder in sorted(stage["inputs"]):
+        for path in sorted(Path(stage["inputs"][folder]).rglob("*")):
+            if path.is_file():
+                total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def save(path: Path, state: dict) -> None:
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps(state))
+    aside.replace(path)
+
+
+def say(**message: object) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

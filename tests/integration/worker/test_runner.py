@@ -1,0 +1,189 @@
+"""The runner with a real database and a stub trainer, without a broker: claim, run, publish, and every way to fail."""
+
+import os
+import signal
+import threading
+
+import psutil
+
+from tests.integration.worker.house import House, alive, until
+from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded
+from worker.runner import Runner
+
+
+def run(house: House, **kwargs):
+    return Runner(house.settings, house.database, house.store, **kwargs)
+
+
+def in_thread(house: House, **kwargs):
+    """A runner on its way with the first ready stage; `join` gives its outcome."""
+    outcomes = []
+    message = house.dispatch()
+    thread = threading.Thread(target=lambda: outcomes.append(run(house, **kwargs).run(*message)))
+    thread.start()
+
+    def join():
+        thread.join(20)
+        return outcomes[0]
+
+    return join
+
+
+def test_a_job_runs_to_its_end(house):
+    job = house.submit()
+    runner = run(house)
+    assert runner.run(*house.dispatch()) == Succeeded({"loss": 0.5})
+    assert runner.run(*house.dispatch()) == Succeeded({"loss": 0.5})
+    assert house.status(job) == "succeeded"
+    assert house.starts() == [("sft", 0), ("evaluate", 0)]
+    assert {event.type for event in house.events(job)} == {"message", "metrics"}
+    assert [event.seq for event in house.events(job)] == list(range(1, len(house.events(job)) + 1))
+    assert house.stage(job).step == 4
+    assert not any((house.settings.data_dir / "runs").iterdir())
+    assert not any((house.settings.data_dir / "work").iterdir())
+
+
+def test_fifty_rings_make_one_run(house):
+    house.submit()
+    message = house.dispatch()
+    outcomes = []
+    threads = [threading.Thread(target=lambda: outcomes.append(run(house).run(*message))) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(bool, outcomes)) == [False] * 49 + [True]
+    assert house.starts() == [("sft", 0)]
+
+
+def test_a_made_up_message_is_dropped(house):
+    house.submit()
+    stage_id, epoch = house.dispatch()
+    for message in [("stage-of-nobody", 0), ("'; DROP TABLE jobs", 1), (stage_id, epoch + 1), (stage_id, -1)]:
+        assert run(house).run(*message) is None
+    assert house.starts() == []
+
+
+def test_a_crash_is_tried_again_from_its_checkpoint_and_equals_an_uninterrupted_run(make_house):
+    straight, crashing = make_house("straight"), make_house("crashing")
+    crashing.behave(at={"2": "once:crash"})
+    jobs = straight.submit(), crashing.submit()
+    run(straight).run(*straight.dispatch())
+    outcome = run(crashing).run(*crashing.dispatch())
+    assert isinstance(outcome, Failed)
+    assert outcome.retry
+    assert "the stub crashed" in outcome.message
+    assert isinstance(run(crashing).run(*crashing.dispatch()), Succeeded)
+    assert crashing.starts() == [("sft", 0), ("sft", 2)]
+    assert crashing.artifact(jobs[1]) == straight.artifact(jobs[0])
+
+
+def test_an_error_of_the_user_is_not_tried_again(house):
+    house.behave(at={"1": "no_pairs"})
+    job = house.submit()
+    assert run(house).run(*house.dispatch()) == Failed("no_pairs", "Sample more responses.", retry=False)
+    assert house.status(job) == "failed"
+    assert house.view(job).job.error["code"] == "no_pairs"
+
+
+def test_three_kills_for_memory_fail_the_job_and_say_so(house):
+    house.behave(steps=8, at={str(step): "oom" for step in range(1, 9)})
+    job = house.submit()
+    for _ in range(3):
+        assert run(house).run(*house.dispatch()).code == "killed"
+    assert house.status(job) == "failed"
+    assert "memory" in house.view(job).job.error["message"]
+    assert house.starts() == [("sft", 0), ("sft", 1), ("sft", 2)]
+
+
+def test_what_a_library_prints_is_not_taken_for_the_engines_word(house):
+    house.behave(at={"1": "babble"})
+    house.submit()
+    assert isinstance(run(house).run(*house.dispatch()), Succeeded)
+
+
+def test_a_cancel_reaches_a_silent_trainer_and_leaves_no_process(house):
+    house.behave(at={"1": "hang"})
+    job = house.submit()
+    join = in_thread(house)
+    pids = house.trainer()
+    house.cancel(job)
+    until(lambda: not any(map(alive, pids.values())), 5)
+    assert join() == Cancelled()
+    assert house.status(job) == "cancelled"
+
+
+def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint(house):
+    house.behave(steps=10, seconds=0.2)
+    job = house.submit()
+    drain = threading.Event()
+    join = in_thread(house, draining=drain.is_set)
+    pids = house.trainer()
+    until(lambda: house.stage(job).step, 5)
+    drain.set()
+    assert join() == Released()
+    assert not any(map(alive, pids.values()))
+    assert (house.stage(job).status, house.stage(job).attempt) == ("ready", 0)
+    assert isinstance(run(house).run(*house.dispatch()), Succeeded)
+    assert house.starts()[1][1] > 0
+
+
+def test_a_stale_epoch_that_finishes_late_changes_nothing(house):
+    house.behave(steps=10, seconds=0.1)
+    job = house.submit()
+    stale = in_thread(house)
+    house.trainer()
+    house.expire()
+    (house.control / "pid").unlink()
+    fresh = in_thread(house)
+    assert stale() == Abandoned()
+    assert isinstance(fresh(), Succeeded)
+    assert house.stage(job).epoch == 2
+    assert [event.message for event in house.events(job)].count("Stage sft: succeeded.") == 1
+
+
+def test_a_runner_that_reaches_no_database_ends_its_stage(house):
+    house.behave(at={"1": "hang"})
+    house.submit()
+    join = in_thread(house)
+    pids = house.trainer()
+    path = house.settings.data_dir / "allo.db"
+    until(lambda: house.starts(), 5)
+    path.rename(path.with_suffix(".away"))  # what is open stays open: the engine's pool must open anew
+    house.database.engine.dispose()
+    path.mkdir()
+    until(lambda: not any(map(alive, pids.values())), 8)
+    path.rmdir()
+    path.with_suffix(".away").rename(path)
+    assert join() == Abandoned()
+
+
+def test_an_input_that_no_longer_verifies_fails_the_job(house):
+    job = house.submit()
+    blob = next(path for path in (house.settings.data_dir / "store" / "blobs").rglob("*") if path.is_file())
+    blob.chmod(0o644)
+    blob.write_bytes(b"\x01" + blob.read_bytes()[1:])
+    assert run(house).run(*house.dispatch()).code == "corrupt_artifact"
+    assert house.status(job) == "failed"
+
+
+def test_sigkill_of_the_supervisor_counts_as_a_crash_and_leaves_nothing(house):
+    house.behave(at={"1": "hang"})
+    house.submit()
+    join = in_thread(house)
+    pids = house.trainer()
+    os.kill(psutil.Process(pids["pid"]).ppid(), signal.SIGKILL)
+    assert join().code == "killed"
+    assert not any(map(alive, pids.values()))
+
+
+def test_the_engine_sees_no_secret_of_the_service(house, monkeypatch):
+    monkeypatch.setenv("ALLO_DATABASE_URL", "canary")
+    house.behave(at={"1": "hang"})
+    job = house.submit()
+    join = in_thread(house)
+    environment = psutil.Process(house.trainer()["pid"]).environ()
+    house.cancel(job)
+    join()
+    assert "canary" not in environment.values()
+    assert "ALLO_STAGE_ID" in environment

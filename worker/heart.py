@@ -1,0 +1,130 @@
+"""Signs of life of one attempt, from a thread of its own: a silent engine must not look like a dead worker.
+
+The same thread writes the attempt's events, so that a database that is away holds up nothing but this thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.db import Database
+from service.jobs import attempts
+from worker.outcome import Interrupt
+from worker.supervisor import boot_seconds
+
+log = logging.getLogger(__name__)
+
+_MAX_PENDING_EVENTS = 1000
+_METRICS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell the job's owner."""
+
+    level: Literal["info", "warn"]
+    message: str
+    data: Mapping[str, Any]
+    type: Literal["message", "metrics"] = "message"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the stage is, as it was last told."""
+
+    step: int | None = None
+    total: int | None = None
+    metrics: Mapping[str, Any] | None = None
+
+
+class Heart:
+    """Beats from `with` to its end; `interrupt` says why the attempt must end, once it must.
+
+    `every` and `patience` are seconds: between beats, and without a successful one until the attempt counts as lost.
+    """
+
+    def __init__(self, database: Database, claim: attempts.Claim, every: float, patience: float) -> None:
+        self.interrupt: Interrupt | None = None
+        self.renewed: Callable[[], None] = lambda: None
+        self._database, self._claim, self._every, self._patience = database, claim, every, patience
+        self._progress = Progress()
+        self._events: deque[Event] = deque(maxlen=_MAX_PENDING_EVENTS)
+        self._metrics: Event | None = None
+        self._metrics_at = 0.0
+        self._last_success = boot_seconds()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"heart of {claim.stage_id}", daemon=True)
+
+    def tell(self, event: Event) -> None:
+        """Write an event with the next beat. While the database is away the newest thousand are kept."""
+        self._events.append(event)
+
+    def advance(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
+        """Note how far the stage is. Metrics become an event at most once a second, the last ones always."""
+        self._progress = Progress(step, total, metrics or self._progress.metrics)
+        if metrics:
+            self._metrics = Event(
+                "info", f"Step {step} of {total}.", {"step": step, "total": total, **metrics}, "metrics"
+            )
+            if time.monotonic() - self._metrics_at >= _METRICS_SECONDS:
+                self._tell_metrics()
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join(self._patience)  # a database that hangs must not hang us too
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every):
+            self._beat()
+        self._tell_metrics()
+        self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._send()
+        except SQLAlchemyError as error:
+            log.warning("heartbeat_failed stage_id=%s epoch=%s error=%r", *self._name(), type(error).__name__)
+            if boot_seconds() - self._last_success > self._patience:
+                self.interrupt = self.interrupt or Interrupt.UNREACHABLE
+
+    def _send(self) -> None:
+        progress = self._progress
+        answer = attempts.heartbeat(self._database, *self._name(), progress.step, progress.total, progress.metrics)
+        if not answer.alive:
+            self.interrupt = self.interrupt or Interrupt.FENCED
+            return
+        self._last_success = boot_seconds()
+        self.renewed()
+        if answer.cancel:
+            self.interrupt = self.interrupt or Interrupt.CANCELLED
+        self._send_events()
+
+    def _send_events(self) -> None:
+        for event in list(self._events):
+            attempts.record_message(
+                self._database, *self._name(), event.level, event.message, event.data, type=event.type
+            )
+            self._events.popleft()
+
+    def _tell_metrics(self) -> None:
+        if self._metrics is not None:
+            self._events.append(self._metrics)
+            self._metrics, self._metrics_at = None, time.monotonic()
+
+    def _name(self) -> tuple[str, int]:
+        return self._claim.stage_id, self._claim.epoch

@@ -1,0 +1,108 @@
+"""How an attempt ended, told from what the engine said, how it exited and what interrupted it. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from worker.supervisor import EXIT_LEASE_LOST
+
+EXIT_STOPPED = 75
+"""The engine's exit status after SIGTERM, with a checkpoint to resume from (EX_TEMPFAIL)."""
+
+RETRIED = frozenset({"internal", "out_of_memory"})
+"""The engine's own error codes that another attempt may cure; all others are the user's to cure."""
+
+
+class Interrupt(Enum):
+    """Why an attempt must end before its engine does."""
+
+    CANCELLED = "the job was cancelled"
+    FENCED = "another attempt owns the stage"
+    UNREACHABLE = "no heartbeat reached the database"
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    """The engine wrote its outputs and said so."""
+
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The attempt failed; `retry` where another attempt may succeed."""
+
+    code: str
+    message: str
+    retry: bool
+
+
+@dataclass(frozen=True)
+class Released:
+    """Given back, to go on from its checkpoint: it counts as no attempt."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """Ended because its job was cancelled."""
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """Not ours any more: there is nothing to write."""
+
+
+Outcome = Succeeded | Failed | Released | Cancelled | Abandoned
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of an engine that has ended. `last` is its last `result` or `error` line."""
+
+    status: int
+    last: Mapping[str, Any] | None
+    drained: bool
+    log_tail: str
+
+
+def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
+    """Interruptions first, then what the engine said of itself, then how it exited."""
+    if interrupt is not None:
+        return interrupted(interrupt)
+    if ending.status == EXIT_LEASE_LOST:
+        return Abandoned()
+    if ending.last and ending.last["type"] == "result" and ending.status == 0:
+        return Succeeded(ending.last.get("metrics", {}))
+    if ending.status == EXIT_STOPPED or ending.drained:
+        return Released()
+    if ending.last and ending.last["type"] == "error":
+        code = str(ending.last.get("code", "internal"))
+        return Failed(code, str(ending.last.get("message", "")), retry=code in RETRIED)
+    return Failed("killed" if ending.status == 128 + signal.SIGKILL else "crashed", _crash(ending), retry=True)
+
+
+def interrupted(interrupt: Interrupt) -> Outcome:
+    """What becomes of an attempt that was interrupted."""
+    return Cancelled() if interrupt is Interrupt.CANCELLED else Abandoned()
+
+
+def _crash(ending: Ending) -> str:
+    tail = f" Its last words:\n{ending.log_tail}" if ending.log_tail else ""
+    if ending.status == 128 + signal.SIGKILL:
+        return f"The training process was killed (SIGKILL), most likely because memory ran out.{tail}"
+    if ending.status > 128:
+        return f"The training process was ended by {_signal_name(ending.status - 128)}.{tail}"
+    if ending.status == 0:
+        return f"The training process ended without a result.{tail}"
+    return f"The training process ended with exit status {ending.status} and no error line.{tail}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

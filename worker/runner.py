@@ -1,0 +1,161 @@
+"""One stage from claim to commit: claim → inputs → engine → artifacts → finish. No Celery in here.
+
+The database decides who owns the stage; the epoch of the claim goes with every write, and a write that finds another
+epoch changes nothing. So the runner may be doubled, frozen or killed at any line of this file.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shlex
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.db import Database
+from service.jobs import attempts
+from service.jobs.attempts import Claim
+from service.settings import Settings
+from service.storage.store import Store, StoreError
+from worker.engine import DEFAULT_COMMAND, Engine
+from worker.heart import Event, Heart
+from worker.outcome import (
+    Abandoned,
+    Cancelled,
+    Ending,
+    Failed,
+    Outcome,
+    Released,
+    Succeeded,
+    interrupted,
+    judge,
+)
+from worker.sweep import sweep
+from worker.workspace import Workspace, open_workspace
+
+log = logging.getLogger(__name__)
+
+Artifacts = Sequence[tuple[str, str, str, int]]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs stages, one at a time. `draining` turns true when this worker is to give its stage back and end."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    draining: Callable[[], bool] = lambda: False
+    name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+
+    def run(self, stage_id: str, epoch: int) -> Outcome | None:
+        """Run the stage, if it is still to be had at this epoch; None where the ring was doubled, late or made up."""
+        claim = attempts.claim(self.database, stage_id, epoch, self.name)
+        if claim is None:
+            log.info("ring_ignored stage_id=%s epoch=%s", stage_id, epoch)
+            return None
+        log.info("stage_claimed stage_id=%s epoch=%s name=%s", stage_id, claim.epoch, claim.name)
+        sweep(stage_id)
+        with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.digest) as workspace:
+            with Heart(self.database, claim, self._every, self.settings.self_fence_seconds) as heart:
+                outcome, artifacts = self._attempt(claim, workspace, heart)
+            committed = self._commit(claim, outcome, artifacts)
+            if isinstance(outcome, Succeeded) and committed:
+                workspace.forget_work()
+        log.info("stage_ended stage_id=%s epoch=%s outcome=%r", stage_id, claim.epoch, outcome)
+        return outcome
+
+    def _attempt(self, claim: Claim, workspace: Workspace, heart: Heart) -> tuple[Outcome, Artifacts]:
+        """Everything between claim and commit; an attempt that cannot go on becomes an outcome here."""
+        try:
+            outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
+            if not isinstance(outcome, Succeeded):
+                return outcome, ()
+            artifacts = workspace.publish(self.store, proceed=lambda: heart.interrupt is None)
+            return (interrupted(heart.interrupt) if heart.interrupt else outcome), artifacts
+        except StoreError as error:
+            return Failed("corrupt_artifact", f"An input could not be read back: {error}.", retry=False), ()
+        except OSError as error:
+            return _failed_on_disk(error), ()
+
+    def _prepare(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome | None:
+        """Put the inputs in place; an outcome only where that was interrupted."""
+        for _ in workspace.materialise(self.store, claim.name, claim.config, claim.inputs):
+            if heart.interrupt:
+                return interrupted(heart.interrupt)
+            if self.draining():
+                return Released()
+        return None
+
+    def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
+        grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
+        last, drained = None, False
+        command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
+        with Engine(command, claim.stage_id, claim.name, workspace, grace, lease) as engine:
+            heart.renewed = engine.beat
+            for line in engine.lines():
+                if line is not None:
+                    last = _note(line, heart) or last
+                elif heart.interrupt:
+                    engine.kill()
+                elif self.draining() and not drained:
+                    engine.stop()
+                    drained = True
+            ending = Ending(engine.status(), last, drained, workspace.log_tail())
+        return judge(ending, heart.interrupt)
+
+    def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts) -> bool:
+        """Write the outcome, trying again while the database is away and the lease may still be ours."""
+        end = time.monotonic() + self.settings.lease_seconds
+        while True:
+            try:
+                return self._write(claim, outcome, artifacts)
+            except SQLAlchemyError as error:
+                log.warning("commit_failed stage_id=%s epoch=%s error=%r", claim.stage_id, claim.epoch, error)
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(self._every)
+
+    def _write(self, claim: Claim, outcome: Outcome, artifacts: Artifacts) -> bool:
+        name = (claim.stage_id, claim.epoch)
+        match outcome:
+            case Succeeded(metrics):
+                return attempts.finish(self.database, self.store, *name, artifacts, metrics)
+            case Failed(code, message, retry):
+                return attempts.fail(self.database, *name, code, message, retry)
+            case Released():
+                return attempts.release(self.database, *name)
+            case Cancelled():
+                return attempts.confirm_cancelled(self.database, *name)
+            case Abandoned():
+                return False
+
+    @property
+    def _every(self) -> float:
+        return self.settings.heartbeat_seconds
+
+
+def _note(line: Mapping[str, Any], heart: Heart) -> Mapping[str, Any] | None:
+    """Pass on what the engine said; the line itself where it is one that ends the stage."""
+    match line:
+        case {"type": "progress", "step": int(step), "total": int(total)}:
+            heart.advance(step, total, line.get("metrics") or {})
+        case {"type": "message", "message": str(message)}:
+            heart.tell(Event("warn" if line.get("level") == "warn" else "info", message, line.get("data") or {}))
+        case {"type": "result" | "error"}:
+            return line
+    return None
+
+
+def _failed_on_disk(error: OSError) -> Failed:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failed(
+            "disk_full", f"The worker's disk is full: free some space, then retry the job. ({error})", retry=False
+        )
+    return Failed("worker_io", f"The worker could not read or write its files: {error}.", retry=True)
