@@ -158,6 +158,15 @@ def succeeded_stages(session: Session, digest: str) -> Sequence[Stage]:
     return session.scalars(query.order_by(Stage.id.desc()).limit(3)).all()
 
 
+def earlier_seconds(session: Session, job: Job) -> dict[str, int]:
+    """How long each stage took when the job's owner last computed it from the same model and file."""
+    same = (Job.owner == job.owner, Job.model == job.model, Job.training_file == job.training_file)
+    done = (Stage.status == StageStatus.SUCCEEDED, Stage.reused_from.is_(None), Job.id != job.id)
+    query = select(Stage.name, Stage.finished_at - Stage.started_at).join(Job, Job.id == Stage.job_id)
+    rows = session.execute(query.where(*same, *done).order_by(Stage.id.desc()).limit(100)).tuples()
+    return {name: seconds for name, seconds in reversed(rows.all()) if seconds is not None}
+
+
 def move_stage(session: Session, stage_id: str, epoch: int, target: StageStatus, /, **values: Any) -> bool:
     """THE fence: the stage becomes `target` only where its epoch is `epoch` and the lifecycle has the move."""
     return guarded_update(session, stage_id, epoch, stage_sources(target), status=target, **values)

@@ -13,7 +13,7 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
-from service.jobs.lifecycle import JobStatus, StageStatus, move
+from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.progression import add_event, advance, cancel_unstarted, settle
 from service.jobs.repository import Page
 from service.jobs.tables import Artifact, Event, File, Idempotency, Job, Model, Stage
@@ -55,11 +55,13 @@ class Sender:
 
 @dataclass(frozen=True)
 class JobView:
-    """A job with its stages in running order and the files that they wrote."""
+    """A job with its stages in running order, the files that they wrote, and how long each stage took (seconds) when
+    the owner last ran it on the same model and file."""
 
     job: Job
     stages: tuple[Stage, ...]
     artifacts: tuple[Artifact, ...]
+    earlier_seconds: Mapping[str, int]
 
 
 def submit(database: Database, store: Store, new: NewJob, sender: Sender) -> JobView:
@@ -177,7 +179,8 @@ def _views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     for job in jobs:
         own = tuple(stage for stage in stages if stage.job_id == job.id)
         names = {stage.id for stage in own}
-        views.append(JobView(job, own, tuple(row for row in artifacts if row.stage_id in names)))
+        earlier = {} if job.status in JOB_ENDED else repository.earlier_seconds(session, job)
+        views.append(JobView(job, own, tuple(row for row in artifacts if row.stage_id in names), earlier))
     return views
 
 
@@ -256,6 +259,10 @@ def _stage(job: Job, position: int, planned: PlannedStage) -> Stage:
 def _resolve(session: Session, owner: str, new: NewJob, now: int) -> tuple[Model, dict[str, list[Any]], Data]:
     """What the job refers to, as it is now: the model, the content of each source, and what the pipeline must know."""
     model = repository.model(session, owner, new.model)
+    if model is None and ("://" in new.model or new.model.startswith(("/", ".", "~"))):
+        raise InvalidRequest(
+            "A job starts from a registered model, never from a URL or a path: GET /v1/models.", "model"
+        )
     if model is None:
         raise NotFound(f"The model {new.model!r} does not exist.", "model", "model_not_found")
     wanted = {

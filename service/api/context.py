@@ -1,0 +1,49 @@
+"""What an endpoint works with: the parts that `service.app` wired, and the key that sent the request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.broker import Broker
+from service.db import Database
+from service.jobs.errors import Forbidden
+from service.jobs.keys import Scope
+from service.jobs.tables import ApiKey
+from service.settings import Settings
+from service.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of the running service."""
+
+    settings: Settings
+    database: Database
+    store: Store
+    broker: Broker
+
+
+def _context(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+def _require(scope: Scope) -> Callable[[Request], ApiKey]:
+    def key(request: Request) -> ApiKey:
+        key = request.state.key
+        assert isinstance(key, ApiKey)
+        if scope not in key.scopes and "admin" not in key.scopes:
+            raise Forbidden(f"This key has no scope {scope!r}; it has {', '.join(key.scopes)}.")
+        return key
+
+    return key
+
+
+Parts = Annotated[Context, Depends(_context)]
+Reader = Annotated[ApiKey, Depends(_require("read"))]
+Submitter = Annotated[ApiKey, Depends(_require("submit"))]

@@ -1,0 +1,79 @@
+"""Stored content over HTTP: ranges, so that a download can go on where it stopped, and a checksum to end it."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from service.api.errors import answer
+from service.storage.store import Store
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+def content(request: Request, store: Store, sha256: str, size: int, filename: str) -> Response:
+    """The blob, or the part of it that `Range` asks for.
+
+    The ETag is the content's own hash, so it is strong: the same ETag is the same bytes, for ever.
+    """
+    etag = f'"{sha256}"'
+    headers = {
+        "accept-ranges": "bytes",
+        "etag": etag,
+        "repr-digest": f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:",
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+    }
+    if not _listed(request, "if-match", etag, default=True):
+        return answer(request, 412, "The content is not the one that If-Match names.", code="precondition_failed")
+    if _listed(request, "if-none-match", etag, default=False):
+        return Response(status_code=304, headers=headers)
+    part = _part(request, etag, size)
+    if part is None:
+        unsatisfied = {"content-range": f"bytes */{size}"}
+        return answer(request, 416, f"The content has {size} bytes.", code="range_not_satisfiable", headers=unsatisfied)
+    return _stream(request, store, sha256, size, part, headers)
+
+
+def _stream(
+    request: Request, store: Store, sha256: str, size: int, part: tuple[int, int], headers: dict[str, str]
+) -> Response:
+    start, end = part
+    status = 200 if part == (0, size) else 206
+    if status == 206:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["content-length"] = str(end - start)
+    chunks: Iterator[bytes] = store.open(sha256, start, end)
+    body = iter(()) if request.method == "HEAD" else chunks
+    return StreamingResponse(body, status, headers, media_type="application/octet-stream")
+
+
+def _listed(request: Request, header: str, etag: str, default: bool) -> bool:
+    """Whether the header, a list of ETags or *, names this one; `default` where it is absent."""
+    value = request.headers.get(header)
+    if value is None:
+        return default
+    names = {name.strip() for name in value.split(",")}
+    weak = f"W/{etag}" in names and header == "if-none-match"
+    return "*" in names or etag in names or weak
+
+
+def _part(request: Request, etag: str, size: int) -> tuple[int, int] | None:
+    """[start, end) of what is asked for: everything where no range, several, or a stale one is; None for one that
+    the content does not have."""
+    whole = (0, size)
+    match = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if match is None or match.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
+        return whole
+    first, last = match.groups()
+    if not first:
+        start, end = max(size - int(last), 0), size
+    else:
+        start, end = int(first), min(int(last) + 1 if last else size, size)
+        if last and int(last) < int(first):
+            return whole  # not a range at all, says RFC 9110
+    return (start, end) if start < end else None

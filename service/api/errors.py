@@ -1,0 +1,128 @@
+"""The one table from what went wrong to an HTTP answer, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from allo_engine.pipeline import PlanError
+from service.api.scope import request_id
+from service.jobs.clean import clean_json, clean_text
+from service.jobs.errors import Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooMany
+from service.storage.store import StoreError
+
+STATUS: Mapping[type[Exception], int] = {
+    NotFound: 404,
+    Forbidden: 403,
+    InvalidRequest: 422,
+    PlanError: 422,
+    Conflict: 409,
+    TooMany: 429,
+    StoreError: 500,
+    OperationalError: 503,
+    PoolTimeout: 503,
+}
+
+HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"www-authenticate": "Bearer"},
+    409: {"x-should-retry": "false"},  # the same again would meet the same state
+    429: {"retry-after": "30"},
+    503: {"retry-after": "2"},
+}
+
+TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+MESSAGES: Mapping[int, str] = {
+    404: "There is no such route.",
+    405: "The route exists, but not with this method.",
+    413: "The body is larger than this service takes.",
+    503: "The database does not answer at the moment.",
+}
+
+
+def answer(
+    request: Request,
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    details: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An error as the client expects it. It never repeats more than a little of what the client sent."""
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {"message": clean_text(message)[:4000], "type": kind, "param": param, "code": code}
+    sent = {**HEADERS.get(status, {}), **(headers or {}), "x-request-id": request_id(request.scope)}
+    return JSONResponse({"error": clean_json({**(details or {}), **error})}, status, headers=sent)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the app, the framework's own too, an answer of ours."""
+    for meant in (DomainError, PlanError):
+        app.add_exception_handler(meant, _of_the_domain)
+    for failed in (StoreError, OperationalError, PoolTimeout):
+        app.add_exception_handler(failed, _of_a_part)
+    app.add_exception_handler(RequestValidationError, _of_the_request)
+    app.add_exception_handler(HTTPException, _of_the_framework)
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def _of_the_domain(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DomainError | PlanError)
+    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    if isinstance(error, PlanError):
+        return answer(request, status, error.message, error.param, "invalid_value")
+    return answer(request, status, error.message, error.param, error.code, error.details)
+
+
+def _of_a_part(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, StoreError):
+        return answer(request, 500, f"The stored content {error.sha256} cannot be read.", code="content_unavailable")
+    return answer(request, 503, MESSAGES[503], code="database_unavailable")
+
+
+def _of_the_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [(_param(problem["loc"]), _reason(problem)) for problem in error.errors()]
+    message = " ".join(f"{param}: {reason}." if param else f"{reason}." for param, reason in problems[:10])
+    return answer(request, 422, message, problems[0][0] or None, "invalid_value")
+
+
+def _of_the_framework(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = MESSAGES.get(error.status_code, str(error.detail))
+    return answer(request, error.status_code, message, code=_code(error.status_code), headers=error.headers)
+
+
+def _unforeseen(request: Request, _error: Exception) -> JSONResponse:
+    """The server logs the error; the user learns nothing of our insides, but has an id to report."""
+    name = request_id(request.scope)
+    return answer(request, 500, f"An error of this service, not of the request. Its id is {name}.", code="internal")
+
+
+def _param(location: Sequence[Any]) -> str:
+    """The path of a field as its user writes it."""
+    parts = [str(part) for part in location if not isinstance(part, int) or len(location) > 2]
+    return ".".join(parts[1:] if parts and parts[0] in ("body", "query", "path", "header") else parts)
+
+
+def _reason(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "there is no such field"
+    if problem["type"] == "missing":
+        return "is required"
+    if problem["type"] == "json_invalid":
+        return f"The body is not JSON: {problem['ctx']['error']}"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def _code(status: int) -> str | None:
+    return {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(status)

@@ -1,0 +1,110 @@
+"""What happens to every request before any route sees it: an id, limits on its body, and its key."""
+
+from __future__ import annotations
+
+from anyio import to_thread
+from fastapi import Request
+from sqlalchemy.exc import OperationalError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.errors import MESSAGES, answer
+from service.api.scope import request_id
+from service.db import Database
+from service.jobs.keys import find_key
+from service.jobs.tables import ApiKey
+from service.settings import Settings
+
+OPEN = ("/healthz", "/readyz")
+"""Routes that want no key."""
+
+FORM_OVERHEAD = 2**16
+"""Bytes that a multipart form may have beside its file."""
+
+
+class Guard:
+    """Refuses early, before a body is read, and bounds what is read after."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+        self._app, self._settings, self._database = app, settings, database
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._body_limit(scope)
+        refusal = _bad_request(scope, limit) or await self._unknown_key(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, _limited(receive, limit), _named(send, request_id(scope)))
+
+    def _body_limit(self, scope: Scope) -> int:
+        if scope["path"] == "/v1/files":
+            return self._settings.max_file_bytes + FORM_OVERHEAD
+        return self._settings.max_request_bytes
+
+    async def _unknown_key(self, scope: Scope) -> Response | None:
+        if scope["path"] in OPEN:
+            return None
+        scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+        request = Request(scope)
+        try:
+            key = await self._key(secret.strip()) if scheme.lower() == "bearer" else None
+        except OperationalError:
+            return answer(request, 503, MESSAGES[503], code="database_unavailable")
+        if key is None:
+            wrong = "is not valid: it is unknown, revoked or expired" if secret else "is missing"
+            message = f"The API key {wrong}. Send it as 'Authorization: Bearer KEY'; `allo keys` makes one."
+            return answer(request, 401, message, code="invalid_api_key")
+        scope["state"]["key"] = key
+        return None
+
+    async def _key(self, secret: str) -> ApiKey | None:
+        return await to_thread.run_sync(find_key, self._database, secret)
+
+
+def _bad_request(scope: Scope, limit: int) -> Response | None:
+    """What can be refused by the request's head alone."""
+    request, headers = Request(scope), Headers(scope=scope)
+    request_id(scope)
+    if "\0" in scope["path"]:
+        return answer(request, 404, MESSAGES[404], code="unknown_url")
+    if b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+        return answer(request, 422, "A query parameter holds a NUL character.", code="invalid_value")
+    if headers.get("content-encoding", "identity") != "identity":
+        return answer(request, 415, "Send the body without Content-Encoding.", code="unsupported_encoding")
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > limit:
+        return answer(request, 413, f"{MESSAGES[413]} The limit is {limit} bytes.", code="request_too_large")
+    return None
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """A body that ends in an error where it grows past the limit, whatever its Content-Length said."""
+    received = 0
+
+    async def bounded() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise HTTPException(413)
+        return message
+
+    return bounded
+
+
+def _named(send: Send, name: str) -> Send:
+    """Puts the request's id on the answer."""
+
+    async def with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = name
+            headers["x-content-type-options"] = "nosniff"
+        await send(message)
+
+    return with_id

@@ -1,0 +1,105 @@
+"""Fine-tuning jobs: submitted, watched, cancelled, run again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request
+from starlette.exceptions import HTTPException
+
+from service.api import render
+from service.api.context import Context, Parts, Reader, Submitter
+from service.api.pages import Paging, listed
+from service.api.schemas import CreateJob
+from service.jobs import service
+from service.jobs.service import Sender
+from service.jobs.tables import ApiKey
+
+router = APIRouter(prefix="/fine_tuning/jobs")
+
+
+def _is_json(request: Request) -> None:
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        raise HTTPException(415, "Send the job as application/json.")
+
+
+@router.post("", dependencies=[Depends(_is_json)])
+def create(
+    parts: Parts,
+    key: Submitter,
+    body: CreateJob,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    x_stainless_retry_count: Annotated[int, Header()] = 0,
+) -> dict[str, Any]:
+    """Submits a job. The same Idempotency-Key, or the client's own retry of this request, is the same job."""
+    sender = _sender(parts, key, body, idempotency_key, x_stainless_retry_count > 0)
+    view = service.submit(parts.database, parts.store, body.asked(), sender)
+    return render.job(view, parts.database.now())
+
+
+@router.get("")
+def index(parts: Parts, key: Reader, page: Paging, request: Request) -> dict[str, Any]:
+    """The owner's jobs, newest first; `metadata[k]=v` keeps those that have it."""
+    views, more = service.read_page(parts.database, key.owner, page, _metadata(request.query_params))
+    now = parts.database.now()
+    return listed([render.job(view, now) for view in views], more)
+
+
+@router.get("/{job_id}")
+def read(parts: Parts, key: Reader, job_id: str) -> dict[str, Any]:
+    """One job with its stages."""
+    return render.job(service.read(parts.database, key.owner, job_id), parts.database.now())
+
+
+@router.post("/{job_id}/cancel")
+def cancel(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
+    """Ends a job; it is `cancelled` once the stage that runs has stopped."""
+    return render.job(service.cancel(parts.database, key.owner, job_id), parts.database.now())
+
+
+@router.post("/{job_id}/retry")
+def retry(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
+    """Runs a failed or cancelled job again; finished stages are kept."""
+    return render.job(service.retry(parts.database, parts.store, key.owner, job_id), parts.database.now())
+
+
+@router.get("/{job_id}/checkpoints")
+def checkpoints(parts: Parts, key: Reader, job_id: str, page: Paging) -> dict[str, Any]:
+    """The models that the job's stages left, newest first."""
+    found = render.checkpoints(service.read(parts.database, key.owner, job_id))
+    ids = [checkpoint["id"] for checkpoint in found]
+    start = ids.index(page.after) + 1 if page.after in ids else 0
+    return listed(found[start : start + page.limit], len(found) > start + page.limit)
+
+
+@router.get("/{job_id}/artifacts")
+def artifacts(parts: Parts, key: Reader, job_id: str) -> dict[str, Any]:
+    """Every file that the job's stages wrote, in the stages' order."""
+    view = service.read(parts.database, key.owner, job_id)
+    return listed(
+        [
+            render.artifact(row, stage.name)
+            for stage in view.stages
+            for row in view.artifacts
+            if row.stage_id == stage.id
+        ]
+    )
+
+
+def _sender(parts: Context, key: ApiKey, body: CreateJob, idempotency_key: str | None, is_retry: bool) -> Sender:
+    return Sender(
+        key_id=key.id,
+        owner=key.owner,
+        body_hash=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+        idempotency_key=idempotency_key,
+        is_retry=is_retry,
+        retry_window=parts.settings.retry_window_seconds,
+        max_active_jobs=parts.settings.max_active_jobs,
+    )
+
+
+def _metadata(query: Mapping[str, str]) -> dict[str, str]:
+    """`metadata[name]=value`, as the client writes it."""
+    return {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name.endswith("]")}

@@ -1,0 +1,49 @@
+"""Models: what jobs start from and what they made. A name may hold a slash, sent as it is or as %2F."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api import render
+from service.api.context import Parts, Reader, Submitter
+from service.api.download import content
+from service.api.pages import listed
+from service.jobs import models
+
+router = APIRouter(prefix="/models")
+
+
+@router.get("")
+def index(parts: Parts, key: Reader) -> dict[str, Any]:
+    """The owner's models and everyone's."""
+    return listed([render.model(row) for row in models.read_models(parts.database, key.owner)])
+
+
+@router.head("/{name:path}/files/{path:path}", include_in_schema=False)
+@router.get("/{name:path}/files/{path:path}")
+def read_file(parts: Parts, key: Reader, name: str, path: str, request: Request) -> Response:
+    """One file of a model. Takes Range and If-Range; ETag and Repr-Digest are its sha256."""
+    file = models.file_of(models.read_model(parts.database, key.owner, name), path)
+    return content(request, parts.store, file["sha256"], file["bytes"], path.rsplit("/", 1)[-1])
+
+
+@router.get("/{name:path}/files")
+def files(parts: Parts, key: Reader, name: str) -> dict[str, Any]:
+    """What to download to have the model: {path, bytes, sha256, url} of each file."""
+    row = models.read_model(parts.database, key.owner, name)
+    return listed([render.model_file(row, file) for file in row.files])
+
+
+@router.get("/{name:path}")
+def read(parts: Parts, key: Reader, name: str) -> dict[str, Any]:
+    """One model."""
+    return render.model(models.read_model(parts.database, key.owner, name))
+
+
+@router.delete("/{name:path}")
+def delete(parts: Parts, key: Submitter, name: str) -> dict[str, Any]:
+    """Forgets a model."""
+    models.delete_model(parts.database, key.owner, name, admin="admin" in key.scopes)
+    return {"id": name, "object": "model", "deleted": True}

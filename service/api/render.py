@@ -1,0 +1,140 @@
+"""Jobs and what belongs to them, as the client reads them. What OpenAI's shapes lack are extra fields."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from service.jobs.estimates import fraction, job_eta, job_fraction, stage_eta
+from service.jobs.lifecycle import STAGE_ENDED, StageStatus
+from service.jobs.progression import checkpoint_model
+from service.jobs.service import JobView
+from service.jobs.tables import Artifact, Event, Job, Model, Stage
+
+SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
+"""What OpenAI's deprecated top-level hyperparameters hold."""
+
+
+def job(view: JobView, now: int) -> dict[str, Any]:
+    row = view.job
+    eta = job_eta(view.stages, view.earlier_seconds, now)
+    tokens = [stage.metrics["trained_tokens"] for stage in view.stages if "trained_tokens" in stage.metrics]
+    return {
+        "id": row.id,
+        "object": "fine_tuning.job",
+        "created_at": row.created_at,
+        "finished_at": row.finished_at,
+        "estimated_finish": None if eta is None else now + eta,
+        "model": row.model,
+        "fine_tuned_model": row.fine_tuned_model,
+        "organization_id": row.owner,
+        "status": row.status,
+        "training_file": row.training_file,
+        "validation_file": row.validation_file,
+        "corrections_file": row.corrections_file,
+        "result_files": row.result_files,
+        "trained_tokens": sum(tokens) if tokens else None,
+        "seed": row.seed,
+        "hyperparameters": {name: row.method["hyperparameters"].get(name, "auto") for name in SHORTHAND},
+        "method": _method(row),
+        "integrations": None,
+        "metadata": row.user_metadata,
+        "user_provided_suffix": row.suffix,
+        "error": row.error,
+        "cancel_requested": row.cancel_requested,
+        "eta_seconds": eta,
+        "progress": _job_progress(view),
+        "stages": [_stage(view, stage, now) for stage in view.stages],
+    }
+
+
+def _method(row: Job) -> dict[str, Any]:
+    """What the job runs with, every default spelled out."""
+    kind = row.method["type"]
+    return {"type": kind, kind: {key: row.method[key] for key in ("hyperparameters", "stages")}}
+
+
+def _job_progress(view: JobView) -> dict[str, Any]:
+    ended = sum(stage.status in STAGE_ENDED for stage in view.stages)
+    return {"stages_ended": ended, "stages_total": len(view.stages), "fraction": round(job_fraction(view.stages), 4)}
+
+
+def _stage(view: JobView, row: Stage, now: int) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "status": row.status,
+        "attempt": row.attempt,
+        "progress": {"step": row.step, "total": row.total, "fraction": round(fraction(row), 4)},
+        "eta_seconds": stage_eta(row, now),
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+        "metrics": row.metrics,
+        "error": row.error,
+        "reused_from": row.reused_from,
+        "artifacts": [artifact(item, row.name) for item in view.artifacts if item.stage_id == row.id],
+    }
+
+
+def artifact(row: Artifact, stage: str) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "artifact",
+        "created_at": row.created_at,
+        "stage": stage,
+        "output": row.output,
+        "path": row.path,
+        "bytes": row.bytes,
+        "sha256": row.sha256,
+        "url": f"/v1/artifacts/{row.id}/content",
+    }
+
+
+def event(row: Event) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "fine_tuning.job.event",
+        "created_at": row.created_at,
+        "level": row.level,
+        "message": row.message,
+        "type": row.type,
+        "data": row.data,
+        "seq": row.seq,
+    }
+
+
+def checkpoints(view: JobView) -> list[dict[str, Any]]:
+    """The models that the job's stages left, newest first: each can be downloaded, or started from."""
+    made = {row.stage_id for row in view.artifacts if row.output == "checkpoint"}
+    done = [row for row in view.stages if row.id in made and row.status is StageStatus.SUCCEEDED]
+    usable = [row for row in done if row.name != "reward_model"]  # the rewriter is no answer to a problem
+    return [_checkpoint(view.job, row) for row in reversed(usable)]
+
+
+def _checkpoint(row: Job, stage: Stage) -> dict[str, Any]:
+    return {
+        "id": stage.id.replace("stage-", "ftckpt-", 1),
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": stage.finished_at,
+        "fine_tuning_job_id": row.id,
+        "fine_tuned_model_checkpoint": checkpoint_model(row, stage.name),
+        "step_number": stage.step or 0,
+        "metrics": {**stage.metrics, "step": stage.step, "train_loss": stage.metrics.get("loss")},
+        "stage": stage.name,
+    }
+
+
+def model(row: Model) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "model",
+        "created": row.created_at,
+        "owned_by": row.owner or "system",
+        "job_id": row.job_id,
+        "bytes": sum(file["bytes"] for file in row.files),
+    }
+
+
+def model_file(row: Model, file: dict[str, Any]) -> dict[str, Any]:
+    url = f"/v1/models/{quote(row.id, safe='')}/files/{quote(file['path'])}"
+    return {"id": file["path"], "object": "model.file", **file, "url": url}

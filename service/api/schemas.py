@@ -1,0 +1,106 @@
+"""What a client may send. Unknown fields are refused by name; a stage's settings the engine's own class checks."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from service.jobs.service import NewJob
+
+
+def _plain(value: Any) -> Any:
+    """Any JSON that both databases can hold: no NUL, and no number that JSON does not have."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a text may not hold a NUL character")
+        value.encode()  # a lone surrogate raises a ValueError of its own
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _plain(key), _plain(item)
+    elif isinstance(value, list):
+        for item in value:
+            _plain(item)
+    return value
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_plain)]
+Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
+Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Metadata = Annotated[
+    dict[
+        Annotated[Text, StringConstraints(min_length=1, max_length=64)],
+        Annotated[Text, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+
+
+class Body(BaseModel):
+    """A request body: strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodSettings(Body):
+    """`hyperparameters` are a shorthand for every stage; `stages.<stage>` are one stage's own settings."""
+
+    hyperparameters: Settings | None = None
+    stages: dict[str, Settings | None] | None = None
+
+
+class Method(Body):
+    """The method's type, and its settings under its own name."""
+
+    type: Literal["supervised", "dpo", "allo"]
+    supervised: MethodSettings | None = None
+    dpo: MethodSettings | None = None
+    allo: MethodSettings | None = None
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> Method:
+        for name in ("supervised", "dpo", "allo"):
+            if name != self.type and getattr(self, name) is not None:
+                raise ValueError(f"the type is {self.type}, so the settings belong under {self.type!r}, not {name!r}")
+        return self
+
+    def settings(self) -> MethodSettings:
+        """The settings of the type."""
+        found: MethodSettings | None = getattr(self, self.type)
+        return found or MethodSettings()
+
+
+class CreateJob(Body):
+    """POST /v1/fine_tuning/jobs. `corrections_file` is our addition; it arrives through the client's extra_body."""
+
+    model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain)]
+    training_file: Id
+    validation_file: Id | None = None
+    corrections_file: Id | None = None
+    method: Method | None = None
+    hyperparameters: Settings | None = None
+    suffix: Suffix | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    metadata: Metadata | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def asked(self) -> NewJob:
+        """The job in the domain's terms. Without a method it is supervised, as OpenAI has it."""
+        method = self.method or Method(type="supervised")
+        settings = method.settings()
+        return NewJob(
+            model=self.model,
+            training_file=self.training_file,
+            validation_file=self.validation_file,
+            corrections_file=self.corrections_file,
+            method=method.type,
+            stages={name: values or {} for name, values in (settings.stages or {}).items()},
+            hyperparameters={**(self.hyperparameters or {}), **(settings.hyperparameters or {})},
+            seed=self.seed or 0,
+            suffix=self.suffix,
+            metadata=self.metadata,
+        )

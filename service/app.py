@@ -1,0 +1,37 @@
+"""The web process, wired: the only place that knows which database, store and broker there are."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+
+from service.api import artifacts, events, files, health, jobs, models
+from service.api.context import Context
+from service.api.errors import add_error_handlers
+from service.api.guard import Guard
+from service.broker import Broker, CeleryBroker
+from service.db import Database, migrate
+from service.settings import Settings
+from service.storage import open_store
+
+
+def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
+    """The app over the parts that the settings name, their tables brought up to date."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate(settings.database)
+    database = Database(settings.database)
+    broker = broker or CeleryBroker(settings.broker_url, settings.queue)
+    app = FastAPI(title="ALLO", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json", redirect_slashes=False)
+    app.state.context = Context(settings, database, open_store(settings.store), broker)
+    app.add_middleware(Guard, settings=settings, database=database)
+    add_error_handlers(app)
+    routes = APIRouter(prefix="/v1")
+    for part in (files, jobs, events, artifacts, models):
+        routes.include_router(part.router)
+    app.include_router(routes)
+    app.include_router(health.router)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """For a server that starts the app itself: `uvicorn --factory service.app:from_environment`."""
+    return create_app(Settings.from_environment())
