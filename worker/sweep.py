@@ -46,7 +46,7 @@ def _kill_all(condemned: Callable[[Mapping[str, str]], bool]) -> int:
 
 def _environment(pid: int) -> Mapping[str, str]:
     try:
-        return psutil.Process(pid).environ()
+        return dict(psutil.Process(pid).environ())
     except (psutil.Error, OSError):  # ended, or another user's
         return {}
 

@@ -1,0 +1,182 @@
+"""A real Celery worker on a real broker, with real kills: the job always ends, once, and nothing is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from service.broker import CeleryBroker
+from service.embedded import broker_url, command, wait_until_ready
+from tests.integration.worker.house import House, alive, until
+from worker.sweep import STAGE_MARK
+
+
+class Worker:
+    """`python -m worker` in a house, and every process that it ever had."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.log = house.settings.data_dir / "worker.log"
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                env=os.environ | self.house.settings.to_environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def parts(self) -> dict[str, int]:
+        """Each process of a running stage, by its role."""
+        trainer = psutil.Process(self.house.trainer()["pid"])
+        supervisor = trainer.parent()
+        assert supervisor
+        child = supervisor.parent()
+        assert child
+        parts = {"trainer": trainer, "supervisor": supervisor, "child": child}
+        return {name: process.pid for name, process in parts.items()} | {"worker": self.process.pid}
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+
+
+class Valkey:
+    """The broker of `allo up`, which can be killed and started again."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(command(self.data_dir), stdout=subprocess.DEVNULL)
+        wait_until_ready(self.data_dir)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Valkey]:
+    valkey = Valkey(tmp_path / "data")
+    yield valkey
+    valkey.kill()
+
+
+@pytest.fixture
+def house(make_house, broker) -> House:
+    return make_house("data", broker_url=broker_url(broker.data_dir))
+
+
+@pytest.fixture
+def worker(house: House) -> Iterator[Worker]:
+    worker = Worker(house)
+    yield worker
+    worker.stop()
+    until(lambda: not leftovers(), 5)
+
+
+def leftovers() -> list[int]:
+    """Every process of any stage on this machine."""
+    return [process.pid for process in psutil.process_iter() if STAGE_MARK in _environment(process)]
+
+
+def succeeded_once(house: House, job: str) -> bool:
+    """The job's end, and its invariants: one commit a stage, events without a gap, every artifact verifies."""
+    until(lambda: house.status(job) in ("succeeded", "failed"), 30)
+    events = house.events(job)
+    commits = [event.message for event in events if "succeeded." in event.message]
+    assert commits == ["Stage sft: succeeded.", "Stage evaluate: succeeded."]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert house.artifact(job)
+    return house.status(job) == "succeeded"
+
+
+@pytest.mark.parametrize("victim", ["trainer", "supervisor", "child", "worker"])
+def test_a_job_survives_sigkill_of_its(victim, house, worker):
+    house.behave(steps=20, seconds=0.1)
+    job = house.submit()
+    parts = worker.parts()
+    until(lambda: house.stage(job).step, 5)
+    os.kill(parts[victim], signal.SIGKILL)
+    until(lambda: not alive(parts["trainer"]), 5)
+    if victim == "worker":
+        worker.process.wait()
+        worker.start()
+    house.behave(steps=20, seconds=0.01)
+    assert succeeded_once(house, job)
+    assert house.starts()[1][0] == "sft"
+    assert house.starts()[1][1] > 0, "it should have gone on from a checkpoint"
+
+
+def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, worker):
+    house.behave(at={"1": "hang"})
+    job = house.submit()
+    parts = worker.parts()
+    house.cancel(job)
+    until(lambda: not leftovers(), 10)
+    until(lambda: house.status(job) == "cancelled", 2)
+    assert not alive(parts["trainer"])
+    assert alive(parts["child"])
+
+
+def test_the_same_message_a_hundred_times_is_one_run(house, worker):
+    house.behave(steps=10, seconds=0.05)
+    job = house.submit()
+    worker.parts()
+    stage = house.stage(job)
+    broker = CeleryBroker(house.settings.broker_url, house.settings.queue)
+    for _ in range(100):
+        broker.ring(stage.id, 0)
+    assert succeeded_once(house, job)
+    assert house.starts() == [("sft", 0), ("evaluate", 0)]
+
+
+def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
+    house.behave(steps=30, seconds=0.1)
+    job = house.submit()
+    worker.parts()
+    until(lambda: house.stage(job).step, 5)
+    worker.stop()
+    assert worker.process.returncode == 0
+    assert house.stage(job).attempt == 0
+    assert leftovers() == []
+    house.behave(steps=30, seconds=0.01)
+    worker.start()
+    assert succeeded_once(house, job)
+    assert house.stage(job).attempt == 1
+
+
+def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(house, broker, worker):
+    house.behave(steps=20, seconds=0.1)
+    first, second = house.submit(seed=1), house.submit(seed=2)
+    worker.parts()
+    broker.kill()
+    until(lambda: house.stage(first).status == "succeeded", 10)
+    broker.start()
+    house.behave(steps=2, seconds=0.01)
+    assert succeeded_once(house, first)
+    assert succeeded_once(house, second)
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}

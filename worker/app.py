@@ -1,0 +1,104 @@
+"""The Celery application: `celery -A worker.app worker`, or `python -m worker`.
+
+Celery carries the doorbell and keeps the pool of processes; who owns a stage, and whether it lives, the database
+decides. Each setting below is there so that Celery decides nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from functools import cache, partial
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.signals import worker_shutting_down
+
+from service.db import Database
+from service.settings import Settings
+from service.storage import open_store
+from worker.runner import Runner
+from worker.supervisor import die_with
+
+settings = Settings.from_environment()
+
+app = Celery("worker", broker=settings.broker_url, include=["worker.tasks"])
+app.conf.update(
+    # A message is acknowledged as it is taken: a late acknowledgement makes the visibility timeout run a long task
+    # twice. What is lost with a worker is rung for again.
+    task_acks_late=False,
+    # A worker takes a message only for a slot that is free, so that the order of the database is the order of work.
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    # One process a slot: a stage is a process of its own, and needs one parent that waits for it.
+    worker_pool="prefork",
+    worker_concurrency=settings.slots,
+    worker_proc_alive_timeout=60.0,
+    # Progress and results are rows of the database.
+    task_ignore_result=True,
+    result_backend=None,
+    worker_send_task_events=False,
+    # Nobody revokes or terminates over the broker: that would leave the training process running.
+    worker_enable_remote_control=False,
+    # A broker that comes late, or goes and comes back, is waited for; running stages do not care.
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # Pickle from a broker is code from a broker.
+    accept_content=["json"],
+    task_serializer="json",
+    task_default_queue=settings.queue,
+    worker_redirect_stdouts=False,
+)
+
+_DRAIN = os.eventfd(0, os.EFD_CLOEXEC)
+"""Readable once this worker shuts down. Every pool process inherits it, and no lock is involved."""
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def start_draining(**_: Any) -> None:
+    """A warm shutdown waits for its tasks; this tells them to checkpoint, give their stage back and end."""
+    os.eventfd_write(_DRAIN, 1)
+
+
+def draining() -> bool:
+    """Whether this worker is shutting down."""
+    return bool(select.select([_DRAIN], [], [], 0)[0])
+
+
+@cache
+def runner() -> Runner:
+    """The runner of this pool process, with connections that no other process has: made after the fork."""
+    return Runner(settings, Database(settings.database), open_store(settings.store), draining)
+
+
+class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """Keeps the scheduler running beside the worker, in a process of its own: it uses the database, and a process that
+    forks must not. It ends with the worker, and a new one rings at once for whatever the last worker lost."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, parent: Any) -> None:
+        self._tend()
+        parent.timer.call_repeatedly(1.0, self._tend)
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - the signature is Celery's
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    terminate = stop
+
+    def _tend(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-m", "worker.scheduler"]
+            self._process = subprocess.Popen(command, preexec_fn=partial(die_with, os.getpid()))
+
+
+app.steps["worker"].add(SchedulerStep)
