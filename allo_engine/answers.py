@@ -59,9 +59,9 @@ def extract(text: str) -> Answer | None:
     found = _find(text)
     if found is None:
         return None
-    answer = _trim(found.readings()[-1])
+    answer = _trim(found.sentence())
     kind = kind_of(answer)
-    if not answer or not (found.marked or _is_bare_answer(answer, kind)):
+    if not answer or not (found.after_marker or _is_bare_answer(answer, kind)):
         return None
     return Answer(answer, kind)
 
@@ -125,8 +125,9 @@ _MARKER = re.compile(
 _NAMED = re.compile(r"([^\n.!?:,]{1,80}?)[*_]*\s+is\s+(?:thus\s+|therefore\s+)?the\s+(?:\w+\s+)?answer\b", re.I)
 _NEXT_PROBLEM = re.compile(r"\n[\s*#]*(?:question|problem|q|instruction|input|user)\b\s*\d{0,3}[*\s]*(?::|\n)", re.I)
 _NO_ANSWER = re.compile(
-    r"[\s*_]*(?:(?:indeed |also |therefore )?(?:not|correct|incorrect|right|wrong|clear|obvious|unclear|unknown|given|"
-    r"found|obtained|determined|calculated|as follows|shown|below|above|(?:the )?(?:same|following))\b|[.,?!]*$)",
+    r"[\s*_]*(?:not\b.*|(?:(?:indeed |also |therefore )?(?:correct|incorrect|right|wrong|clear|obvious|unclear|unknown|"
+    r"given|found|obtained|determined|calculated|as follows|shown|below|above|(?:the )?same|(?:the )?following)\b"
+    r"(?:\s+(?:as|in|by|below|above|here)\b.{0,40})?)?[\s.,:?!*_]*)",
     re.I,
 )
 _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
@@ -138,17 +139,27 @@ _CLAUSE_END = re.compile(r"[,;]?\s+(?:because|since|as|so|which|where|for the re
 
 @dataclass(frozen=True)
 class _Found:
-    """The stretch of text that holds the answer. `marked`: a marker before it announces an answer and nothing else."""
+    """The stretch of text that holds the answer.
+
+    `marked`: a marker announces it, so that what is not the reference there is wrong. Not so for "the answer is clear",
+    which stands behind a marker and may mean anything.
+    """
 
     said: str
     marked: bool
+    after_marker: bool
+
+    def line(self) -> str:
+        return self.said.split("\n", 1)[0]
+
+    def sentence(self) -> str:
+        return _SENTENCE_END.split(self.line(), maxsplit=1)[0]
 
     def readings(self) -> list[str]:
         """Where the answer may end, longest first: all that was said, its line, sentence and clause."""
-        line = self.said.split("\n", 1)[0]
-        sentence = _SENTENCE_END.split(line, maxsplit=1)[0]
+        sentence = self.sentence()
         clause = _CLAUSE_END.split(sentence, maxsplit=1)[0]
-        cuts = [self.said, line, sentence]
+        cuts = [self.said, self.line(), sentence]
         return [*cuts, clause] if _trim(clause) and kind_of(_trim(sentence)) is Kind.TEXT else cuts
 
 
@@ -157,22 +168,23 @@ def _find(text: str) -> _Found | None:
     follow_up = _NEXT_PROBLEM.search(text)
     if follow_up and text[: follow_up.start()].strip():
         text = text[: follow_up.start()].rstrip()  # the model went on to a problem of its own
-    markers = list(_MARKER.finditer(text))
-    last = len(markers) - 1
-    for i in range(last, -1, -1):
-        said = _behind(text, markers[i])
-        if said:
-            return _Found(said, marked=True)
-        if said is None and i == last:
-            return None  # cut off behind its marker
+    markers = list(_MARKER.finditer(text))[-20:]
+    said = [_behind(text, marker) for marker in markers]
+    if said and said[-1] is None:
+        return None  # cut off behind its marker
+    announced = [part for part in said if part and not _NO_ANSWER.fullmatch(part.split("\n", 1)[0])]
+    if announced:
+        return _Found(announced[-1], marked=True, after_marker=True)
+    if said and said[-1]:
+        return _Found(said[-1], marked=False, after_marker=True)
     named = None if markers else _last(_NAMED, text)
     if named:
-        return _Found(re.sub(r"^\W*(?:so|thus|therefore|hence|then)\b\W*", "", named[1], flags=re.I), marked=False)
-    return _Found(text, marked=False) if text and not markers and "\n" not in text else None
+        return _Found(re.sub(r"^\W*(?:so|thus|therefore|hence|then)\b\W*", "", named[1], flags=re.I), False, False)
+    return _Found(text, False, False) if text and not markers and "\n" not in text else None
 
 
 def _behind(text: str, marker: re.Match[str]) -> str | None:
-    """What a marker announces. "" if it announces nothing ("the answer is correct"), None if the text ends there."""
+    """What follows a marker: "" if another marker does, None if the text ends there."""
     rest = text[marker.end() :]
     if "box" in marker[0].lower():
         return _in_braces(rest)
@@ -185,7 +197,7 @@ def _behind(text: str, marker: re.Match[str]) -> str | None:
     boxed = _last(re.compile(r"\\f?box(?:ed)?\s*(?=\{)"), rest)
     if boxed:
         return ""  # the box is a marker of its own
-    return "" if _NO_ANSWER.match(rest.split("\n", 1)[0]) else rest
+    return rest
 
 
 def _is_bare_answer(answer: str, kind: Kind) -> bool:
@@ -266,7 +278,7 @@ def _same_maths(gold: str, readings: list[str], marked: bool) -> bool | None:
     if not marked and not _is_bare_answer(readings[-1], kind_of(readings[-1])):
         return None
     for reading in dict.fromkeys([*reversed(readings), *_inline(readings[-1])]):
-        if "".join(gold.split()) == "".join(reading.split()):
+        if "".join(gold.casefold().split()) == "".join(reading.casefold().split()):
             return True
         if is_expression(reading) or whole_number(reading):
             same = same_expression(gold, reading)
@@ -292,6 +304,9 @@ def _same_text(gold: str, readings: list[str], marked: bool) -> bool | None:
     unlabelled = normalise(_OPTION_LABEL.sub("", gold))
     if unlabelled != expected and unlabelled in given:
         return True
+    amount, figure = stated_number(gold), whole_number(readings[-1])
+    if amount and figure:
+        return same_quantity(amount, figure)
     cut_off = any(expected.startswith(reading) for reading in given)
     continued = re.match(re.escape(expected) + r"\s*[,;:(\-.]", given[0])
     if not marked or cut_off or _OPTION_ALONE.fullmatch(readings[-1]):

@@ -111,6 +111,7 @@ def _quantity(match: re.Match[str]) -> Quantity | None:
 
 _FUNCTIONS = {"sin", "cos", "tan", "log", "ln", "sqrt", "pi", "exp", "and", "or"}
 _EXPRESSION = re.compile(r"[\w\s+\-*/^=<>≤≥().,\[\]{}|!%°×÷·√π∞]+")
+_JOINED = re.compile(r"[+\-*/^=<>≤≥(\[{√π∞×÷·]|(?<![\w.])\d+[a-z]\b")
 _EXPONENT = re.compile(r"\^\s*(?:\{([^{}^]{1,12})\}|\(([^()^]{1,12})\)|(-?\d{1,4}|\\?\w{1,6}))(?!\s*[\^\w])")
 _ENDLESS = re.compile(r"\\(?:sum|prod|int|lim|binom|choose|infty\s*\^)|!\s*!|\)\s*!|\}\s*!|\d{4,}\s*!|\d{41,}")
 
@@ -122,7 +123,7 @@ def is_expression(text: str) -> bool:
         return not re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{4,}", text)
     words = re.findall(r"[a-zA-Z]+", text)
     wordless = all(len(word) == 1 or word in _FUNCTIONS for word in words)
-    return wordless and bool(_EXPRESSION.fullmatch(text)) and bool(re.search(r"[+\-*/^=<>≤≥(\[{√π∞×÷·\d]", text))
+    return wordless and bool(_EXPRESSION.fullmatch(text)) and bool(_JOINED.search(text))
 
 
 def same_expression(gold: str, answer: str) -> bool | None:

@@ -244,6 +244,19 @@ LABELLED: list[tuple[str, str, Verdict]] = [
     ("The answer is stop and start the fl", "stop and start the flow of current.", U),
     ("The answer is B", "food", U),
     ("I think water is the answer.", "food", U),
+    ("The answer is clear", "clear", R),
+    ("The answer is not give up", "not give up", R),
+    ("The answer is below the equator", "below the equator", R),
+    ("The answer is clear skies", "rain", W),
+    ("The answer is correct.", "food", U),
+    ("The answer is 42 apples", "42 apples", R),
+    ("The answer is 42", "42 apples", R),
+    ("The answer is 41", "42 apples", W),
+    ("The answer is water is less dense as a solid", "water is less dense as a solid", R),
+    ("The answer is 32°C", "100°C", W),
+    ("The answer is CO2", "H2O", W),
+    ("The answer is h2o", "H2O", R),
+    ("The answer is h_{2}o", "H_{2}O", R),
     ("Options:\na leg muscle\nThe answer is clear.", "a leg muscle", U),
 ]
 
@@ -286,6 +299,11 @@ def test_the_reference_is_the_answer_field_or_else_what_the_solution_answers() -
     assert reference({"solution": "The answer is 8", "answer": "7"}) == "7"
     assert reference({"solution": "4+4=8. The answer is 8.", "answer": None}) == "8"
     assert reference({"solution": "4+4=8"}) is None
+    assert reference({"solution": "It rains as air cools. The answer is not dry"}) == "not dry"
+    assert (
+        reference({"solution": "The answer is denser as a solid than as a liquid."})
+        == "denser as a solid than as a liquid"
+    )
     assert reference({"problem": "4+4?"}) is None
     assert reference({"answer": 7}) == "7"
 
