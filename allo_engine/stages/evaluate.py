@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo_engine.answers import Verdict, compare, gold_of
+from allo_engine.answers import Verdict, compare, reference
 from allo_engine.config import EvaluateConfig
 from allo_engine.delta import apply_delta
 from allo_engine.models import Encoder, fingerprint, load_model, load_tokenizer
 from allo_engine.objectives import reward_figures
 from allo_engine.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
-from allo_engine.records import read_lines
+from allo_engine.records import Problem, read_lines
 from allo_engine.report import Report, Stopped
 from allo_engine.sampling import Request, Settings, generate
 from allo_engine.sequences import Group, singles
@@ -112,10 +112,7 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tu
             for number, (ids,) in batch.items():
                 texts[number] = encoder.decode(ids)
             tick(len(batch))
-        verdicts = {
-            number: compare(text, gold_of(given[number].answer, given[number].solution))
-            for number, text in texts.items()
-        }
+        verdicts = {number: _verdict(text, given[number]) for number, text in texts.items()}
         right = sum(verdict is Verdict.RIGHT for verdict in verdicts.values())
         low, high = wilson(right, len(requests))
         return {
@@ -133,6 +130,11 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tu
         }
 
     return len(requests), evaluate
+
+
+def _verdict(text: str, problem: Problem) -> Verdict:
+    gold = reference({"answer": problem.answer, "solution": problem.solution})
+    return compare(text, gold) if gold else Verdict.UNPARSED
 
 
 def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
-from allo_engine.answers import Verdict, compare, gold_of
+from allo_engine.answers import Verdict, compare, reference
 from allo_engine.config import PairConfig
 from allo_engine.models import Encoder, load_tokenizer
 from allo_engine.reading import Inputs
@@ -54,10 +54,10 @@ def run(config: PairConfig, inputs: Inputs, outputs: Path, work: Path, report: R
 
 def judge(problem: SampledProblem, counts: Counter[Verdict]) -> dict[Verdict, list[Ids]]:
     """A problem's distinct responses by verdict, in the order of their sampling. Counts every response."""
-    gold = gold_of(problem.answer, problem.solution)
+    gold = reference({"answer": problem.answer, "solution": problem.solution})
     found: dict[Verdict, dict[tuple[int, ...], Ids]] = {verdict: {} for verdict in Verdict}
     for ids, text, finished in zip(problem.responses, problem.texts, problem.finished, strict=True):
-        verdict = compare(text, gold) if finished else Verdict.UNPARSED
+        verdict = compare(text, gold) if gold and finished else Verdict.UNPARSED
         counts[verdict] += 1
         found[verdict].setdefault(tuple(ids), ids)
     return {verdict: list(distinct.values()) for verdict, distinct in found.items()}

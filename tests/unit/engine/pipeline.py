@@ -1,0 +1,40 @@
+"""Runs a job's stages in this process, folder to folder, as the worker would: no service."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from allo_engine.pipeline import Data, Method, plan
+from allo_engine.report import Report
+
+COLOURS = ["red", "blue", "green", "grey"]
+THINGS = ["sky", "sea", "leaf", "stone", "rose", "cloud", "grass", "brick"]
+
+
+def write_problems(folder: Path, count: int = 8) -> Path:
+    """Problems that a tiny model half learns: which colour a thing has."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number in range(count):
+        colour = COLOURS[number % len(COLOURS)]
+        lines.append({"problem": THINGS[number], "solution": f"The answer is {colour}", "answer": colour})
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def run_job(
+    root: Path, method: Method, data: Data, given: dict[str, Path], stages: dict[str, Any], report: Report
+) -> dict[str, dict[str, float]]:
+    """Every stage's metrics; outputs lie in root/<stage>/<output>."""
+    metrics: dict[str, dict[str, float]] = {}
+    for stage in plan(method, data, stages):
+        inputs = {
+            name: root / source.replace(".", "/") if "." in source else given[source]
+            for name, source in stage.inputs.items()
+        }
+        module = importlib.import_module(f"allo_engine.stages.{stage.name}")
+        metrics[stage.name] = module.run(stage.config, inputs, root / stage.name, root / "work" / stage.name, report)
+    return metrics

@@ -1,0 +1,96 @@
+"""A stage as its own process: the protocol, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.unit.engine.pipeline import write_problems
+
+
+def write_task(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    task = {"stage": stage, "config": config, "inputs": {name: str(path) for name, path in inputs.items()}}
+    task |= {"outputs": str(folder / "out"), "work": str(folder / "work")}
+    (folder / "stage.json").write_text(json.dumps(task))
+    return folder / "stage.json"
+
+
+def start(stage: str, config: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "allo_engine", stage, "--config", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, [json.loads(line) for line in output.splitlines()] or [{"type": errors}]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path, model_folder: Path, ending: int) -> None:
+    config = {"learning_rate": 1e-3, "n_epochs": 60, "batch_size": 2, "checkpoint_seconds": 0.01}
+    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
+    whole, cut = (write_task(tmp_path / name, "sft", config, inputs) for name in ("whole", "cut"))
+    status, lines = finish(start("sft", whole))
+    assert (status, lines[-1]["type"]) == (0, "result")
+    process = start("sft", cut)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("metrics", {}).get("step", 0) >= 30:
+            process.send_signal(ending)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == (75 if ending == signal.SIGTERM else -signal.SIGKILL)
+    status, lines = finish(start("sft", cut))
+    assert status == 0
+    assert any("Resumed" in line.get("message", "") for line in lines)
+    ours = load_file(tmp_path / "cut" / "out" / "checkpoint" / "model.safetensors")
+    expected = load_file(tmp_path / "whole" / "out" / "checkpoint" / "model.safetensors")
+    assert all(np.array_equal(ours[name], expected[name]) for name in expected)
+
+
+def test_sampling_that_was_ended_goes_on_to_the_same_responses(tmp_path: Path, model_folder: Path) -> None:
+    config = {"n": 2, "batch_size": 2, "max_response_tokens": 300, "temperature": 1.5}
+    inputs = {"model": model_folder, "problems": write_problems(tmp_path / "data")}
+    whole, cut = (write_task(tmp_path / name, "sample", config, inputs) for name in ("whole", "cut"))
+    assert finish(start("sample", whole))[0] == 0
+    process = start("sample", cut)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("step", 0) >= 1:
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    assert len((tmp_path / "cut" / "work" / "responses.jsonl").read_text().splitlines()) >= 1
+    assert finish(start("sample", cut))[0] == 0
+    name = "out/responses/responses.jsonl"
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_stage_that_cannot_go_on_says_what_to_change(tmp_path: Path, model_folder: Path) -> None:
+    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
+    config = write_task(tmp_path / "job", "sft", {"template": "no place for it"}, inputs)
+    status, lines = finish(start("sft", config))
+    assert status == 1
+    assert lines[-1] == {
+        "type": "error",
+        "code": "bad_template",
+        "message": "The template must hold {problem}, where the problem's text goes.",
+    }
+
+
+def test_settings_that_are_wrong_are_told_by_field(tmp_path: Path, model_folder: Path) -> None:
+    config = write_task(tmp_path / "job", "sft", {"learning_rate": -1}, {"model": model_folder})
+    status, lines = finish(start("sft", config))
+    assert status == 2
+    assert "learning_rate" in lines[-1]["message"]

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from allo_engine.config import CONFIGS, ImproveConfig
+from allo_engine.pipeline import OUTPUTS, Data, PlanError, digest, model_source, plan
+
+PROBLEMS = Data("problems", validation="problems")
+LOCATE = "method.allo.stages.locate."
+MULTIPLIER = "learning_rate_multiplier"
+PREFERENCES = Data("preferences", lines_without_solution=(3, 7))
+
+
+def names(*arguments: Any, **settings: Any) -> list[str]:
+    return [stage.name for stage in plan(*arguments, **settings)]
+
+
+def test_the_stages_of_each_method() -> None:
+    aligning = ["warmup", "locate", "reward_model", "token_rewards", "forget", "improve"]
+    assert names("allo", Data("problems")) == ["sample", "pair", *aligning]
+    assert names("allo", PROBLEMS, {"sft": {}}) == ["sft", "sample", "pair", *aligning, "evaluate"]
+    assert names("dpo", PROBLEMS) == ["sample", "pair", "warmup", "evaluate"]
+    assert names("dpo", PREFERENCES) == ["warmup"]
+    assert names("supervised", Data("chats")) == ["sft"]
+    assert names("allo", Data("preferences")) == aligning
+
+
+def test_every_input_is_given_or_an_output_of_an_earlier_stage() -> None:
+    for data in (PROBLEMS, Data("preferences", corrections=True, validation="preferences")):
+        done: list[str] = []
+        for stage in plan("allo", data):
+            for source in stage.inputs.values():
+                name, _, output = source.partition(".")
+                assert not output or (name in done and output in OUTPUTS[name])
+            assert set(stage.needs()) <= set(done)
+            done.append(stage.name)
+
+
+def test_the_log_ratio_needs_neither_reward_model_nor_solutions() -> None:
+    stages = {"token_rewards": {"source": "log_ratio"}}
+    assert "reward_model" not in names("allo", PREFERENCES, stages)
+
+
+def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
+    assert model_source(names("allo", PROBLEMS)) == "improve.checkpoint"
+    assert model_source(names("dpo", PROBLEMS, {"sft": {}})) == "warmup.checkpoint"
+    assert model_source(names("supervised", PROBLEMS)) == "sft.checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "word"),
+    [
+        (("allo", PREFERENCES), "training_file", "line 3, 7"),
+        (("allo", Data("chats")), "training_file", "problems or preferences"),
+        (("dpo", Data("preferences", validation="problems")), "validation_file", "same format"),
+        (("dpo", Data("preferences"), {"sft": {}}), "method.dpo.stages.sft", "problems or chats"),
+        (("dpo", PROBLEMS, {"improve": {}}), "method.dpo.stages.improve", "no stage"),
+        (("allo", PROBLEMS, {"locate": {"forget_ratio": 0}}), LOCATE + "forget_ratio", "greater than 0"),
+        (("allo", PROBLEMS, {"locate": {"improve_ratio": 1.5}}), LOCATE + "improve_ratio", "equal to 1"),
+        (("allo", PROBLEMS, {"improve": {"lr": 1}}), "method.allo.stages.improve.lr", "learning_rate"),
+        (("dpo", PROBLEMS, None, {"rank": 8}), "method.dpo.hyperparameters.rank", "learning_rate"),
+        (("dpo", PROBLEMS, None, {"n_epochs": 0}), "method.dpo.stages.warmup.n_epochs", "greater than or equal to 1"),
+        (("dpo", PROBLEMS, None, {MULTIPLIER: "x"}), f"method.dpo.hyperparameters.{MULTIPLIER}", "number"),
+    ],
+)  # fmt: skip
+def test_a_job_that_cannot_run_is_refused_with_the_field_to_change(arguments: Any, param: str, word: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(*arguments)
+    assert caught.value.param == param
+    assert word in caught.value.message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == caught.value.message  # noqa: S301 - errors cross processes
+
+
+def test_shorthands_reach_every_stage_that_has_them_and_stages_override() -> None:
+    planned = plan("allo", PROBLEMS, {"improve": {"n_epochs": 3}}, {"n_epochs": 2, "beta": "auto", "learning_rate_multiplier": 10}, 7)  # fmt: skip  # noqa: E501
+    configs = {stage.name: stage.config.model_dump() for stage in planned}
+    assert [configs[name]["n_epochs"] for name in ("warmup", "reward_model", "improve")] == [2, 2, 3]
+    assert configs["improve"]["learning_rate"] == pytest.approx(5e-5)
+    assert configs["forget"]["beta"] == 0.1
+    assert {config["seed"] for config in configs.values()} == {7}
+
+
+def test_a_digest_names_code_settings_and_inputs_and_nothing_else() -> None:
+    config = ImproveConfig().model_dump()
+    inputs = {"model": [("a", "1"), ("b", "2")]}
+    name = digest("improve", config, inputs)
+    assert name == digest("improve", {**config, "checkpoint_seconds": 5.0}, {"model": [("b", "2"), ("a", "1")]})
+    assert name != digest("improve", {**config, "beta": 0.2}, inputs)
+    assert name != digest("improve", config, {"model": [("a", "1"), ("b", "3")]})
+    assert name != digest("forget", config, inputs)
+
+
+def test_every_stage_has_settings_and_outputs() -> None:
+    assert set(CONFIGS) == set(OUTPUTS)
