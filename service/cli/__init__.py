@@ -1,0 +1,84 @@
+"""The `allo` command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from types import ModuleType
+
+from pydantic import ValidationError
+
+from service.cli import api, doctor, jobs, local, up
+from service.cli.terminal import CommandError, err
+from service.client import ClientError
+from service.jobs.errors import DomainError
+
+_EPILOG = """\
+first steps:
+  allo demo                             align a small model on this machine, start to end
+  allo up                               start the service and print its URL and key
+  allo models add NAME FOLDER           register the model to align
+  allo submit train.jsonl --model NAME --watch
+  allo download ftjob-… ./aligned
+
+`allo COMMAND --help` shows a command's options and examples.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args) or 0)
+    except (CommandError, ClientError, DomainError) as error:
+        err.print(f"error: {error}", style="red", markup=False)
+    except ValidationError as error:
+        for problem in error.errors():
+            field = ".".join(map(str, problem["loc"])).upper()
+            err.print(f"error: ALLO_{field}: {problem['msg']}", style="red", markup=False)
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="allo",
+        description="Align language models: upload data, submit a job, watch it, download the aligned model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    up.add(commands)
+    _add_module(commands, "demo", "align a real small model on this machine, start to end", "service.demo")
+    jobs.add_submit(commands)
+    jobs.add_watch(commands)
+    jobs.add_download(commands)
+    local.add_models(commands)
+    local.add_keys(commands)
+    _add_module(commands, "bench", "measure quality and speed on this machine", "tests.benchmarks")
+    doctor.add(commands)
+    api.add(commands)
+    return parser
+
+
+def _add_module(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, module: str
+) -> None:
+    """A command that lives in a module of its own, loaded when it is called: its `run(args)`."""
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser.set_defaults(run=lambda args: _load(name, module).run(args))
+
+
+def _load(name: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise CommandError(f"`allo {name}` needs {module}, which this installation does not have.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""`allo doctor`: whether this machine can run the service, and what to do where it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import embedded
+from service.broker import BrokerDown, CeleryBroker
+from service.cli.connection import add_data_dir, local_settings
+from service.cli.terminal import out
+from service.db import Database, migrate
+from service.settings import Settings
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check that this machine can run the service",
+        description="Check disk, database, broker and engine. The exit status is 0 where all is well.",
+    )
+    add_data_dir(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line a check."""
+    settings = local_settings(args)
+    checks: dict[str, Callable[[Settings], str]] = {
+        "disk": _disk,
+        "database": _database,
+        "broker": _broker,
+        "engine": _engine,
+    }
+    problems = {name: check(settings) for name, check in checks.items()}
+    for name, problem in problems.items():
+        out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
+    return int(any(problems.values()))
+
+
+def _disk(settings: Settings) -> str:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{settings.data_dir} cannot be made: {error.strerror}"
+    free = shutil.disk_usage(settings.data_dir).free
+    if not os.access(settings.data_dir, os.W_OK):
+        return f"{settings.data_dir} is not writable"
+    wanted = settings.min_free_bytes
+    return "" if free >= wanted else f"{free / 2**30:.1f} GiB free, {wanted / 2**30:.1f} wanted (ALLO_MIN_FREE_BYTES)"
+
+
+def _database(settings: Settings) -> str:
+    database = Database(settings.database)
+    try:
+        migrate(settings.database)
+        database.ping()
+    except SQLAlchemyError as error:
+        return str(error.__cause__ or error)
+    finally:
+        database.close()
+    return ""
+
+
+def _broker(settings: Settings) -> str:
+    if "ALLO_BROKER_URL" not in os.environ:
+        binary = embedded.command(settings.data_dir)[0]
+        return "" if os.access(binary, os.X_OK) else f"{binary} cannot be run: set ALLO_BROKER_URL to a Redis server"
+    try:
+        CeleryBroker(settings.broker_url, settings.queue).ping()
+    except BrokerDown as error:
+        return str(error)
+    return ""
+
+
+def _engine(settings: Settings) -> str:
+    if settings.engine or importlib.util.find_spec("torch"):
+        return ""
+    return "torch is not installed: this machine can serve the API, but train nothing"

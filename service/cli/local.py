@@ -1,0 +1,142 @@
+"""`allo keys` and `allo models`: what an operator does on the machine itself, running service or not."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.table import Table
+
+from service.cli.connection import add_data_dir, local_settings
+from service.cli.terminal import out
+from service.db import Database, migrate
+from service.jobs import keys, models
+from service.jobs.tables import ApiKey
+from service.settings import Settings
+from service.storage import open_store
+
+_KEYS_EPILOG = """\
+examples:
+  allo keys create --owner alice                     a key that may read and submit
+  allo keys create --owner ci --scopes read --days 7 a key that reads, for a week
+  allo keys list
+  allo keys revoke key-…
+
+Everything that a key makes belongs to its owner; other owners do not see it.
+"""
+_MODELS_EPILOG = """\
+examples:
+  allo models add smollm2 ./SmolLM2-135M-Instruct    a folder with config.json, tokenizer and *.safetensors
+  allo models list
+
+Adding copies the files into the data folder. Pickled weights and models with code of their own are refused.
+"""
+
+
+def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verbs = _with_verbs(commands, "keys", "create, list and revoke API keys", _KEYS_EPILOG)
+    create = _verb(verbs, "create", "make a key and print it, this once", _create_key)
+    create.add_argument("--owner", default="local", help="whose key it is (local)")
+    create.add_argument(
+        "--scopes", nargs="+", choices=keys.SCOPES, default=["read", "submit"], help="what it may do (read submit)"
+    )
+    create.add_argument("--days", type=float, help="days until it expires (never)")
+    _verb(verbs, "list", "show every key, without its secret", _list_keys)
+    revoke = _verb(verbs, "revoke", "end a key at once", _revoke_key)
+    revoke.add_argument("id", help="key-…, as `allo keys list` shows it")
+
+
+def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verbs = _with_verbs(commands, "models", "register the models that jobs start from", _MODELS_EPILOG)
+    add = _verb(verbs, "add", "register a local folder as a model for everyone", _add_model)
+    add.add_argument("name", help="the name that jobs use")
+    add.add_argument("path", type=Path, help="a folder with config.json, tokenizer and *.safetensors")
+    _verb(verbs, "list", "show everyone's models and the local owner's", _list_models)
+
+
+def _with_verbs(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}, in the data folder's own database.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(required=True, metavar="VERB")
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    add_data_dir(verb)
+    verb.set_defaults(run=run)
+    return verb
+
+
+@contextmanager
+def _opened(args: argparse.Namespace) -> Iterator[tuple[Settings, Database]]:
+    settings = local_settings(args)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate(settings.database)
+    database = Database(settings.database)
+    try:
+        yield settings, database
+    finally:
+        database.close()
+
+
+def _create_key(args: argparse.Namespace) -> int:
+    expires = None if args.days is None else int(time.time() + args.days * 86400)
+    with _opened(args) as (_, database):
+        key = keys.create_key(database, args.owner, args.scopes, expires)
+    out.print(f"{key.secret}\n({key.id}, owner {args.owner}, scopes {' '.join(args.scopes)}; it is shown this once)")
+    return 0
+
+
+def _list_keys(args: argparse.Namespace) -> int:
+    table = Table("id", "begins with", "owner", "scopes", "state")
+    with _opened(args) as (_, database):
+        for key in keys.list_keys(database):
+            table.add_row(key.id, key.prefix, key.owner, " ".join(key.scopes), _state(key))
+    out.print(table)
+    return 0
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= time.time() else "valid"
+
+
+def _revoke_key(args: argparse.Namespace) -> int:
+    with _opened(args) as (_, database):
+        keys.revoke_key(database, args.id)
+    out.print(f"{args.id} is revoked.")
+    return 0
+
+
+def _add_model(args: argparse.Namespace) -> int:
+    with _opened(args) as (settings, database), out.status(f"Adding {args.path} …"):
+        model = models.register_model(database, open_store(settings.store), args.name, args.path)
+    size = sum(file["bytes"] for file in model.files)
+    out.print(f"{model.id}: {len(model.files)} files, {size / 2**20:.0f} MiB.")
+    return 0
+
+
+def _list_models(args: argparse.Namespace) -> int:
+    table = Table("name", "MiB", "made by")
+    with _opened(args) as (_, database):
+        for model in models.read_models(database, "local"):
+            size = sum(file["bytes"] for file in model.files)
+            table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator")
+    out.print(table)
+    return 0

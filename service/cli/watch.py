@@ -1,0 +1,94 @@
+"""A job's progress in the terminal: a bar a stage, and its events above them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from service.cli.terminal import out
+from service.client import Client, ClientError
+
+EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3}
+"""A command's exit status, by the job's; 2 is a wrong command line."""
+
+_EVERY_SECONDS = 1.0
+_PATIENCE_SECONDS = 60.0
+_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "bold"}
+
+
+def watch_job(client: Client, job_id: str, console: Console = out) -> dict[str, Any]:
+    """Show the job until it ends; the job as it then is. A service that restarts meanwhile is waited for."""
+    columns = (TextColumn("{task.description:<14}"), BarColumn(bar_width=30), TaskProgressColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+        view = _View(progress)
+        after: str | None = None
+        last_answer = time.monotonic()
+        while True:
+            try:
+                job = client.job(job_id)
+                after = view.tell(list(client.events(job_id, after))) or after
+            except ClientError:
+                if view.empty or time.monotonic() - last_answer > _PATIENCE_SECONDS:
+                    raise
+            else:
+                last_answer = time.monotonic()
+                view.show(job)
+                if job["status"] in EXIT_CODES:
+                    return job
+            time.sleep(_EVERY_SECONDS)
+
+
+class _View:
+    """The bars on the screen, one a stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not self._bars
+
+    def tell(self, events: list[dict[str, Any]]) -> str | None:
+        """Print the events that are for people; the id of the last one."""
+        for event in events:
+            if event["type"] == "message":
+                style = {"warn": "yellow", "error": "red"}.get(event["level"], "default")
+                clock = time.strftime("%H:%M:%S", time.localtime(event["created_at"]))
+                self._progress.console.print(f"[dim]{clock}[/dim] [{style}]{escape(event['message'])}[/{style}]")
+        return events[-1]["id"] if events else None
+
+    def show(self, job: dict[str, Any]) -> None:
+        for stage in job["stages"]:
+            if stage["name"] not in self._bars:
+                self._bars[stage["name"]] = self._progress.add_task(stage["name"], total=1.0, note="")
+            style = _STYLES.get(stage["status"], "dim")
+            self._progress.update(
+                self._bars[stage["name"]],
+                completed=stage["progress"]["fraction"],
+                description=f"[{style}]{stage['name']}[/{style}]",
+                note=_note(stage),
+            )
+
+
+def _note(stage: dict[str, Any]) -> str:
+    """What is worth knowing of a stage beside its bar."""
+    if stage["status"] == "succeeded":
+        return "reused" if stage["reused_from"] else _span(stage["finished_at"] - stage["started_at"])
+    if stage["status"] != "running":
+        return str(stage["status"])
+    parts = [f"about {_span(stage['eta_seconds'])} left"] if stage["eta_seconds"] is not None else []
+    loss = stage["metrics"].get("loss")
+    parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []
+    parts += [f"attempt {stage['attempt']}"] if stage["attempt"] > 1 else []
+    return ", ".join(parts) or "starting"
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,161 @@
+"""The service as the command line speaks to it: the same HTTP surface that everybody has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+Json = dict[str, Any]
+
+_CHUNK = 2**20
+_TIMEOUT = httpx.Timeout(30.0, read=300.0)  # a large file is checked line by line before the answer comes
+
+
+class ClientError(Exception):
+    """What went wrong, in words for the person at the terminal."""
+
+
+class Client:
+    """One service, one key. Use it as a context manager."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        headers = {"authorization": f"Bearer {api_key}"}
+        transport = httpx.HTTPTransport(retries=3)  # connecting alone: no request is sent twice
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT, transport=transport)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def upload(self, path: Path) -> Json:
+        """Upload a training file; raises ClientError with every reported line where the service cannot use it."""
+        with path.open("rb") as file:
+            answer = self._send("POST", "/v1/files", data={"purpose": "fine-tune"}, files={"file": (path.name, file)})
+        if answer["status"] == "error":
+            raise ClientError(f"{path} cannot be used. {answer.get('status_details') or ''}")
+        return answer
+
+    def submit(self, body: Mapping[str, Any]) -> Json:
+        return self._send("POST", "/v1/fine_tuning/jobs", json=body)
+
+    def job(self, job_id: str) -> Json:
+        return self._send("GET", f"/v1/fine_tuning/jobs/{job_id}")
+
+    def jobs(self, limit: int = 20) -> list[Json]:
+        return list(self._send("GET", "/v1/fine_tuning/jobs", params={"limit": limit})["data"])
+
+    def cancel(self, job_id: str) -> Json:
+        return self._send("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel")
+
+    def events(self, job_id: str, after: str | None = None) -> Iterator[Json]:
+        """The job's events since the event `after`, as they happened."""
+        while True:
+            given = {"order": "asc", "limit": 100, **({"after": after} if after else {})}
+            page = self._send("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=given)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            after = page["data"][-1]["id"]
+
+    def model_files(self, name: str) -> list[Json]:
+        """What a model consists of: {path, bytes, sha256, url} of each file."""
+        return list(self._send("GET", f"/v1/models/{quote(name, safe='')}/files")["data"])
+
+    def download(self, file: Mapping[str, Any], folder: Path, advance: Callable[[int], None]) -> None:
+        """Put one file of a model into a folder, going on where an interrupted download stopped, and verify it.
+
+        `advance` is told how many bytes came; bytes that were there already count too.
+        """
+        path = _inside(folder, file["path"])
+        if path.exists() and _sha256(path) == file["sha256"]:
+            advance(file["bytes"])
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        self._fetch(file, part, advance)
+        if _sha256(part) != file["sha256"]:
+            part.unlink()
+            raise ClientError(f"{file['path']} did not arrive as it was sent: its checksum differs. Download it again.")
+        part.replace(path)
+
+    def _fetch(self, file: Mapping[str, Any], part: Path, advance: Callable[[int], None]) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        if have == file["bytes"]:
+            advance(have)
+            return
+        headers = {"range": f"bytes={have}-", "if-range": f'"{file["sha256"]}"'} if have else {}
+        with self._checked(self._http.stream("GET", file["url"], headers=headers)) as response:
+            resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
+            advance(have if resumed else 0)
+            with part.open("ab" if resumed else "wb") as target:
+                for chunk in response.iter_bytes(_CHUNK):
+                    target.write(chunk)
+                    advance(len(chunk))
+
+    def _send(self, method: str, path: str, **content: Any) -> Json:
+        with self._checked(self._http.stream(method, path, **content)) as response:
+            response.read()
+            answer = response.json()
+        assert isinstance(answer, dict)
+        return answer
+
+    def _checked(self, stream: Any) -> Any:
+        return _Checked(stream, str(self._http.base_url))
+
+
+class _Checked:
+    """A response that is a success: everything else becomes a ClientError that says what to do."""
+
+    def __init__(self, stream: Any, url: str) -> None:
+        self._stream, self._url = stream, url
+
+    def __enter__(self) -> httpx.Response:
+        try:
+            response: httpx.Response = self._stream.__enter__()
+        except httpx.TransportError as error:
+            raise ClientError(f"Nothing answers at {self._url} ({error}). Start it with `allo up`.") from error
+        if response.is_error:
+            response.read()
+            self._stream.__exit__(None, None, None)
+            raise ClientError(_message(response))
+        return response
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.__exit__(kind, error, trace)
+        if isinstance(error, httpx.TransportError):
+            raise ClientError(f"The connection to {self._url} broke ({error}). Try again.") from error
+
+
+def _message(response: httpx.Response) -> str:
+    """The service's own words, and the field that they are about."""
+    try:
+        error = response.json()["error"]
+        field = f" [{error['param']}]" if error.get("param") else ""
+        return f"{error['message']}{field}"
+    except (ValueError, KeyError, TypeError):
+        return f"The service answered {response.status_code} {response.reason_phrase}."
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of this name in the folder, whatever the service says."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ClientError(f"The service names a file outside of the folder: {name!r}.")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
