@@ -164,7 +164,8 @@ class Trainer:
                 cost = saved - began
             if stopping:
                 raise Stopped
-        return {"steps": float(len(plan)), **totals.means()}
+        tokens = self._config.n_epochs * sum(group.tokens() for group in groups)
+        return {"steps": len(plan), "trained_tokens": tokens, **totals.means()}
 
     def _step(self, groups: Sequence[Group], objective: Objective, rate: float, totals: Totals) -> dict[str, float]:
         divisor = sum(objective.weight(group) for group in groups)

@@ -56,6 +56,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
             kept.with_suffix(".tmp").replace(kept)
         rows.append(json.loads(kept.read_text()))
         done = size * len(rows)
+        _compare_with_warmup(rows)
         report.message(f"Evaluated {name}.", data=_figures(rows[-1]))
     (outputs / "report").mkdir(parents=True, exist_ok=True)
     text = json.dumps({"models": rows}, indent=2, ensure_ascii=False)
@@ -70,6 +71,23 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
+    """Difference of two models' shares on the same cases, with its 95 % interval (McNemar's variance)."""
+    total = len(ours)
+    gained = sum(mine and not other for mine, other in zip(ours, theirs, strict=True))
+    lost = sum(other and not mine for mine, other in zip(ours, theirs, strict=True))
+    difference = (gained - lost) / total
+    half = 1.959963984540054 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / total)) / total
+    return {"difference": difference, "low": difference - half, "high": difference + half}
+
+
+def _compare_with_warmup(rows: list[Row]) -> None:
+    """Say of the newest model how far it is from the warm-up, which is vanilla DPO, on the very same cases."""
+    warmup = next((row for row in rows if row["model"] == "warmup"), None)
+    if warmup and rows[-1] is not warmup and "cases" in warmup:
+        rows[-1]["against_warmup"] = paired_difference(rows[-1]["cases"], warmup["cases"])
 
 
 def _models(inputs: Inputs) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
@@ -122,7 +140,7 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tu
             "right": right,
             "unparsed": sum(verdict is Verdict.UNPARSED for verdict in verdicts.values()),
             "problems": len(requests),
-            "verdicts": [verdicts[number].value for number in sorted(verdicts)],
+            "cases": [verdicts[number] is Verdict.RIGHT for number in sorted(verdicts)],
             "examples": [
                 {"problem": given[number].problem, "answer": texts[number], "verdict": verdicts[number].value}
                 for number in sorted(texts)[: config.examples]
@@ -157,7 +175,8 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
             "accuracy_low": low,
             "accuracy_high": high,
             "margin": figures["reward_margin"][0] / count,
-            "pairs": round(count),
+            "pairs": len(found),
+            "cases": [chosen > rejected for chosen, rejected in found],
         }
 
     return sum(group.tokens() for group in groups), evaluate

@@ -10,7 +10,7 @@ from allo_engine.models import Encoder
 from allo_engine.records import NegativeGroup, SampledProblem
 from allo_engine.rewriting import INSTRUCTION, Rewriting
 from allo_engine.sequences import build_row
-from allo_engine.stages.evaluate import wilson
+from allo_engine.stages.evaluate import paired_difference, wilson
 from allo_engine.stages.forget import token_weights
 from allo_engine.stages.pair import judge, negatives_of, pair_up
 from tests.tiny import tiny_tokenizer
@@ -80,3 +80,12 @@ def test_wilsons_interval_worked_by_hand() -> None:
     low, high = wilson(1, 2)
     assert (low, high) == (pytest.approx(0.0945, abs=1e-4), pytest.approx(0.9055, abs=1e-4))
     assert wilson(0, 10)[0] == 0.0
+
+
+def test_a_paired_difference_worked_by_hand() -> None:
+    # 3 gained, 1 lost of 10: (3 − 1)/10 = 0.2; variance (4 − 4/10)/100 = 0.036; 1.96·√0.036 = 0.3719
+    ours = [True] * 3 + [False] + [True] * 6
+    theirs = [False] * 3 + [True] + [True] * 6
+    found = paired_difference(ours, theirs)
+    assert found["difference"] == pytest.approx(0.2)
+    assert (found["low"], found["high"]) == (pytest.approx(-0.1719, abs=1e-4), pytest.approx(0.5719, abs=1e-4))
