@@ -1,0 +1,193 @@
+"""Whatever is wrong with a request: the right status, our error shape, and a service that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from service.jobs.keys import create_key, revoke_key
+from tests.integration.service.conftest import SilentBroker
+from tests.integration.service.domain import Domain
+
+JOBS = "/v1/fine_tuning/jobs"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def client(app: FastAPI, secret: str) -> Iterator[TestClient]:
+    with TestClient(app, headers={"authorization": f"Bearer {secret}"}, raise_server_exceptions=False) as client:
+        yield client
+
+
+def error(answer: Any, status: int) -> dict[str, Any]:
+    """The error, after checking what all of them have."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["x-request-id"].startswith("req-")
+    body: dict[str, Any] = answer.json()["error"]
+    assert set(body) >= {"message", "type", "param", "code"}
+    assert body["message"]
+    return body
+
+
+@pytest.mark.parametrize("path", ["/v1/models", JOBS, "/v1/files/x/content", "/v1/openapi.json", "/", "/v1/none"])
+def test_without_a_valid_key_there_is_nothing_to_see(app: FastAPI, served: Domain, path: str) -> None:
+    expired = create_key(served.database, "owner", expires_at=1).secret
+    revoked = create_key(served.database, "owner")
+    revoke_key(served.database, revoked.id)
+    client = TestClient(app)
+    for value in (None, "", "Bearer", "Bearer x", "Basic eDp4", f"Bearer {expired}", f"Bearer {revoked.secret}"):
+        answer = client.get(path, headers={} if value is None else {"authorization": value})
+        assert error(answer, 401)["code"] == "invalid_api_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_body_is_not_read_before_its_key_is_known(app: FastAPI, served: Domain) -> None:
+    error(TestClient(app).post(JOBS, content=b"{not json", headers=JSON), 401)
+
+
+def test_scopes_bound_what_a_key_may_do(client: TestClient, served: Domain) -> None:
+    reader = {"authorization": f"Bearer {create_key(served.database, 'owner', ('read',)).secret}"}
+    writer = {"authorization": f"Bearer {create_key(served.database, 'owner', ('submit',)).secret}"}
+    assert client.get(JOBS, headers=reader).status_code == 200
+    error(client.post(f"{JOBS}/x/cancel", headers=reader), 403)
+    error(client.delete("/v1/files/file-train", headers=reader), 403)
+    error(client.get(JOBS, headers=writer), 403)
+
+
+def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
+    assert error(client.get("/v1/nothing"), 404)["code"] == "unknown_url"
+    answer = client.put("/v1/models")
+    assert error(answer, 405)["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == "GET"
+    error(client.get(f"{JOBS}/"), 404)
+    error(client.get("/v1/files/%00"), 404)
+    error(client.get(f"{JOBS}?after=%00"), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "model", "is required"),
+        ([], None, "valid dictionary"),
+        ({"model": 3}, "model", "valid string"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 2**31}, "seed", "less than"),
+        ({"suffix": "a/b"}, "suffix", "pattern"),
+        ({"suffix": "x" * 65}, "suffix", "pattern"),
+        ({"training_file": "\0"}, "training_file", "NUL"),
+        ({"training_file": "\ud800"}, "training_file", "valid string"),
+        ({"metadata": {"k": "x" * 513}}, "metadata.k", "at most 512"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "at most 16"),
+        ({"metadata": {"k": 1}}, "metadata.k", "valid string"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations", "at most 0"),
+        ({"temperature": 1, "top": 2}, "temperature", "there is no such field"),
+        ({"method": {"type": "reinforcement"}}, "method.type", "'supervised', 'dpo' or 'allo'"),
+        ({"method": {"type": "dpo", "allo": {}}}, "method", "belong under 'dpo'"),
+        ({"method": {"type": "allo", "allo": {"stages": {"sft": 3}}}}, "method.allo.stages.sft", "valid dictionary"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": "\0"}}}}, "method.dpo.hyperparameters", "NUL"),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}}, "method.dpo.stages.warmup.beta", "0"),
+        ({"hyperparameters": {"n_epochs": "many"}}, "method.supervised.stages.sft.n_epochs", "valid integer"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_it_takes(client: TestClient, body: Any, param: str, message: str) -> None:
+    if isinstance(body, dict) and body:
+        body = {"model": "tiny", "training_file": "file-train", **body}
+    found = error(client.post(JOBS, content=json.dumps(body), headers=JSON), 422)
+    assert found["param"] == param
+    assert message in found["message"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1} x', "", "\xff", "[" * 5000, '{"seed": NaN}', '{"seed": 1e999}'])
+def test_a_body_that_is_no_job_is_refused(client: TestClient, text: str) -> None:
+    answer = client.post(JOBS, content=text.encode("latin-1"), headers=JSON)
+    assert answer.status_code in (400, 422)
+    error(answer, answer.status_code)
+
+
+def test_infinite_numbers_are_refused_wherever_they_are(client: TestClient) -> None:
+    text = '{"model": "tiny", "training_file": "file-train", "hyperparameters": {"learning_rate_multiplier": 1e999}}'
+    found = error(client.post(JOBS, content=text, headers=JSON), 422)
+    assert "finite" in found["message"]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up"])
+def test_a_bad_query_is_named(client: TestClient, query: str) -> None:
+    assert error(client.get(f"{JOBS}?{query}"), 422)["param"] == query.split("=")[0]
+
+
+def test_bodies_are_bounded_and_typed(client: TestClient) -> None:
+    big = b"x" * 10_001
+    assert error(client.post(JOBS, content=big, headers=JSON), 413)["code"] == "request_too_large"
+    error(client.post(JOBS, content=iter([big] * 2), headers=JSON), 413)
+    error(client.post(JOBS, content=b"{}", headers={**JSON, "content-encoding": "gzip"}), 415)
+    error(client.post(JOBS, content=b"{}", headers={"content-type": "text/plain"}), 415)
+    error(client.post("/v1/files", content=b"{}", headers=JSON), 415)
+
+
+def test_files_are_bounded_and_checked(client: TestClient) -> None:
+    def upload(content: bytes, **fields: str) -> Any:
+        return client.post("/v1/files", files={"file": ("f.jsonl", content)}, data={"purpose": "fine-tune", **fields})
+
+    error(upload(b"x" * 20_001), 413)
+    error(upload(b"x" * 200_000), 413)
+    assert error(upload(b""), 422)["code"] == "invalid_training_file"
+    assert error(upload(b"{}", purpose="vision"), 422)["param"] == "purpose"
+    assert error(client.post("/v1/files", data={"purpose": "fine-tune"}, files={"x": b""}), 422)["param"] == "file"
+    error(upload(b"{}", **{"expires_after[anchor]": "created_at"}), 422)
+    found = error(upload(b'{"problem": "' + b"x" * 3000 + b'", "solution": "s"}'), 422)
+    assert "longer than 2000 bytes" in found["message"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\\b\\passwd", "%2e%2e%2fpasswd"])
+def test_a_file_name_never_leads_anywhere(client: TestClient, name: str) -> None:
+    line = b'{"problem": "p", "solution": "s"}'
+    made = client.post("/v1/files", files={"file": (name, line)}, data={"purpose": "fine-tune"}).json()
+    assert "/" not in made["filename"]
+    assert client.get(f"/v1/files/{made['id']}/content").content == line
+
+
+def test_too_many_unfinished_jobs_are_refused_for_a_while(client: TestClient) -> None:
+    body = {"model": "tiny", "training_file": "file-train"}
+    for seed in range(5):
+        assert client.post(JOBS, json={**body, "seed": seed}).status_code == 200
+    answer = client.post(JOBS, json=body)
+    assert error(answer, 429)["type"] == "rate_limit_error"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_a_retried_job_is_queued_again(client: TestClient) -> None:
+    job = client.post(JOBS, json={"model": "tiny", "training_file": "file-train"}).json()["id"]
+    assert error(client.post(f"{JOBS}/{job}/retry"), 409)["code"] == "conflict"
+    client.post(f"{JOBS}/{job}/cancel")
+    assert client.post(f"{JOBS}/{job}/retry").json()["status"] == "queued"
+
+
+def test_health_wants_no_key_and_tells_what_is_missing(app: FastAPI, broker: SilentBroker) -> None:
+    client = TestClient(app)
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").status_code == 200
+    broker.down = True
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["checks"] == {"database": True, "broker": False, "disk": True}
+
+
+def test_an_error_of_ours_tells_nothing_but_its_id(app: FastAPI, client: TestClient) -> None:
+    @app.get("/v1/broken")
+    def broken() -> None:
+        raise RuntimeError("a secret")
+
+    answer = client.get("/v1/broken")
+    found = error(answer, 500)
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] in found["message"]
+
+
+def test_the_routes_are_described(client: TestClient) -> None:
+    paths = client.get("/v1/openapi.json").json()["paths"]
+    assert "/v1/fine_tuning/jobs/{job_id}/cancel" in paths

@@ -1,0 +1,123 @@
+"""Registering a model: what is taken, and everything that is not."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.db import Database, migrate
+from service.jobs.errors import Conflict, InvalidRequest
+from service.jobs.models import read_model, register_model
+from service.storage import Store, open_store
+
+
+def safetensors(values: bytes = b"\0" * 8) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, len(values)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + values
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "model.safetensors").write_bytes(safetensors())
+    (folder / "notes.md").write_text("not taken")
+    return folder
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    migrate(url)
+    database = Database(url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store((tmp_path / "store").as_uri())
+
+
+def test_a_model_is_copied_and_everyone_can_read_it(database: Database, store: Store, folder: Path) -> None:
+    register_model(database, store, "acme/tiny", folder)
+    model = read_model(database, "anyone", "acme/tiny")
+    assert [file["path"] for file in model.files] == [
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert b"".join(store.open(model.files[2]["sha256"])) == safetensors()
+
+
+def test_the_same_files_again_change_nothing_and_other_files_are_a_conflict(
+    database: Database, store: Store, folder: Path
+) -> None:
+    first = register_model(database, store, "tiny", folder)
+    assert register_model(database, store, "tiny", folder).created_at == first.created_at
+    (folder / "tokenizer.json").write_text('{"other": 1}')
+    with pytest.raises(Conflict):
+        register_model(database, store, "tiny", folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "../tiny", "a/../b", "/tiny", "a//b", "a/b/c", "https://x/y", "ft:a:b:c", "a b", "a\0", "files", "x/files"],
+)
+def test_names_that_are_not_names_are_refused(database: Database, store: Store, folder: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        register_model(database, store, name, folder)
+    assert refused.value.param == "name"
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "must hold config.json"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled"),
+        (write("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'), "auto_map"),
+        (write("tokenizer_config.json", '{"auto_map": {}}'), "auto_map"),
+        (write("config.json", "[]"), "must hold an object"),
+        (write("config.json", "\x00"), "not JSON"),
+        (write("config.json", "[" * 5000), "not JSON"),
+        (write("model.safetensors", b"pickle"), "not a safetensors file"),
+        (write("model.safetensors", struct.pack("<Q", 2) + b"[]"), "not a safetensors file"),
+        (write("model.safetensors", safetensors()[:-1]), "not whole"),
+        (write("model.safetensors", struct.pack("<Q", 2**62) + b"{}"), "not whole|not a safetensors"),
+        (write("model.safetensors.index.json", '{"weight_map": {"w": "../other.safetensors"}}'), "must map"),
+        (write("model.safetensors.index.json", '{"weight_map": {"w": 3}}'), "must map"),
+        (write("model.safetensors.index.json", "[]"), "must map"),
+    ],
+)
+def test_what_could_run_code_or_is_not_whole_is_refused(
+    database: Database, store: Store, folder: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(folder)
+    with pytest.raises(InvalidRequest, match=message):
+        register_model(database, store, "tiny", folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(database: Database, store: Store, folder: Path) -> None:
+    (folder.parent / "secret.json").write_text("{}")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(folder.parent / "secret.json")
+    with pytest.raises(InvalidRequest, match="leads out of the folder"):
+        register_model(database, store, "tiny", folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(database: Database, store: Store, folder: Path) -> None:
+    with pytest.raises(InvalidRequest, match="is no folder"):
+        register_model(database, store, "tiny", folder / "none")
