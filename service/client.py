@@ -67,6 +67,11 @@ class Client:
                 return
             after = page["data"][-1]["id"]
 
+    def file_content(self, file_id: str) -> bytes:
+        """A file's bytes, such as those of a job's result file."""
+        with self._checked(self._http.stream("GET", f"/v1/files/{file_id}/content")) as response:
+            return bytes(response.read())
+
     def model_files(self, name: str) -> list[Json]:
         """What a model consists of: {path, bytes, sha256, url} of each file."""
         return list(self._send("GET", f"/v1/models/{quote(name, safe='')}/files")["data"])

