@@ -57,6 +57,7 @@ class Settings(BaseModel):
         default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
     )
     slots: int = Field(default=1, ge=1, description="Stages that run at once on this machine.")
+    total_slots: int = Field(default=0, ge=0, description="Stages that run at once on all machines; 0: this one alone.")
     engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
 
     @classmethod

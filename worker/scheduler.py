@@ -75,7 +75,7 @@ def _ring(stage: Waiting, scheduler: Scheduler, hands: Hands) -> None:
 
 def serve(settings: Settings, leader: Leadership, hands: Hands, stopped: threading.Event) -> None:
     """Tick while this process leads, until it is stopped. A database that is away is waited for."""
-    policy = Policy(settings.slots, settings.redispatch_seconds, settings.lease_seconds)
+    policy = Policy(settings.total_slots or settings.slots, settings.redispatch_seconds, settings.lease_seconds)
     scheduler = Scheduler(policy)
     while not stopped.wait(settings.dispatch_seconds):
         try:

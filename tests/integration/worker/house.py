@@ -76,8 +76,11 @@ class House:
 
     def expire(self) -> None:
         """Be the reaper whose patience has ended."""
-        for lease in dispatch.running_stages(self.database):
-            assert attempts.expire(self.database, lease.stage_id, lease.epoch, lease.beat)
+        until(lambda: any(self._expire(lease) for lease in dispatch.running_stages(self.database)), 5)
+
+    def _expire(self, lease: dispatch.Lease) -> bool:
+        """False where a heartbeat came between looking and taking."""
+        return attempts.expire(self.database, lease.stage_id, lease.epoch, lease.beat)
 
     def behave(self, **behaviour: Any) -> None:
         (self.control / "behaviour").write_text(json.dumps(behaviour))

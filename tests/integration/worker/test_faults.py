@@ -11,9 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from service.broker import CeleryBroker
 from service.embedded import broker_url, command, wait_until_ready
+from service.jobs.tables import Stage
 from tests.integration.worker.house import House, alive, until
 from worker.sweep import STAGE_MARK
 
@@ -88,13 +90,16 @@ def house(make_house, broker) -> House:
 def worker(house: House) -> Iterator[Worker]:
     worker = Worker(house)
     yield worker
-    worker.stop()
-    until(lambda: not leftovers(), 5)
+    worker.process.kill()
+    worker.process.wait()
+    until(lambda: not leftovers(house), 5)
 
 
-def leftovers() -> list[int]:
-    """Every process of any stage on this machine."""
-    return [process.pid for process in psutil.process_iter() if STAGE_MARK in _environment(process)]
+def leftovers(house: House) -> list[int]:
+    """Every process of any stage of the house."""
+    with house.database.snapshot() as session:
+        stages = set(session.scalars(select(Stage.id)))
+    return [process.pid for process in psutil.process_iter() if _environment(process).get(STAGE_MARK) in stages]
 
 
 def succeeded_once(house: House, job: str) -> bool:
@@ -130,7 +135,7 @@ def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, wor
     job = house.submit()
     parts = worker.parts()
     house.cancel(job)
-    until(lambda: not leftovers(), 10)
+    until(lambda: not leftovers(house), 10)
     until(lambda: house.status(job) == "cancelled", 2)
     assert not alive(parts["trainer"])
     assert alive(parts["child"])
@@ -156,7 +161,7 @@ def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
     worker.stop()
     assert worker.process.returncode == 0
     assert house.stage(job).attempt == 0
-    assert leftovers() == []
+    assert leftovers(house) == []
     house.behave(steps=30, seconds=0.01)
     worker.start()
     assert succeeded_once(house, job)

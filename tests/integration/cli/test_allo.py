@@ -1,0 +1,221 @@
+"""The `allo` command as a person uses it: a real service in a folder, a stub trainer, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from service.cli import main
+
+STUB = Path(__file__).parents[1] / "worker" / "stub_engine.py"
+ALLO = (sys.executable, "-m", "service.cli")
+QUICK = {"HEARTBEAT": 0.2, "SELF_FENCE": 4, "LEASE": 5, "REDISPATCH": 3, "DISPATCH": 0.1, "GRACE": 3}
+
+
+class Place:
+    """A data folder, and the `allo up` that may be serving it."""
+
+    def __init__(self, root: Path) -> None:
+        self.data, self.control = root / "data", root / "control"
+        self.control.mkdir()
+        engine = shlex.join([sys.executable, str(STUB), str(self.control)])
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("ALLO_")}
+        self.environment |= {"ALLO_DATA_DIR": str(self.data), "ALLO_ENGINE": engine, "COLUMNS": "200"}
+        self.environment |= {f"ALLO_{name}_SECONDS": str(seconds) for name, seconds in QUICK.items()}
+        self.service: subprocess.Popen[str] | None = None
+
+    def up(self, *options: str) -> subprocess.Popen[str]:
+        """Start the service and wait until it says where it is."""
+        command = [*ALLO, "up", "--port", "0", *options]
+        self.service = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, text=True)
+        assert self.service.stdout
+        assert "ready at http://127.0.0.1:" in self.service.stdout.readline()
+        return self.service
+
+    def allo(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*ALLO, *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def behave(self, **behaviour: object) -> None:
+        (self.control / "behaviour").write_text(json.dumps(behaviour))
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """The service's own processes, by name."""
+        assert self.service
+        found = {}
+        for process in psutil.Process(self.service.pid).children():
+            line = " ".join(process.cmdline())
+            found[next(name for name in ("valkey", "service.cli api", "-m worker") if name in line)] = process
+        return found
+
+    def close(self) -> None:
+        if self.service is None:
+            return
+        if self.service.poll() is None:
+            self.service.terminate()
+            self.service.wait(20)
+        if self.service.stdout:
+            self.service.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A service with a model and a training file, which the tests of this module share."""
+    place = Place(tmp_path_factory.mktemp("allo"))
+    place.up()
+    write_model(place.data.parent / "tiny")
+    problem = {"problem": "1 + 1", "solution": "2", "answer": "2"}
+    (place.data.parent / "train.jsonl").write_text("".join(json.dumps(problem) + "\n" for _ in range(4)))
+    added = place.allo("models", "add", "tiny", str(place.data.parent / "tiny"))
+    assert added.returncode == 0, added.stderr
+    yield place
+    place.close()
+
+
+def write_model(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
+
+
+def submit(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
+    train = str(place.data.parent / "train.jsonl")
+    return place.allo("submit", train, "--model", "tiny", "--method", "supervised", *options)
+
+
+def until(true: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_the_first_key_is_kept_for_its_owner_alone(place):
+    assert (place.data / "api_key").stat().st_mode & 0o777 == 0o600
+    assert (place.data / "url").read_text().startswith("http://127.0.0.1:")
+
+
+def test_a_job_from_submit_to_a_verified_download(place, tmp_path):
+    done = submit(place, "--set", "sft.batch_size=2", "--watch")
+    assert done.returncode == 0, done.stderr
+    job = re.search(r"ftjob-\w+", done.stdout)[0]
+    assert "Stage sft: succeeded." in done.stdout
+    got = place.allo("download", job, str(tmp_path / "model"))
+    assert got.returncode == 0, got.stderr
+    weights = (tmp_path / "model" / "weights.json").read_text()
+    (tmp_path / "model" / "weights.json").unlink()
+    (tmp_path / "model" / "weights.json.part").write_text(weights[:10])
+    assert place.allo("download", job, str(tmp_path / "model")).returncode == 0
+    assert (tmp_path / "model" / "weights.json").read_text() == weights
+
+
+def test_a_damaged_part_is_not_taken_for_the_file(place, tmp_path):
+    job = re.search(r"ftjob-\w+", submit(place, "--watch").stdout)[0]
+    (tmp_path / "weights.json.part").write_text("0" * 64)
+    refused = place.allo("download", job, str(tmp_path))
+    assert refused.returncode == 1
+    assert "checksum" in refused.stderr
+    assert place.allo("download", job, str(tmp_path)).returncode == 0
+
+
+def test_a_failed_job_is_a_failed_command(place):
+    place.behave(at={"1": "no_pairs"})
+    failed = submit(place, "--seed", "7", "--watch")
+    place.behave()
+    assert failed.returncode == 1
+    assert "Sample more responses." in failed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["submit", "absent.jsonl", "--model", "tiny"], "no file absent.jsonl"),
+        (["submit", "file-0", "--model", "tiny"], "file-0"),
+        (["submit", "file-0", "--model", "tiny", "--set", "beta"], "STAGE.FIELD=VALUE"),
+        (["watch", "ftjob-of-nobody"], "ftjob-of-nobody"),
+        (["watch", "ftjob-0", "--url", "http://127.0.0.1:9"], "allo up"),
+        (["watch", "ftjob-0", "--api-key", "wrong"], "key"),
+        (["download", "no-such-model", "."], "no-such-model"),
+        (["models", "add", "bad", "/nonexistent"], "no folder"),
+        (["keys", "revoke", "key-of-nobody"], "key-of-nobody"),
+    ],
+)
+def test_what_cannot_be_says_why(place, capsys, arguments, complaint):
+    assert main([*arguments, "--data-dir", str(place.data)]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_second_service_in_the_same_folder_is_refused(place):
+    refused = place.allo("up")
+    assert refused.returncode == 1
+    assert "already serves" in refused.stderr
+    assert place.allo("doctor").returncode == 0
+
+
+def test_keys_are_made_listed_and_revoked(place):
+    secret, line = place.allo("keys", "create", "--owner", "alice", "--scopes", "read").stdout.splitlines()[:2]
+    key_id = re.search(r"key-\w+", line)[0]
+    headers = {"authorization": f"Bearer {secret}"}
+    url = (place.data / "url").read_text().strip() + "/v1/models"
+    assert httpx.get(url, headers=headers).status_code == 200
+    assert secret not in place.allo("keys", "list").stdout
+    assert place.allo("keys", "revoke", key_id).returncode == 0
+    assert httpx.get(url, headers=headers).status_code == 401
+
+
+def test_what_dies_is_started_again_and_the_job_goes_on(place):
+    place.behave(steps=30, seconds=0.1)
+    starts = place.control / "starts"
+    before = starts.read_text().count("\n")
+    job = re.search(r"ftjob-\w+", submit(place, "--seed", "11").stdout)[0]
+    until(lambda: starts.read_text().count("\n") > before, 10)
+    time.sleep(1)
+    for process in place.processes().values():
+        process.kill()
+    place.behave(steps=30, seconds=0.01)
+    watched = place.allo("watch", job)
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    assert int(starts.read_text().split()[-1]) > 0, "it should have gone on from a checkpoint"
+
+
+def test_a_taken_port_is_refused(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = Place(tmp_path).allo("up", "--port", str(taken.getsockname()[1]))
+    assert refused.returncode == 1
+    assert "--port" in refused.stderr
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_no_process_is_left(tmp_path, ending):
+    place = Place(tmp_path)
+    service = place.up()
+    family = psutil.Process(service.pid).children(recursive=True)
+    service.send_signal(ending)
+    code = service.wait(20)
+    assert code == (0 if ending == signal.SIGTERM else -signal.SIGKILL)
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not left
+    assert ending == signal.SIGKILL or not (place.data / "url").exists()
+    place.close()
+
+
+def test_the_command_line_never_loads_torch():
+    code = "import sys, service.cli, service.cli.up; sys.exit('torch' in sys.modules or 'worker' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
