@@ -9,6 +9,9 @@ from kombu.exceptions import OperationalError
 
 TASK = "worker.tasks.run_stage"
 TIMEOUT_SECONDS = 5
+ONE_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+"""How kombu connects: it would wait between many tries, and whoever rings has better to do."""
+
 FAILURES = (OperationalError, OSError)
 """What a broken connection raises, depending on the moment."""
 
@@ -41,6 +44,7 @@ class CeleryBroker:
                 "socket_timeout": TIMEOUT_SECONDS,
                 "socket_connect_timeout": TIMEOUT_SECONDS,
                 "retry_on_timeout": False,
+                **ONE_TRY,
             },
         )
 
@@ -53,6 +57,6 @@ class CeleryBroker:
     def ping(self) -> None:
         try:
             with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=TIMEOUT_SECONDS)
+                connection.ensure_connection(**ONE_TRY)
         except FAILURES as error:
             raise BrokerDown(str(error)) from error

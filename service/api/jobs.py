@@ -14,7 +14,7 @@ from service.api.context import Context, Parts, Reader, Submitter
 from service.api.pages import Paging, listed
 from service.api.schemas import CreateJob
 from service.jobs import service
-from service.jobs.service import Sender
+from service.jobs.submission import Sender
 from service.jobs.tables import ApiKey
 
 router = APIRouter(prefix="/fine_tuning/jobs")

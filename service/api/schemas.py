@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.jobs.service import NewJob
+from service.jobs.submission import NewJob
 
 
 def _plain(value: Any) -> Any:

@@ -3,54 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan
 from service.db import Database
 from service.jobs import repository
-from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooMany
-from service.jobs.ids import new_id
+from service.jobs.errors import Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.progression import add_event, advance, cancel_unstarted, settle
 from service.jobs.repository import Page
-from service.jobs.tables import Artifact, Event, File, Idempotency, Job, Model, Stage
+from service.jobs.submission import NewJob, Sender, check_limit, create, remember, repeated
+from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job as it is asked for. `stages` and `hyperparameters` are checked by the pipeline itself."""
-
-    model: str
-    training_file: str
-    validation_file: str | None = None
-    corrections_file: str | None = None
-    method: Method = "supervised"
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    suffix: str | None = None
-    metadata: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Sender:
-    """Who submits, and what tells a repetition of the same request from a new one.
-
-    `idempotency_key` is the client's own; without one, a request that the client marks as a retry means the job that
-    the same key made from the same body within the last `retry_window` seconds.
-    """
-
-    key_id: str
-    owner: str
-    body_hash: str
-    idempotency_key: str | None = None
-    is_retry: bool = False
-    retry_window: float = 600
-    max_active_jobs: int = 100
 
 
 @dataclass(frozen=True)
@@ -72,12 +37,12 @@ def submit(database: Database, store: Store, new: NewJob, sender: Sender) -> Job
     with database.transaction() as session:
         now = database.now()
         repository.lock_key(session, sender.key_id)
-        job = _repeated(session, sender, now)
+        job = repeated(session, sender, now)
         if job is None:
-            _check_limit(session, sender)
-            job = _create(session, new, sender.owner, now)
+            check_limit(session, sender)
+            job = create(session, new, sender.owner, now)
             advance(session, store, job, now)
-            _remember(session, sender, job, now)
+            remember(session, sender, job, now)
         return _view(session, job)
 
 
@@ -182,125 +147,3 @@ def _views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
         earlier = {} if job.status in JOB_ENDED else repository.earlier_seconds(session, job)
         views.append(JobView(job, own, tuple(row for row in artifacts if row.stage_id in names), earlier))
     return views
-
-
-# --- submitting
-
-
-def _token(sender: Sender) -> str:
-    """Under what a submit is remembered: the client's own key, or else the body."""
-    return f"key:{sender.idempotency_key}" if sender.idempotency_key else f"body:{sender.body_hash}"
-
-
-def _repeated(session: Session, sender: Sender, now: int) -> Job | None:
-    earlier = repository.accepted(session, sender.key_id, _token(sender))
-    if earlier is None:
-        return None
-    if sender.idempotency_key and earlier.body_hash != sender.body_hash:
-        raise InvalidRequest(
-            "This Idempotency-Key was sent before with another body: use a new key for a new request.",
-            "Idempotency-Key",
-            "idempotency_key_reused",
-        )
-    fresh = sender.is_retry and now - earlier.created_at <= sender.retry_window
-    return repository.job(session, sender.owner, earlier.job_id) if sender.idempotency_key or fresh else None
-
-
-def _remember(session: Session, sender: Sender, job: Job, now: int) -> None:
-    token = Idempotency(key_id=sender.key_id, token=_token(sender), body_hash=sender.body_hash, job_id=job.id)
-    token.created_at = now
-    session.flush()  # the job first: the token's row refers to it
-    session.merge(token)
-
-
-def _check_limit(session: Session, sender: Sender) -> None:
-    if repository.count_active_jobs(session, sender.owner) >= sender.max_active_jobs:
-        raise TooMany(f"You have {sender.max_active_jobs} unfinished jobs: wait for one to end, or cancel one.")
-
-
-def _create(session: Session, new: NewJob, owner: str, now: int) -> Job:
-    model, sources, data = _resolve(session, owner, new, now)
-    planned = plan(new.method, data, new.stages, new.hyperparameters, new.seed)
-    job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
-    job.training_file, job.validation_file, job.corrections_file = (
-        new.training_file,
-        new.validation_file,
-        new.corrections_file,
-    )
-    job.sources, job.seed, job.suffix = sources, new.seed, new.suffix
-    job.user_metadata = dict(new.metadata) if new.metadata is not None else None
-    job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
-    job.result_files, job.cancel_requested, job.event_count = [], False, 0
-    session.add(job)
-    session.flush()
-    session.add_all(_stage(job, position, stage) for position, stage in enumerate(planned))
-    session.flush()
-    names = ", ".join(stage.name for stage in planned)
-    add_event(session, job, now, "info", f"The job was accepted. It runs {names}.", {})
-    return job
-
-
-def _settings(planned: Sequence[PlannedStage]) -> dict[str, Any]:
-    return {stage.name: stage.config.model_dump(mode="json") for stage in planned}
-
-
-def _stage(job: Job, position: int, planned: PlannedStage) -> Stage:
-    return Stage(
-        id=new_id("stage"),
-        job_id=job.id,
-        position=position,
-        name=planned.name,
-        status=StageStatus.WAITING,
-        config=planned.config.model_dump(mode="json"),
-        inputs=dict(planned.inputs),
-    )
-
-
-def _resolve(session: Session, owner: str, new: NewJob, now: int) -> tuple[Model, dict[str, list[Any]], Data]:
-    """What the job refers to, as it is now: the model, the content of each source, and what the pipeline must know."""
-    model = repository.model(session, owner, new.model)
-    if model is None and ("://" in new.model or new.model.startswith(("/", ".", "~"))):
-        raise InvalidRequest(
-            "A job starts from a registered model, never from a URL or a path: GET /v1/models.", "model"
-        )
-    if model is None:
-        raise NotFound(f"The model {new.model!r} does not exist.", "model", "model_not_found")
-    wanted = {
-        "training_file": new.training_file,
-        "validation_file": new.validation_file,
-        "corrections_file": new.corrections_file,
-    }
-    files = {
-        param: _file(session, owner, file_id, param, now) for param, file_id in wanted.items() if file_id is not None
-    }
-    if "corrections_file" in files and files["corrections_file"].format != "corrections":
-        found = files["corrections_file"].format
-        raise InvalidRequest(f"The corrections file must hold corrections; it holds {found}.", "corrections_file")
-    sources: dict[str, list[Any]] = {param: [["data.jsonl", file.sha256, file.bytes]] for param, file in files.items()}
-    sources["model"] = [[file["path"], file["sha256"], file["bytes"]] for file in model.files]
-    training, validation = files["training_file"], files.get("validation_file")
-    data = Data(
-        _format(training),
-        tuple(training.lines_without_solution),
-        None if validation is None else _format(validation),
-        "corrections_file" in files,
-    )
-    return model, sources, data
-
-
-def _file(session: Session, owner: str, file_id: str, param: str, now: int) -> File:
-    file = repository.file(session, owner, file_id, now)
-    if file is None:
-        raise NotFound(f"No file {file_id!r}.", param, "file_not_found")
-    if file.purpose != "fine-tune":
-        raise InvalidRequest(f"The file's purpose is {file.purpose}; upload one with purpose fine-tune.", param)
-    if file.status == "error":
-        raise InvalidRequest(f"The file cannot be used. {file.status_details}", param, "invalid_training_file")
-    return file
-
-
-def _format(file: File) -> Format:
-    for known in get_args(Format):
-        if file.format == known:
-            return known  # type: ignore[no-any-return]  # get_args forgets the literal's type
-    raise InvalidRequest(f"The file's format {file.format!r} is not known.", "training_file")

@@ -12,7 +12,8 @@ from service.jobs import attempts, dispatch, repository, service
 from service.jobs.attempts import Claim
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
-from service.jobs.service import JobView, NewJob, Sender
+from service.jobs.service import JobView
+from service.jobs.submission import NewJob, Sender
 from service.jobs.tables import ApiKey, Event, File, Model
 from service.storage.store import Blob, Store
 

@@ -1,0 +1,174 @@
+"""A job on its way in: what is asked for, whether it was asked before, and whether it can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from sqlalchemy.orm import Session
+
+from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan
+from service.jobs import repository
+from service.jobs.errors import InvalidRequest, NotFound, TooMany
+from service.jobs.ids import new_id
+from service.jobs.lifecycle import JobStatus, StageStatus
+from service.jobs.progression import add_event
+from service.jobs.tables import File, Idempotency, Job, Model, Stage
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job as it is asked for. `stages` and `hyperparameters` are checked by the pipeline itself."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    corrections_file: str | None = None
+    method: Method = "supervised"
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    suffix: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who submits, and what tells a repetition of the same request from a new one.
+
+    `idempotency_key` is the client's own; without one, a request that the client marks as a retry means the job that
+    the same key made from the same body within the last `retry_window` seconds.
+    """
+
+    key_id: str
+    owner: str
+    body_hash: str
+    idempotency_key: str | None = None
+    is_retry: bool = False
+    retry_window: float = 600
+    max_active_jobs: int = 100
+
+
+def _token(sender: Sender) -> str:
+    """Under what a submit is remembered: the client's own key, or else the body."""
+    return f"key:{sender.idempotency_key}" if sender.idempotency_key else f"body:{sender.body_hash}"
+
+
+def repeated(session: Session, sender: Sender, now: int) -> Job | None:
+    """The job that this very request made before."""
+    earlier = repository.accepted(session, sender.key_id, _token(sender))
+    if earlier is None:
+        return None
+    if sender.idempotency_key and earlier.body_hash != sender.body_hash:
+        raise InvalidRequest(
+            "This Idempotency-Key was sent before with another body: use a new key for a new request.",
+            "Idempotency-Key",
+            "idempotency_key_reused",
+        )
+    fresh = sender.is_retry and now - earlier.created_at <= sender.retry_window
+    return repository.job(session, sender.owner, earlier.job_id) if sender.idempotency_key or fresh else None
+
+
+def remember(session: Session, sender: Sender, job: Job, now: int) -> None:
+    """Notes that the request made the job."""
+    token = Idempotency(key_id=sender.key_id, token=_token(sender), body_hash=sender.body_hash, job_id=job.id)
+    token.created_at = now
+    session.flush()  # the job first: the token's row refers to it
+    session.merge(token)
+
+
+def check_limit(session: Session, sender: Sender) -> None:
+    """Raises TooMany where the owner has as many unfinished jobs as allowed."""
+    if repository.count_active_jobs(session, sender.owner) >= sender.max_active_jobs:
+        raise TooMany(f"You have {sender.max_active_jobs} unfinished jobs: wait for one to end, or cancel one.")
+
+
+def create(session: Session, new: NewJob, owner: str, now: int) -> Job:
+    """The job's row, its stages' and its first event. Raises for what cannot run."""
+    model, files = _model(session, owner, new.model), _files(session, owner, new, now)
+    planned = plan(new.method, _data(files), new.stages, new.hyperparameters, new.seed)
+    job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
+    job.training_file, job.validation_file = new.training_file, new.validation_file
+    job.corrections_file = new.corrections_file
+    job.sources, job.seed, job.suffix = _sources(model, files), new.seed, new.suffix
+    job.user_metadata = dict(new.metadata) if new.metadata is not None else None
+    job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
+    job.result_files, job.cancel_requested, job.event_count = [], False, 0
+    session.add(job)
+    session.flush()
+    session.add_all(_stage(job, position, stage) for position, stage in enumerate(planned))
+    session.flush()
+    names = ", ".join(stage.name for stage in planned)
+    add_event(session, job, now, "info", f"The job was accepted. It runs {names}.", {})
+    return job
+
+
+def _settings(planned: Sequence[PlannedStage]) -> dict[str, Any]:
+    return {stage.name: stage.config.model_dump(mode="json") for stage in planned}
+
+
+def _stage(job: Job, position: int, planned: PlannedStage) -> Stage:
+    return Stage(
+        id=new_id("stage"),
+        job_id=job.id,
+        position=position,
+        name=planned.name,
+        status=StageStatus.WAITING,
+        config=planned.config.model_dump(mode="json"),
+        inputs=dict(planned.inputs),
+    )
+
+
+def _model(session: Session, owner: str, name: str) -> Model:
+    model = repository.model(session, owner, name)
+    if model is not None:
+        return model
+    if "://" in name or name.startswith(("/", ".", "~")):
+        message = "A job starts from a registered model, never from a URL or a path: GET /v1/models lists them."
+        raise InvalidRequest(message, "model")
+    raise NotFound(f"The model {name!r} does not exist.", "model", "model_not_found")
+
+
+def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, File]:
+    """The job's files by the field that names them."""
+    named = ("training_file", new.training_file), ("validation_file", new.validation_file)
+    given = [(param, name) for param, name in (*named, ("corrections_file", new.corrections_file)) if name is not None]
+    files = {param: _file(session, owner, name, param, now) for param, name in given}
+    if "corrections_file" in files and files["corrections_file"].format != "corrections":
+        found = files["corrections_file"].format
+        raise InvalidRequest(f"The corrections file must hold corrections; it holds {found}.", "corrections_file")
+    return files
+
+
+def _sources(model: Model, files: Mapping[str, File]) -> dict[str, list[Any]]:
+    """The content behind every name that the job refers to, as it is now."""
+    sources: dict[str, list[Any]] = {param: [["data.jsonl", file.sha256, file.bytes]] for param, file in files.items()}
+    return {"model": [[file["path"], file["sha256"], file["bytes"]] for file in model.files], **sources}
+
+
+def _data(files: Mapping[str, File]) -> Data:
+    """What the pipeline must know of the files."""
+    training, validation = files["training_file"], files.get("validation_file")
+    return Data(
+        format=_format(training),
+        lines_without_solution=tuple(training.lines_without_solution),
+        validation=None if validation is None else _format(validation),
+        corrections="corrections_file" in files,
+    )
+
+
+def _file(session: Session, owner: str, file_id: str, param: str, now: int) -> File:
+    file = repository.file(session, owner, file_id, now)
+    if file is None:
+        raise NotFound(f"No file {file_id!r}.", param, "file_not_found")
+    if file.purpose != "fine-tune":
+        raise InvalidRequest(f"The file's purpose is {file.purpose}; upload one with purpose fine-tune.", param)
+    if file.status == "error":
+        raise InvalidRequest(f"The file cannot be used. {file.status_details}", param, "invalid_training_file")
+    return file
+
+
+def _format(file: File) -> Format:
+    assert file.format in get_args(Format)  # a file without problems has one
+    return cast(Format, file.format)
