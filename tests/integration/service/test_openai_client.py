@@ -185,6 +185,12 @@ def test_a_file_with_bad_lines_names_them_and_keeps_the_report(client: OpenAI) -
         submit(client, kept.id)
 
 
+def test_a_file_over_the_limit_is_an_answer_and_no_broken_connection(client: OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.files.create(file=("big.jsonl", b"x" * 20_000_000), purpose="fine-tune")
+    assert (refused.value.status_code, refused.value.code) == (413, "request_too_large")
+
+
 def test_the_clients_own_retry_never_makes_a_second_job(client: OpenAI, training_file: str) -> None:
     first = submit(client, training_file)
     again = submit(client, training_file, headers={"x-stainless-retry-count": "1"})
