@@ -122,8 +122,11 @@ _MARKER = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
+"""What announces an answer: a phrase, a heading of its own, GSM8K's "####" on the last line, or a LaTeX box."""
+
 _NAMED = re.compile(r"([^\n.!?:,]{1,80}?)[*_]*\s+is\s+(?:thus\s+|therefore\s+)?the\s+(?:\w+\s+)?answer\b", re.I)
 _NEXT_PROBLEM = re.compile(r"\n[\s*#]*(?:question|problem|q|instruction|input|user)\b\s*\d{0,3}[*\s]*(?::|\n)", re.I)
+# "The answer is correct." says nothing, "the answer is not 5" next to nothing: an earlier one goes before both.
 _NO_ANSWER = re.compile(
     r"[\s*_]*(?:not\b.*|(?:(?:indeed |also |therefore )?(?:correct|incorrect|right|wrong|clear|obvious|unclear|unknown|"
     r"given|found|obtained|determined|calculated|as follows|shown|below|above|(?:the )?same|(?:the )?following)\b"
@@ -134,6 +137,7 @@ _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
 _SENTENCE_END = re.compile(
     r"(?<!\bmr)(?<!\bmrs)(?<!\bdr)(?<!\bst)(?<!\bmt)(?<!\bvs)(?<!\.\w)[.!?]['\"*)]*\s+(?=[\W\d]*[a-z\\])", re.I
 )
+# Where a reason or an aside begins: "food because plants make it".
 _CLAUSE_END = re.compile(r"[,;]?\s+(?:because|since|as|so|which|where|for the reason)\b|\s[-–—]\s|;\s", re.I)
 
 
