@@ -21,6 +21,9 @@ class Leadership(Protocol):
     def held(self) -> bool:
         """Whether this process leads; tries to, where it does not yet."""
 
+    def close(self) -> None:
+        """Let another lead."""
+
 
 class FileLeadership:
     """Among the processes of one machine: a lock on a file beside the SQLite database."""
@@ -41,6 +44,11 @@ class FileLeadership:
         self._file = file
         return True
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
 
 class PostgresLeadership:
     """Among all who share a PostgreSQL database: an advisory lock, held by a connection of its own."""
@@ -59,16 +67,24 @@ class PostgresLeadership:
         connection.close()
         return False
 
+    def close(self) -> None:
+        if self._connection is not None:
+            self._drop(self._connection)
+
     def _alive(self, connection: Connection) -> bool:
         """Whether the lock is still ours: it went with its connection, if that went."""
         try:
             connection.execute(text("SELECT 1"))
         except SQLAlchemyError:
-            connection.invalidate()
-            connection.close()
-            self._connection = None
+            self._drop(connection)
             return False
         return True
+
+    def _drop(self, connection: Connection) -> None:
+        """Really close it: a connection that goes back to the pool keeps its lock."""
+        connection.invalidate()
+        connection.close()
+        self._connection = None
 
 
 def leadership(engine: Engine, data_dir: Path) -> Leadership:

@@ -66,7 +66,7 @@ class Runner:
             with Heart(self.database, claim, self._every, self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
             committed = self._commit(claim, outcome, artifacts)
-            if isinstance(outcome, Succeeded) and committed:
+            if isinstance(outcome, Succeeded | Cancelled) and committed:
                 workspace.forget_work()
         log.info("stage_ended stage_id=%s epoch=%s outcome=%r", stage_id, claim.epoch, outcome)
         return outcome

@@ -73,9 +73,15 @@ def _ring(stage: Waiting, scheduler: Scheduler, hands: Hands) -> None:
     log.info("stage_rung stage_id=%s epoch=%s", stage.stage_id, stage.epoch)
 
 
+def policy_of(settings: Settings) -> Policy:
+    """Our patience, as the settings have it. A gap of a few looks in a row is blindness, an ordinary one is not."""
+    slots, blind = settings.total_slots or settings.slots, max(5.0, 4 * settings.dispatch_seconds)
+    return Policy(slots, settings.redispatch_seconds, settings.lease_seconds, blind)
+
+
 def serve(settings: Settings, leader: Leadership, hands: Hands, stopped: threading.Event) -> None:
     """Tick while this process leads, until it is stopped. A database that is away is waited for."""
-    policy = Policy(settings.total_slots or settings.slots, settings.redispatch_seconds, settings.lease_seconds)
+    policy = policy_of(settings)
     scheduler = Scheduler(policy)
     while not stopped.wait(settings.dispatch_seconds):
         try:

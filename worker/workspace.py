@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ Files = Mapping[str, Sequence[tuple[str, str, int]]]
 """Each input's files: (relative path, sha256, bytes)."""
 
 _TAIL_BYTES = 4000
+_KEEP_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Workspace:
             return file.read().decode(errors="replace").strip()
 
     def forget_work(self) -> None:
-        """Remove the resume checkpoints: the stage has succeeded and nobody will resume it."""
+        """Remove the resume checkpoints: nobody will resume this stage."""
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -93,6 +95,7 @@ def open_workspace(data_dir: Path, stage_id: str, epoch: int, digest: str) -> It
     """The folders of one attempt, without what earlier attempts of the stage left there."""
     for name in ("runs", "work", "logs"):
         (data_dir / name).mkdir(parents=True, exist_ok=True)
+    _prune(data_dir / "work")
     for leftover in (data_dir / "runs").glob(f"{stage_id}.*"):
         shutil.rmtree(leftover, ignore_errors=True)
     run = data_dir / "runs" / f"{stage_id}.{epoch}"
@@ -103,6 +106,16 @@ def open_workspace(data_dir: Path, stage_id: str, epoch: int, digest: str) -> It
     finally:
         shutil.rmtree(run, ignore_errors=True)
         os.close(lock)
+
+
+def _prune(folder: Path) -> None:
+    """Remove the checkpoints that nobody came back for: of jobs that failed and were not retried."""
+    for work in folder.iterdir():
+        if time.time() - work.stat().st_mtime > _KEEP_SECONDS:
+            lock = _lock_folder(work)
+            if lock is not None:
+                shutil.rmtree(work, ignore_errors=True)
+                os.close(lock)
 
 
 def _lock_work(folder: Path, stage_id: str, digest: str) -> tuple[Path, int]:

