@@ -24,7 +24,7 @@ from service.jobs.progression import (
     advance,
     complete,
     end,
-    input_files,
+    name_result,
     settle,
     stopping,
 )
@@ -67,8 +67,8 @@ def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim |
             job.status = move(job.status, JobStatus.RUNNING)
         data = {"stage": stage.name, "attempt": stage.attempt}
         add_event(session, job, now, "info", f"Stage {stage.name}: started, attempt {stage.attempt}.", data)
+        files = name_result(session, job, stage)
         assert stage.digest is not None
-        files = input_files(session, job, stage)
         return Claim(stage_id, job.id, stage.name, stage.epoch, stage.attempt, stage.config, stage.digest, files)
 
 

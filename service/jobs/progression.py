@@ -50,10 +50,17 @@ def stopping(job: Job) -> bool:
     return job.cancel_requested or job.status in JOB_ENDED
 
 
-def input_files(session: Session, job: Job, stage: Stage) -> dict[str, InputFiles]:
-    """The files of each of the stage's inputs, sorted by path."""
+def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFiles]:
+    """Gives the stage the digest that it has with this process's engine, and returns the files of each input.
+
+    The process that readies a stage looks for an earlier result by it; the worker that claims the stage names it anew,
+    so that during an upgrade a result never bears the name of code that did not compute it.
+    """
     made = {other.name: other.id for other in repository.stages(session, [job.id])}
-    return {name: _source_files(session, job, made, source) for name, source in stage.inputs.items()}
+    files = {name: _source_files(session, job, made, source) for name, source in stage.inputs.items()}
+    hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in files.items()}
+    stage.digest = digest(stage.name, stage.config, hashes)
+    return files
 
 
 def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:
@@ -137,9 +144,7 @@ def checkpoint_model(job: Job, stage: str) -> str:
 
 
 def _ready(session: Session, store: Store, job: Job, stage: Stage, now: int) -> None:
-    files = input_files(session, job, stage)
-    hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in files.items()}
-    stage.digest = digest(stage.name, stage.config, hashes)
+    name_result(session, job, stage)
     if not reuse(session, store, job, stage, now):
         stage.status = move(stage.status, StageStatus.READY)
     session.flush()

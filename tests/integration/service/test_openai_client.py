@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from service.jobs import attempts
 from service.jobs.keys import create_key
+from service.jobs.tables import Model
 from tests.integration.service.domain import Domain
 
 PROBLEMS = b"".join(
@@ -109,8 +110,6 @@ def test_a_cancelled_job_is_cancelled(client: OpenAI, training_file: str) -> Non
 
 
 def test_a_model_with_a_slash_in_its_name_can_be_read(client: OpenAI, served: Domain) -> None:
-    from service.jobs.tables import Model
-
     with served.database.transaction() as session:
         session.add(Model(id="acme/tiny", owner=None, created_at=0, files=[]))
     assert client.models.retrieve("acme/tiny").id == "acme/tiny"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sqlalchemy import update
+
 from service.jobs import dispatch, models, service
+from service.jobs.files import delete_file
+from service.jobs.tables import Stage
 from tests.integration.service.domain import ALLO, OWNER, Domain, in_order, stage_by_name
 
 
@@ -67,10 +71,17 @@ def test_a_finished_job_leaves_models_that_others_can_start_from(domain: Domain)
 
 
 def test_a_job_keeps_the_content_that_it_was_submitted_with(domain: Domain) -> None:
-    from service.jobs.files import delete_file
-
     job_id = domain.submit(ALLO).job.id
     delete_file(domain.database, OWNER, "file-train")
     models.delete_model(domain.database, OWNER, "tiny", admin=True)
     domain.run_all()
     assert service.read(domain.database, OWNER, job_id).job.status == "succeeded"
+
+
+def test_a_result_bears_the_name_of_the_code_that_computed_it(domain: Domain) -> None:
+    job_id = domain.submit(ALLO).job.id
+    right = stage_by_name(domain, job_id, "sample").digest
+    with domain.database.transaction() as session:  # as a process of another version would have named it
+        session.execute(update(Stage).values(digest="0" * 64))
+    assert domain.claim().digest == right
+    assert stage_by_name(domain, job_id, "sample").digest == right
