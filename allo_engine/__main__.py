@@ -15,11 +15,16 @@ one JSON object a line. Exit status: 0 done, 75 stopped on SIGTERM and resumable
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve a machine that is shared
+
 import argparse
 import contextlib
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -59,7 +64,7 @@ def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     module = importlib.import_module(f"allo_engine.stages.{stage}")
     try:
-        report.result(module.run(*arguments))
+        report.result(module.run(*arguments) | {"peak_memory_bytes": _peak_memory()})
     except Stopped:
         return STOPPED
     except StageError as error:
@@ -71,6 +76,15 @@ def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
             report.error("out_of_memory", "The device's memory is full: lower micro_batch_tokens or batch_size.")
         return 1
     return 0
+
+
+def _peak_memory() -> int:
+    """The most memory that this process held: the accelerator's where there is one, else the machine's."""
+    import torch  # here: usage errors need not wait for it
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _parser() -> argparse.ArgumentParser:

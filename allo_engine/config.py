@@ -69,7 +69,7 @@ class SampleConfig(PromptConfig):
     n: Count = Field(default=10, description="Responses a problem.")
     temperature: float = Field(default=0.7, ge=0, le=10)
     top_p: Ratio = 0.95
-    batch_size: Count = Field(default=64, description="Responses decoded at once: never changes which are drawn.")
+    decoding_batch: Count = Field(default=64, description="Responses decoded at once: bounds memory.")
 
 
 class PairConfig(StageConfig):
@@ -138,7 +138,7 @@ class ImproveConfig(PromptConfig, TrainingConfig):
 class EvaluateConfig(PromptConfig):
     """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
 
-    batch_size: Count = 64
+    decoding_batch: Count = 64
     micro_batch_tokens: Count = 1024
     beta: Positive = 0.1
     examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")

@@ -76,7 +76,7 @@ def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
         prompt, chosen, rejected = preference(line)
         text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
         responses, corrections = [encoder.response(rejected)], [encoder.response(chosen)]
-        found.append(NegativeGroup(text, line.get("solution", ""), encoder.prompt(prompt), responses, corrections))
+        found.append(NegativeGroup(text, line.get("solution") or "", encoder.prompt(prompt), responses, corrections))
     return found
 
 

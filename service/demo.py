@@ -30,20 +30,18 @@ from service.demo_task import TEMPLATE, generate
 FOLDER = Path("allo-demo")
 MODEL = "smollm2-135m-instruct"
 
-TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 480, 200
+TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 256, 200
 
+HYPERPARAMETERS = {"template": TEMPLATE, "learning_rate_multiplier": 5, "batch_size": 16, "n_epochs": 1}
 STAGES: dict[str, dict[str, Any]] = {
-    "sft": {"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 1},
-    "sample": {"n": 6, "max_response_tokens": 40},
-    "pair": {"max_pairs": 2, "max_negatives": 2},
-    "warmup": {"learning_rate": 1e-5, "batch_size": 32},
-    "locate": {"forget_ratio": 0.05, "improve_ratio": 0.05},
-    "reward_model": {"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 1, "max_negatives": 1},
-    "forget": {"learning_rate": 1e-5, "batch_size": 32},
-    "improve": {"learning_rate": 5e-5, "batch_size": 32},
-    "evaluate": {"max_response_tokens": 40},
+    "sft": {},
+    "sample": {"n": 8, "max_response_tokens": 32},
+    "pair": {"max_pairs": 3, "max_negatives": 3},
+    "reward_model": {"max_negatives": 1},
+    "evaluate": {"max_response_tokens": 32},
 }
-"""What differs from the published settings: rates and batches for a small model and a run of minutes on a CPU."""
+"""What differs from the published settings: every rate five times as high, for a small model, and less of everything,
+for a run of minutes on two cores."""
 
 NAMES = {
     "base": "base",
@@ -67,6 +65,7 @@ print(tokenizer.decode(answer[0, ids.input_ids.shape[1]:], skip_special_tokens=T
 
 
 def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - the command has no options
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
     began = time.monotonic()
     folder = FOLDER.absolute()
     folder.mkdir(exist_ok=True)
@@ -132,7 +131,7 @@ def _allo(*arguments: str) -> None:
 
 
 def _job(training: str, validation: str) -> dict[str, Any]:
-    method = {"hyperparameters": {"template": TEMPLATE}, "stages": STAGES}
+    method = {"hyperparameters": HYPERPARAMETERS, "stages": STAGES}
     return {
         "model": MODEL,
         "training_file": training,

@@ -122,7 +122,7 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tu
     given = problems(inputs["heldout"])
     requests = [Request(number, encoder.prompt(problem.problem), config.seed) for number, problem in enumerate(given)]
     requests = [request for request in requests if len(request.prompt) <= config.max_prompt_tokens]
-    settings = Settings(config.max_response_tokens, encoder.end, batch_size=config.batch_size)
+    settings = Settings(config.max_response_tokens, encoder.end, batch_size=config.decoding_batch)
 
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
         texts: dict[int, str] = {}

@@ -32,7 +32,7 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
     if not chosen:
         raise StageError("nothing_to_train_on", "All problems are longer than max_prompt_tokens: raise it.")
     settings = Settings(
-        config.max_response_tokens, encoder.end, config.n, config.temperature, config.top_p, config.batch_size
+        config.max_response_tokens, encoder.end, config.n, config.temperature, config.top_p, config.decoding_batch
     )
     requests = [Request(number, prompts[number], config.seed) for number in chosen]
     responses = _generate(inputs["model"], requests, settings, work / "responses.jsonl", report)
