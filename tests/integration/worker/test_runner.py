@@ -6,8 +6,10 @@ import threading
 
 import psutil
 
+from service.jobs import attempts
 from tests.integration.worker.house import House, alive, until
-from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded
+from worker.heart import Heart
+from worker.outcome import Abandoned, Cancelled, Failed, Interrupt, Released, Succeeded
 from worker.runner import Runner
 
 
@@ -156,6 +158,18 @@ def test_a_runner_that_reaches_no_database_ends_its_stage(house):
     path.rmdir()
     path.with_suffix(".away").rename(path)
     assert join() == Abandoned()
+
+
+def test_a_heart_without_a_database_says_so_after_its_patience(house):
+    house.submit()
+    claim = attempts.claim(house.database, *house.dispatch(), "worker")
+    path = house.settings.data_dir / "allo.db"
+    house.database.engine.dispose()
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()
+    with Heart(house.database, claim, every=0.05, patience=0.3) as heart:
+        assert heart.interrupt is None
+        until(lambda: heart.interrupt is Interrupt.UNREACHABLE, 5)
 
 
 def test_an_input_that_no_longer_verifies_fails_the_job(house):
