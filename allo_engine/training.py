@@ -154,16 +154,18 @@ class Trainer:
                 continue
             if step and epoch != plan[step - 1][0]:
                 totals = Totals()
-            figures = self._step(chosen, objective, self._rate(step, len(plan)), totals)
+            try:
+                figures = self._step(chosen, objective, self._rate(step, len(plan)), totals)
+            except Stopped:
+                if step > first:
+                    self._checkpoint(step, totals)
+                raise
             self._report.progress(min(work, total), total, {"step": step + 1, "steps": len(plan), **figures})
-            stopping = self._report.stop_requested and step + 1 < len(plan)
-            if stopping or time.monotonic() - saved > max(self._config.checkpoint_seconds, 20 * cost):
+            if time.monotonic() - saved > max(self._config.checkpoint_seconds, 20 * cost):
                 began = time.monotonic()
                 self._checkpoint(step + 1, totals)
                 saved = time.monotonic()
                 cost = saved - began
-            if stopping:
-                raise Stopped
         tokens = self._config.n_epochs * sum(group.tokens() for group in groups)
         return {"steps": len(plan), "trained_tokens": tokens, **totals.means()}
 
@@ -174,6 +176,9 @@ class Trainer:
         batch = Totals()
         loss = 0.0
         for row_groups in rows_of(groups, self._config.micro_batch_tokens):
+            if self._report.stop_requested:  # what this batch has so far is given up: a stop must not wait for the rest
+                self._optimizer.zero_grad(set_to_none=True)
+                raise Stopped
             row = build_row(row_groups, self._model.device)
             parts = row.split(token_logps(self._model, row))
             row_loss = torch.zeros((), device=self._model.device)

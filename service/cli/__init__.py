@@ -26,6 +26,17 @@ first steps:
 """
 
 
+_BENCH_EPILOG = """\
+examples:
+  allo bench                            every benchmark, in a clone of the project
+  allo bench optimizer --json           one of improve, improve-1, memory, optimizer, locate, sample, delta
+
+Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the two sides
+take turns. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of problems to take instead of generated
+ones.
+"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     args = _parser().parse_args(argv)
@@ -57,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_download(commands)
     local.add_models(commands)
     local.add_keys(commands)
-    _add_module(commands, "bench", "measure quality and speed on this machine", "tests.benchmarks")
+    _add_bench(commands)
     doctor.add(commands)
     api.add(commands)
     return parser
@@ -69,6 +80,16 @@ def _add_module(
     """A command that lives in a module of its own, loaded when it is called: its `run(args)`."""
     parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     parser.set_defaults(run=lambda args: _load(name, module).run(args))
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _add_module(commands, "bench", "measure this machine's speed against named rivals", "tests.benchmarks")
+    bench = commands.choices["bench"]
+    bench.epilog = _BENCH_EPILOG
+    bench.formatter_class = argparse.RawDescriptionHelpFormatter
+    bench.add_argument("name", nargs="?", metavar="NAME", help="one benchmark (all)")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each side, in turn (5)")
+    bench.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _load(name: str, module: str) -> ModuleType:

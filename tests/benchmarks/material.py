@@ -19,9 +19,24 @@ from allo_engine.records import Problem
 from allo_engine.sequences import Group
 
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "allo-bench"
-WORDS = (
-    ["water", "light", "stone", "river", "bread", "paper", "glass", "music", "garden", "window", "summer", "winter", "people", "animal", "travel", "market"]
-)
+WORDS = [
+    "water",
+    "light",
+    "stone",
+    "river",
+    "bread",
+    "paper",
+    "glass",
+    "music",
+    "garden",
+    "window",
+    "summer",
+    "winter",
+    "people",
+    "animal",
+    "travel",
+    "market",
+]
 
 
 def model() -> Path:
