@@ -88,6 +88,10 @@ class WarmupConfig(PromptConfig, TrainingConfig):
 class LocateConfig(StageConfig):
     """The weights that alignment moves most: exact global top-k, nested ratios from one pass."""
 
+    importance: Literal["update", "least", "random"] = Field(
+        default="update",
+        description="'update' is the paper's; 'least' takes the weights that moved least and 'random' any: controls.",
+    )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05
 
@@ -130,8 +134,12 @@ class ImproveConfig(PromptConfig, TrainingConfig):
     learning_rate: Positive = 5e-6
     batch_size: Count = 128
     beta: Positive = 0.1
+    filter: Literal["rejected", "both"] = Field(
+        default="rejected",
+        description="'rejected' filters the rejected response's tokens, the paper's; 'both' also the chosen one's.",
+    )
     filter_ratio: Ratio = Field(
-        default=0.1, description="Share of rejected tokens, lowest log-ratio first, that count."
+        default=0.1, description="Share of filtered tokens, lowest log-ratio first, that count."
     )
 
 

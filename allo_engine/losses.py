@@ -23,13 +23,16 @@ def dpo(chosen_d: Tensor, rejected_d: Tensor, beta: float) -> Tensor:
     return -logsigmoid(beta * (chosen_d - rejected_d))
 
 
-def filtered_dpo(chosen_d_T: Tensor, rejected_d_T: Tensor, beta: float, ratio: float) -> Tensor:
+def filtered_dpo(
+    chosen_d_T: Tensor, rejected_d_T: Tensor, beta: float, ratio: float, both_sides: bool = False
+) -> Tensor:
     """ALLO's improvement loss of one pair: DPO with only the ⌈ratio·R⌉ rejected tokens of lowest d; scalar.
 
-    R is the rejected response's own length. The choice of tokens carries no gradient. ratio = 1 is DPO.
+    R is the rejected response's own length. With `both_sides` the chosen response counts by its tokens of highest d in
+    the same way. The choice of tokens carries no gradient. ratio = 1 is DPO.
     """
-    kept = lowest(rejected_d_T, ratio)
-    return dpo(chosen_d_T.sum(), rejected_d_T[kept].sum(), beta)
+    chosen_d_K = chosen_d_T[lowest(-chosen_d_T, ratio)] if both_sides else chosen_d_T
+    return dpo(chosen_d_K.sum(), rejected_d_T[lowest(rejected_d_T, ratio)].sum(), beta)
 
 
 def lowest(d_T: Tensor, ratio: float) -> Tensor:

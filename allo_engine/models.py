@@ -46,6 +46,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def context_length(folder: Path) -> int:
+    """The longest sequence that a model was made for, in tokens."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("max_position_embeddings") or 2**31)
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A checkpoint that plain transformers loads, in the precision it was trained in: float32."""
     model.save_pretrained(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.config import PromptConfig
-from allo_engine.models import Encoder, Prompt
+from allo_engine.models import Encoder, Prompt, context_length
 from allo_engine.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
 from allo_engine.report import Report, StageError
 from allo_engine.sequences import Group
@@ -91,30 +91,38 @@ def _text(response: str | list[dict[str, str]]) -> str:
     return response if isinstance(response, str) else response[-1]["content"]
 
 
-def fitting_groups(groups: Sequence[Group], config: PromptConfig, report: Report) -> list[Group]:
-    """The items whose prompt and responses are within the configured lengths, the responses that they need with them.
+def fitting_groups(groups: Sequence[Group], config: PromptConfig, model: Path, report: Report) -> list[Group]:
+    """The items within the configured lengths and the model's own, with the responses that they need.
 
     Says how many are dropped; raises StageError where none is left.
     """
-    kept = []
-    for group in groups:
-        short = {index for index in group.responses if len(group.scored(index)) <= config.max_response_tokens}
-        items = [item for item in group.items if short.issuperset(item)]
-        if items and len(group.prompt) <= config.max_prompt_tokens:
-            kept.append(group.only(items))
-    _tell_dropped(sum(len(group.items) for group in groups), sum(len(group.items) for group in kept), report)
+    longest = context_length(model)
+    kept = [group.only(items) for group in groups if (items := _fitting_items(group, config, longest))]
+    count, left = (sum(len(group.items) for group in found) for found in (groups, kept))
+    if left < count:
+        report.message(
+            f"{count - left} of {count} examples are too long and were dropped.", "warn", {"dropped": count - left}
+        )
+    if not left:
+        raise StageError("nothing_to_train_on", _nothing_left(count, longest))
     return kept
 
 
-def _tell_dropped(count: int, kept: int, report: Report) -> None:
-    if kept < count:
-        report.message(
-            f"{count - kept} of {count} examples are too long and were dropped.", "warn", {"dropped": count - kept}
-        )
-    if not kept:
-        raise StageError(
-            "nothing_to_train_on",
-            f"All {count} examples are longer than max_prompt_tokens or max_response_tokens: raise these settings."
-            if count
-            else "The file holds no examples.",
-        )
+def _fitting_items(group: Group, config: PromptConfig, longest: int) -> list[tuple[int, ...]]:
+    if len(group.prompt) > config.max_prompt_tokens:
+        return []
+    short = {
+        index
+        for index, ids in group.responses.items()
+        if len(group.scored(index)) <= config.max_response_tokens and len(group.prompt) + len(ids) <= longest
+    }
+    return [item for item in group.items if short.issuperset(item)]
+
+
+def _nothing_left(count: int, longest: int) -> str:
+    if not count:
+        return "The file holds no examples."
+    return (
+        f"All {count} examples are longer than max_prompt_tokens or max_response_tokens, or than the model's "
+        f"{longest} tokens: raise these settings, or give shorter texts."
+    )

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from allo_engine.answers import Verdict, compare, reference
 from allo_engine.config import EvaluateConfig
 from allo_engine.delta import apply_delta
-from allo_engine.models import Encoder, fingerprint, load_model, load_tokenizer
+from allo_engine.models import Encoder, context_length, fingerprint, load_model, load_tokenizer
 from allo_engine.objectives import reward_figures
 from allo_engine.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
 from allo_engine.records import Problem, read_lines
-from allo_engine.report import Report, Stopped
+from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling import Request, Settings, generate
 from allo_engine.sequences import Group, singles
 from allo_engine.training import score
@@ -121,8 +121,13 @@ def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple
 def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tuple[int, Evaluation]:
     given = problems(inputs["heldout"])
     requests = [Request(number, encoder.prompt(problem.problem), config.seed) for number, problem in enumerate(given)]
-    requests = [request for request in requests if len(request.prompt) <= config.max_prompt_tokens]
-    settings = Settings(config.max_response_tokens, encoder.end, batch_size=config.decoding_batch)
+    context = context_length(inputs["base"])
+    longest = min(config.max_prompt_tokens, context - 1)
+    requests = [request for request in requests if len(request.prompt) <= longest]
+    if not requests:
+        raise StageError("nothing_to_evaluate", f"All held-out problems are longer than {longest} tokens.")
+    room = context - max(len(request.prompt) for request in requests)
+    settings = Settings(min(config.max_response_tokens, room), encoder.end, batch_size=config.decoding_batch)
 
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
         texts: dict[int, str] = {}
@@ -156,7 +161,7 @@ def _verdict(text: str, problem: Problem) -> Verdict:
 
 
 def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
-    groups = fitting_groups(pairs(inputs["heldout"], encoder), config, report)
+    groups = fitting_groups(pairs(inputs["heldout"], encoder), config, inputs["base"], report)
     reference = _sums(load_model(inputs.get("sft", inputs["base"])), groups, config, lambda _: None)
 
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
@@ -185,7 +190,7 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
 def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
     examples = supervised_examples(inputs["heldout"], encoder)
     groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
-    groups = fitting_groups(groups, config, report)
+    groups = fitting_groups(groups, config, inputs["base"], report)
     tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
 
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:

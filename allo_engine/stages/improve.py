@@ -22,7 +22,9 @@ from allo_engine.training import Trainer
 
 def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     tokenizer = load_tokenizer(inputs["model"])
-    groups = fitting_groups(pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, report)
+    groups = fitting_groups(
+        pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, inputs["model"], report
+    )
     model = load_model(inputs["model"])
     base = fingerprint(inputs["model"])
     apply_delta(model, inputs["forgotten"], base)
@@ -32,7 +34,9 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     objective = PairObjective(
         trainer.reference(groups),
         config.beta,
-        lambda chosen, rejected: losses.filtered_dpo(chosen, rejected, config.beta, config.filter_ratio),
+        lambda chosen, rejected: losses.filtered_dpo(
+            chosen, rejected, config.beta, config.filter_ratio, both_sides=config.filter == "both"
+        ),
     )
     metrics = trainer.train(groups, objective, reference=True)
     trained = sum(values.numel() for values in sparse.values.values())

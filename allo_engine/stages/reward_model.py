@@ -27,7 +27,8 @@ def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, re
     else:
         given = [_first(group, config.max_negatives) for group in negatives(inputs["negatives"], encoder)]
     rewriting = Rewriting(encoder)
-    groups = fitting_groups([rewriting.training(key, group) for key, group in enumerate(given)], config, report)
+    training = [rewriting.training(key, group) for key, group in enumerate(given)]
+    groups = fitting_groups(training, config, inputs["model"], report)
     model = load_model(inputs["model"])
     trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
     metrics = trainer.train(groups, CrossEntropy())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.config import SampleConfig
-from allo_engine.models import Encoder, load_model, load_tokenizer
+from allo_engine.models import Encoder, context_length, load_model, load_tokenizer
 from allo_engine.reading import Inputs, problems
 from allo_engine.records import SampledProblem, read_lines, write_lines
 from allo_engine.report import Report, StageError, Stopped
@@ -23,16 +23,27 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
     encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
     given = problems(inputs["problems"])
     prompts = [encoder.prompt(problem.problem) for problem in given]
-    chosen = [number for number, prompt in enumerate(prompts) if len(prompt) <= config.max_prompt_tokens]
+    context = context_length(inputs["model"])
+    longest = min(config.max_prompt_tokens, context - 1)
+    chosen = [number for number, prompt in enumerate(prompts) if len(prompt) <= longest]
     if len(chosen) < len(given):
         dropped = len(given) - len(chosen)
         report.message(
             f"{dropped} of {len(given)} problems are too long and were dropped.", "warn", {"dropped": dropped}
         )
     if not chosen:
-        raise StageError("nothing_to_train_on", "All problems are longer than max_prompt_tokens: raise it.")
+        raise StageError(
+            "nothing_to_train_on",
+            f"All {len(given)} problems are longer than {longest} tokens: raise max_prompt_tokens or shorten them.",
+        )
+    room = context - max(len(prompts[number]) for number in chosen)
     settings = Settings(
-        config.max_response_tokens, encoder.end, config.n, config.temperature, config.top_p, config.decoding_batch
+        min(config.max_response_tokens, room),
+        encoder.end,
+        config.n,
+        config.temperature,
+        config.top_p,
+        config.decoding_batch,
     )
     requests = [Request(number, prompts[number], config.seed) for number in chosen]
     responses = _generate(inputs["model"], requests, settings, work / "responses.jsonl", report)

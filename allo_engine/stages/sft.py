@@ -17,7 +17,10 @@ def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Re
     tokenizer = load_tokenizer(inputs["model"])
     examples = supervised_examples(inputs["examples"], Encoder(tokenizer, config.template))
     groups = fitting_groups(
-        [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)], config, report
+        [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)],
+        config,
+        inputs["model"],
+        report,
     )
     model = load_model(inputs["model"])
     trainer = Trainer(model, dict(model.named_parameters()), config, report, work)

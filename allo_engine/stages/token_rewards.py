@@ -27,9 +27,8 @@ Scores = dict[tuple[int, int], Tensor]
 def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:  # noqa: ARG001
     encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
     given = negatives(inputs["negatives"], encoder)
-    plain = fitting_groups(
-        [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)], config, report
-    )
+    plain = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)]
+    plain = fitting_groups(plain, config, inputs["model"], report)
     rewriting = Rewriting(encoder)
     rewritten = [rewriting.scoring(group.key, given[group.key]) for group in plain]
     judged = rewritten if config.source == "reward_model" else plain

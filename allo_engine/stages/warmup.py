@@ -19,7 +19,9 @@ from allo_engine.training import Trainer
 
 def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     tokenizer = load_tokenizer(inputs["model"])
-    groups = fitting_groups(pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, report)
+    groups = fitting_groups(
+        pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, inputs["model"], report
+    )
     model = load_model(inputs["model"])
     trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
     objective = PairObjective(

@@ -34,6 +34,13 @@ def test_filtered_dpo_counts_only_the_lowest_rejected_tokens() -> None:
     assert float(losses.filtered_dpo(chosen, rejected, 0.1, 0.4)) == pytest.approx(math.log(1 + math.exp(-0.6)))
 
 
+def test_filtered_on_both_sides_counts_the_highest_chosen_tokens_too() -> None:
+    # R = T = 5, ε = 0.4 → k = 2: chosen 3 and 2, rejected −3 and −1.  β(5 − (−4)) = 0.9
+    chosen, rejected = torch.tensor([0.0, 3.0, -5.0, 2.0, 1.0]), torch.tensor([4.0, -1.0, 2.0, -3.0, 0.0])
+    loss = losses.filtered_dpo(chosen, rejected, 0.1, 0.4, both_sides=True)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-0.9)))
+
+
 def test_filtered_dpo_with_every_token_is_dpo() -> None:
     chosen, rejected = torch.randn(7), torch.randn(5)
     expected = losses.dpo(chosen.sum(), rejected.sum(), 0.1)

@@ -204,3 +204,15 @@ def test_prompts_that_are_all_too_long_end_in_what_to_change(
     given = {"model": model_folder, "training_file": data}
     with pytest.raises(StageError, match="max_prompt_tokens"):
         run_job(tmp_path / "job", "supervised", Data("problems"), given, {"sft": {"max_prompt_tokens": 1}}, report)
+
+
+def test_examples_longer_than_the_model_are_dropped_and_told(
+    tmp_path: Path, model_folder: Path, report: Report, stream: Lines
+) -> None:
+    data = write_problems(tmp_path / "data")
+    with (data / "data.jsonl").open("a") as file:
+        file.write(json.dumps({"problem": "x" * 600, "solution": "too long for a model of 512 tokens"}) + "\n")
+    given = {"model": model_folder, "training_file": data}
+    metrics = run_job(tmp_path / "job", "supervised", Data("problems"), given, {"sft": {"n_epochs": 1}}, report)
+    assert metrics["sft"]["examples"] == 8
+    assert any("1 of 9 examples are too long" in line.get("message", "") for line in stream.lines())
