@@ -62,6 +62,7 @@ def _run(stage: str, path: Path, report: Report) -> int:
 
 def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
     try:
         report.result(module.run(*arguments) | {"peak_memory_bytes": _peak_memory()})
