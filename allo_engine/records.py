@@ -79,7 +79,7 @@ class ScoredGroup(Record):
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines; blank lines are passed over."""
-    with path.open(encoding="utf-8-sig") as stream:
+    with path.open(encoding="utf-8-sig", newline="\n") as stream:
         for line in stream:
             if line.strip():
                 yield json.loads(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from pydantic import ValidationError
@@ -29,7 +30,7 @@ first steps:
 _BENCH_EPILOG = """\
 examples:
   allo bench                            every benchmark, in a clone of the project
-  allo bench optimizer --json           one of improve, improve-1, memory, optimizer, locate, sample, delta
+  allo bench optimizer --json           one of improve, warmup, memory, optimizer, locate, token-rewards, sample, delta
 
 Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the two sides
 take turns. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of problems to take instead of generated
@@ -93,6 +94,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _load(name: str, module: str) -> ModuleType:
+    # The benchmarks stand beside this package, in a clone; another `tests` may be installed.
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

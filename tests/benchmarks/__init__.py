@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +23,12 @@ from tests.benchmarks.cases import CASES, Case
 
 def run(args: argparse.Namespace) -> int:
     names = [args.name] if args.name else list(CASES)
-    results = [_measure(CASES[name], name, args.repeats) for name in names]
+    if unknown := set(names) - set(CASES):
+        print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(CASES)}.", file=sys.stderr)
+        return 2
+    results = [
+        _measure(case, (name, str(number)), args.repeats) for name in names for number, case in enumerate(CASES[name])
+    ]
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -30,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(case: Case, name: str, repeats: int) -> dict[str, Any]:
+def _measure(case: Case, place: tuple[str, str], repeats: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {"ours": [], "rival": []}
     for number in range(repeats):
         for side in ("ours", "rival") if number % 2 else ("rival", "ours"):
-            found[side].append(_fresh(name, side))
-            print(f"{name} {side} {number + 1}/{repeats}: {found[side][-1]:.4g}", file=sys.stderr)
+            found[side].append(_fresh(place, side))
+            print(f"{case.measure}, {side} {number + 1}/{repeats}: {found[side][-1]:.4g}", file=sys.stderr)
     ours, rival = (statistics.median(found[side]) for side in ("ours", "rival"))
     return {
         "measure": case.measure,
@@ -52,13 +58,13 @@ def _measure(case: Case, name: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def _fresh(name: str, side: str) -> float:
+def _fresh(place: tuple[str, str], side: str) -> float:
     """One measurement in a process of its own; its last line is the figure."""
-    command = [sys.executable, "-m", "tests.benchmarks", name, side]
+    command = [sys.executable, "-m", "tests.benchmarks", *place, side]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
     if done.returncode:
-        raise SystemExit(f"{name} {side} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(place)} {side} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.splitlines()[-1])
 
 

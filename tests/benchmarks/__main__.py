@@ -1,4 +1,4 @@
-"""One side of one benchmark, in this process: python -m tests.benchmarks NAME ours|rival."""
+"""One side of one benchmark, in this process: python -m tests.benchmarks NAME NUMBER ours|rival."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import sys
 
 from tests.benchmarks.cases import CASES
 
-name, side = sys.argv[1:]
-print(getattr(CASES[name], side)())
+name, number, side = sys.argv[1:]
+print(getattr(CASES[name][int(number)], side)())
