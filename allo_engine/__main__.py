@@ -64,6 +64,8 @@ def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
+    from allo_engine.training import is_out_of_memory  # here, as torch comes with it
+
     try:
         report.result(module.run(*arguments) | {"peak_memory_bytes": _peak_memory()})
     except Stopped:
@@ -73,8 +75,12 @@ def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-            report.error("out_of_memory", "The device's memory is full: lower micro_batch_tokens or batch_size.")
+        if is_out_of_memory(error):
+            report.error(
+                "out_of_memory",
+                "The device's memory is full even with one sequence at a time: take a smaller model, lower "
+                "max_prompt_tokens and max_response_tokens, or free memory on this machine.",
+            )
         return 1
     return 0
 

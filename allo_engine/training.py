@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -31,6 +31,11 @@ from allo_engine.sequences import Group, batches, build_row, rows_of
 
 FORWARD_SHARE = 1 / 3
 """A forward pass alone takes about a third of a training pass: the work counted for it in progress."""
+
+SMALLEST_ROW = 32
+"""Rows are not made shorter than this: what still does not fit then is a single sequence."""
+
+Result = TypeVar("Result")
 
 Figures = dict[str, tuple[float, float]]
 """Figures to report, each as (sum, count)."""
@@ -81,6 +86,11 @@ def score(
     return found
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator or the machine had too little memory; on a CPU torch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 class Trainer:
     """Trains `parameters` of a model on groups, checkpointing into `work`.
 
@@ -98,6 +108,7 @@ class Trainer:
     ) -> None:
         self._model, self._parameters, self._config = model, dict(parameters), config
         self._report, self._work, self._written = report, work, written
+        self._budget = config.micro_batch_tokens
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=config.learning_rate,
@@ -127,7 +138,7 @@ class Trainer:
             if self._report.stop_requested:
                 raise Stopped
 
-        logps = score(self._model, groups, self._config.micro_batch_tokens, tick)
+        logps = self._in_memory(lambda budget: score(self._model, groups, budget, tick))
         self._work.mkdir(parents=True, exist_ok=True)
         save_file({f"{key}/{index}": values for (key, index), values in logps.items()}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -155,7 +166,8 @@ class Trainer:
             if step and epoch != plan[step - 1][0]:
                 totals = Totals()
             try:
-                figures = self._step(chosen, objective, self._rate(step, len(plan)), totals)
+                rate = self._rate(step, len(plan))
+                figures = self._in_memory(lambda budget: self._step(chosen, objective, rate, totals, budget))  # noqa: B023
             except Stopped:
                 if step > first:
                     self._checkpoint(step, totals)
@@ -169,13 +181,31 @@ class Trainer:
         tokens = self._config.n_epochs * sum(group.tokens() for group in groups)
         return {"steps": len(plan), "trained_tokens": tokens, **totals.means()}
 
-    def _step(self, groups: Sequence[Group], objective: Objective, rate: float, totals: Totals) -> dict[str, float]:
+    def _in_memory(self, work: Callable[[int], Result]) -> Result:
+        """Do work with rows of at most so many tokens, fewer from now on where the device's memory was too small."""
+        while True:
+            try:
+                return work(self._budget)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self._budget <= SMALLEST_ROW:
+                    raise
+            self._optimizer.zero_grad(set_to_none=True)
+            self._budget //= 2
+            self._report.message(
+                f"The device's memory was full: going on with micro_batch_tokens = {self._budget}.",
+                "warn",
+                {"micro_batch_tokens": self._budget},
+            )
+
+    def _step(
+        self, groups: Sequence[Group], objective: Objective, rate: float, totals: Totals, budget: int
+    ) -> dict[str, float]:
         divisor = sum(objective.weight(group) for group in groups)
         if not divisor:
             return {}
         batch = Totals()
         loss = 0.0
-        for row_groups in rows_of(groups, self._config.micro_batch_tokens):
+        for row_groups in rows_of(groups, budget):
             if self._report.stop_requested:  # what this batch has so far is given up: a stop must not wait for the rest
                 self._optimizer.zero_grad(set_to_none=True)
                 raise Stopped

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from allo_engine import losses
 from allo_engine.config import ImproveConfig, SftConfig, TrainingConfig
@@ -147,3 +149,26 @@ def test_sft_learns_its_examples(tmp_path: Path, report: Report) -> None:
     trainer = Trainer(model, dict(model.named_parameters()), config, report, tmp_path)
     metrics = trainer.train([singles(0, [0, 10], [[20, 21, 1]]), singles(1, [0, 11], [[30, 1]])], CrossEntropy())
     assert metrics["loss"] < 0.05
+
+
+class SmallDevice(LlamaForCausalLM):
+    """A model on a device that holds rows of 40 tokens and no longer ones."""
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        if input_ids.shape[1] > 40:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(input_ids=input_ids, **more)
+
+
+def test_where_memory_is_short_the_rows_are_and_the_result_stays(tmp_path: Path, report: Report, stream: Lines) -> None:
+    found = []
+    for number, small in enumerate((False, True)):
+        model = tiny_model()
+        model.__class__ = SmallDevice if small else LlamaForCausalLM
+        config = SftConfig(learning_rate=1e-3, batch_size=100, n_epochs=2, epsilon=1e-3, micro_batch_tokens=256)
+        trainer = Trainer(model, dict(model.named_parameters()), config, report, tmp_path / str(number))
+        trainer.train([singles(key, [0, 5 + key], [[20, 30 + key, 40, 1]]) for key in range(40)], CrossEntropy())
+        found.append([weight.detach().clone() for weight in model.parameters()])
+    warnings = [line for line in stream.lines() if line.get("level") == "warn"]
+    assert [line["data"]["micro_batch_tokens"] for line in warnings] == [128, 64, 32]
+    assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(*found, strict=True))
