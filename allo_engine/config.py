@@ -103,6 +103,9 @@ class RewardModelConfig(PromptConfig, TrainingConfig):
     batch_size: Count = 128
     n_epochs: Count = 3
     max_negatives: Count = Field(default=10, description="Rewriting examples a problem.")
+    max_problems: Count | None = Field(
+        default=None, description="Problems to learn from, drawn by the seed; null: all."
+    )
 
 
 class TokenRewardsConfig(PromptConfig):

@@ -6,6 +6,7 @@ wrong one.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, re
         given = corrections(inputs["corrections"], encoder)
     else:
         given = [_first(group, config.max_negatives) for group in negatives(inputs["negatives"], encoder)]
+    if config.max_problems is not None and config.max_problems < len(given):
+        given = random.Random(config.seed).sample(given, config.max_problems)  # noqa: S311 - a draw, not a secret
     rewriting = Rewriting(encoder)
     training = [rewriting.training(key, group) for key, group in enumerate(given)]
     groups = fitting_groups(training, config, inputs["model"], report)

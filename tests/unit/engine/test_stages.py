@@ -12,10 +12,12 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from allo_engine.config import RewardModelConfig
 from allo_engine.pipeline import Data
 from allo_engine.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup
 from allo_engine.report import Report, StageError
 from allo_engine.selection import count_of, positions
+from allo_engine.stages import reward_model
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import run_job, write_problems
 
@@ -216,3 +218,10 @@ def test_examples_longer_than_the_model_are_dropped_and_told(
     metrics = run_job(tmp_path / "job", "supervised", Data("problems"), given, {"sft": {"n_epochs": 1}}, report)
     assert metrics["sft"]["examples"] == 8
     assert any("1 of 9 examples are too long" in line.get("message", "") for line in stream.lines())
+
+
+def test_the_reward_model_learns_from_as_many_problems_as_asked(job: Job, tmp_path: Path, report: Report) -> None:
+    inputs = {"model": job.root / "sft" / "checkpoint", "negatives": job.root / "pair" / "negatives"}
+    config = RewardModelConfig(max_problems=2, max_negatives=1, n_epochs=1)
+    metrics = reward_model.run(config, inputs, tmp_path / "out", tmp_path / "work", report)
+    assert metrics["examples"] == 2
