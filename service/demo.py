@@ -30,14 +30,14 @@ from service.demo_task import TEMPLATE, generate
 FOLDER = Path("allo-demo")
 MODEL = "smollm2-135m-instruct"
 
-TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 176, 128
+TRAIN_PROBLEMS, HELD_OUT_PROBLEMS = 128, 96
 
 HYPERPARAMETERS = {"template": TEMPLATE, "learning_rate_multiplier": 5, "batch_size": 16, "n_epochs": 1}
 STAGES: dict[str, dict[str, Any]] = {
-    "sft": {},
+    "sft": {"batch_size": 8},
     "sample": {"n": 4, "max_response_tokens": 32},
     "pair": {"max_pairs": 2, "max_negatives": 1},
-    "reward_model": {"max_problems": 64},
+    "reward_model": {"max_problems": 40},
     "evaluate": {"max_response_tokens": 32},
 }
 """What differs from the published settings: every rate five times as high, for a small model, and less of everything,
