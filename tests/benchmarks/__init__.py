@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.cases import CASES, Case
+from tests.benchmarks.case import Case
+from tests.benchmarks.cases import CASES
 
 
 def run(args: argparse.Namespace) -> int:

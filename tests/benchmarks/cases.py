@@ -8,7 +8,6 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,21 +30,9 @@ from allo_engine.sparse import SparseModel
 from allo_engine.stages import locate
 from allo_engine.training import Trainer, score
 from tests.benchmarks import material
+from tests.benchmarks.case import Case
 
 MASK = 0.05
-
-
-@dataclass(frozen=True)
-class Case:
-    """`goal` is for ours / rival; `limit` says what bounds the figure."""
-
-    measure: str
-    ours: Callable[[], float]
-    rival: Callable[[], float]
-    rival_name: Callable[[], str]
-    goal: float
-    higher_is_better: bool
-    limit: str
 
 
 # --- improve
