@@ -8,9 +8,10 @@ stage.json names the stage's settings and its folders:
      "outputs": "/results/sft",
      "work": "/results/sft.work"}
 
-Every input is a folder; an uploaded file is a folder that holds data.jsonl. Each output becomes a folder under
-`outputs`. `work` keeps what a later run needs to go on where this one was stopped. Progress goes to standard output,
-one JSON object a line. Exit status: 0 done, 75 stopped on SIGTERM and resumable, 1 failed, 2 wrong usage.
+Every input is a folder; an uploaded file is a folder that holds data.jsonl. An input "cache" may be added: there stages
+leave log-probabilities for one another. Each output becomes a folder under `outputs`. `work` keeps what a later run
+needs to go on where this one was stopped. Progress goes to standard output, one JSON object a line. Exit status: 0
+done, 75 stopped on SIGTERM and resumable, 1 failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
-    from allo_engine.training import is_out_of_memory  # here, as torch comes with it
+    from allo_engine.rows import is_out_of_memory  # here, as torch comes with it
 
     try:
         report.result(module.run(*arguments) | {"peak_memory_bytes": _peak_memory()})

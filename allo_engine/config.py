@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class StageConfig(BaseModel):
@@ -25,7 +26,7 @@ class StageConfig(BaseModel):
 
 
 class PromptConfig(StageConfig):
-    """What every stage that turns text into token ids has."""
+    """What every stage that runs a model on text has."""
 
     template: str = Field(
         default="auto",
@@ -34,9 +35,14 @@ class PromptConfig(StageConfig):
     )
     max_prompt_tokens: Count = Field(default=1024, description="Longer prompts are dropped and counted.")
     max_response_tokens: Count = Field(default=1024, description="Longer responses are dropped and counted.")
+    precision: Precision = Field(
+        default="auto",
+        description="What the model computes in: 'auto' is bfloat16 on a GPU and float32 on a CPU. Trained values, "
+        "moments and log-probabilities are float32 in any case.",
+    )
 
 
-class TrainingConfig(StageConfig):
+class TrainingConfig(PromptConfig):
     """What every stage that trains has. A batch is counted in items: responses, pairs or negatives."""
 
     learning_rate: Positive = 1e-6
@@ -49,13 +55,20 @@ class TrainingConfig(StageConfig):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: Positive = 1e-8
-    micro_batch_tokens: Count = Field(
-        default=512, description="Tokens of one forward pass: bounds memory and never changes the result."
+    micro_batch_tokens: Count | None = Field(
+        default=None,
+        description="Tokens of one forward pass: bounds memory and never changes the result. null: as many as fit.",
+    )
+    memory_gb: Positive | None = Field(
+        default=None, description="Memory, in GiB, that the micro-batch is fitted to. null: what is free at the start."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute activations twice instead of keeping them: a third slower, far leaner."
     )
     checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
 
 
-class SftConfig(PromptConfig, TrainingConfig):
+class SftConfig(TrainingConfig):
     """Cross-entropy on response tokens: the model that alignment starts from."""
 
     learning_rate: Positive = 2e-5
@@ -79,24 +92,28 @@ class PairConfig(StageConfig):
     max_negatives: Count = Field(default=10, description="Distinct wrong responses a problem to forget.")
 
 
-class WarmupConfig(PromptConfig, TrainingConfig):
+class WarmupConfig(TrainingConfig):
     """Vanilla DPO over all weights: it shows which weights alignment moves."""
 
     beta: Positive = 0.1
 
 
-class LocateConfig(StageConfig):
+class LocateConfig(PromptConfig):
     """The weights that alignment moves most: exact global top-k, nested ratios from one pass."""
 
-    importance: Literal["update", "least", "random"] = Field(
+    importance: Literal["update", "gradient", "least", "random"] = Field(
         default="update",
-        description="'update' is the paper's; 'least' takes the weights that moved least and 'random' any: controls.",
+        description="'update' is the paper's, by the warm-up; 'gradient' that of the DPO loss at the start model and "
+        "needs no warm-up; 'least' takes the weights that moved least and 'random' any: controls.",
     )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05
+    micro_batch_tokens: Count = Field(
+        default=512, description="Tokens of one forward pass of 'gradient': bounds memory and never changes the result."
+    )
 
 
-class RewardModelConfig(PromptConfig, TrainingConfig):
+class RewardModelConfig(TrainingConfig):
     """SFT on the rewriting task: problem, solution, wrong response → corrected response."""
 
     learning_rate: Positive = 2e-5
@@ -119,19 +136,25 @@ class TokenRewardsConfig(PromptConfig):
     micro_batch_tokens: Count = 1024
 
 
-class ForgetConfig(PromptConfig, TrainingConfig):
+class ForgetConfig(TrainingConfig):
     """Token-weighted NPO on wrong responses, in the mask."""
 
     learning_rate: Positive = 5e-7
     batch_size: Count = 128
-    beta: Positive = 0.1
+    loss: Literal["npo", "simnpo"] = Field(
+        default="npo",
+        description="'npo' is the paper's, a token at a time against the reference; 'simnpo' (arXiv 2410.07163) takes "
+        "the mean log-probability of a response's weighted tokens and no reference.",
+    )
+    beta: Positive = Field(default=0.1, description="SimNPO's authors take 2.5.")
+    gamma: float = Field(default=0.0, ge=0, description="Margin of SimNPO; without effect under NPO.")
     weights: Literal["unaligned", "one_minus", "legacy"] = Field(
         default="unaligned",
         description="'unaligned' w = 1[P < 0.5]; 'one_minus' w = 1 - P; 'legacy' w = P, as the released script has it.",
     )
 
 
-class ImproveConfig(PromptConfig, TrainingConfig):
+class ImproveConfig(TrainingConfig):
     """Token-filtered DPO on pairs, in the mask."""
 
     learning_rate: Positive = 5e-6

@@ -12,6 +12,9 @@ from torch.nn.functional import logsigmoid
 
 from allo_engine.selection import count_of
 
+NOISE = 1e-4
+"""Nats below which two float32 log-ratios are not told apart."""
+
 
 def sft(logps_T: Tensor) -> Tensor:
     """Cross-entropy of one response, −Σ_t logπ_t: scalar. Divide by the batch's response tokens."""
@@ -36,8 +39,12 @@ def filtered_dpo(
 
 
 def lowest(d_T: Tensor, ratio: float) -> Tensor:
-    """Places of the ⌈ratio·R⌉ ≥ 1 lowest values of d, the earlier one where two are equal; shape [k]."""
-    return torch.argsort(d_T.detach(), stable=True)[: max(1, count_of(ratio, len(d_T)))]
+    """Places of the ⌈ratio·R⌉ ≥ 1 lowest values of d, the earlier one where two are equal; shape [k].
+
+    Before the first step every d is 0 up to rounding, so what differs by less than NOISE is equal: the choice must not
+    be one of how tokens were packed.
+    """
+    return torch.argsort((d_T.detach() / NOISE).round(), stable=True)[: max(1, count_of(ratio, len(d_T)))]
 
 
 def token_npo(logps_T: Tensor, reference_T: Tensor, weights_T: Tensor, beta: float) -> Tensor:
@@ -46,3 +53,15 @@ def token_npo(logps_T: Tensor, reference_T: Tensor, weights_T: Tensor, beta: flo
     Divide by the batch's number of non-zero weights (ALLO's forgetting loss).
     """
     return -(weights_T * logsigmoid(-beta * (logps_T - reference_T))).sum()
+
+
+def simnpo(logps_T: Tensor, weights_T: Tensor, beta: float, gamma: float) -> Tensor:
+    """SimNPO (arXiv 2410.07163, eq. 4) of one response, its mean taken over weighted tokens: scalar.
+
+    −(2/β)·logσ(−β·Σ_t w_t·logπ_t / Σ_t w_t − γ). Without a weighted token it is 0. Divide by the number of responses
+    that have one.
+    """
+    if not weights_T.any():
+        return 0 * logps_T.sum()
+    mean = (weights_T * logps_T).sum() / weights_T.sum()
+    return -2 / beta * logsigmoid(-beta * mean - gamma)

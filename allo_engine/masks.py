@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,22 @@ Positions = dict[str, NDArray[np.int64]]
 """Ascending flat positions in each weight, by its name."""
 
 
+def begin_mask(path: Path, sizes: Mapping[str, int]) -> BinaryIO:
+    """A mask file with its header: what is missing are the bits of each weight, in the order of `sizes`.
+
+    For masks that should not be in memory as a whole. The format is 8 bytes of header length, a JSON header, the data.
+    """
+    header, end = {}, 0
+    for name, size in sizes.items():
+        begin, end = end, end + (size + 7) // 8
+        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    stream = path.open("wb")
+    stream.write(len(text).to_bytes(8, "little") + text)
+    return stream
+
+
 def positions_of(path: Path, model: nn.Module) -> Positions:
     """The flat positions that a mask selects in each weight of a model."""
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
@@ -25,10 +44,3 @@ def positions_of(path: Path, model: nn.Module) -> Positions:
             raise StageError("wrong_base", f"The mask was made for another model: weight {name} does not fit.")
         found[name] = positions(bits, sizes[name])
     return found
-
-
-def union(first: Positions, second: Positions) -> Positions:
-    return {name: np.union1d(first.get(name, _NONE), second.get(name, _NONE)) for name in first.keys() | second.keys()}
-
-
-_NONE = np.zeros(0, dtype=np.int64)

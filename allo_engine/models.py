@@ -7,12 +7,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from allo_engine.config import Precision
+from allo_engine.head import TokenLogps
 from allo_engine.report import StageError
 from allo_engine.sequences import Row
 
@@ -31,12 +35,36 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone."""
+def dtype_of(precision: Precision) -> torch.dtype:
+    """What a stage computes in. "auto" is bfloat16 on an accelerator that has it, else float32."""
+    if precision == "auto":
+        return torch.bfloat16 if device().type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, decoding: bool = False) -> PreTrainedModel:
+    """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone.
+
+    Packed rows go through FlexAttention on CUDA, which skips what nothing attends to; on a CPU it has no backward pass,
+    and for `decoding` it is not made: there attention is SDPA.
+    """
+    packed = "flex_attention" if device().type == "cuda" else "sdpa"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
+        folder,
+        dtype=dtype,
+        attn_implementation="sdpa" if decoding else packed,
+        local_files_only=True,
+        use_safetensors=True,
     )
     return model.to(device()).eval()  # type: ignore[arg-type,no-any-return]  # its wrapper hides the signature
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: layers keep their inputs alone and run again for the backward pass."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True  # of the layer itself, which asks for it; what is inside stays without dropout
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -144,15 +172,41 @@ class Encoder:
 
 
 def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
-    """logπ of every scored token of a row given all that it attends to: float32 [R], in nats.
+    """logπ of every predicted token of a row given all that it attends to: float32 [R], in nats.
 
-    The head runs on the positions that predict a scored token and on no other.
+    The head runs on the positions that predict a token and on no other, a few at a time where it is a plain
+    projection; what a model does beyond that (a soft cap, a scale) is left to the model itself.
     """
-    logits_RV = model(
-        input_ids=row.ids,
-        position_ids=row.positions,
-        attention_mask=row.mask,
-        logits_to_keep=row.sources,
-        use_cache=False,
-    ).logits[0]
-    return -cross_entropy(logits_RV.float(), row.targets, reduction="none")
+    flex = model.config._attn_implementation == "flex_attention"
+    arguments = {
+        "input_ids": row.ids,
+        "position_ids": row.positions,
+        "attention_mask": row.block_mask() if flex else row.mask(),
+        "use_cache": False,
+    }
+    if not _has_plain_head(model):
+        logits_RV = model(**arguments, logits_to_keep=row.sources).logits[0]
+        return -cross_entropy(logits_RV.float(), row.targets, reduction="none")
+    hidden_RH = model.base_model(**arguments).last_hidden_state[0, row.sources]
+    head: torch.nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight_VH = head.weight
+    if torch.is_autocast_enabled(hidden_RH.device.type):
+        hidden_RH = hidden_RH.to(torch.get_autocast_dtype(hidden_RH.device.type))
+        weight_VH = weight_VH.to(hidden_RH.dtype)
+    return TokenLogps.apply(hidden_RH, weight_VH, head.bias, row.targets)  # type: ignore[no-any-return,no-untyped-call]
+
+
+_plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the hidden states times the head's weight and nothing else, found by trying."""
+    if model not in _plain_heads:
+        ids = torch.arange(4, device=model.device)[None]
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        _plain_heads[model] = isinstance(head, torch.nn.Linear) and torch.equal(
+            head(hidden), model(input_ids=ids, use_cache=False).logits
+        )
+    return _plain_heads[model]

@@ -64,6 +64,23 @@ class TokenNpo:
         return torch.stack(terms).sum(), {"forgotten_log_ratio": (ratio, self.weight(group))}
 
 
+class SimNpo:
+    """SimNPO over wrong responses; the divisor is the batch's number of responses with a weighted token."""
+
+    def __init__(self, weights: PerToken, beta: float, gamma: float) -> None:
+        self._weights, self._beta, self._gamma = weights, beta, gamma
+
+    def weight(self, group: Group) -> float:
+        return sum(bool(self._weights[group.key, index].any()) for index in group.responses)
+
+    def __call__(self, group: Group, logps: Logps) -> tuple[Tensor, Figures]:
+        weights = {index: self._weights[group.key, index].to(values.device) for index, values in logps.items()}
+        terms = [losses.simnpo(values, weights[index], self._beta, self._gamma) for index, values in logps.items()]
+        forgotten = sum(float((values.detach() * (weights[i] != 0)).sum()) for i, values in logps.items())
+        tokens = sum(int((found != 0).sum()) for found in weights.values())
+        return torch.stack(terms).sum(), {"forgotten_logp": (forgotten, tokens)}
+
+
 def reward_figures(ratios: list[tuple[float, float]], beta: float) -> Figures:
     """Accuracy and margin of the implicit reward βΣd over (chosen, rejected) log-ratios, as (sum, count)."""
     margins = [beta * (chosen - rejected) for chosen, rejected in ratios]

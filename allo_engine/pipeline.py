@@ -1,6 +1,6 @@
 """A method as a graph of stages: what each reads and what it writes. Free of torch.
 
-An input is named by where it comes from: `model`, `training_file`, `validation_file`, `corrections_file`, or
+An input is named by where it comes from: `model`, `training_file`, `validation_file`, `corrections_file`, `masks`, or
 `<stage>.<output>`. Every input and output is a folder of files; an uploaded file is a folder that holds `data.jsonl`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,10 @@ TRAINED = ("sft", "warmup", "reward_model", "forget", "improve")
 """The stages that train: each has steps, a loss and a checkpoint."""
 
 
+SettingOf = Callable[[str, str], object]
+"""The value that a job gives to a stage's field."""
+
+
 class PlanError(ValueError):
     """A job that cannot be planned. `param` is the path of the field that the user would change."""
 
@@ -54,12 +58,14 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
-    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based."""
+    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based; `masks` says that the job
+    brings masks which another job made."""
 
     format: Format
     lines_without_solution: tuple[int, ...] = ()
     validation: Format | None = None
     corrections: bool = False
+    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,20 +90,23 @@ def plan(
 ) -> tuple[PlannedStage, ...]:
     """The stages of a job in an order in which they can run.
 
-    `stages` holds each stage's own settings and, for the optional `sft`, asks for it by being there. `hyperparameters`
-    are a shorthand: each is given to every stage that has a field of that name; `learning_rate_multiplier` scales every
-    stage's default rate; "auto" means the default. Raises PlanError, naming the field, for whatever cannot run.
+    `stages` holds each stage's own settings and asks, by being there, for the optional ones: `sft`, and the baseline
+    `warmup` of an `allo` job in which nothing reads it. `hyperparameters` are a shorthand: each is given to every stage
+    that has a field of that name; `learning_rate_multiplier` scales every stage's default rate; "auto" means the
+    default. Raises PlanError, naming the field, for whatever cannot run.
     """
     stages = stages or {}
     shorthand = {key: value for key, value in (hyperparameters or {}).items() if value not in ("auto", None)}
-    with_sft = method == "supervised" or "sft" in stages
-    _check_formats(method, data, with_sft)
-    graph = _graph(method, data, with_sft, _config("token_rewards", stages, {}, seed, method))
+
+    def config(name: str) -> StageConfig:
+        return _config(name, stages, shorthand, seed, method)
+
+    _check_formats(method, data, method == "supervised" or "sft" in stages)
+    _check_masks(method, data, stages)
+    graph = _graph(method, data, stages, lambda stage, field: getattr(config(stage), field))
     _check_names(method, graph, stages, shorthand)
     _check_solutions(data, graph)
-    return tuple(
-        PlannedStage(name, _config(name, stages, shorthand, seed, method), inputs) for name, inputs in graph.items()
-    )
+    return tuple(PlannedStage(name, config(name), inputs) for name, inputs in graph.items())
 
 
 def model_source(names: Sequence[str]) -> str:
@@ -130,34 +139,57 @@ def code_version() -> str:
 _WITHOUT_EFFECT = {"checkpoint_seconds"}
 
 
-def _graph(method: Method, data: Data, with_sft: bool, rewards: StageConfig) -> dict[str, dict[str, str]]:
+def _graph(method: Method, data: Data, asked: Container[str], setting: SettingOf) -> dict[str, dict[str, str]]:
     """Stage → its inputs, in running order."""
     graph: dict[str, dict[str, str]] = {}
     start, pairs, negatives = "model", "training_file", "training_file"
-    if with_sft:
+    if method == "supervised" or "sft" in asked:
         graph["sft"] = {"model": "model", "examples": "training_file"}
         start = "sft.checkpoint"
-    if method != "supervised":
-        if data.format == "problems":
-            graph["sample"] = {"model": start, "problems": "training_file"}
-            graph["pair"] = {"model": start, "responses": "sample.responses"}
-            pairs, negatives = "pair.pairs", "pair.negatives"
+    if method != "supervised" and data.format == "problems":
+        graph["sample"] = {"model": start, "problems": "training_file"}
+        graph["pair"] = {"model": start, "responses": "sample.responses"}
+        pairs, negatives = "pair.pairs", "pair.negatives"
+    if method == "dpo" or (method == "allo" and _warms_up(data, asked, setting)):
         graph["warmup"] = {"model": start, "pairs": pairs}
     if method == "allo":
-        graph["locate"] = {"model": start, "updated": "warmup.checkpoint"}
-        if getattr(rewards, "source") == "reward_model":  # noqa: B009 - the class is StageConfig to this function
-            graph["reward_model"] = {"model": start, "negatives": negatives}
-            if data.corrections:
-                graph["reward_model"]["corrections"] = "corrections_file"
-            scorer = {"reward_model": "reward_model.checkpoint"}
-        else:
-            scorer = {"updated": "warmup.checkpoint"}
-        graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
-        graph["forget"] = {"model": start, "scores": "token_rewards.scores", "masks": "locate.masks"}
-        graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs, "masks": "locate.masks"}
+        graph |= _in_masks(data, start, pairs, negatives, setting)
     if data.validation is not None:
         graph["evaluate"] = {"heldout": "validation_file", "base": "model", **_evaluated(graph)}
     return graph
+
+
+def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: SettingOf) -> dict[str, dict[str, str]]:
+    """ALLO's own stages: where to train, on which tokens, and the training in the masks."""
+    graph: dict[str, dict[str, str]] = {}
+    updated = {"updated": "warmup.checkpoint"}
+    if not data.masks:
+        graph["locate"] = {"model": start, **({"pairs": pairs} if _by_gradient(setting) else updated)}
+    if _by_log_ratio(setting):
+        scorer = updated
+    else:
+        corrections = {"corrections": "corrections_file"} if data.corrections else {}
+        graph["reward_model"] = {"model": start, "negatives": negatives, **corrections}
+        scorer = {"reward_model": "reward_model.checkpoint"}
+    masks = "masks" if data.masks else "locate.masks"
+    graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
+    graph["forget"] = {"model": start, "scores": "token_rewards.scores", "masks": masks}
+    graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs, "masks": masks}
+    return graph
+
+
+def _warms_up(data: Data, asked: Container[str], setting: SettingOf) -> bool:
+    """Whether anything reads the warm-up, or the user wants it as the baseline."""
+    located_by_it = not data.masks and not _by_gradient(setting)
+    return located_by_it or _by_log_ratio(setting) or "warmup" in asked
+
+
+def _by_gradient(setting: SettingOf) -> bool:
+    return setting("locate", "importance") == "gradient"
+
+
+def _by_log_ratio(setting: SettingOf) -> bool:
+    return setting("token_rewards", "source") == "log_ratio"
 
 
 def _evaluated(graph: Mapping[str, Any]) -> dict[str, str]:
@@ -234,6 +266,19 @@ def _check_formats(method: Method, data: Data, with_sft: bool) -> None:
         raise PlanError(
             f"The validation file holds {data.validation}, the training file {data.format}: give both the same format.",
             "validation_file",
+        )
+
+
+def _check_masks(method: Method, data: Data, stages: Mapping[str, Any]) -> None:
+    if not data.masks:
+        return
+    if method != "allo":
+        raise PlanError(f"Method {method} trains in no masks: leave masks out, or use method allo.", "masks")
+    if "locate" in stages:
+        raise PlanError(
+            "The job brings masks, so it has no stage locate to set: leave stages.locate out, or leave masks out to "
+            "locate anew.",
+            "method.allo.stages.locate",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,9 +43,16 @@ class Settings:
     batch_size: int = 64
 
 
+class Response(NamedTuple):
+    """A response's ids, and each token's logπ under the model itself: at temperature 1, in nats."""
+
+    ids: list[int]
+    logps: list[float]
+
+
 def generate(
     model: PreTrainedModel, requests: Sequence[Request], settings: Settings
-) -> Iterator[dict[int, list[list[int]]]]:
+) -> Iterator[dict[int, list[Response]]]:
     """Responses by the request's number, a batch at a time; each ends with `end` or is `max_tokens` long.
 
     Prompts of like length are decoded together.
@@ -56,7 +64,7 @@ def generate(
 
 
 @torch.inference_mode()
-def _decode(model: PreTrainedModel, requests: Sequence[Request], settings: Settings) -> dict[int, list[list[int]]]:
+def _decode(model: PreTrainedModel, requests: Sequence[Request], settings: Settings) -> dict[int, list[Response]]:
     ids, mask = _left_padded([request.prompt for request in requests], model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
@@ -65,14 +73,16 @@ def _decode(model: PreTrainedModel, requests: Sequence[Request], settings: Setti
     mask = mask.repeat_interleave(settings.n, 0)
     position = positions[:, -1:].repeat_interleave(settings.n, 0)
     uniforms = _uniforms(requests, settings).to(model.device)
-    responses: list[list[int]] = [[] for _ in range(len(uniforms))]
+    responses = [Response([], []) for _ in range(len(uniforms))]
     running = torch.arange(len(responses), device=model.device)  # the response that each row of the batch decodes
     ended = torch.zeros(len(responses), dtype=torch.bool, device=model.device)
     for step in range(settings.max_tokens):
         tokens = draw(logits, uniforms[running, step], settings.temperature, settings.top_p)
-        for row, token in enumerate(tokens.tolist()):
+        logps = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        for row, (token, logp) in enumerate(zip(tokens.tolist(), logps.tolist(), strict=True)):
             if not ended[row]:
-                responses[int(running[row])].append(token)
+                responses[int(running[row])].ids.append(token)
+                responses[int(running[row])].logps.append(logp)
         ended |= tokens == settings.end
         if bool(ended.all()) or step + 1 == settings.max_tokens:
             break

@@ -1,12 +1,14 @@
-"""Token ids with offsets, and rows that pack problems with a shared prompt.
+"""Token ids with offsets, and rows that pack problems so that no token is computed twice.
 
-A row is one sequence [1, L] that holds many problems. Each problem's prompt stands once, behind it every response, each
-attending to the prompt and to itself alone, at the positions it would have if it stood there by itself:
+A sequence is a problem's prompt and one of its responses. A row [1, L] holds many sequences as a forest: where two
+begin with the same tokens these stand once, be it a template's header, a prompt with all its responses, or the first
+words of two responses. A token attends to its ancestors and itself, at the position that it has in its own sequence:
 
-    prompt₁ response₁₁ response₁₂ … prompt₂ response₂₁ …
+    prompt₁ {response₁₁ response₁₂ …} prompt₂ {response₂₁ …} …
 
-So nothing is padded, a prompt is computed once for all its responses, and values and gradients are those of separate
-sequences. The last token of a response is predicted but never read, so it is not in the row.
+So nothing is padded, and values and gradients are those of separate sequences. Tokens stand in depth-first order: token
+k is an ancestor of token q, or q itself, exactly where k ≤ q < ends[k], `ends[k]` being where the tree below k ends.
+The last token of a response is predicted but never read, so it is not in the row.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 Ids = Sequence[int]
 
@@ -48,7 +53,11 @@ class Group:
 
     def tokens(self) -> int:
         """Tokens that a row needs for this group."""
-        return len(self.prompt) + sum(len(ids) - 1 for ids in self.responses.values())
+        return self._tokens
+
+    @cached_property
+    def _tokens(self) -> int:
+        return len(_Forest([(self.prompt, ids) for ids in self.responses.values()]).ids)
 
 
 def singles(key: int, prompt: Ids, responses: Sequence[Ids], context: Sequence[int] = ()) -> Group:
@@ -61,66 +70,87 @@ def singles(key: int, prompt: Ids, responses: Sequence[Ids], context: Sequence[i
 class Row:
     """Packed groups, as what a model takes and what its logits mean.
 
-    ids, positions [1, L]; mask [1, 1, L, L] bool, True = attends; sources, targets [R]: the logits at place sources[r]
-    predict token targets[r]. `parts` gives, in order, (place of the group in the row, response, length): they cut R.
+    ids, positions [1, L]; ends [L]; sources, targets [R]: the logits at place sources[r] predict token targets[r], each
+    such prediction once. A response's scored tokens are `parts`' (place of the group in the row, response, length), in
+    this order: places in R, one after another in `members`.
     """
 
     ids: Tensor
     positions: Tensor
-    mask: Tensor
+    ends: Tensor
     sources: Tensor
     targets: Tensor
+    members: Tensor
     parts: tuple[tuple[int, int, int], ...] = field(repr=False)
+
+    def mask(self) -> Tensor:
+        """[1, 1, L, L] bool: True where query (row) attends to key (column)."""
+        place = torch.arange(len(self.ends), device=self.ends.device)
+        return ((place[None, :] <= place[:, None]) & (place[:, None] < self.ends[None, :]))[None, None]
+
+    def block_mask(self) -> BlockMask:
+        """The same for FlexAttention, which skips the blocks where nothing attends."""
+        length, ends = len(self.ends), self.ends
+
+        def attends(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (query < ends[key])
+
+        return create_block_mask(attends, None, None, length, length, device=str(ends.device))
 
     def split(self, values_R: Tensor) -> dict[tuple[int, int], Tensor]:
         """Values of the scored tokens, by (place of the group in the row, response)."""
-        pieces = values_R.split([length for _, _, length in self.parts])
+        pieces = values_R[self.members].split([length for _, _, length in self.parts])
         return {(group, index): piece for (group, index, _), piece in zip(self.parts, pieces, strict=True)}
 
 
+class _Forest:
+    """Sequences (prompt, response) as a forest in depth-first order: sorted, equal beginnings stand side by side."""
+
+    def __init__(self, sequences: Sequence[tuple[Ids, Ids]]) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.ends: list[int] = []
+        self.paths: list[list[int]] = [[] for _ in sequences]
+        """The places of each sequence's tokens."""
+        path: list[int] = []
+        read = [(*prompt, *response[:-1]) for prompt, response in sequences]
+        for number in sorted(range(len(read)), key=read.__getitem__):
+            shared = sum(1 for _ in takewhile(lambda pair: self.ids[pair[0]] == pair[1], zip(path, read[number])))  # noqa: B905
+            path = self._close(path, shared) + self._append(read[number][shared:], shared)
+            self.paths[number] = path
+        self._close(path, 0)
+
+    def _close(self, path: list[int], shared: int) -> list[int]:
+        for place in path[shared:]:
+            self.ends[place] = len(self.ids)
+        return path[:shared]
+
+    def _append(self, tokens: Ids, depth: int) -> list[int]:
+        first = len(self.ids)
+        self.ids += tokens
+        self.positions += range(depth, depth + len(tokens))
+        self.ends += [0] * len(tokens)
+        return list(range(first, len(self.ids)))
+
+
 def build_row(groups: Sequence[Group], device: torch.device | str = "cpu") -> Row:
-    """Pack groups into one row, in the given order."""
-    ids: list[int] = []
-    positions: list[int] = []
-    owner: list[int] = []  # which group a token belongs to
-    segment: list[int] = []  # 0 for a prompt, else the response's number in its group
-    sources: list[int] = []
-    targets: list[int] = []
+    """Pack groups into one row."""
+    members = [(place, index) for place, group in enumerate(groups) for index in group.responses]
+    forest = _Forest([(groups[place].prompt, groups[place].responses[index]) for place, index in members])
+    predicted: dict[tuple[int, int], int] = {}  # (source, target) → its place in R
+    places: list[int] = []
     parts: list[tuple[int, int, int]] = []
-    for place, group in enumerate(groups):
-        prompt_end = len(ids) + len(group.prompt) - 1
-        _extend((ids, positions, owner, segment), group.prompt, 0, place, 0)
-        for number, (index, response) in enumerate(group.responses.items()):
-            first = len(ids)
-            _extend((ids, positions, owner, segment), response[:-1], len(group.prompt), place, number + 1)
-            scored = group.scored(index)
-            read_by = [prompt_end, *range(first, first + len(response) - 1)]
-            sources += read_by[len(response) - len(scored) :]
-            targets += scored
-            parts.append((place, index, len(scored)))
-    columns = (owner, segment, ids, positions, sources, targets)
-    owner_L, segment_L, ids_L, positions_L, sources_R, targets_R = (
+    for (place, index), path in zip(members, forest.paths, strict=True):
+        scored = groups[place].scored(index)
+        pairs = zip(path[-len(scored) :], scored, strict=True)
+        places += [predicted.setdefault(pair, len(predicted)) for pair in pairs]
+        parts.append((place, index, len(scored)))
+    sources, targets = zip(*predicted, strict=True)
+    columns = (forest.ids, forest.positions, forest.ends, sources, targets, places)
+    ids_L, positions_L, ends_L, sources_R, targets_R, members_M = (
         torch.tensor(column, device=device) for column in columns
     )
-    mask = _mask(owner_L, segment_L)
-    return Row(ids_L[None], positions_L[None], mask, sources_R, targets_R, tuple(parts))
-
-
-def _extend(columns: tuple[list[int], ...], tokens: Ids, offset: int, owner: int, segment: int) -> None:
-    ids, positions, owners, segments = columns
-    ids += tokens
-    positions += range(offset, offset + len(tokens))
-    owners += [owner] * len(tokens)
-    segments += [segment] * len(tokens)
-
-
-def _mask(owner_L: Tensor, segment_L: Tensor) -> Tensor:
-    """True where query (row) may attend to key (column): earlier, same group, and prompt or same response."""
-    length = len(owner_L)
-    causal = torch.ones(length, length, dtype=torch.bool, device=owner_L.device).tril()
-    same_group = owner_L[:, None] == owner_L[None, :]
-    visible = (segment_L[None, :] == 0) | (segment_L[:, None] == segment_L[None, :])
-    return (causal & same_group & visible)[None, None]
+    return Row(ids_L[None], positions_L[None], ends_L, sources_R, targets_R, members_M, tuple(parts))
 
 
 def split_group(group: Group, budget: int) -> list[Group]:

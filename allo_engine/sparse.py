@@ -1,8 +1,9 @@
 """The masked entries as the parameters.
 
-The weights of the model stay frozen. Every weight that the mask touches gets a float32 vector of its masked entries,
-and these vectors are all that autograd, the optimizer and a checkpoint know: with a share ρ of N weights they take
-2 + 20ρ bytes a weight (16-bit weights; values, gradient and two moments in float32) where dense AdamW takes 16 to 18.
+The weights of the model stay frozen, in float32 or in 16 bits. Every weight that the mask touches gets a float32 vector
+of its masked entries, and these vectors are all that autograd, the optimizer and a checkpoint know: with a share ρ of N
+weights they take 20ρ bytes a weight (value, gradient, two moments and place, four bytes each) beside the weights' 2 or
+4, where dense mixed AdamW takes 16 to 18.
 
 A parametrization gives the weight as it is to the forward pass, and its backward gathers the masked entries of the
 weight's gradient. The dense gradient lives no longer than that. After each step of the optimizer `write_back` copies
@@ -11,15 +12,16 @@ the values into the weights. So the reference model is the same weights before t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from allo_engine.delta import Values
 from allo_engine.report import StageError
+
+_LARGEST_INT32 = 2**31 - 1
 
 
 class _GatherGradient(torch.autograd.Function):
@@ -33,18 +35,22 @@ class _GatherGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (positions_K,) = ctx.saved_tensors
-        return grads[0].reshape(-1)[positions_K].float(), None, None
+        return grads[0].reshape(-1)[positions_K.long()].float(), None, None
 
 
 class MaskedEntries(nn.Module):
-    """The parametrization of one weight: its masked entries are the parameter `values`, float32 [K]."""
+    """The parametrization of one weight: its masked entries are the parameter `values`, float32 [K].
+
+    Their positions are kept in four bytes, in eight for a weight of more than 2³¹ entries.
+    """
 
     positions: Tensor
 
-    def __init__(self, weight: Tensor, positions_K: Tensor) -> None:
+    def __init__(self, weight: Tensor, positions_K: Tensor, values_K: Tensor) -> None:
         super().__init__()
-        self.register_buffer("positions", positions_K, persistent=False)
-        self.values = nn.Parameter(weight.detach().reshape(-1)[positions_K].float())
+        places = positions_K.int() if weight.numel() <= _LARGEST_INT32 else positions_K
+        self.register_buffer("positions", places.to(weight.device), persistent=False)
+        self.values = nn.Parameter(values_K.to(weight.device, torch.float32, copy=True))
 
     def forward(self, weight: Tensor) -> Tensor:
         return _GatherGradient.apply(self.values, weight, self.positions)  # type: ignore[no-any-return,no-untyped-call]
@@ -53,13 +59,13 @@ class MaskedEntries(nn.Module):
 class SparseModel:
     """A model that trains in a mask alone: `values` are its parameters, by the weight's name."""
 
-    def __init__(self, model: nn.Module, positions: Mapping[str, NDArray[Any]]) -> None:
-        """`positions` gives each weight's masked flat positions, by the weight's name.
+    def __init__(self, model: nn.Module, start: Values) -> None:
+        """`start` gives each weight's masked flat positions and the float32 values that they have there.
 
         Raises StageError where a name is not a weight of the model.
         """
         owners = _owners(model)
-        unknown = sorted(set(positions) - set(owners))
+        unknown = sorted(set(start) - set(owners))
         if unknown:
             raise StageError(
                 "bad_mask", f"The mask names weights that the model does not have: {', '.join(unknown[:3])}."
@@ -67,13 +73,13 @@ class SparseModel:
         model.requires_grad_(False)
         self._weights: dict[str, Tensor] = {}
         self._entries: dict[str, MaskedEntries] = {}
-        for name, places in positions.items():
-            if len(places):
-                self._attach(name, owners[name], torch.from_numpy(places))
+        for name, (positions, values) in start.items():
+            if len(positions):
+                self._attach(name, owners[name], torch.from_numpy(positions), torch.from_numpy(values))
 
-    def _attach(self, name: str, owners: list[tuple[nn.Module, str]], positions_K: Tensor) -> None:
+    def _attach(self, name: str, owners: list[tuple[nn.Module, str]], positions_K: Tensor, values_K: Tensor) -> None:
         weight = getattr(*owners[0])
-        entries = MaskedEntries(weight, positions_K.to(weight.device))
+        entries = MaskedEntries(weight, positions_K, values_K)
         for module, attribute in owners:  # tied weights stand in several modules and share one parametrization
             parametrize.register_parametrization(module, attribute, entries, unsafe=True)
         self._weights[name] = weight.detach()
@@ -85,17 +91,17 @@ class SparseModel:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Copy the values into the weights."""
+        """Copy the values into the weights, rounded to the weights' precision."""
         for name, weight in self._weights.items():
             entries = self._entries[name]
-            weight.view(-1).index_copy_(0, entries.positions, entries.values.to(weight.dtype))
+            weight.view(-1).index_copy_(0, entries.positions.long(), entries.values.to(weight.dtype))
 
-    def detach(self, model: nn.Module) -> None:
-        """Make the model plain again, the trained values in its weights."""
-        self.write_back()
-        for module in list(model.modules()):
-            for attribute in list(getattr(module, "parametrizations", {})):
-                parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    def trained(self) -> Values:
+        """Every weight's masked positions with the values as they are now."""
+        return {
+            name: (entries.positions.long().cpu().numpy(), entries.values.detach().cpu().numpy())
+            for name, entries in self._entries.items()
+        }
 
 
 def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:

@@ -7,35 +7,34 @@ divided by the whole batch's weight, so the size of a row bounds memory and chan
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from allo_engine.config import TrainingConfig
-from allo_engine.models import token_logps
+from allo_engine.delta import Values
+from allo_engine.logps import LogpCache, PerToken, computing, known_or_scored
+from allo_engine.models import load_model, recompute_activations, token_logps
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.resuming import Checkpoints
+from allo_engine.rows import RowBudget, fitting_tokens
 from allo_engine.sequences import Group, batches, build_row, rows_of
+from allo_engine.sparse import SparseModel
 
 FORWARD_SHARE = 1 / 3
 """A forward pass alone takes about a third of a training pass: the work counted for it in progress."""
 
-SMALLEST_ROW = 32
-"""Rows are not made shorter than this: what still does not fit then is a single sequence."""
-
-Result = TypeVar("Result")
+STRIKES = 3
+"""So many steps in a row whose loss is not finite send a training back to its last checkpoint; once."""
 
 Figures = dict[str, tuple[float, float]]
 """Figures to report, each as (sum, count)."""
@@ -69,28 +68,6 @@ class Totals:
         return {name: total / count for name, (total, count) in self.sums.items() if count}
 
 
-@torch.no_grad()
-def score(
-    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Callable[[int], None]
-) -> dict[tuple[int, int], Tensor]:
-    """logπ of every response's scored tokens, float32 on the CPU, by (group key, response).
-
-    `tick` is told of each row's tokens when it is done.
-    """
-    found: dict[tuple[int, int], Tensor] = {}
-    for row_groups in rows_of(groups, budget):
-        row = build_row(row_groups, model.device)
-        for (place, index), logps in row.split(token_logps(model, row).cpu()).items():
-            found[row_groups[place].key, index] = logps
-        tick(row.ids.numel())
-    return found
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an accelerator or the machine had too little memory; on a CPU torch has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 class Trainer:
     """Trains `parameters` of a model on groups, checkpointing into `work`.
 
@@ -104,11 +81,14 @@ class Trainer:
         config: TrainingConfig,
         report: Report,
         work: Path,
+        rows: RowBudget,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._parameters, self._config = model, dict(parameters), config
-        self._report, self._work, self._written = report, work, written
-        self._budget = config.micro_batch_tokens
+        self._report, self._rows, self._written = report, rows, written
+        self._before = 0
+        if config.gradient_checkpointing:
+            recompute_activations(model)
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=config.learning_rate,
@@ -117,100 +97,123 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=model.device.type in ("cpu", "cuda"),
         )
+        self._checkpoints = Checkpoints(work, self._parameters, self._optimizer, report)
 
-    def reference(self, groups: Sequence[Group]) -> dict[tuple[int, int], Tensor]:
-        """The reference's log-probabilities: those of the model as it stands before the first step.
+    def reference(self, groups: Sequence[Group], cache: LogpCache) -> PerToken:
+        """The reference's log-probabilities: those of the model as it stands before the first step."""
+        training = self._config.n_epochs * sum(group.tokens() for group in groups)
 
-        Kept in the work folder, so that a resumed run need not compute them again.
-        """
-        path = self._work / "reference.safetensors"
-        if path.exists():
-            names = {f"{group.key}/{index}": (group.key, index) for group in groups for index in group.responses}
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(name) for name, key in names.items()}
-        done = 0
-        total = self._total(groups, reference=True)
-
-        def tick(tokens: int) -> None:
-            nonlocal done
-            done += round(tokens * FORWARD_SHARE)
-            self._report.progress(done, total)
+        def tick(done: int, total: int) -> None:
+            self._before = round(total * FORWARD_SHARE)
+            self._report.progress(round(done * FORWARD_SHARE), self._before + training)
             if self._report.stop_requested:
                 raise Stopped
 
-        logps = self._in_memory(lambda budget: score(self._model, groups, budget, tick))
-        self._work.mkdir(parents=True, exist_ok=True)
-        save_file({f"{key}/{index}": values for (key, index), values in logps.items()}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-        return logps
+        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick)
 
-    def train(self, groups: Sequence[Group], objective: Objective, reference: bool = False) -> dict[str, float]:
+    def train(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Train on groups for the configured epochs; the last epoch's mean figures.
 
-        `reference` says that `reference()` ran before, for the count of progress. Raises Stopped after a checkpoint
-        when the report asks to stop, and StageError "diverged" when loss or gradient is not finite.
+        Raises Stopped after a checkpoint when the report asks to stop, and StageError "diverged" when the loss stays
+        something other than a finite number.
         """
-        plan = [
-            (epoch, batch)
-            for epoch in range(self._config.n_epochs)
-            for batch in batches(groups, self._config.batch_size, self._config.seed, epoch)
-        ]
-        work, total = self._done_before(groups, reference), self._total(groups, reference)
-        first, totals = self._resume()
+        plan = self._plan(groups)
+        tokens = (sum(groups[place].tokens() for place in batch) for _, batch in plan)
+        work = list(accumulate(tokens, initial=self._before))
+        step, totals = self._resumed()
+        strikes, restored, trained = 0, False, step
         saved, cost = time.monotonic(), 0.0
-        for step, (epoch, batch) in enumerate(plan):
-            chosen = [groups[place] for place in batch]
-            work += sum(group.tokens() for group in chosen)
-            if step < first:
-                continue
+        while step < len(plan):
+            epoch, batch = plan[step]
             if step and epoch != plan[step - 1][0]:
                 totals = Totals()
+            rate = self._rate(step, len(plan))
+            chosen = [groups[place] for place in batch]
             try:
-                rate = self._rate(step, len(plan))
-                figures = self._in_memory(lambda budget: self._step(chosen, objective, rate, totals, budget))  # noqa: B023
+                figures = self._step(chosen, objective, rate, totals)
             except Stopped:
-                if step > first:
-                    self._checkpoint(step, totals)
+                if trained and not strikes:
+                    self._checkpoints.save(step, totals.sums)
                 raise
-            self._report.progress(min(work, total), total, {"step": step + 1, "steps": len(plan), **figures})
+            step += 1
+            if figures is None:
+                strikes += 1
+                self._report.message(f"Step {step} gave no finite loss and was passed over.", "warn", {"step": step})
+                if strikes == STRIKES:
+                    step, totals = self._restored(restored)
+                    strikes, restored = 0, True
+                continue
+            strikes, trained = 0, step
+            self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
             if time.monotonic() - saved > max(self._config.checkpoint_seconds, 20 * cost):
                 began = time.monotonic()
-                self._checkpoint(step + 1, totals)
+                self._checkpoints.save(step, totals.sums)
                 saved = time.monotonic()
                 cost = saved - began
-        tokens = self._config.n_epochs * sum(group.tokens() for group in groups)
-        return {"steps": len(plan), "trained_tokens": tokens, **totals.means()}
+        if not trained:
+            raise StageError("diverged", _DIVERGED)
+        return {"steps": len(plan), "trained_tokens": work[-1] - self._before, **totals.means()}
 
-    def _in_memory(self, work: Callable[[int], Result]) -> Result:
-        """Do work with rows of at most so many tokens, fewer from now on where the device's memory was too small."""
-        while True:
-            try:
-                return work(self._budget)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self._budget <= SMALLEST_ROW:
-                    raise
-            self._optimizer.zero_grad(set_to_none=True)
-            self._budget //= 2
-            self._report.message(
-                f"The device's memory was full: going on with micro_batch_tokens = {self._budget}.",
-                "warn",
-                {"micro_batch_tokens": self._budget},
-            )
+    def _plan(self, groups: Sequence[Group]) -> list[tuple[int, list[int]]]:
+        """Every step's epoch and batch."""
+        config = self._config
+        epochs = range(config.n_epochs)
+        return [(epoch, batch) for epoch in epochs for batch in batches(groups, config.batch_size, config.seed, epoch)]
+
+    def _resumed(self) -> tuple[int, Totals]:
+        """Where an earlier run was cut: the next step, and the figures so far."""
+        found = self._checkpoints.load()
+        if found is None:
+            return 0, Totals()
+        step, sums = found
+        self._written()
+        self._report.message(f"Resumed behind step {step}.", data={"step": step})
+        totals = Totals()
+        totals.sums.update(sums)
+        return step, totals
+
+    def _restored(self, before: bool) -> tuple[int, Totals]:
+        """Back to the last checkpoint, as what went wrong may have been the machine; never twice."""
+        step, totals = (0, Totals()) if before else self._resumed()
+        if not step:
+            raise StageError("diverged", _DIVERGED)
+        return step, totals
 
     def _step(
-        self, groups: Sequence[Group], objective: Objective, rate: float, totals: Totals, budget: int
-    ) -> dict[str, float]:
+        self, groups: Sequence[Group], objective: Objective, rate: float, totals: Totals
+    ) -> dict[str, float] | None:
+        """One step of the optimizer, its figures; None, and nothing done, where loss or gradient is not finite."""
         divisor = sum(objective.weight(group) for group in groups)
         if not divisor:
             return {}
-        batch = Totals()
-        loss = 0.0
+        loss, batch = self._rows.fit(
+            lambda budget: self._gradient(groups, objective, divisor, budget), undo=self._forget_gradient
+        )
+        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self._forget_gradient()
+            return None
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = rate
+        self._optimizer.step()
+        self._forget_gradient()
+        self._written()
+        batch.add({"loss": (loss * divisor, divisor)})
+        totals.add({name: (total, count) for name, (total, count) in batch.sums.items()})
+        return {**batch.means(), "gradient_norm": norm, "learning_rate": rate}
+
+    def _gradient(
+        self, groups: Sequence[Group], objective: Objective, divisor: float, budget: int
+    ) -> tuple[float, Totals]:
+        """The batch's loss, its gradient accumulated row by row."""
+        loss, batch = 0.0, Totals()
         for row_groups in rows_of(groups, budget):
             if self._report.stop_requested:  # what this batch has so far is given up: a stop must not wait for the rest
-                self._optimizer.zero_grad(set_to_none=True)
+                self._forget_gradient()
                 raise Stopped
             row = build_row(row_groups, self._model.device)
-            parts = row.split(token_logps(self._model, row))
+            with computing(self._model, self._config.precision):
+                parts = row.split(token_logps(self._model, row))
             row_loss = torch.zeros((), device=self._model.device)
             for place, group in enumerate(row_groups):
                 group_loss, figures = objective(group, {index: parts[place, index] for index in group.responses})
@@ -218,18 +221,10 @@ class Trainer:
                 batch.add(figures)
             (row_loss / divisor).backward()
             loss += row_loss.item() / divisor
-        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise StageError("diverged", "The loss is no longer a finite number: lower learning_rate or max_grad_norm.")
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
-        self._optimizer.step()
+        return loss, batch
+
+    def _forget_gradient(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        self._written()
-        batch.add({"loss": (loss * divisor, divisor)})
-        for name, (total, count) in batch.sums.items():
-            totals.add({name: (total, count)})
-        return {**batch.means(), "gradient_norm": norm, "learning_rate": rate}
 
     def _rate(self, step: int, steps: int) -> float:
         """The learning rate of a step: a linear rise over the warm-up, then the schedule down to 0."""
@@ -241,57 +236,22 @@ class Trainer:
         shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
         return config.learning_rate * shape[config.schedule]
 
-    def _total(self, groups: Sequence[Group], reference: bool) -> int:
-        tokens = sum(group.tokens() for group in groups)
-        return self._done_before(groups, reference) + tokens * self._config.n_epochs
 
-    @staticmethod
-    def _done_before(groups: Sequence[Group], reference: bool) -> int:
-        return round(sum(group.tokens() for group in groups) * FORWARD_SHARE) if reference else 0
+def dense_trainer(folder: Path, config: TrainingConfig, report: Report, work: Path) -> tuple[PreTrainedModel, Trainer]:
+    """A folder's model with all its weights as parameters, in float32 whatever it computes in."""
+    rows = RowBudget(fitting_tokens(config, folder, "dense"), work, report)
+    model = load_model(folder)
+    return model, Trainer(model, dict(model.named_parameters()), config, report, work, rows)
 
-    def _checkpoint(self, step: int, totals: Totals) -> None:
-        """Write aside, sync, rename; then forget the one before. The name holds the content's sha256."""
-        tensors = {f"values/{name}": value.detach() for name, value in self._parameters.items()}
-        for name, value in self._parameters.items():
-            state = self._optimizer.state[value]
-            tensors |= {f"{key}/{name}": state[key].detach() for key in ("exp_avg", "exp_avg_sq", "step")}
-        self._work.mkdir(parents=True, exist_ok=True)
-        aside = self._work / "checkpoint.tmp"
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            aside,
-            metadata={"step": str(step), "totals": json.dumps(totals.sums)},
-        )
-        with aside.open("rb+") as stream:
-            os.fsync(stream.fileno())
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        older = list(self._work.glob("step-*.safetensors"))
-        aside.replace(self._work / f"step-{step:08d}-{sha256}.safetensors")
-        for path in older:
-            path.unlink()
 
-    def _resume(self) -> tuple[int, Totals]:
-        """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
-        for path in sorted(self._work.glob("step-*.safetensors"), reverse=True):
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != path.stem.split("-")[2]:
-                    self._report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")
-                    continue
-            return self._load(path)
-        return 0, Totals()
+def sparse_trainer(
+    model: PreTrainedModel, folder: Path, start: Values, config: TrainingConfig, report: Report, work: Path
+) -> tuple[SparseModel, Trainer]:
+    """A folder's model with the entries `start` as parameters, which are float32 whatever the model is."""
+    ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
+    rows = RowBudget(fitting_tokens(config, folder, "sparse", ratio), work, report)
+    sparse = SparseModel(model, start)
+    return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)
 
-    @torch.no_grad()
-    def _load(self, path: Path) -> tuple[int, Totals]:
-        with safe_open(path, framework="pt") as file:
-            for name, value in self._parameters.items():
-                value.copy_(file.get_tensor(f"values/{name}"))
-                state = self._optimizer.state[value]
-                for key in ("exp_avg", "exp_avg_sq"):
-                    state[key] = file.get_tensor(f"{key}/{name}").to(value.device)
-                state["step"] = file.get_tensor(f"step/{name}")
-            metadata = file.metadata()
-        self._written()
-        totals = Totals()
-        totals.sums.update(json.loads(metadata["totals"]))
-        self._report.message(f"Resumed behind step {metadata['step']}.", data={"step": int(metadata["step"])})
-        return int(metadata["step"]), totals
+
+_DIVERGED = "The loss is no longer a finite number: lower learning_rate or max_grad_norm."

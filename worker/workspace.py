@@ -2,6 +2,7 @@
 
     <data>/runs/<stage>.<epoch>/   inputs/, outputs/, stage.json: of this attempt alone, removed at its end
     <data>/work/<digest>/          resume checkpoints: they outlive an attempt and serve the next one of the same digest
+    <data>/cache/                  log-probabilities that stages share; may be removed at any time
     <data>/logs/<stage>.<epoch>.log
 
 A work folder has one user at a time: its lock is handed down to the supervisor, so that it is held until the last
@@ -36,6 +37,7 @@ class Workspace:
 
     run: Path
     work: Path
+    cache: Path
     log: Path
     lock: int
 
@@ -58,7 +60,7 @@ class Workspace:
         self.stage_file.write_text(json.dumps(self._instructions(name, config, files)))
 
     def _instructions(self, name: str, config: Mapping[str, Any], files: Files) -> dict[str, Any]:
-        inputs = {source: str(self.run / "inputs" / source) for source in files}
+        inputs = {source: str(self.run / "inputs" / source) for source in files} | {"cache": str(self.cache)}
         return {
             "stage": name,
             "config": config,
@@ -102,7 +104,7 @@ def open_workspace(data_dir: Path, stage_id: str, epoch: int, digest: str) -> It
     run.mkdir()
     work, lock = _lock_work(data_dir / "work", stage_id, digest)
     try:
-        yield Workspace(run, work, data_dir / "logs" / f"{stage_id}.{epoch}.log", lock)
+        yield Workspace(run, work, data_dir / "cache", data_dir / "logs" / f"{stage_id}.{epoch}.log", lock)
     finally:
         shutil.rmtree(run, ignore_errors=True)
         os.close(lock)

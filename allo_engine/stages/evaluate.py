@@ -9,23 +9,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo_engine.answers import Verdict, compare, reference
 from allo_engine.config import EvaluateConfig
 from allo_engine.delta import apply_delta
-from allo_engine.models import Encoder, context_length, fingerprint, load_model, load_tokenizer
+from allo_engine.logps import PerToken, score
+from allo_engine.models import Encoder, context_length, dtype_of, load_model, load_tokenizer
 from allo_engine.objectives import reward_figures
 from allo_engine.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
 from allo_engine.records import Problem, read_lines
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling import Request, Settings, generate
 from allo_engine.sequences import Group, singles
-from allo_engine.training import score
 
 Row = dict[str, Any]
 """One model's line of the report."""
@@ -47,7 +47,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
             raise Stopped
 
     rows: list[Row] = []
-    for name, load in _models(inputs):
+    for name, load in _models(config, inputs):
         kept = work / f"{name}.json"
         if not kept.exists():
             row = {"model": name, **evaluation(load(), tick)}
@@ -90,20 +90,20 @@ def _compare_with_warmup(rows: list[Row]) -> None:
         rows[-1]["against_warmup"] = paired_difference(rows[-1]["cases"], warmup["cases"])
 
 
-def _models(inputs: Inputs) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
+def _models(config: EvaluateConfig, inputs: Inputs) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
     """Each model's name and how to load it. Sparse checkpoints are values of the model that alignment started from."""
+    load = partial(load_model, dtype=dtype_of(config.precision), decoding=True)
     start = inputs.get("sft", inputs["base"])
     for name in ("base", "sft", "warmup"):
         if name in inputs:
-            yield name, lambda name=name: load_model(inputs[name])  # type: ignore[misc]
+            yield name, lambda name=name: load(inputs[name])  # type: ignore[misc]
     for name in ("forget", "improve"):
         if name in inputs:
-            yield name, lambda name=name: _with_delta(start, inputs[name])  # type: ignore[misc]
+            yield name, lambda name=name: _with_delta(load(start), inputs[name], start)  # type: ignore[misc]
 
 
-def _with_delta(start: Path, delta: Path) -> PreTrainedModel:
-    model = load_model(start)
-    apply_delta(model, delta, fingerprint(start))
+def _with_delta(model: PreTrainedModel, delta: Path, start: Path) -> PreTrainedModel:
+    apply_delta(model, delta, start)
     return model
 
 
@@ -132,8 +132,8 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tu
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
         texts: dict[int, str] = {}
         for batch in generate(model, requests, settings):
-            for number, (ids,) in batch.items():
-                texts[number] = encoder.decode(ids)
+            for number, (response,) in batch.items():
+                texts[number] = encoder.decode(response.ids)
             tick(len(batch))
         verdicts = {number: _verdict(text, given[number]) for number, text in texts.items()}
         right = sum(verdict is Verdict.RIGHT for verdict in verdicts.values())
@@ -203,7 +203,7 @@ def _sums(
     model: PreTrainedModel, groups: list[Group], config: EvaluateConfig, tick: Tick
 ) -> dict[tuple[int, int], float]:
     """Σ logπ of each response, by (group key, response)."""
-    scores: dict[tuple[int, int], Tensor] = score(model, groups, config.micro_batch_tokens, tick)
+    scores: PerToken = score(model, groups, config.micro_batch_tokens, tick)
     return {key: float(logps.sum()) for key, logps in scores.items()}
 
 

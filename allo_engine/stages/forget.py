@@ -3,6 +3,7 @@
 L = −Σ_t w_t·logσ(−β(logπ_t − logπ_ref,t)) / #{w_t ≠ 0}, over a whole batch. The weights mark the unaligned tokens,
 those with a low P: w = 1[P < 0.5]. (The released script multiplies by P itself, and so forgets what the rewriter
 endorses: `legacy`.) The end of sequence is never forgotten. The reference is the model that forgetting starts from.
+With loss `simnpo` there is no reference: see `losses.simnpo`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor
 
 from allo_engine.config import ForgetConfig
-from allo_engine.delta import save_delta
+from allo_engine.delta import write_delta
+from allo_engine.entries import stored_values
+from allo_engine.logps import PerToken
 from allo_engine.masks import positions_of
-from allo_engine.models import fingerprint, load_model, load_tokenizer
-from allo_engine.objectives import TokenNpo
+from allo_engine.models import dtype_of, load_model, load_tokenizer
+from allo_engine.objectives import SimNpo, TokenNpo
 from allo_engine.reading import Inputs
 from allo_engine.records import ScoredGroup
 from allo_engine.report import Report
 from allo_engine.sequences import singles
-from allo_engine.sparse import SparseModel
-from allo_engine.training import Trainer
+from allo_engine.training import Objective, sparse_trainer
 
 
 def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -34,26 +36,29 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         for key, group in enumerate(scored)
         for index, (probabilities, ids) in enumerate(zip(group.probabilities, group.responses, strict=True))
     }
+    model = load_model(inputs["model"], dtype_of(config.precision))
+    start = stored_values(inputs["model"], positions_of(inputs["masks"] / "forget.safetensors", model))
+    sparse, trainer = sparse_trainer(model, inputs["model"], start, config, report, work)
+    metrics = trainer.train(groups, _objective(config, scored, weights))
+    write_delta(sparse.trained(), inputs["model"], outputs / "delta")
+    everything = torch.cat(list(weights.values()))
+    return {
+        "responses": len(weights),
+        "forgotten_share": float((everything != 0).float().mean()),
+        "trained_weights": sum(values.numel() for values in sparse.values.values()),
+        **metrics,
+    }
+
+
+def _objective(config: ForgetConfig, scored: list[ScoredGroup], weights: PerToken) -> Objective:
+    if config.loss == "simnpo":
+        return SimNpo(weights, config.beta, config.gamma)
     reference = {
         (key, index): torch.tensor(logps)
         for key, group in enumerate(scored)
         for index, logps in enumerate(group.reference_logps)
     }
-    model = load_model(inputs["model"])
-    positions = positions_of(inputs["masks"] / "forget.safetensors", model)
-    sparse = SparseModel(model, positions)
-    trainer = Trainer(model, sparse.values, config, report, work, written=sparse.write_back)
-    metrics = trainer.train(groups, TokenNpo(reference, weights, config.beta))
-    trained = sum(values.numel() for values in sparse.values.values())
-    sparse.detach(model)
-    save_delta(model, positions, fingerprint(inputs["model"]), outputs / "delta")
-    everything = torch.cat(list(weights.values()))
-    return {
-        "responses": len(weights),
-        "forgotten_share": float((everything != 0).float().mean()),
-        "trained_weights": trained,
-        **metrics,
-    }
+    return TokenNpo(reference, weights, config.beta)
 
 
 def token_weights(probabilities_T: Tensor, is_end_T: Tensor, kind: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 L = −logσ(β(Σ_chosen d − Σ_{t∈K} d_rejected)), d = logπ − logπ_ref, the reference being the forgotten model, K the
 ⌈ε·R⌉ rejected tokens with the lowest d, R the rejected response's own length.
+
+The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed.
 """
 
 from __future__ import annotations
@@ -10,38 +12,39 @@ from pathlib import Path
 
 from allo_engine import losses
 from allo_engine.config import ImproveConfig
-from allo_engine.delta import apply_delta, save_delta
-from allo_engine.masks import positions_of, union
-from allo_engine.models import Encoder, fingerprint, load_model, load_tokenizer, save_model
+from allo_engine.delta import merge, read_delta, write_delta
+from allo_engine.entries import overlay, stored_values, within, write_into
+from allo_engine.logps import LogpCache
+from allo_engine.masks import positions_of
+from allo_engine.models import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
 from allo_engine.objectives import PairObjective
 from allo_engine.reading import Inputs, fitting_groups, pairs
 from allo_engine.report import Report
-from allo_engine.sparse import SparseModel
-from allo_engine.training import Trainer
+from allo_engine.training import sparse_trainer
 
 
 def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    tokenizer = load_tokenizer(inputs["model"])
+    start, delta = inputs["model"], outputs / "delta"
     groups = fitting_groups(
-        pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, inputs["model"], report
+        pairs(inputs["pairs"], Encoder(load_tokenizer(start), config.template)), config, start, report
     )
-    model = load_model(inputs["model"])
-    base = fingerprint(inputs["model"])
-    apply_delta(model, inputs["forgotten"], base)
+    model = load_model(start, dtype_of(config.precision))
+    forgotten = read_delta(inputs["forgotten"], start)
+    write_into(model, forgotten)
     positions = positions_of(inputs["masks"] / "improve.safetensors", model)
-    sparse = SparseModel(model, positions)
-    trainer = Trainer(model, sparse.values, config, report, work, written=sparse.write_back)
+    values = within(overlay(stored_values(start, positions), forgotten), positions)
+    sparse, trainer = sparse_trainer(model, start, values, config, report, work)
+    weights = f"{fingerprint(start)}+{fingerprint(inputs['forgotten'])}"
+    reference = trainer.reference(groups, LogpCache(inputs.get("cache", work), weights, config.precision))
     objective = PairObjective(
-        trainer.reference(groups),
+        reference,
         config.beta,
         lambda chosen, rejected: losses.filtered_dpo(
             chosen, rejected, config.beta, config.filter_ratio, both_sides=config.filter == "both"
         ),
     )
-    metrics = trainer.train(groups, objective, reference=True)
-    trained = sum(values.numel() for values in sparse.values.values())
-    sparse.detach(model)
-    forgotten = positions_of(inputs["masks"] / "forget.safetensors", model)
-    save_delta(model, union(positions, forgotten), base, outputs / "delta")
-    save_model(model, tokenizer, outputs / "checkpoint")
+    metrics = trainer.train(groups, objective)
+    write_delta(overlay(forgotten, sparse.trained()), start, delta)
+    merge(start, delta, outputs / "checkpoint")
+    trained = sum(len(places) for places, _ in values.values())
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": trained, **metrics}

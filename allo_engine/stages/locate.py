@@ -1,77 +1,158 @@
-"""Locating: I(D, θ_i) ≈ |θ'_i − θ_i| / α of the warm-up's update; the global top r of all weights.
+"""Locating: the global top r of all weights, by how much they count for alignment (see importance.py).
 
-α is one number for all weights and changes no order, so it is left out. Δ is taken against the very float32 weights
-that the warm-up started from. Both masks come from the same pass; the smaller ratio's mask lies within the larger's.
-Beside the masks, where.json says how many weights of each tensor they take.
+Both masks come from the same passes; the smaller ratio's mask lies within the larger's. Beside the masks, where.json
+says how many weights of each tensor they take, and which share of each module of each layer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
-
 from allo_engine.config import LocateConfig
-from allo_engine.models import weight_files
-from allo_engine.reading import Inputs
-from allo_engine.report import Report, StageError
-from allo_engine.selection import Bits, Importance, overlap, pack, select, thresholds
+from allo_engine.gradients import summed_gradients
+from allo_engine.importance import Gradient, Least, Random, Update
+from allo_engine.masks import begin_mask
+from allo_engine.models import Encoder, dtype_of, load_model, load_tokenizer
+from allo_engine.reading import Inputs, fitting_groups, pairs
+from allo_engine.report import Report, StageError, Stopped
+from allo_engine.rows import RowBudget
+from allo_engine.selection import Source, Threshold, Tick, count_of, masks, ones, thresholds
+from allo_engine.sequences import Group
+from allo_engine.stored import Checkpoint
+
+Row = dict[str, int]
+"""What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""
 
 
-def run(config: LocateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:  # noqa: ARG001
-    def stream() -> Iterator[tuple[str, Importance]]:
-        for number, (name, update) in enumerate(updates(inputs["model"], inputs["updated"])):
-            yield name, importance_of(update, config, number)
-
-    ratios = {"forget": config.forget_ratio, "improve": config.improve_ratio}
-    try:
-        total, found = thresholds(stream, ratios.values())
-    except ValueError as error:
-        raise StageError("diverged", f"The warm-up's {error}: lower warmup.learning_rate.") from error
-    left = dict(zip(ratios, found, strict=True))
-    masks: dict[str, dict[str, Bits]] = {use: {} for use in ratios}
-    where: dict[str, dict[str, int]] = {}
-    for name, importance in stream():
-        where[name] = {"weights": len(importance)}
-        for use in ratios:
-            mask, left[use] = select(importance, left[use])
-            masks[use][name] = pack(mask)
-            where[name][use] = int(mask.sum())
-    (outputs / "masks").mkdir(parents=True, exist_ok=True)
-    for use, bits in masks.items():
-        save_file(bits, outputs / "masks" / f"{use}.safetensors")
-    (outputs / "masks" / "where.json").write_text(json.dumps(where, indent=2))
+def run(config: LocateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
+    with _source(config, inputs, work, report) as source:
+        total = sum(source.sizes.values())
+        ranks = {
+            "forget": count_of(config.forget_ratio, total),
+            "improve": count_of(config.improve_ratio, total),
+        }
+        # One pass finds the thresholds, one writes the masks; against gradients, they take no time to speak of.
+        tick = _stopper(report) if config.importance == "gradient" else _ticker(report, 2 * total)
+        found = _thresholds(source, ranks.values(), tick, config)
+        folder = outputs / "masks"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows, shared = _write(source, ranks, found, folder, tick)
+    where = {"tensors": rows, "layers": _by_layer(rows)}
+    (folder / "where.json").write_text(json.dumps(where, indent=2))
     report.progress(1, 1)
-    counts = {f"{use}_selected": sum(row[use] for row in where.values()) for use in ratios}
-    shared = sum(overlap(masks["forget"][name], masks["improve"][name]) for name in where)
+    counts = {f"{use}_selected": sum(row[use] for row in rows.values()) for use in ranks}
     return {"weights": total, **counts, "overlap": shared / min(counts.values())}
 
 
-def importance_of(update: Importance, config: LocateConfig, number: int) -> Importance:
-    """How much a tensor's weights count, from how far they moved; `number` is the tensor's place among all."""
-    if config.importance == "least":  # the complement of the bit pattern turns the order of non-negative floats around
-        return (np.int32(0x7F7FFFFF) - update.view(np.int32)).view(np.float32)
-    if config.importance == "random":
-        return np.random.Generator(np.random.Philox(key=[config.seed, number])).random(len(update), dtype=np.float32)
-    return update
+@contextmanager
+def _source(config: LocateConfig, inputs: Inputs, work: Path, report: Report) -> Iterator[Source]:
+    if config.importance == "gradient":
+        yield _gradient(config, inputs, work, report)
+        return
+    with Checkpoint(inputs["model"]) as before, Checkpoint(inputs["updated"]) as after:
+        if config.importance == "random":
+            yield Random({name: tensor.size for name, tensor in before.tensors.items()}, config.seed)
+        else:
+            importance = Least if config.importance == "least" else Update
+            yield importance(before.tensors, after.tensors)
 
 
-def updates(before: Path, after: Path) -> Iterator[tuple[str, Importance]]:
-    """|θ' − θ| of every weight, flat float32, tensor by tensor."""
-    files = dict(weight_files(after))
-    for name, path in weight_files(before):
-        if name not in files:
-            raise StageError("wrong_base", f"The warm-up's checkpoint has no weight {name}: it is of another model.")
-        old, new = _tensor(path, name), _tensor(files[name], name)
-        yield name, np.abs(new.reshape(-1) - old.reshape(-1))
+def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) -> Gradient:
+    groups = pair_groups(config, inputs, report)
+    model = load_model(inputs["model"], dtype_of(config.precision))
+    tick = _ticker(report, sum(group.tokens() for group in groups))
+    rows = RowBudget(config.micro_batch_tokens, work, report)
+    return Gradient(rows.fit(lambda budget: summed_gradients(model, groups, budget, tick)))
 
 
-def _tensor(path: Path, name: str) -> Importance:
-    with safe_open(path, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return tensor.float().numpy()
+def pair_groups(config: LocateConfig, inputs: Inputs, report: Report) -> list[Group]:
+    """The pairs whose loss the gradient is of."""
+    encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
+    return fitting_groups(pairs(inputs["pairs"], encoder), config, inputs["model"], report)
+
+
+def _ticker(report: Report, total: int) -> Tick:
+    done = 0
+    stop_if_asked = _stopper(report)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done = min(done + count, total - 1)  # the last of it is told when the stage is done
+        report.progress(done, total)
+        stop_if_asked(count)
+
+    return tick
+
+
+def _stopper(report: Report) -> Tick:
+    def tick(_: int) -> None:
+        if report.stop_requested:
+            raise Stopped
+
+    return tick
+
+
+def _thresholds(source: Source, ranks: Iterable[int], tick: Tick, config: LocateConfig) -> dict[int, Threshold]:
+    try:
+        return thresholds(source, ranks, tick)
+    except ValueError as error:
+        if config.importance == "gradient":
+            remedy = "The gradient of weight {}: set precision to 'float32', or start from another model."
+        else:
+            remedy = "The warm-up's update of weight {}: lower warmup.learning_rate."
+        raise StageError("diverged", remedy.format(error)) from error
+
+
+def _write(
+    source: Source, ranks: Mapping[str, int], found: Mapping[int, Threshold], folder: Path, tick: Tick
+) -> tuple[dict[str, Row], int]:
+    """Write each use's mask. What it takes of each tensor, and how many weights are in both masks."""
+    rows = {name: {"weights": size, **dict.fromkeys(ranks, 0)} for name, size in source.sizes.items()}
+    shared = 0
+    paths = {rank: folder / f"{use}.safetensors" for use, rank in ranks.items()}  # equal ranks: one file
+    with ExitStack() as files:
+        streams = {rank: files.enter_context(begin_mask(path, source.sizes)) for rank, path in paths.items()}
+        for piece, bits in masks(source, found, tick):
+            for rank, stream in streams.items():
+                stream.write(bits[rank].data)
+            for use, rank in ranks.items():
+                rows[piece.name][use] += ones(bits[rank])
+            shared += ones(bits[ranks["forget"]] & bits[ranks["improve"]])
+    if len(paths) == 1:
+        shutil.copyfile(folder / "improve.safetensors", folder / "forget.safetensors")
+    return rows, shared
+
+
+def _by_layer(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Layer → module → its weights, and the share of them that each mask takes."""
+    sums: dict[str, dict[str, Row]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+    for name, row in rows.items():
+        layer, module = place_of(name)
+        for key, count in row.items():
+            sums[layer][module][key] += count
+    return {
+        layer: {module: _shares(row) for module, row in modules.items()}
+        for layer, modules in sorted(sums.items(), key=lambda item: _with_long_numbers(item[0]))
+    }
+
+
+def _shares(row: Row) -> dict[str, float]:
+    return {key: count if key == "weights" else round(count / row["weights"], 6) for key, count in row.items()}
+
+
+def place_of(name: str) -> tuple[str, str]:
+    """(layer, module) of a weight: its name up to the first number, and the rest without the parameter's own name."""
+    module = name.rpartition(".")[0] or name
+    numbered = re.fullmatch(r"(.*?\.\d+)\.(.+)", module)
+    return (numbered[1], numbered[2]) if numbered else ("outside the layers", module)
+
+
+def _with_long_numbers(name: str) -> str:
+    """A text to sort by: layer 9 before layer 10."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(8), name)

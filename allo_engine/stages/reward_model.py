@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from allo_engine.config import RewardModelConfig
-from allo_engine.models import Encoder, load_model, load_tokenizer, save_model
+from allo_engine.models import Encoder, load_tokenizer, save_model
 from allo_engine.objectives import CrossEntropy
 from allo_engine.reading import UPLOADED, Inputs, fitting_groups, negatives
 from allo_engine.records import NegativeGroup, read_lines
 from allo_engine.report import Report
 from allo_engine.rewriting import Rewriting
-from allo_engine.training import Trainer
+from allo_engine.training import dense_trainer
 
 
 def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -32,8 +32,7 @@ def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, re
     rewriting = Rewriting(encoder)
     training = [rewriting.training(key, group) for key, group in enumerate(given)]
     groups = fitting_groups(training, config, inputs["model"], report)
-    model = load_model(inputs["model"])
-    trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
+    model, trainer = dense_trainer(inputs["model"], config, report, work)
     metrics = trainer.train(groups, CrossEntropy())
     save_model(model, tokenizer, outputs / "checkpoint")
     return {"examples": sum(len(group.items) for group in groups), **metrics}

@@ -1,7 +1,8 @@
 """Sampling: n responses a problem at temperature T and top-p, each with a random stream of its own.
 
 Response j of problem i draws from Philox(seed, i, j), so which tokens it gets depends neither on the batch that it is
-decoded in nor on where a run was cut and resumed.
+decoded in nor on where a run was cut and resumed. The tokens' log-probabilities, which decoding computes anyway, are
+kept for the stages that take this model as their reference.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from allo_engine.config import SampleConfig
-from allo_engine.models import Encoder, context_length, load_model, load_tokenizer
+from allo_engine.logps import LogpCache
+from allo_engine.models import Encoder, context_length, dtype_of, fingerprint, load_model, load_tokenizer
 from allo_engine.reading import Inputs, problems
 from allo_engine.records import SampledProblem, read_lines, write_lines
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.sampling import Request, Settings, generate
+from allo_engine.sampling import Request, Response, Settings, generate
+from allo_engine.sequences import singles
 
 
 def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -46,7 +51,11 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
         config.decoding_batch,
     )
     requests = [Request(number, prompts[number], config.seed) for number in chosen]
-    responses = _generate(inputs["model"], requests, settings, work / "responses.jsonl", report)
+    found = _generate(config, inputs["model"], requests, settings, work / "responses.jsonl", report)
+    if dtype_of(config.precision) == torch.float32:  # in 16 bits decoding rounds more than training moves
+        cache = LogpCache(inputs.get("cache", work), fingerprint(inputs["model"]), config.precision)
+        _keep(cache, prompts, found)
+    responses = {number: [response.ids for response in drawn] for number, drawn in found.items()}
     write_lines(
         outputs / "responses" / "responses.jsonl",
         (
@@ -69,18 +78,25 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
     }
 
 
+def _keep(cache: LogpCache, prompts: list[list[int]], found: dict[int, list[Response]]) -> None:
+    groups = [singles(number, prompts[number], [response.ids for response in drawn]) for number, drawn in found.items()]
+    logps = {(number, i): torch.tensor(one.logps) for number, drawn in found.items() for i, one in enumerate(drawn)}
+    cache.write(groups, logps)
+
+
 def _generate(
-    folder: Path, requests: list[Request], settings: Settings, kept: Path, report: Report
-) -> dict[int, list[list[int]]]:
+    config: SampleConfig, folder: Path, requests: list[Request], settings: Settings, kept: Path, report: Report
+) -> dict[int, list[Response]]:
     """Responses by problem. Each finished batch is kept, so that a resumed run goes on behind it."""
-    done: dict[int, list[list[int]]] = {line["number"]: line["responses"] for line in _whole_lines(kept)}
+    done = {line["number"]: [Response(*drawn) for drawn in line["responses"]] for line in _whole_lines(kept)}
     left = [request for request in requests if request.number not in done]
     kept.parent.mkdir(parents=True, exist_ok=True)
     report.progress(len(done), len(requests))
     with kept.open("a") as stream:
-        for batch in generate(load_model(folder), left, settings) if left else ():
+        model = load_model(folder, dtype_of(config.precision), decoding=True) if left else None
+        for batch in generate(model, left, settings) if model else ():
             done |= batch
-            stream.writelines(json.dumps({"number": number, "responses": ids}) + "\n" for number, ids in batch.items())
+            stream.writelines(json.dumps({"number": key, "responses": drawn}) + "\n" for key, drawn in batch.items())
             stream.flush()
             report.progress(len(done), len(requests))
             if report.stop_requested and len(done) < len(requests):

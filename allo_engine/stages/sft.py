@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from allo_engine.config import SftConfig
-from allo_engine.models import Encoder, load_model, load_tokenizer, save_model
+from allo_engine.models import Encoder, load_tokenizer, save_model
 from allo_engine.objectives import CrossEntropy
 from allo_engine.reading import Inputs, fitting_groups, supervised_examples
 from allo_engine.report import Report
 from allo_engine.sequences import singles
-from allo_engine.training import Trainer
+from allo_engine.training import dense_trainer
 
 
 def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -22,8 +22,7 @@ def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Re
         inputs["model"],
         report,
     )
-    model = load_model(inputs["model"])
-    trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
+    model, trainer = dense_trainer(inputs["model"], config, report, work)
     metrics = trainer.train(groups, CrossEntropy())
     save_model(model, tokenizer, outputs / "checkpoint")
     return {"examples": len(groups), **metrics}

@@ -10,37 +10,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from allo_engine.config import TokenRewardsConfig
-from allo_engine.models import Encoder, load_model, load_tokenizer
+from allo_engine.logps import LogpCache, PerToken, known_or_scored
+from allo_engine.models import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
 from allo_engine.reading import Inputs, fitting_groups, negatives
 from allo_engine.records import NegativeGroup, ScoredGroup, write_lines
 from allo_engine.report import Report, Stopped
 from allo_engine.rewriting import Rewriting
+from allo_engine.rows import RowBudget
 from allo_engine.sequences import Group, singles
-from allo_engine.training import score
-
-Scores = dict[tuple[int, int], Tensor]
 
 
-def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:  # noqa: ARG001
+def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
     given = negatives(inputs["negatives"], encoder)
     plain = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)]
     plain = fitting_groups(plain, config, inputs["model"], report)
     rewriting = Rewriting(encoder)
     rewritten = [rewriting.scoring(group.key, given[group.key]) for group in plain]
-    judged = rewritten if config.source == "reward_model" else plain
-    tick = _ticker(report, sum(group.tokens() for group in [*plain, *judged]))
-    budget = config.micro_batch_tokens
-    reference = score(load_model(inputs["model"]), plain, budget, tick)
+    scorer = _Scorer(config, inputs.get("cache", work), RowBudget(config.micro_batch_tokens, work, report), report)
     if config.source == "reward_model":
-        scores = score(load_model(inputs["reward_model"]), judged, budget, tick)
-        probabilities = {key: logps.exp() for key, logps in scores.items()}
+        scorer.left = sum(group.tokens() for group in rewritten)
+        reference = scorer(inputs["model"], plain)
+        probabilities = {key: logps.exp() for key, logps in scorer(inputs["reward_model"], rewritten).items()}
     else:
-        scores = score(load_model(inputs["updated"]), judged, budget, tick)
-        probabilities = {key: torch.sigmoid(logps - reference[key]) for key, logps in scores.items()}
+        scorer.left = sum(group.tokens() for group in plain)
+        reference = scorer(inputs["model"], plain)
+        updated = scorer(inputs["updated"], plain)
+        probabilities = {key: torch.sigmoid(logps - reference[key]) for key, logps in updated.items()}
     write_lines(
         outputs / "scores" / "scores.jsonl",
         [_scored(given[group.key], group, probabilities, reference) for group in plain],
@@ -54,20 +52,28 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
     }
 
 
-def _ticker(report: Report, total: int):  # type: ignore[no-untyped-def]
-    done = 0
+class _Scorer:
+    """Scores with one model after the other; `left` is the work of the models behind the one that is at work."""
 
-    def tick(tokens: int) -> None:
-        nonlocal done
-        done = min(done + tokens, total)
-        report.progress(done, total)
-        if report.stop_requested:
+    def __init__(self, config: TokenRewardsConfig, cache: Path, rows: RowBudget, report: Report) -> None:
+        self._config, self._cache, self._rows, self._report = config, cache, rows, report
+        self._before, self._done, self.left = 0, 0, 0
+
+    def __call__(self, folder: Path, groups: list[Group]) -> PerToken:
+        precision = self._config.precision
+        cache = LogpCache(self._cache, fingerprint(folder), precision)
+        found = known_or_scored(lambda: load_model(folder, dtype_of(precision)), groups, cache, self._rows, self._tick)
+        self._before, self.left = self._done, 0
+        return found
+
+    def _tick(self, done: int, total: int) -> None:
+        self._done = self._before + done
+        self._report.progress(self._done, self._before + total + self.left)
+        if self._report.stop_requested:
             raise Stopped
 
-    return tick
 
-
-def _scored(given: NegativeGroup, group: Group, probabilities: Scores, reference: Scores) -> ScoredGroup:
+def _scored(given: NegativeGroup, group: Group, probabilities: PerToken, reference: PerToken) -> ScoredGroup:
     indices = list(group.responses)
     return ScoredGroup(
         given.prompt_ids,

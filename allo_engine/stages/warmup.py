@@ -10,11 +10,12 @@ from pathlib import Path
 
 from allo_engine import losses
 from allo_engine.config import WarmupConfig
-from allo_engine.models import Encoder, load_model, load_tokenizer, save_model
+from allo_engine.logps import LogpCache
+from allo_engine.models import Encoder, fingerprint, load_tokenizer, save_model
 from allo_engine.objectives import PairObjective
 from allo_engine.reading import Inputs, fitting_groups, pairs
 from allo_engine.report import Report
-from allo_engine.training import Trainer
+from allo_engine.training import dense_trainer
 
 
 def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -22,13 +23,13 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     groups = fitting_groups(
         pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, inputs["model"], report
     )
-    model = load_model(inputs["model"])
-    trainer = Trainer(model, dict(model.named_parameters()), config, report, work)
+    cache = LogpCache(inputs.get("cache", work), fingerprint(inputs["model"]), config.precision)
+    model, trainer = dense_trainer(inputs["model"], config, report, work)
     objective = PairObjective(
-        trainer.reference(groups),
+        trainer.reference(groups, cache),
         config.beta,
         lambda chosen, rejected: losses.dpo(chosen.sum(), rejected.sum(), config.beta),
     )
-    metrics = trainer.train(groups, objective, reference=True)
+    metrics = trainer.train(groups, objective)
     save_model(model, tokenizer, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), **metrics}

@@ -32,6 +32,7 @@ def job(view: JobView, now: int) -> dict[str, Any]:
         "training_file": row.training_file,
         "validation_file": row.validation_file,
         "corrections_file": row.corrections_file,
+        "masks": row.masks,
         "result_files": row.result_files,
         "trained_tokens": sum(tokens) if tokens else None,
         "seed": row.seed,

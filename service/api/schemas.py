@@ -75,12 +75,15 @@ class Method(Body):
 
 
 class CreateJob(Body):
-    """POST /v1/fine_tuning/jobs. `corrections_file` is our addition; it arrives through the client's extra_body."""
+    """POST /v1/fine_tuning/jobs. `corrections_file` and `masks` are our additions; they arrive through the client's
+    extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in those and locates
+    none of its own."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain)]
     training_file: Id
     validation_file: Id | None = None
     corrections_file: Id | None = None
+    masks: Id | None = None
     method: Method | None = None
     hyperparameters: Settings | None = None
     suffix: Suffix | None = None
@@ -97,6 +100,7 @@ class CreateJob(Body):
             training_file=self.training_file,
             validation_file=self.validation_file,
             corrections_file=self.corrections_file,
+            masks=self.masks,
             method=method.type,
             stages={name: values or {} for name, values in (settings.stages or {}).items()},
             hyperparameters={**(self.hyperparameters or {}), **(settings.hyperparameters or {})},

@@ -20,6 +20,7 @@ examples:
   allo submit train.jsonl --model smollm2 --watch
   allo submit train.jsonl --validation heldout.jsonl --model smollm2 --stage sft --set improve.learning_rate=1e-5
   allo submit pairs.jsonl --model smollm2 --method dpo --set n_epochs=2
+  allo submit train.jsonl --model smollm2 --masks ftjob-… --set improve.beta=0.2
 
 Training files are JSON lines: problems {"problem", "solution", "answer"?} or preferences {"prompt", "chosen",
 "rejected"}. STAGE.FIELD=VALUE sets one stage; FIELD=VALUE every stage that has the field. A file that was uploaded
@@ -45,6 +46,7 @@ def add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("training", metavar="TRAIN", help="training file, JSON lines")
     parser.add_argument("--validation", metavar="FILE", help="held-out file of the same format; adds stage evaluate")
     parser.add_argument("--corrections", metavar="FILE", help="corrected responses for the reward model")
+    parser.add_argument("--masks", metavar="JOB", help="train in the masks of this earlier job; locate none anew")
     parser.add_argument("--model", required=True, help="the model to align, as `allo models list` names it")
     parser.add_argument("--method", choices=METHODS, default="allo", help="what to run (allo)")
     parser.add_argument("--stage", action="append", default=[], metavar="NAME", help="ask for an optional stage (sft)")
@@ -127,7 +129,8 @@ def _job(args: argparse.Namespace, client: Client) -> dict[str, Any]:
     body: dict[str, Any] = {key: _file_id(client, value) for key, value in named.items() if value}
     settings = {"hyperparameters": hyperparameters, "stages": stages}
     body |= {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
-    return body | ({"suffix": args.suffix} if args.suffix else {})
+    optional = {"suffix": args.suffix, "masks": args.masks}
+    return body | {key: value for key, value in optional.items() if value}
 
 
 def parse_settings(stages: list[str], settings: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

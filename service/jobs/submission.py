@@ -13,18 +13,21 @@ from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JobStatus, StageStatus
+from service.jobs.masks import find_masks
 from service.jobs.progression import add_event
 from service.jobs.tables import File, Idempotency, Job, Model, Stage
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job as it is asked for. `stages` and `hyperparameters` are checked by the pipeline itself."""
+    """A job as it is asked for. `masks` names an earlier job, or masks that it made, to train in; `stages` and
+    `hyperparameters` are checked by the pipeline itself."""
 
     model: str
     training_file: str
     validation_file: str | None = None
     corrections_file: str | None = None
+    masks: str | None = None
     method: Method = "supervised"
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -87,11 +90,12 @@ def check_limit(session: Session, sender: Sender) -> None:
 def create(session: Session, new: NewJob, owner: str, now: int) -> Job:
     """The job's row, its stages' and its first event. Raises for what cannot run."""
     model, files = _model(session, owner, new.model), _files(session, owner, new, now)
-    planned = plan(new.method, _data(files), new.stages, new.hyperparameters, new.seed)
+    masks = {} if new.masks is None else {"masks": find_masks(session, owner, new.masks)}
+    planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
     job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
     job.training_file, job.validation_file = new.training_file, new.validation_file
-    job.corrections_file = new.corrections_file
-    job.sources, job.seed, job.suffix = _sources(model, files), new.seed, new.suffix
+    job.corrections_file, job.masks = new.corrections_file, new.masks
+    job.sources, job.seed, job.suffix = {**_sources(model, files), **masks}, new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0
@@ -147,7 +151,7 @@ def _sources(model: Model, files: Mapping[str, File]) -> dict[str, list[Any]]:
     return {"model": [[file["path"], file["sha256"], file["bytes"]] for file in model.files], **sources}
 
 
-def _data(files: Mapping[str, File]) -> Data:
+def _data(files: Mapping[str, File], masks: bool) -> Data:
     """What the pipeline must know of the files."""
     training, validation = files["training_file"], files.get("validation_file")
     return Data(
@@ -155,6 +159,7 @@ def _data(files: Mapping[str, File]) -> Data:
         lines_without_solution=tuple(training.lines_without_solution),
         validation=None if validation is None else _format(validation),
         corrections="corrections_file" in files,
+        masks=masks,
     )
 
 

@@ -74,8 +74,9 @@ class Model(Base):
 class Job(Base):
     """A job. `method` holds the type, the shorthand as it was given, and every stage's settings in full.
 
-    `sources` holds what comes from outside the job, the model and the uploaded files, each as [path, sha256, bytes] of
-    its files: the job goes on when they are deleted, and stays about the content that it was submitted with.
+    `sources` holds what comes from outside the job, the model, the uploaded files and the masks of an earlier job, each
+    as [path, sha256, bytes] of its files: the job goes on when they are deleted, and stays about the content that it
+    was submitted with.
     """
 
     __tablename__ = "jobs"
@@ -90,6 +91,7 @@ class Job(Base):
     training_file: Mapped[str] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
     corrections_file: Mapped[str | None] = mapped_column(String(64))
+    masks: Mapped[str | None] = mapped_column(String(64))
     sources: Mapped[dict[str, list[Any]]] = mapped_column(JSON)
     method: Mapped[dict[str, Any]] = mapped_column(JSON)
     seed: Mapped[int] = mapped_column(BigInteger)

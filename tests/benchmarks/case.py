@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 
 
 @dataclass(frozen=True)
@@ -17,3 +19,14 @@ class Case:
     goal: float
     higher_is_better: bool
     limit: str
+
+
+COMPUTE = f"FLOPs: forward and backward at this machine's {os.cpu_count()} cores"
+
+
+def torch_version(name: str) -> Callable[[], str]:
+    return lambda: f"{name}, torch {version('torch')}"
+
+
+def transformers_version(name: str) -> Callable[[], str]:
+    return lambda: f"{name}, transformers {version('transformers')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from allo_engine.pipeline import OUTPUTS
@@ -22,11 +22,12 @@ OWNER = "owner"
 
 @dataclass
 class Domain:
-    """What the verbs work on. Every stage's every output is the one file `data`."""
+    """What the verbs work on. Every stage's every output is one file: what `made` has for the stage, else `data`."""
 
     database: Database
     store: Store
     data: Blob
+    made: dict[str, Blob] = field(default_factory=dict)
 
     def add_key(self, key_id: str, owner: str) -> None:
         with self.database.transaction() as session:
@@ -70,7 +71,8 @@ class Domain:
         return claimed
 
     def finish(self, claimed: Claim, metrics: Mapping[str, Any] | None = None) -> bool:
-        files = [(output, "data.bin", self.data.sha256, self.data.size) for output in OUTPUTS[claimed.name]]
+        data = self.made.get(claimed.name, self.data)
+        files = [(output, "data.bin", data.sha256, data.size) for output in OUTPUTS[claimed.name]]
         return attempts.finish(self.database, self.store, claimed.stage_id, claimed.epoch, files, metrics or {})
 
     def run_all(self) -> list[str]:

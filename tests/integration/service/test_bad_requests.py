@@ -80,6 +80,8 @@ def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
         ({"suffix": "a/b"}, "suffix", "pattern"),
         ({"suffix": "x" * 65}, "suffix", "pattern"),
         ({"training_file": "\0"}, "training_file", "NUL"),
+        ({"masks": "ftjob-" + "0" * 60}, "masks", "at most 64"),
+        ({"masks": ["ftjob-0"]}, "masks", "valid string"),
         ({"training_file": "\ud800"}, "training_file", "valid string"),
         ({"metadata": {"k": "x" * 513}}, "metadata.k", "at most 512"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "at most 16"),

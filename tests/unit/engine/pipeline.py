@@ -35,6 +35,7 @@ def run_job(
             name: root / source.replace(".", "/") if "." in source else given[source]
             for name, source in stage.inputs.items()
         }
+        inputs["cache"] = root / "cache"
         module = importlib.import_module(f"allo_engine.stages.{stage.name}")
         metrics[stage.name] = module.run(stage.config, inputs, root / stage.name, root / "work" / stage.name, report)
     return metrics

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 
 from allo_engine.config import CONFIGS, ImproveConfig
-from allo_engine.pipeline import OUTPUTS, Data, PlanError, digest, model_source, plan
+from allo_engine.pipeline import OUTPUTS, Data, Format, PlanError, digest, model_source, plan
 
 PROBLEMS = Data("problems", validation="problems")
 LOCATE = "method.allo.stages.locate."
 MULTIPLIER = "learning_rate_multiplier"
 PREFERENCES = Data("preferences", lines_without_solution=(3, 7))
+IN_MASKS = Data("problems", masks=True)
 
 
 def names(*arguments: Any, **settings: Any) -> list[str]:
@@ -28,20 +31,69 @@ def test_the_stages_of_each_method() -> None:
     assert names("allo", Data("preferences")) == aligning
 
 
+def allo_jobs() -> Iterator[tuple[Data, dict[str, dict[str, Any]]]]:
+    """Every graph that method allo has: (what the job brings, its stages' settings)."""
+    masks, importance, source = (False, True), ("update", "gradient"), ("reward_model", "log_ratio")
+    formats: tuple[Format, ...] = ("problems", "preferences")
+    for form, asked, brings, found, scored in product(formats, ((), ("warmup",)), masks, importance, source):
+        stages: dict[str, dict[str, Any]] = {"token_rewards": {"source": scored}, **{name: {} for name in asked}}
+        if not brings:
+            stages["locate"] = {"importance": found}
+        yield Data(form, corrections=True, validation=form, masks=brings), stages
+
+
 def test_every_input_is_given_or_an_output_of_an_earlier_stage() -> None:
-    for data in (PROBLEMS, Data("preferences", corrections=True, validation="preferences")):
+    for data, stages in allo_jobs():
+        given = {"model", "training_file", "validation_file", "corrections_file", *(["masks"] if data.masks else [])}
         done: list[str] = []
-        for stage in plan("allo", data):
+        for stage in plan("allo", data, stages):
             for source in stage.inputs.values():
                 name, _, output = source.partition(".")
-                assert not output or (name in done and output in OUTPUTS[name])
+                assert (name in done and output in OUTPUTS[name]) if output else source in given
             assert set(stage.needs()) <= set(done)
             done.append(stage.name)
+
+
+def test_a_warm_up_runs_where_it_is_read_or_asked_for() -> None:
+    for data, stages in allo_jobs():
+        planned = {stage.name: stage for stage in plan("allo", data, stages)}
+        readers = [name for name, stage in planned.items() if "warmup" in stage.needs() and name != "evaluate"]
+        assert ("warmup" in planned) == bool(readers or "warmup" in stages)
+        assert ("warmup" in planned["evaluate"].inputs) == ("warmup" in planned)
+        assert model_source(list(planned)) == "improve.checkpoint"
+
+
+def test_given_masks_take_the_place_of_locating() -> None:
+    in_given = plan("allo", Data("preferences", masks=True, validation="preferences"))
+    assert [stage.name for stage in in_given] == ["reward_model", "token_rewards", "forget", "improve", "evaluate"]
+    inputs = {stage.name: stage.inputs for stage in in_given}
+    assert inputs["forget"]["masks"] == inputs["improve"]["masks"] == "masks"
+    own = {stage.name: stage.inputs for stage in plan("allo", Data("preferences"))}
+    assert own["forget"]["masks"] == own["improve"]["masks"] == "locate.masks"
+    assert own["locate"] == {"model": "model", "updated": "warmup.checkpoint"}
+
+
+def test_the_gradient_is_located_on_pairs_without_a_warm_up() -> None:
+    stages = {"locate": {"importance": "gradient"}}
+    assert "warmup" not in names("allo", PROBLEMS, stages)
+    by_name = {stage.name: stage for stage in plan("allo", PROBLEMS, {**stages, "sft": {}})}
+    assert by_name["locate"].inputs == {"model": "sft.checkpoint", "pairs": "pair.pairs"}
+    assert by_name["locate"].needs() == ("sft", "pair")
+    from_preferences = {stage.name: stage for stage in plan("allo", Data("preferences"), stages)}
+    assert from_preferences["locate"].inputs == {"model": "model", "pairs": "training_file"}
 
 
 def test_the_log_ratio_needs_neither_reward_model_nor_solutions() -> None:
     stages = {"token_rewards": {"source": "log_ratio"}}
     assert "reward_model" not in names("allo", PREFERENCES, stages)
+    in_given = Data("preferences", lines_without_solution=(3,), masks=True)
+    assert names("allo", in_given, stages) == ["warmup", "token_rewards", "forget", "improve"]
+
+
+def test_a_shorthand_changes_the_graph_as_the_stages_own_setting_does() -> None:
+    shorthand = {"source": "log_ratio", "importance": "gradient"}
+    stages = {"token_rewards": {"source": "log_ratio"}, "locate": {"importance": "gradient"}}
+    assert plan("allo", PREFERENCES, None, shorthand) == plan("allo", PREFERENCES, stages)
 
 
 def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
@@ -58,6 +110,11 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("dpo", Data("preferences", validation="problems")), "validation_file", "same format"),
         (("dpo", Data("preferences"), {"sft": {}}), "method.dpo.stages.sft", "problems or chats"),
         (("dpo", PROBLEMS, {"improve": {}}), "method.dpo.stages.improve", "no stage"),
+        (("dpo", IN_MASKS), "masks", "method allo"),
+        (("supervised", IN_MASKS, {"locate": {}}), "masks", "leave masks out"),
+        (("allo", IN_MASKS, {"locate": {"improve_ratio": 0.1}}), "method.allo.stages.locate", "leave masks out"),
+        (("allo", IN_MASKS, None, {"improve_ratio": 0.1}), "method.allo.hyperparameters.improve_ratio", "No stage"),
+        (("allo", IN_MASKS, {"token_rewards": {"source": "x"}}), "method.allo.stages.token_rewards.source", "given"),
         (("allo", PROBLEMS, {"locate": {"forget_ratio": 0}}), LOCATE + "forget_ratio", "greater than 0"),
         (("allo", PROBLEMS, {"locate": {"improve_ratio": 1.5}}), LOCATE + "improve_ratio", "equal to 1"),
         (("allo", PROBLEMS, {"improve": {"lr": 1}}), "method.allo.stages.improve.lr", "learning_rate"),

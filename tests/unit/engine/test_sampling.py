@@ -17,13 +17,26 @@ def sample(batch_size: int, seed: int = 0, prompts: list[list[int]] = PROMPTS) -
     plan = Settings(max_tokens=12, end=1, n=3, temperature=1.0, top_p=0.9, batch_size=batch_size)
     found: dict[int, list[list[int]]] = {}
     for batch in generate(tiny_model(), requests, plan):
-        found |= batch
+        found |= {number: [response.ids for response in drawn] for number, drawn in batch.items()}
     return found
 
 
 def test_what_a_request_gets_does_not_depend_on_its_batch() -> None:
     assert sample(batch_size=1) == sample(batch_size=64)
     assert sample(batch_size=64)[1] == sample(batch_size=64, prompts=[[0, 99], PROMPTS[1]])[1]
+
+
+def test_the_kept_log_probabilities_are_those_of_a_plain_forward_pass() -> None:
+    model = tiny_model()
+    requests = [Request(number, prompt, 0) for number, prompt in enumerate(PROMPTS)]
+    plan = Settings(max_tokens=12, end=1, n=3, temperature=0.5, top_p=0.9, batch_size=64)
+    (batch,) = generate(model, requests, plan)
+    for number, drawn in batch.items():
+        for response in drawn:
+            logps = model(torch.tensor([PROMPTS[number] + response.ids])).logits[0].log_softmax(-1)
+            places = torch.arange(len(response.ids)) + len(PROMPTS[number]) - 1
+            expected = logps[places, torch.tensor(response.ids)]
+            assert torch.allclose(torch.tensor(response.logps), expected, atol=1e-5)
 
 
 def test_samples_of_a_problem_differ_and_follow_the_seed() -> None:
@@ -45,7 +58,7 @@ def test_greedy_text_is_that_of_transformers() -> None:
     for number, prompt in enumerate(PROMPTS):
         ids = torch.tensor([prompt])
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
-        assert found[number] == [expected[0, len(prompt) :].tolist()]
+        assert found[number][0].ids == expected[0, len(prompt) :].tolist()
 
 
 @settings(max_examples=60, deadline=None)

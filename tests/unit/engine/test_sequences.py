@@ -47,6 +47,49 @@ def test_packed_log_probabilities_are_those_of_separate_sequences(pad: str | Non
         assert torch.allclose(logps, expected, atol=1e-5)
 
 
+def test_equal_beginnings_stand_once_and_change_nothing() -> None:
+    model = tiny_model()
+    texts = [[20, 21, 22, 1], [20, 21, 23, 24, 1], [20, 21, 22, 1], [20, 21], [30, 1]]
+    groups = [singles(0, PROMPT, texts), singles(1, [*PROMPT[:3], 50], [[20, 1]])]
+    row = build_row(groups)
+    # the prompt's 5 tokens; 20 21 22, then 23 24 behind 21, then 30; of the other prompt its last token, and 20
+    assert row.ids.shape[1] == 5 + 3 + 2 + 1 + 2
+    assert groups[0].tokens() == 5 + 3 + 2 + 1
+    assert len(row.targets) < sum(map(len, texts)) + 2, "an equal prediction is made once"
+    for (place, index), logps in row.split(token_logps(model, row)).items():
+        expected = alone(model, list(groups[place].prompt), list(groups[place].responses[index]))
+        assert torch.allclose(logps, expected, atol=1e-5)
+
+
+tokens = st.lists(st.integers(5, 7), min_size=1, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=4))
+def test_a_token_attends_to_its_own_sequence_alone(given_groups: list[tuple[list[int], list[list[int]]]]) -> None:
+    row = build_row([singles(key, prompt, found) for key, (prompt, found) in enumerate(given_groups)])
+    ids, depth, mask = row.ids[0].tolist(), row.positions[0].tolist(), row.mask()[0, 0]
+    seen = set()
+    for query in range(len(ids)):
+        places = torch.nonzero(mask[query])[:, 0].tolist()
+        assert [depth[place] for place in places] == list(range(depth[query] + 1))
+        seen.add(tuple(ids[place] for place in places))
+    assert len(seen) == len(ids), "no sequence of tokens stands twice"
+    wanted = {(*prompt, *found[:-1]) for prompt, texts in given_groups for found in texts}
+    assert {sequence[: end + 1] for sequence in wanted for end in range(len(sequence))} == seen
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_sees_what_the_dense_mask_shows() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    row = build_row([singles(0, PROMPT, responses(4)), singles(1, [0, 99], responses(3, seed=1))])
+    length = row.ids.shape[1]
+    query, key, value = torch.randn(3, 1, 2, length, 16, generator=torch.Generator().manual_seed(0))
+    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, row.mask())
+    assert torch.allclose(flex_attention(query, key, value, block_mask=row.block_mask()), dense, atol=1e-5)
+
+
 def test_packed_gradients_are_those_of_separate_sequences() -> None:
     packed, plain = tiny_model(), tiny_model()
     group = singles(0, PROMPT, responses(5))

@@ -13,10 +13,14 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from allo_engine.config import RewardModelConfig
+from allo_engine.delta import read_delta
+from allo_engine.logps import LogpCache
+from allo_engine.models import fingerprint
 from allo_engine.pipeline import Data
 from allo_engine.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup
 from allo_engine.report import Report, StageError
 from allo_engine.selection import count_of, positions
+from allo_engine.sequences import singles
 from allo_engine.stages import reward_model
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import run_job, write_problems
@@ -85,19 +89,19 @@ def test_forgetting_and_improving_change_no_bit_outside_their_mask(job: Job) -> 
     for name, weight in start.items():
         changed = np.flatnonzero(weight.ravel().view(np.int32) != aligned[name].ravel().view(np.int32))
         assert set(changed) <= set(mask[name])
-    delta = load_file(job.root / "forget" / "delta" / "delta.safetensors")
+    delta = read_delta(job.root / "forget" / "delta", job.root / "sft" / "checkpoint")
     for name, places in job.mask("forget").items():
         if len(places):
-            assert np.array_equal(positions(delta[f"{name}/mask"], start[name].size), places)
+            assert np.array_equal(delta[name][0], places)
 
 
 def test_the_sparse_checkpoint_holds_the_very_bits_of_the_aligned_model(job: Job) -> None:
     start, aligned = job.weights("sft"), job.weights("improve")
-    delta = load_file(job.root / "improve" / "delta" / "delta.safetensors")
+    delta = read_delta(job.root / "improve" / "delta", job.root / "sft" / "checkpoint")
     for name, weight in start.items():
         merged = weight.ravel().copy()
-        if f"{name}/mask" in delta:
-            merged[positions(delta[f"{name}/mask"], merged.size)] = delta[f"{name}/values"]
+        if name in delta:
+            merged[delta[name][0]] = delta[name][1]
         assert np.array_equal(merged.view(np.int32), aligned[name].ravel().view(np.int32))
 
 
@@ -109,6 +113,22 @@ def test_the_reference_log_probabilities_are_those_of_the_start_model(job: Job) 
             expected = model(sequence).logits[0].float().log_softmax(-1)
             places = torch.arange(len(group.prompt_ids) - 1, sequence.shape[1] - 1)
             assert torch.allclose(expected[places, torch.tensor(ids)], torch.tensor(logps), atol=1e-5)
+
+
+def test_sampling_leaves_the_reference_that_later_stages_need(job: Job) -> None:
+    start = fingerprint(job.root / "sft" / "checkpoint")
+    sampled = SampledProblem.read(job.root / "sample" / "responses" / "responses.jsonl")
+    groups = [singles(key, problem.prompt_ids, problem.responses) for key, problem in enumerate(sampled)]
+    known = LogpCache(job.root / "cache", start, "float32").read(groups)
+    assert set(known) == {(group.key, index) for group in groups for index in group.responses}
+    kept = {
+        (tuple(group.prompt), tuple(ids)): known[group.key, index].tolist()
+        for group in groups
+        for index, ids in group.responses.items()
+    }
+    for scored in ScoredGroup.read(job.root / "token_rewards" / "scores" / "scores.jsonl"):
+        for ids, logps in zip(scored.responses, scored.reference_logps, strict=True):
+            assert kept[tuple(scored.prompt_ids), tuple(ids)] == logps
 
 
 def test_stages_share_the_ids_that_were_sampled(job: Job) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from allo_engine import losses
+from allo_engine.logps import score
 from allo_engine.models import token_logps
 from allo_engine.objectives import PairObjective
 from allo_engine.sequences import Group, build_row
-from allo_engine.training import score
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["2 + 2 = ", "The sky is ", "Name a fruit: "]

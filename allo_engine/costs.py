@@ -1,0 +1,152 @@
+"""From what a stage computes to seconds, memory and disk, on a machine whose rates are known. All constants stand here.
+
+Work is counted, not timed: rows of tokens through the model, steps of an optimizer, steps of decoding, bytes written.
+"""
+
+from __future__ import annotations
+
+from allo_engine.calibration import TRAINING, Calibration, flops
+from allo_engine.loads import Load, Passes
+from allo_engine.memory import Shape, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
+
+NOISE = 0.2
+"""The same stage takes up to this share more or less from one run to the next, on a machine that others share."""
+
+DISPATCH_SECONDS = 1.5
+"""A stage's process is rung for, claimed, given its inputs and read to its end."""
+
+LOAD_BYTES = 1e9
+"""Bytes a second of reading weights into memory."""
+
+STORE_COPIES = 2
+"""A result is written by its stage and written again into the store, hashed on the way."""
+
+JUDGE_SECONDS = 6e-4
+"""Reading one response's answer and comparing it."""
+
+STREAMED_WEIGHTS = 1e8
+"""Weights a second of `locate`: both checkpoints read twice, the masks written."""
+
+GATHERED_WEIGHTS = 2e8
+"""Masked entries a second that a backward pass gathers."""
+
+SPARSE_STEP = 3
+"""A masked entry's step costs so many dense ones: it is also written back into its weight, which is elsewhere."""
+
+CACHE_TRIPS = 3
+"""A step of decoding reads the cache of keys and values, and copies it to append to it."""
+
+CHECKPOINT_BYTES = 12
+"""Bytes a trained value of a checkpoint for resuming: the value and two moments."""
+
+CHECKPOINT_SHARE = 20
+"""Checkpoints for resuming take at most one part in so many of a training's time (see training.py)."""
+
+DELTA_BYTES = 3.2
+"""Bytes an entry of a sparse checkpoint."""
+
+TEXT_BYTES = 12
+"""Bytes a token of what stages write as JSON lines."""
+
+PROCESS_BYTES = {"cpu": 430_000_000}
+"""Memory of a process that has imported torch and transformers; what an accelerator holds is counted without it."""
+
+STREAM_TENSORS = 3
+"""`locate` on two checkpoints holds about so many of the largest tensor, in float32."""
+
+
+def seconds(load: Load, shape: Shape, rates: Calibration) -> float:
+    """How long a stage takes, from the moment it is ready to its result in the store."""
+    model_bytes = 4 * shape.weights
+    loading = load.models * model_bytes * (1 / rates.hash_bytes + (0 if load.streamed else 1 / LOAD_BYTES))
+    forward = sum(_forward_seconds(found, shape, rates) for found in load.forward)
+    training = _training_seconds(load, shape, rates)
+    streaming = shape.weights / STREAMED_WEIGHTS if load.streamed else 0.0
+    writing = disk_bytes(load, shape) * STORE_COPIES * (1 / rates.write_bytes + 1 / rates.hash_bytes)
+    return (
+        rates.start_seconds
+        + DISPATCH_SECONDS
+        + loading
+        + forward
+        + training
+        + _resuming_seconds(load, training, shape, rates)
+        + _decoding_seconds(load, shape, rates)
+        + load.judged * JUDGE_SECONDS
+        + streaming
+        + writing
+    )
+
+
+def _forward_seconds(work: Passes, shape: Shape, rates: Calibration) -> float:
+    computing = flops(shape, work.tokens, work.squares, work.scored) / rates.forward_flops
+    return computing + work.rows * shape.layers * rates.layer_seconds
+
+
+def _training_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
+    work, trained = load.training, load.ratio * shape.weights
+    again = 4 / 3 if load.gradient_checkpointing else 1.0
+    rows = TRAINING * again * flops(shape, work.tokens, work.squares, work.scored) / rates.training_flops
+    overhead = TRAINING * again * work.rows * shape.layers * rates.layer_seconds
+    if load.kind == "sparse":
+        gathering = work.rows * trained / GATHERED_WEIGHTS
+        return rows + overhead + gathering + load.updates * SPARSE_STEP * trained / rates.optimizer_weights
+    return rows + overhead + load.updates * trained / rates.optimizer_weights
+
+
+def _resuming_seconds(load: Load, training: float, shape: Shape, rates: Calibration) -> float:
+    one = CHECKPOINT_BYTES * load.ratio * shape.weights * (1 / rates.write_bytes + 1 / rates.hash_bytes)
+    if load.kind not in ("dense", "sparse"):
+        return 0.0
+    return one * (training // max(load.checkpoint_seconds, CHECKPOINT_SHARE * one))
+
+
+def _decoding_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
+    """Each step reads all weights once, computes its rows, and reads and copies what the cache holds."""
+    work = load.decoding
+    step = load.weight_bytes * shape.weights / rates.decoding_bytes + shape.layers * rates.layer_seconds
+    row = 2 * shape.weights / rates.decoding_flops
+    cache = CACHE_TRIPS * cache_bytes(shape, load.weight_bytes) / rates.decoding_bytes
+    decoding = work.steps * step + work.row_steps * row + work.cached * cache
+    return _forward_seconds(work.prompts, shape, rates) + decoding
+
+
+def peak_bytes(load: Load, shape: Shape, device_type: str) -> int:
+    """The most memory that a stage holds at once: on an accelerator its own, else the process's."""
+    if load.streamed:
+        return PROCESS_BYTES["cpu"] + STREAM_TENSORS * 4 * shape.largest
+    base = PROCESS_BYTES.get(device_type, 0)
+    if not load.models:
+        return base
+    held = held_bytes(shape, load.kind, load.ratio, load.weight_bytes)
+    longest = max([0, *(found.longest for found in load.forward)])
+    forward = row_bytes(shape, longest, load.weight_bytes, False, False, device_type) if longest else 0
+    training = _row_of_training(load, shape, device_type)
+    return base + held + max(forward, training, _decoding_bytes(load, shape, device_type))
+
+
+def _row_of_training(load: Load, shape: Shape, device_type: str) -> int:
+    longest = load.training.longest
+    checkpointing = load.gradient_checkpointing
+    return row_bytes(shape, longest, load.weight_bytes, True, checkpointing, device_type) if longest else 0
+
+
+def _decoding_bytes(load: Load, shape: Shape, device_type: str) -> int:
+    work = load.decoding
+    if not work.widest:
+        return 0
+    prefill = work.prompts.longest * token_bytes(shape, load.weight_bytes, training=False)
+    return work.widest * cache_bytes(shape, load.weight_bytes) + prefill + head_bytes(shape, device_type)
+
+
+def disk_bytes(load: Load, shape: Shape) -> int:
+    """What a stage's results take."""
+    deltas = load.deltas * DELTA_BYTES * load.ratio * shape.weights
+    texts = TEXT_BYTES * (load.decoding.decoded + load.decoding.prompts.tokens)
+    return round(load.checkpoints * 4 * shape.weights + deltas + load.masks * shape.weights / 8 + texts)
+
+
+def work_bytes(load: Load, shape: Shape, rates: Calibration) -> int:
+    """What a stage takes on disk while it runs: its checkpoint for resuming, the one before it, and its results."""
+    one = CHECKPOINT_BYTES * load.ratio * shape.weights
+    resumes = load.kind in ("dense", "sparse") and _training_seconds(load, shape, rates) > load.checkpoint_seconds
+    return round(2 * one if resumes else 0) + disk_bytes(load, shape)

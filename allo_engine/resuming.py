@@ -1,0 +1,76 @@
+"""Checkpoints for resuming: parameters, moments and figures, so that a resumed run is the run that was not stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from allo_engine.report import Report
+
+Sums = Mapping[str, list[float]]
+
+_STATE = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of a parameter; of one that was not stepped yet it keeps nothing."""
+
+
+class Checkpoints:
+    """The checkpoints of one training in a work folder; only the newest is kept."""
+
+    def __init__(
+        self, work: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, report: Report
+    ) -> None:
+        self._work, self._parameters, self._optimizer, self._report = work, parameters, optimizer, report
+
+    def save(self, step: int, sums: Sums) -> None:
+        """Write aside, sync, rename; then forget the one before. The name holds the content's sha256."""
+        tensors = {f"values/{name}": value.detach() for name, value in self._parameters.items()}
+        for name, value in self._parameters.items():
+            tensors |= {f"{key}/{name}": state.detach() for key, state in self._optimizer.state[value].items()}
+        self._work.mkdir(parents=True, exist_ok=True)
+        aside = self._work / "checkpoint.tmp"
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+            aside,
+            metadata={"step": str(step), "totals": json.dumps(sums)},
+        )
+        with aside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        older = list(self._work.glob("step-*.safetensors"))
+        aside.replace(self._work / f"step-{step:08d}-{sha256}.safetensors")
+        for path in older:
+            path.unlink()
+
+    def load(self) -> tuple[int, Sums] | None:
+        """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
+        for path in sorted(self._work.glob("step-*.safetensors"), reverse=True):
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() == path.stem.split("-")[2]:
+                    return self._load(path)
+            self._report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")
+        return None
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> tuple[int, Sums]:
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            for name, value in self._parameters.items():
+                value.copy_(file.get_tensor(f"values/{name}"))
+                kept = {key: f"{key}/{name}" for key in _STATE if f"{key}/{name}" in stored}
+                state = {key: file.get_tensor(place) for key, place in kept.items()}
+                self._optimizer.state[value] = {key: _placed(tensor, value) for key, tensor in state.items()}
+            metadata = file.metadata()
+        return int(metadata["step"]), json.loads(metadata["totals"])
+
+
+def _placed(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Moments stand beside their parameter; the count of steps is a single number, where AdamW put it."""
+    return state.to(value.device) if state.shape == value.shape else state

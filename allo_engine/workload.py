@@ -1,0 +1,278 @@
+"""What each stage of a job will compute, counted on a sample of its files with the stages' own readers and packing.
+
+Data that earlier stages have yet to make (responses, pairs, negatives) are simulated: see priors.py.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from allo_engine.excerpt import LINES, Excerpt
+from allo_engine.loads import Decoding, Load, Passes, decoding, passes
+from allo_engine.models import Encoder, context_length, dtype_of, load_tokenizer
+from allo_engine.pipeline import PlannedStage
+from allo_engine.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
+from allo_engine.reading import fitting_groups, negatives, pairs, problems, supervised_examples
+from allo_engine.records import NegativeGroup, Problem, SampledProblem
+from allo_engine.report import Report, StageError
+from allo_engine.rewriting import Rewriting
+from allo_engine.rows import fitting_tokens
+from allo_engine.sequences import Group, batches, rows_of, singles
+from allo_engine.stages.pair import negatives_of, pair_up
+from allo_engine.stages.reward_model import corrections
+
+SIMULATED_TOKENS = 300_000
+"""Tokens of responses that are simulated at most, of fewer problems where responses are many and long."""
+
+EVALUATED = ("base", "sft", "warmup", "forget", "improve")
+
+
+class Workload:
+    """A planned job's stages as loads, under one view of what its models will answer."""
+
+    def __init__(
+        self, plan: Sequence[PlannedStage], model: Path, files: Mapping[str, Excerpt], priors: Priors, seed: int
+    ) -> None:
+        self._plan = {stage.name: stage for stage in plan}
+        self._model, self._files, self._priors, self._seed = model, files, priors, seed
+        self._tokenizer = load_tokenizer(model)
+        if "sft" not in self._plan and priors.length > 1:
+            self._priors = replace(priors, length=priors.length * UNTRAINED_LENGTH)
+
+    def loads(self) -> list[Load]:
+        count: dict[str, Callable[[Any], Load]] = {
+            "sft": self._sft,
+            "sample": self._sample,
+            "pair": self._pair,
+            "warmup": self._warmup,
+            "locate": self._locate,
+            "reward_model": self._reward_model,
+            "token_rewards": self._token_rewards,
+            "forget": self._forget,
+            "improve": self._improve,
+            "evaluate": self._evaluate,
+        }
+        return [count[name](stage.config) for name, stage in self._plan.items()]
+
+    def _encoder(self, stage: str) -> Encoder:
+        return Encoder(self._tokenizer, getattr(self._plan[stage].config, "template", "{problem}"))
+
+    # stages that read the training file
+
+    def _sft(self, config: Any) -> Load:
+        file = self._files["training_file"]
+        examples = supervised_examples(file.folder, self._encoder("sft"))
+        groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
+        return self._trained("sft", self._fitting(groups, config), file.scale, "dense")
+
+    def _sample(self, config: Any) -> Load:
+        prompts = [len(found.prompt) for found in self._answers]
+        lengths = [found.lengths for found in self._answers]
+        work = decoding(prompts, lengths, config.decoding_batch).times(self._scale)
+        return Load("sample", decoding=work, weight_bytes=_weight_bytes(config))
+
+    def _pair(self, config: Any) -> Load:  # noqa: ARG002 - like all of these
+        responses = sum(len(found.lengths) for found in self._answers) * self._scale
+        return Load("pair", judged=responses, models=0)
+
+    # stages that read pairs
+
+    def _warmup(self, config: Any) -> Load:
+        groups = self._fitting(self._pairs, config)
+        load = self._trained("warmup", groups, self._pair_scale, "dense")
+        return load if self._kept else replace(load, forward=(self._reference("warmup", groups, "dense"),))
+
+    def _improve(self, config: Any) -> Load:
+        groups, ratio = self._fitting(self._pairs, config), self._ratio("improve")
+        load = self._trained("improve", groups, self._pair_scale, "sparse", ratio)
+        return replace(load, forward=(self._reference("improve", groups, "sparse", ratio),), checkpoints=1, deltas=1)
+
+    def _locate(self, config: Any) -> Load:
+        if "updated" in self._plan["locate"].inputs:
+            return Load("locate", streamed=True, models=2, masks=2)
+        rows = rows_of(self._fitting(self._pairs, config), config.micro_batch_tokens)
+        work = passes(rows).times(self._pair_scale)
+        return Load("locate", "gradient", training=work, masks=2, weight_bytes=_weight_bytes(config))
+
+    # stages that read negatives
+
+    def _reward_model(self, config: Any) -> Load:
+        encoder = self._encoder("reward_model")
+        if "corrections_file" in self._files:
+            file = self._files["corrections_file"]
+            given, scale = corrections(file.folder, encoder), file.scale
+        else:
+            most, scale = config.max_negatives, self._pair_scale
+            given = [replace(group, responses=group.responses[:most]) for group in self._negatives]
+        if config.max_problems is not None and given:
+            scale = min(scale, config.max_problems / len(given))
+        rewriting = Rewriting(encoder)
+        groups = [rewriting.scoring(key, group) for key, group in enumerate(given)]
+        return self._trained("reward_model", self._fitting(groups, config), scale, "dense")
+
+    def _token_rewards(self, config: Any) -> Load:
+        plain = self._fitting(self._wrong(), config)
+        judged = plain
+        if config.source == "reward_model":
+            rewriting = Rewriting(self._encoder("token_rewards"))
+            judged = [rewriting.scoring(group.key, self._negatives[group.key]) for group in plain]
+        scored = [judged] if self._kept else [plain, judged]
+        work = tuple(passes(rows_of(groups, config.micro_batch_tokens)).times(self._pair_scale) for groups in scored)
+        return Load("token_rewards", forward=work, models=len(work), weight_bytes=_weight_bytes(config))
+
+    def _forget(self, config: Any) -> Load:
+        groups = self._fitting(self._wrong(), config)
+        load = self._trained("forget", groups, self._pair_scale, "sparse", self._ratio("forget"))
+        return replace(load, checkpoints=0, deltas=1)
+
+    # evaluation
+
+    def _evaluate(self, config: Any) -> Load:
+        file = self._files["validation_file"]
+        models = [name for name in EVALUATED if name in self._plan["evaluate"].inputs]
+        load = Load("evaluate", models=len(models), weight_bytes=_weight_bytes(config))
+        encoder = self._encoder("evaluate")
+        if file.format == "problems":
+            return replace(load, decoding=self._answered_heldout(config, models, encoder).times(file.scale))
+        if file.format == "preferences":
+            groups = pairs(file.folder, encoder)
+            models = ["reference", *models]
+        else:
+            examples = supervised_examples(file.folder, encoder)
+            groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
+        work = passes(rows_of(self._fitting(groups, config), config.micro_batch_tokens)).times(file.scale)
+        return replace(load, forward=(work,) * len(models), models=len(models))
+
+    def _answered_heldout(self, config: Any, models: Sequence[str], encoder: Encoder) -> Decoding:
+        """Greedy answers, as long as the file's solutions; a base model that is yet to be fine-tuned does not end."""
+        given = problems(self._files["validation_file"].folder)
+        prompts = [len(encoder.prompt(problem.problem)) for problem in given]
+        solutions = [stretched(encoder.response(problem.solution), self._priors.length) for problem in given]
+        ended = [[min(len(ids), config.max_response_tokens)] for ids in solutions]
+        endless = [[config.max_response_tokens]] * len(given)
+        total = Decoding()
+        for name in models:
+            lengths = endless if name == "base" and "sft" in models else ended
+            total = total.plus(decoding(prompts, lengths, config.decoding_batch))
+        return total
+
+    # what the simulated model answers
+
+    @cached_property
+    def _answers(self) -> list[Answered]:
+        config: Any = self._plan["sample"].config
+        encoder = self._encoder("sample")
+        longest = min(config.max_prompt_tokens, context_length(self._model) - 1)
+        given = [(problem, ids) for problem in self._given if len(ids := encoder.prompt(problem.problem)) <= longest]
+        if not given:
+            raise StageError("nothing_to_train_on", f"All problems are longer than {longest} tokens.")
+        solutions = [encoder.response(problem.solution) for problem, _ in given]
+        random = Random(self._seed)  # noqa: S311 - a simulation, not a secret
+        each = config.n * max(1, sum(map(len, solutions)) // len(solutions)) * self._priors.length
+        draws = max(50, min(LINES, round(SIMULATED_TOKENS / each)))
+        places = [place % len(given) for place in range(draws)]
+        return [
+            answered(
+                *given[place], solutions[place], solutions, config.n, config.max_response_tokens, self._priors, random
+            )
+            for place in places
+        ]
+
+    @cached_property
+    def _given(self) -> list[Problem]:
+        return problems(self._files["training_file"].folder)
+
+    @property
+    def _scale(self) -> float:
+        """Problems of the file for each that is simulated."""
+        return self._files["training_file"].scale * len(self._given) / len(self._answers)
+
+    @cached_property
+    def _pairs(self) -> list[Group]:
+        if "pair" not in self._plan:
+            return pairs(
+                self._files["training_file"].folder, self._encoder("warmup" if "warmup" in self._plan else "improve")
+            )
+        config: Any = self._plan["pair"].config
+        found = [
+            pair_up(answer.prompt, answer.right, answer.wrong, config.max_pairs, f"{self._seed}/{number}")
+            for number, answer in enumerate(self._answers)
+            if answer.right and answer.wrong
+        ]
+        return [
+            Group(key, group.prompt_ids, dict(enumerate(group.responses)), [tuple(pair) for pair in group.pairs])
+            for key, group in enumerate(found)
+        ]
+
+    @cached_property
+    def _negatives(self) -> list[NegativeGroup]:
+        if "pair" not in self._plan:
+            return negatives(self._files["training_file"].folder, self._encoder("token_rewards"))
+        config: Any = self._plan["pair"].config
+        return [
+            negatives_of(_as_sampled(answer), answer.wrong[: config.max_negatives], answer.right or [answer.wrong[0]])
+            for answer in self._answers
+            if answer.wrong
+        ]
+
+    def _wrong(self) -> list[Group]:
+        return [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(self._negatives)]
+
+    @property
+    def _pair_scale(self) -> float:
+        return self._scale if "pair" in self._plan else self._files["training_file"].scale
+
+    @property
+    def _kept(self) -> bool:
+        """Whether the start model's log-probabilities of all responses are known: sampling in float32 keeps them."""
+        sample = self._plan.get("sample")
+        return self._priors.kept and sample is not None and _weight_bytes(sample.config) == 4
+
+    # passes
+
+    def _fitting(self, groups: Sequence[Group], config: Any) -> list[Group]:
+        return fitting_groups(groups, config, self._model, Report(io.StringIO())) if groups else []
+
+    def _budget(self, stage: str, kind: Any, ratio: float) -> int:
+        return fitting_tokens(self._plan[stage].config, self._model, kind, ratio)  # type: ignore[arg-type]
+
+    def _reference(self, stage: str, groups: list[Group], kind: Any, ratio: float = 1.0) -> Passes:
+        budget = self._budget(stage, kind, ratio)
+        return passes(rows_of(groups, budget)).times(self._pair_scale)
+
+    def _trained(self, stage: str, groups: list[Group], scale: float, kind: Any, ratio: float = 1.0) -> Load:
+        config: Any = self._plan[stage].config
+        budget = self._budget(stage, kind, ratio)
+        plan = [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
+        work = passes(row for batch in plan for row in rows_of(batch, budget))
+        return Load(
+            stage,
+            kind,
+            ratio,
+            training=work.times(scale * config.n_epochs),
+            updates=len(plan) * scale * config.n_epochs,
+            checkpoints=1,
+            gradient_checkpointing=config.gradient_checkpointing,
+            checkpoint_seconds=config.checkpoint_seconds,
+            weight_bytes=4 if kind == "dense" else _weight_bytes(config),
+        )
+
+    def _ratio(self, use: str) -> float:
+        if "locate" not in self._plan:
+            return GIVEN_MASK
+        return float(getattr(self._plan["locate"].config, f"{use}_ratio"))
+
+
+def _as_sampled(answer: Answered) -> SampledProblem:
+    problem = answer.problem
+    return SampledProblem(problem.problem, problem.solution, problem.answer, answer.prompt, [], [], [])
+
+
+def _weight_bytes(config: Any) -> int:
+    return int(dtype_of(config.precision).itemsize)

@@ -1,0 +1,63 @@
+"""Masks that a job takes over, instead of locating its own: those that an earlier job of the same owner trained in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from service.jobs import repository
+from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.lifecycle import StageStatus
+from service.jobs.tables import Artifact, Job
+
+MASKS = "masks"
+"""What the request's field, the job's source and the output of stage `locate` are called alike."""
+
+
+def find_masks(session: Session, owner: str, name: str) -> list[Any]:
+    """The files of the masks, each as [path, sha256, bytes]; `name` is a job's id, or that of any file of the masks.
+
+    Raises NotFound, or InvalidRequest for a job that has none and for a file of something else.
+    """
+    job = repository.job(session, owner, name)
+    if job is not None:
+        return _of_job(session, job)
+    artifact = repository.artifact(session, owner, name)
+    if artifact is None:
+        raise NotFound(f"No job and no masks {name!r}.", MASKS, "masks_not_found")
+    return _of_artifact(session, artifact)
+
+
+def _of_job(session: Session, job: Job) -> list[Any]:
+    if MASKS in job.sources:  # it took them from another job itself
+        return job.sources[MASKS]
+    locate = next((stage for stage in repository.stages(session, [job.id]) if stage.name == "locate"), None)
+    if locate is None:
+        raise InvalidRequest(
+            f"Job {job.id} is of method {job.method['type']}, which makes no masks: name a job of method allo, or "
+            "leave masks out to locate them here.",
+            MASKS,
+        )
+    if locate.status is not StageStatus.SUCCEEDED:
+        raise InvalidRequest(
+            f"Job {job.id} has no masks yet, its stage locate is {locate.status.value}: name it once that stage has "
+            "succeeded (retry the job if it failed or was cancelled), or leave masks out to locate them here.",
+            MASKS,
+        )
+    return _files(session, locate.id)
+
+
+def _of_artifact(session: Session, artifact: Artifact) -> list[Any]:
+    if artifact.output != MASKS:
+        raise InvalidRequest(
+            f"Artifact {artifact.id} is a file of {artifact.output!r}, not of 'masks': name a file that stage locate "
+            "wrote, or its job.",
+            MASKS,
+        )
+    return _files(session, artifact.stage_id)
+
+
+def _files(session: Session, stage_id: str) -> list[Any]:
+    rows = repository.artifacts(session, [stage_id])
+    return [[row.path, row.sha256, row.bytes] for row in rows if row.output == MASKS]

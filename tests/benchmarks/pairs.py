@@ -1,0 +1,196 @@
+"""Training on pairs: `improve` in a mask and `warmup` in all weights, against TRL's DPOTrainer; speed and memory."""
+
+from __future__ import annotations
+
+import gc
+import io
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from allo_engine import losses
+from allo_engine.config import ImproveConfig
+from allo_engine.delta import Values
+from allo_engine.logps import LogpCache
+from allo_engine.models import load_model, load_tokenizer
+from allo_engine.objectives import PairObjective
+from allo_engine.report import Report
+from allo_engine.rows import RowBudget
+from allo_engine.sequences import Group, singles
+from allo_engine.sparse import SparseModel
+from allo_engine.training import Trainer
+from tests.benchmarks import material
+from tests.benchmarks.case import COMPUTE, Case
+
+MASK = 0.05
+MEBI = 1 << 20
+
+
+def random_entries(model: PreTrainedModel) -> Values:
+    """A random mask's positions, with the values that the model has there."""
+    random = np.random.default_rng(0)
+    found = {}
+    for name, weight in model.named_parameters():
+        positions = np.flatnonzero(random.random(weight.numel(), dtype=np.float32) < MASK)
+        found[name] = positions, weight.detach().float().flatten().numpy()[positions]
+    return found
+
+
+def scored_tokens(groups: list[Group]) -> int:
+    return sum(len(group.responses[index]) for group in groups for pair in group.items for index in pair)
+
+
+def ours_improve(pairs: int, problems: int) -> float:
+    model = load_model(material.model())
+    sparse = SparseModel(model, random_entries(model))
+    return ours_dpo(model, sparse.values, material.pair_groups(problems, pairs), 0.1, sparse.write_back)
+
+
+def ours_warmup(pairs: int, problems: int) -> float:
+    model = load_model(material.model())
+    return ours_dpo(model, dict(model.named_parameters()), material.pair_groups(problems, pairs), 1.0)
+
+
+def ours_dpo(
+    model: PreTrainedModel,
+    parameters: dict[str, torch.nn.Parameter],
+    groups: list[Group],
+    kept: float,
+    written: Callable[[], None] = lambda: None,
+) -> float:
+    """Scored tokens a second, the reference's pass counted."""
+    with tempfile.TemporaryDirectory() as work:
+        config, report, folder = ImproveConfig(batch_size=16), Report(io.StringIO()), Path(work)
+        trainer = Trainer(model, parameters, config, report, folder, RowBudget(512, folder, report), written=written)
+        began = time.perf_counter()
+        reference = trainer.reference(groups, LogpCache(folder, "start", "auto"))
+        objective = PairObjective(
+            reference, 0.1, lambda chosen, rejected: losses.filtered_dpo(chosen, rejected, 0.1, kept)
+        )
+        trainer.train(groups, objective)
+        return scored_tokens(groups) / (time.perf_counter() - began)
+
+
+def trl_dpo(pairs: int, problems: int, precomputed: bool = False) -> float:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    groups = material.pair_groups(problems, pairs)
+    tokenizer = load_tokenizer(material.model())
+    text = lambda group, index: tokenizer.decode(group.responses[index][:-1])  # noqa: E731 - the trainer adds EOS
+    rows = [
+        {"prompt": tokenizer.decode(group.prompt), "chosen": text(group, chosen), "rejected": text(group, rejected)}
+        for group in groups
+        for chosen, rejected in group.items
+    ]
+    with tempfile.TemporaryDirectory() as work:
+        config = DPOConfig(
+            output_dir=work, per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=1,
+            beta=0.1, report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
+            disable_tqdm=True, logging_strategy="no", precompute_ref_log_probs=precomputed,
+        )  # fmt: skip
+        models = {"model": load_model(material.model()), "ref_model": load_model(material.model())}
+        made = time.perf_counter()
+        dataset = Dataset.from_list(rows)
+        trainer = DPOTrainer(**models, args=config, train_dataset=dataset, processing_class=tokenizer)
+        began = made if precomputed else time.perf_counter()  # the references are computed as the trainer is made
+        trainer.train()
+        return scored_tokens(groups) / (time.perf_counter() - began)
+
+
+def extra_memory(train: Callable[[], float]) -> float:
+    """Peak memory of training over that of the process with its model loaded and read, bytes."""
+    model = load_model(material.model())
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    del model
+    gc.collect()
+    train()
+    return 1024.0 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - int(resident.split()[1]))
+
+
+# --- bytes a weight
+
+
+def held_bytes() -> int:
+    """What all tensors of the process hold, shared storage once."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def short_loss(model: PreTrainedModel) -> torch.Tensor:
+    group = singles(0, [0, 1], [[2, 3]])
+    return model(torch.tensor([[*group.prompt, 2, 3]])).logits.float().log_softmax(-1)[0, :, 2].sum()
+
+
+def ours_bytes() -> float:
+    """A 16-bit model around float32 entries, after a step, with its gradients."""
+    model = load_model(material.model(), torch.bfloat16)
+    sparse = SparseModel(model, random_entries(model))
+    optimizer = torch.optim.AdamW(sparse.values.values())
+    for _ in range(2):
+        optimizer.zero_grad()
+        short_loss(model).backward()
+        optimizer.step()
+    return held_bytes() / sum(weight.numel() for name, weight in model.named_parameters() if "values" not in name)
+
+
+def dense_bytes() -> float:
+    """Dense mixed training, as apex and DeepSpeed have it: 16-bit weights and gradients, float32 copy and moments."""
+    model = load_model(material.model(), torch.bfloat16)
+    masters = [weight.detach().float().requires_grad_() for weight in model.parameters()]
+    optimizer = torch.optim.AdamW(masters)
+    for _ in range(2):
+        model.zero_grad()
+        short_loss(model).backward()
+        for master, weight in zip(masters, model.parameters(), strict=True):
+            assert weight.grad is not None
+            master.grad = weight.grad.float()
+        optimizer.step()
+        for master in masters:
+            master.grad = None
+    return held_bytes() / sum(weight.numel() for weight in model.parameters())
+
+
+def against_trl(measure: str, ours: Callable[[], float], rival: Callable[[], float], goal: float, how: str) -> Case:
+    name = f"TRL {version('trl')} DPOTrainer, {how} reference"
+    return Case(measure, ours, rival, lambda: name, goal, higher_is_better=True, limit=COMPUTE)
+
+
+IMPROVE = (
+    against_trl("improve, tokens/s, 5 pairs", lambda: ours_improve(5, 8), lambda: trl_dpo(5, 8), 3.5, "live"),
+    against_trl(
+        "improve, tokens/s, 5 pairs", lambda: ours_improve(5, 8), lambda: trl_dpo(5, 8, True), 2.5, "precomputed"
+    ),
+    against_trl("improve, tokens/s, 1 pair", lambda: ours_improve(1, 24), lambda: trl_dpo(1, 24), 1.8, "live"),
+)
+WARMUP = (against_trl("warmup, tokens/s, 5 pairs", lambda: ours_warmup(5, 8), lambda: trl_dpo(5, 8), 2.5, "live"),)
+MEMORY = (
+    Case(
+        "improve, extra peak bytes over the loaded model",
+        lambda: extra_memory(lambda: ours_improve(5, 4)),
+        lambda: extra_memory(lambda: trl_dpo(5, 4)),
+        lambda: f"TRL {version('trl')} DPOTrainer with AdamW",
+        goal=0.25,
+        higher_is_better=False,
+        limit="activations of one row of 512 tokens",
+    ),
+    Case(
+        "bytes a weight that training holds, 5 % mask, 16-bit weights",
+        ours_bytes,
+        dense_bytes,
+        lambda: "dense mixed AdamW",
+        goal=0.2,
+        higher_is_better=False,
+        limit="2 + 20ρ against 16: 7 B weights in 21 GB against 112 GB, 70 B in 210 GB against 1120 GB",
+    ),
+)
