@@ -181,7 +181,7 @@ def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
     arguments = {
         "input_ids": row.ids,
         "position_ids": row.positions,
-        "attention_mask": row.block_mask() if flex else row.mask(),
+        "attention_mask": row.block_mask() if flex else _added(row.mask(), model.dtype),
         "use_cache": False,
     }
     if not _has_plain_head(model):
@@ -194,6 +194,11 @@ def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
         hidden_RH = hidden_RH.to(torch.get_autocast_dtype(hidden_RH.device.type))
         weight_VH = weight_VH.to(hidden_RH.dtype)
     return TokenLogps.apply(hidden_RH, weight_VH, head.bias, row.targets)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what attention adds to its scores: made once here, not once a layer."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 _plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

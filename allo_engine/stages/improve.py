@@ -8,6 +8,7 @@ The aligned checkpoint is the start model merged with the delta, which holds wha
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from allo_engine import losses
@@ -45,6 +46,7 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     )
     metrics = trainer.train(groups, objective)
     write_delta(overlay(forgotten, sparse.trained()), start, delta)
+    shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
     merge(start, delta, outputs / "checkpoint")
     trained = sum(len(places) for places, _ in values.values())
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": trained, **metrics}

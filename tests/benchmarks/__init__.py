@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,21 @@ from rich.table import Table
 from tests.benchmarks.case import Case
 from tests.benchmarks.cases import CASES
 
+Side = Callable[[], float]
+Command = tuple[str, str, str]
+"""A benchmark's name, its case's number, and "ours" or "rival"."""
+
 
 def run(args: argparse.Namespace) -> int:
     names = [args.name] if args.name else list(CASES)
     if unknown := set(names) - set(CASES):
         print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(CASES)}.", file=sys.stderr)
         return 2
-    results = [
-        _measure(case, (name, str(number)), args.repeats) for name in names for number, case in enumerate(CASES[name])
-    ]
+    places = [(name, number) for name in names for number in range(len(CASES[name]))]
+    figures: dict[Side, list[float]] = {}
+    for sides in _together(places):
+        figures |= _measure(sides, args.repeats)
+    results = [_result(CASES[name][number], figures, args.repeats) for name, number in places]
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -37,13 +44,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(case: Case, place: tuple[str, str], repeats: int) -> dict[str, Any]:
-    found: dict[str, list[float]] = {"ours": [], "rival": []}
+def _together(places: list[tuple[str, int]]) -> list[dict[Side, Command]]:
+    """The sides to measure, each with the command that measures it; those of cases that share one take turns."""
+    found: list[dict[Side, Command]] = []
+    for name, number in places:
+        case = CASES[name][number]
+        sides = {getattr(case, side): (name, str(number), side) for side in ("ours", "rival")}
+        for others in [group for group in found if group.keys() & sides.keys()]:
+            found.remove(others)
+            sides = others | sides
+        found.append(sides)
+    return found
+
+
+def _measure(sides: dict[Side, Command], repeats: int) -> dict[Side, list[float]]:
+    """Every side's figures; the sides take turns, in one order and then in the other."""
+    figures: dict[Side, list[float]] = {side: [] for side in sides}
     for number in range(repeats):
-        for side in ("ours", "rival") if number % 2 else ("rival", "ours"):
-            found[side].append(_fresh(place, side))
-            print(f"{case.measure}, {side} {number + 1}/{repeats}: {found[side][-1]:.4g}", file=sys.stderr)
-    ours, rival = (statistics.median(found[side]) for side in ("ours", "rival"))
+        for side, command in list(sides.items())[:: 1 if number % 2 else -1]:
+            figures[side].append(_fresh(command))
+            print(f"{' '.join(command)} {number + 1}/{repeats}: {figures[side][-1]:.4g}", file=sys.stderr, flush=True)
+    return figures
+
+
+def _result(case: Case, figures: dict[Side, list[float]], repeats: int) -> dict[str, Any]:
+    ours, rival = (statistics.median(figures[side]) for side in (case.ours, case.rival))
     return {
         "measure": case.measure,
         "ours": ours,
@@ -54,18 +79,18 @@ def _measure(case: Case, place: tuple[str, str], repeats: int) -> dict[str, Any]
         "goal": case.goal,
         "limit": case.limit,
         "repeats": repeats,
-        "ours_spread": [min(found["ours"]), max(found["ours"])],
-        "rival_spread": [min(found["rival"]), max(found["rival"])],
+        "ours_spread": [min(figures[case.ours]), max(figures[case.ours])],
+        "rival_spread": [min(figures[case.rival]), max(figures[case.rival])],
     }
 
 
-def _fresh(place: tuple[str, str], side: str) -> float:
+def _fresh(command: Command) -> float:
     """One measurement in a process of its own; its last line is the figure."""
-    command = [sys.executable, "-m", "tests.benchmarks", *place, side]
+    argv = [sys.executable, "-m", "tests.benchmarks", *command]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
     if done.returncode:
-        raise SystemExit(f"{' '.join(place)} {side} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.splitlines()[-1])
 
 

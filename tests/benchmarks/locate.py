@@ -43,7 +43,7 @@ SHAPES = {
 
 LAYER_WEIGHTS = sum(rows * columns for rows, columns in SHAPES.values())
 BUDGET = 600e6
-REPEATS = 3
+REPEATS = 2
 
 
 def ours(before: Path, after: Path) -> float:

@@ -63,6 +63,12 @@ def text(source: random.Random, deciles: tuple[int, ...]) -> str:
     return " ".join(source.choice(WORDS) for _ in range(source.randint(deciles[tenth], deciles[tenth + 1])))
 
 
+def chats(count: int) -> list[list[int]]:
+    """Problems' prompts in the model's own chat template, which it answers at length."""
+    encoder = Encoder(load_tokenizer(model()))
+    return [encoder.prompt(problem.problem) for problem in problems(count)]
+
+
 def sampled(count: int) -> list[tuple[Problem, list[int], list[list[int]]]]:
     """Problems with their prompt and SAMPLES distinct responses, as ids: their own solution and other problems'."""
     encoder = Encoder(load_tokenizer(model()), TEMPLATE)

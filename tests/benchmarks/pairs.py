@@ -8,6 +8,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from allo_engine.logps import LogpCache
 from allo_engine.models import load_model, load_tokenizer
 from allo_engine.objectives import PairObjective
 from allo_engine.report import Report
-from allo_engine.rows import RowBudget
+from allo_engine.rows import LONGEST_ROW, RowBudget
 from allo_engine.sequences import Group, singles
 from allo_engine.sparse import SparseModel
 from allo_engine.training import Trainer
@@ -68,7 +69,9 @@ def ours_dpo(
     """Scored tokens a second, the reference's pass counted."""
     with tempfile.TemporaryDirectory() as work:
         config, report, folder = ImproveConfig(batch_size=16), Report(io.StringIO()), Path(work)
-        trainer = Trainer(model, parameters, config, report, folder, RowBudget(512, folder, report), written=written)
+        trainer = Trainer(
+            model, parameters, config, report, folder, RowBudget(LONGEST_ROW["cpu"], folder, report), written=written
+        )
         began = time.perf_counter()
         reference = trainer.reference(groups, LogpCache(folder, "start", "auto"))
         objective = PairObjective(
@@ -166,23 +169,23 @@ def against_trl(measure: str, ours: Callable[[], float], rival: Callable[[], flo
     return Case(measure, ours, rival, lambda: name, goal, higher_is_better=True, limit=COMPUTE)
 
 
+improve_5, trl_5 = partial(ours_improve, 5, 5), partial(trl_dpo, 5, 5)
+
 IMPROVE = (
-    against_trl("improve, tokens/s, 5 pairs", lambda: ours_improve(5, 8), lambda: trl_dpo(5, 8), 3.5, "live"),
-    against_trl(
-        "improve, tokens/s, 5 pairs", lambda: ours_improve(5, 8), lambda: trl_dpo(5, 8, True), 2.5, "precomputed"
-    ),
-    against_trl("improve, tokens/s, 1 pair", lambda: ours_improve(1, 24), lambda: trl_dpo(1, 24), 1.8, "live"),
+    against_trl("improve, tokens/s, 5 pairs", improve_5, trl_5, 3.5, "live"),
+    against_trl("improve, tokens/s, 5 pairs", improve_5, partial(trl_dpo, 5, 5, True), 2.5, "precomputed"),
+    against_trl("improve, tokens/s, 1 pair", partial(ours_improve, 1, 12), partial(trl_dpo, 1, 12), 1.8, "live"),
 )
-WARMUP = (against_trl("warmup, tokens/s, 5 pairs", lambda: ours_warmup(5, 8), lambda: trl_dpo(5, 8), 2.5, "live"),)
+WARMUP = (against_trl("warmup, tokens/s, 5 pairs", partial(ours_warmup, 5, 5), trl_5, 2.5, "live"),)
 MEMORY = (
     Case(
         "improve, extra peak bytes over the loaded model",
-        lambda: extra_memory(lambda: ours_improve(5, 4)),
-        lambda: extra_memory(lambda: trl_dpo(5, 4)),
+        lambda: extra_memory(lambda: ours_improve(5, 3)),
+        lambda: extra_memory(lambda: trl_dpo(5, 3)),
         lambda: f"TRL {version('trl')} DPOTrainer with AdamW",
         goal=0.25,
         higher_is_better=False,
-        limit="activations of one row of 512 tokens",
+        limit="activations of one row of 384 tokens",
     ),
     Case(
         "bytes a weight that training holds, 5 % mask, 16-bit weights",

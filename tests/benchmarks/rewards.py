@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from allo_engine.config import TokenRewardsConfig
 from allo_engine.logps import LogpCache, known_or_scored
 from allo_engine.models import Encoder, load_model, load_tokenizer
 from allo_engine.report import Report
@@ -18,7 +19,7 @@ from allo_engine.sequences import Group, singles
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case, torch_version
 
-PROBLEMS = 12
+PROBLEMS = 6
 
 
 def sequences() -> tuple[list[Group], list[Group]]:
@@ -38,7 +39,7 @@ def ours(cached: bool) -> float:
     plain, rewritten = sequences()
     model = load_model(material.model())
     with tempfile.TemporaryDirectory() as work:
-        rows = RowBudget(1024, Path(work), Report(io.StringIO()))
+        rows = RowBudget(TokenRewardsConfig().micro_batch_tokens, Path(work), Report(io.StringIO()))
         start, rewriter = (LogpCache(Path(work), name, "auto") for name in ("start", "rewriter"))
         if cached:
             known_or_scored(lambda: model, plain, start, rows, lambda *_: None)

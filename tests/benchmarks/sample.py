@@ -12,12 +12,12 @@ from allo_engine.sampling import Request, Settings, generate
 from tests.benchmarks import material
 from tests.benchmarks.case import Case, transformers_version
 
-PROBLEMS, AT_ONCE, N, LONGEST = 12, 6, 10, 48
+PROBLEMS, AT_ONCE, N, LONGEST = 6, 6, 10, 40
 END = 2
 
 
 def given() -> tuple[PreTrainedModel, list[list[int]]]:
-    return load_model(material.model(), decoding=True), [prompt for _, prompt, _ in material.sampled(PROBLEMS)]
+    return load_model(material.model(), decoding=True), material.chats(PROBLEMS)
 
 
 def ours() -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from allo_engine.calibration import Calibration, calibrated, flops, machine, measure
+from allo_engine.estimate.calibration import Calibration, calibrated, flops, machine, measure
 from allo_engine.memory import Shape, shape_of
 from tests.tiny import tiny_model
 

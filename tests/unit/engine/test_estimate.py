@@ -12,15 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allo_engine.calibration import Calibration
-from allo_engine.costs import disk_bytes, peak_bytes, seconds
-from allo_engine.estimate import Estimate, Job, duration, estimate
-from allo_engine.excerpt import LINES, excerpt_of
-from allo_engine.loads import Load, Passes, decoding, passes
+from allo_engine.estimate.__main__ import duration
+from allo_engine.estimate.calibration import Calibration
+from allo_engine.estimate.costs import disk_bytes, peak_bytes, seconds
+from allo_engine.estimate.excerpt import LINES, excerpt_of
+from allo_engine.estimate.job import Estimate, Job, estimate
+from allo_engine.estimate.loads import Load, Passes, decoding, passes
+from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.memory import Shape, shape_of
 from allo_engine.models import load_model
 from allo_engine.pipeline import Data, Method, PlanError
-from allo_engine.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.records import Problem
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Settings, generate

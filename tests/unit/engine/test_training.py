@@ -19,7 +19,7 @@ from allo_engine.logps import LogpCache
 from allo_engine.models import recompute_activations, token_logps
 from allo_engine.objectives import CrossEntropy, PairObjective, TokenNpo
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.rows import RowBudget, fitting_tokens
+from allo_engine.rows import LONGEST_ROW, RowBudget, fitting_tokens
 from allo_engine.sequences import Group, build_row, singles
 from allo_engine.sparse import SparseModel
 from allo_engine.training import Objective, Trainer
@@ -263,8 +263,8 @@ def test_a_dense_stage_computes_in_16_bits_around_float32_weights(tmp_path: Path
 def test_rows_fit_the_memory_that_a_job_is_given(tmp_path: Path, model_folder: Path, report: Report) -> None:
     assert fitting_tokens(SftConfig(micro_batch_tokens=77), model_folder, "dense") == 77
     plenty, little = (fitting_tokens(SftConfig(memory_gb=gb), model_folder, "dense") for gb in (8, 0.068))
-    assert plenty == 512
-    assert 32 <= little < 512
+    assert plenty == LONGEST_ROW["cpu"]
+    assert 32 <= little < plenty
     leaner = fitting_tokens(SftConfig(memory_gb=0.068, gradient_checkpointing=True), model_folder, "dense")
     assert leaner > little
     assert RowBudget(128, tmp_path, report).tokens == 128

@@ -13,11 +13,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from allo_engine.excerpt import LINES, Excerpt
-from allo_engine.loads import Decoding, Load, Passes, decoding, passes
+from allo_engine.estimate.excerpt import LINES, Excerpt
+from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, passes
+from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
 from allo_engine.models import Encoder, context_length, dtype_of, load_tokenizer
 from allo_engine.pipeline import PlannedStage
-from allo_engine.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
 from allo_engine.reading import fitting_groups, negatives, pairs, problems, supervised_examples
 from allo_engine.records import NegativeGroup, Problem, SampledProblem
 from allo_engine.report import Report, StageError

@@ -5,8 +5,8 @@ Work is counted, not timed: rows of tokens through the model, steps of an optimi
 
 from __future__ import annotations
 
-from allo_engine.calibration import TRAINING, Calibration, flops
-from allo_engine.loads import Load, Passes
+from allo_engine.estimate.calibration import TRAINING, Calibration, flops
+from allo_engine.estimate.loads import Load, Passes
 from allo_engine.memory import Shape, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
 
 NOISE = 0.2

@@ -1,7 +1,7 @@
 """How fast this machine is: measured once, in seconds, with the engine's own passes, and kept for estimates.
 
-    python -m allo_engine.calibration            what is known of this machine, measured now if nothing is
-    python -m allo_engine.calibration --again    measured anew: after a change of the machine, or beside other work
+    python -m allo_engine.estimate.calibration            what is known of this machine; measured if nothing is
+    python -m allo_engine.estimate.calibration --again    measured anew: after a change of the machine
 
 A small randomly initialised Llama does what the stages do: rows through `token_logps`, forward and backward; AdamW;
 `sampling.generate`. Rates are per FLOP, byte or weight, so that they hold for other models. Kept in
@@ -251,7 +251,7 @@ def calibrated(
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m allo_engine.calibration",
+        prog="python -m allo_engine.estimate.calibration",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
