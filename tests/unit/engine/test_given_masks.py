@@ -44,7 +44,8 @@ def test_the_masks_alone_give_the_very_model_of_the_job_that_located_them(
     metrics = run_job(second, "allo", GIVEN, {**given, "masks": first / "locate" / "masks"}, IN_MASKS, report)
     assert list(metrics) == ["reward_model", "token_rewards", "forget", "improve", "evaluate"]
     ours, theirs = (load_file(root / "improve" / "checkpoint" / "model.safetensors") for root in (first, second))
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    # to rounding: the warm-up leaves the reference's log-probabilities, packed with other responses
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
     rows = json.loads((second / "evaluate" / "report" / "report.json").read_text())["models"]
     assert [row["model"] for row in rows] == ["base", "forget", "improve"]
     assert not any("against_warmup" in row for row in rows)

@@ -2,14 +2,14 @@
 
 | fault | test |
 |---|---|
-| left padding masks a response's first tokens | test_sequences: packed log-probabilities are those of separate sequences |
+| left padding masks a response's first tokens | test_sequences: packed is what separate sequences are |
 | scoring and training see different sequences | test_training: at the first step the log-ratio is zero |
 | a response tokenised alone, then shifted | here; test_stages: stages share the ids that were sampled |
 | log-probabilities rounded to 16 bits | here |
 | a cut in each tensor before the global threshold | test_locate: every importance selects exactly its share |
 | an update against a checkpoint of another precision | here |
 | hand-off between stages in 16 bits | here; test_delta: round trips |
-| dense moments, decay outside the mask | test_sparse: masked entries are dense masked AdamW; weights outside keep bits |
+| dense moments, decay outside the mask | test_sparse: it is dense masked AdamW; weights outside keep bits |
 | the filter's share of the padded width | test_losses: of the response's own length |
 | a divisor of each micro-batch | test_training: the size of a micro-batch changes nothing; the divisor of NPO |
 | answers compared by splitting strings, one side in lower case | test_answers |
