@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +13,7 @@ from torch import nn
 
 from allo_engine.report import StageError
 from allo_engine.selection import positions
+from allo_engine.streaming import header
 
 Positions = dict[str, NDArray[np.int64]]
 """Ascending flat positions in each weight, by its name."""
@@ -22,16 +22,11 @@ Positions = dict[str, NDArray[np.int64]]
 def begin_mask(path: Path, sizes: Mapping[str, int]) -> BinaryIO:
     """A mask file with its header: what is missing are the bits of each weight, in the order of `sizes`.
 
-    For masks that should not be in memory as a whole. The format is 8 bytes of header length, a JSON header, the data.
+    For masks that should not be in memory as a whole.
     """
-    header, end = {}, 0
-    for name, size in sizes.items():
-        begin, end = end, end + (size + 7) // 8
-        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    bytes_of = {name: (size + 7) // 8 for name, size in sizes.items()}
     stream = path.open("wb")
-    stream.write(len(text).to_bytes(8, "little") + text)
+    stream.write(header({name: ("U8", [count], count) for name, count in bytes_of.items()}, {}))
     return stream
 
 

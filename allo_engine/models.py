@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from allo_engine.attention import fold_heads
 from allo_engine.config import Precision
 from allo_engine.head import TokenLogps
 from allo_engine.report import StageError
@@ -46,7 +47,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, decoding: bool 
     """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone.
 
     Packed rows go through FlexAttention on CUDA, which skips what nothing attends to; on a CPU it has no backward pass,
-    and for `decoding` it is not made: there attention is SDPA.
+    and for `decoding` it is not made: there attention is SDPA, without a copy of the cache.
     """
     packed = "flex_attention" if device().type == "cuda" else "sdpa"
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -56,6 +57,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, decoding: bool 
         local_files_only=True,
         use_safetensors=True,
     )
+    if decoding:
+        fold_heads(model)
     return model.to(device()).eval()  # type: ignore[arg-type,no-any-return]  # its wrapper hides the signature
 
 

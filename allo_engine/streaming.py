@@ -119,7 +119,7 @@ def write_tensors(path: Path, layout: Layout, metadata: Mapping[str, str], parts
     """Write a safetensors file whose bytes come in parts: aside, flushed to disk, renamed; so never half of one."""
     aside = path.with_name(path.name + ".tmp")
     with aside.open("wb") as stream:
-        stream.write(_header(layout, metadata))
+        stream.write(header(layout, metadata))
         for part in parts:
             stream.write(part)
         stream.flush()
@@ -128,7 +128,8 @@ def write_tensors(path: Path, layout: Layout, metadata: Mapping[str, str], parts
     _flush(path.parent)
 
 
-def _header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with: eight bytes of length, then JSON. The tensors' bytes follow in order."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape, size) in layout.items():

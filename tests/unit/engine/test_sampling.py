@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allo_engine.attention import NAME
+from allo_engine.models import load_model
 from allo_engine.sampling import Request, Settings, draw, generate
 from tests.tiny import tiny_model
 
@@ -59,6 +63,18 @@ def test_greedy_text_is_that_of_transformers() -> None:
         ids = torch.tensor([prompt])
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
         assert found[number][0].ids == expected[0, len(prompt) :].tolist()
+
+
+def test_folded_heads_change_no_answer(model_folder: Path) -> None:
+    requests = [Request(number, prompt, 0) for number, prompt in enumerate(PROMPTS)]
+    plan = Settings(max_tokens=12, end=1, n=3, temperature=1.0, top_p=0.9)
+    model, plain = load_model(model_folder, decoding=True), load_model(model_folder)
+    assert (model.config._attn_implementation, plain.config._attn_implementation) == (NAME, "sdpa")
+    (ours,), (theirs,) = generate(model, requests, plan), generate(plain, requests, plan)
+    for number, drawn in theirs.items():
+        assert [response.ids for response in ours[number]] == [response.ids for response in drawn]
+        for one, other in zip(ours[number], drawn, strict=True):
+            assert one.logps == pytest.approx(other.logps, abs=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
