@@ -38,16 +38,16 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
     }
     model = load_model(inputs["model"], dtype_of(config.precision))
     start = stored_values(inputs["model"], positions_of(inputs["masks"] / "forget.safetensors", model))
-    sparse, trainer = sparse_trainer(model, inputs["model"], start, config, report, work)
-    metrics = trainer.train(groups, _objective(config, scored, weights))
-    write_delta(sparse.trained(), inputs["model"], outputs / "delta")
     everything = torch.cat(list(weights.values()))
-    return {
-        "responses": len(weights),
-        "forgotten_share": float((everything != 0).float().mean()),
-        "trained_weights": sum(values.numel() for values in sparse.values.values()),
-        **metrics,
-    }
+    metrics = {"responses": len(weights), "forgotten_share": float((everything != 0).float().mean())}
+    if not everything.any():
+        report.message("No token of the wrong responses is unaligned: nothing was forgotten.", "warn")
+        write_delta(start, inputs["model"], outputs / "delta")
+        return {**metrics, "trained_weights": 0}
+    sparse, trainer = sparse_trainer(model, inputs["model"], start, config, report, work)
+    metrics |= trainer.train(groups, _objective(config, scored, weights))
+    write_delta(sparse.trained(), inputs["model"], outputs / "delta")
+    return {**metrics, "trained_weights": sum(values.numel() for values in sparse.values.values())}
 
 
 def _objective(config: ForgetConfig, scored: list[ScoredGroup], weights: PerToken) -> Objective:

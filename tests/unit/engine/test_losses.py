@@ -78,3 +78,22 @@ def test_token_npo_pushes_weighted_tokens_down_and_leaves_the_others() -> None:
     assert logps.grad is not None
     # d/dlogπ of −ln σ(−βd) at d = 0 is β/2
     assert logps.grad.tolist() == pytest.approx([0.05, 0.0, 0.05])
+
+
+def test_simnpo_worked_by_hand() -> None:
+    # the mean over weighted tokens is (1·−1 + 0.5·−4) / 1.5 = −2; −(2/2.5)·ln σ(2.5·2 − 0.5) = 0.8·ln(1 + e^−4.5)
+    loss = losses.simnpo(torch.tensor([-1.0, -4.0, -9.0]), torch.tensor([1.0, 0.5, 0.0]), beta=2.5, gamma=0.5)
+    assert loss.item() == pytest.approx(0.8 * math.log1p(math.exp(-4.5)), rel=1e-5)
+
+
+def test_simnpo_without_a_weighted_token_is_zero_and_has_a_gradient() -> None:
+    logps = torch.tensor([-1.0, -2.0], requires_grad=True)
+    loss = losses.simnpo(logps, torch.zeros(2), beta=0.1, gamma=0.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert logps.grad is not None
+    assert not logps.grad.any()
+
+
+def test_log_ratios_that_differ_by_rounding_are_equal() -> None:
+    assert losses.lowest(torch.tensor([3e-6, -4e-6, 0.0, -2e-3]), 0.5).tolist() == [3, 0]

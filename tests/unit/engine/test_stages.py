@@ -12,16 +12,16 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from allo_engine.config import RewardModelConfig
+from allo_engine.config import ForgetConfig, RewardModelConfig
 from allo_engine.delta import read_delta
 from allo_engine.logps import LogpCache
 from allo_engine.models import fingerprint
 from allo_engine.pipeline import Data
-from allo_engine.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup
+from allo_engine.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup, write_lines
 from allo_engine.report import Report, StageError
 from allo_engine.selection import count_of, positions
 from allo_engine.sequences import singles
-from allo_engine.stages import reward_model
+from allo_engine.stages import forget, reward_model
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import run_job, write_problems
 
@@ -245,3 +245,33 @@ def test_the_reward_model_learns_from_as_many_problems_as_asked(job: Job, tmp_pa
     config = RewardModelConfig(max_problems=2, max_negatives=1, n_epochs=1)
     metrics = reward_model.run(config, inputs, tmp_path / "out", tmp_path / "work", report)
     assert metrics["examples"] == 2
+
+
+def test_where_no_token_is_unaligned_nothing_is_forgotten_and_that_is_told(
+    job: Job, tmp_path: Path, report: Report, stream: Lines
+) -> None:
+    kept = ScoredGroup([5, 6], [[7, 8, 1]], [[0.9, 0.8, 0.1]], [[-1.0, -1.0, -1.0]])  # the end is never forgotten
+    write_lines(tmp_path / "scores" / "scores.jsonl", [kept])
+    start = job.root / "sft" / "checkpoint"
+    inputs = {"model": start, "scores": tmp_path / "scores", "masks": job.root / "locate" / "masks"}
+    metrics = forget.run(ForgetConfig(), inputs, tmp_path / "out", tmp_path / "work", report)
+    assert (metrics["forgotten_share"], metrics["trained_weights"]) == (0, 0)
+    assert any("nothing was forgotten" in line.get("message", "") for line in stream.lines())
+    weights = job.weights("sft")
+    for name, (places, values) in read_delta(tmp_path / "out" / "delta", start).items():
+        assert np.array_equal(weights[name].ravel()[places], values)
+
+
+@pytest.mark.parametrize("loss", ["npo", "simnpo"])
+def test_forgetting_lowers_the_unaligned_tokens(job: Job, tmp_path: Path, report: Report, loss: str) -> None:
+    inputs = {
+        "model": job.root / "sft" / "checkpoint",
+        "scores": job.root / "token_rewards" / "scores",
+        "masks": job.root / "locate" / "masks",
+    }
+    config = ForgetConfig(loss=loss, learning_rate=1e-3, n_epochs=8, batch_size=4, weights="one_minus")  # type: ignore[arg-type]
+    first = forget.run(config.model_copy(update={"n_epochs": 1}), inputs, tmp_path / "1", tmp_path / "w1", report)
+    last = forget.run(config, inputs, tmp_path / "2", tmp_path / "w2", report)
+    name = "forgotten_log_ratio" if loss == "npo" else "forgotten_logp"
+    assert last[name] < first[name]
+    assert last["loss"] < first["loss"]
