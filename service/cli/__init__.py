@@ -32,8 +32,8 @@ examples:
   allo bench                            every benchmark, in a clone of the project
   allo bench optimizer --json           one of improve, warmup, memory, optimizer, locate, token-rewards, sample, delta
 
-Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the two sides
-take turns. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of problems to take instead of generated
+Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the sides take
+turns: those of all figures that share one of them. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of problems to take instead of generated
 ones.
 """
 
@@ -88,7 +88,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bench = commands.choices["bench"]
     bench.epilog = _BENCH_EPILOG
     bench.formatter_class = argparse.RawDescriptionHelpFormatter
-    bench.add_argument("name", nargs="?", metavar="NAME", help="one benchmark (all)")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (all)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each side, in turn (5)")
     bench.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

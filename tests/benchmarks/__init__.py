@@ -28,7 +28,7 @@ Command = tuple[str, str, str]
 
 
 def run(args: argparse.Namespace) -> int:
-    names = [args.name] if args.name else list(CASES)
+    names = args.names or list(CASES)
     if unknown := set(names) - set(CASES):
         print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(CASES)}.", file=sys.stderr)
         return 2
