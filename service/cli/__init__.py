@@ -33,8 +33,8 @@ examples:
   allo bench optimizer --json           one of improve, warmup, memory, optimizer, locate, token-rewards, sample, delta
 
 Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the sides take
-turns: those of all figures that share one of them. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of problems to take instead of generated
-ones.
+turns: those of all figures that share one of them. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of
+problems to take instead of generated ones.
 """
 
 
