@@ -133,7 +133,7 @@ class TokenRewardsConfig(PromptConfig):
         description="'reward_model' trains the rewriter; 'log_ratio' reads the warm-up model against the start "
         "model and needs neither rewriter nor solutions.",
     )
-    micro_batch_tokens: Count = 768
+    micro_batch_tokens: Count = 1024
 
 
 class ForgetConfig(TrainingConfig):
@@ -173,7 +173,7 @@ class EvaluateConfig(PromptConfig):
     """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
 
     decoding_batch: Count = 64
-    micro_batch_tokens: Count = 768
+    micro_batch_tokens: Count = 1024
     beta: Positive = 0.1
     examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")
 

@@ -2,7 +2,8 @@
 
 The logits of R positions are R·V numbers, as many again for their softmax and their gradients: at a vocabulary of 49 k
 these outweigh a small model's activations. So a few positions go through the head at a time; what is kept for the
-backward pass is the hidden states and a log-sum a position, and the logits are computed a second time.
+backward pass is the hidden states and a log-sum a position, and the logits are computed a second time, unless they are
+few.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allo_engine.memory import HEAD_CHUNK_BYTES, HEAD_CHUNK_BYTES_ELSEWHERE
+from allo_engine.memory import HEAD_CHUNK_BYTES, HEAD_CHUNK_BYTES_ELSEWHERE, HEAD_KEPT_BYTES
 
 
 class TokenLogps(torch.autograd.Function):
@@ -23,23 +24,29 @@ class TokenLogps(torch.autograd.Function):
     def forward(ctx: Any, hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_R: Tensor) -> Tensor:
         logps_R: Tensor = hidden_RH.new_empty(len(targets_R), dtype=torch.float32)
         sums_R = torch.empty_like(logps_R)
+        size = 4 * len(targets_R) * len(weight_VH)
+        few = any(ctx.needs_input_grad) and size <= HEAD_KEPT_BYTES
+        kept_RV = hidden_RH.new_empty(len(targets_R), len(weight_VH), dtype=torch.float32) if few else None
         for part in _chunks(hidden_RH, weight_VH):
             logits = _logits(hidden_RH[part], weight_VH, bias_V)
+            if kept_RV is not None:
+                kept_RV[part] = logits
             sums_R[part] = logits.logsumexp(-1)
             logps_R[part] = logits.gather(1, targets_R[part, None])[:, 0] - sums_R[part]
-        ctx.save_for_backward(hidden_RH, weight_VH, bias_V, targets_R, sums_R)
+        ctx.save_for_backward(hidden_RH, weight_VH, bias_V, targets_R, sums_R, kept_RV)
         return logps_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         """∂logπ[r]/∂logits[r] = 1[target[r]] − softmax; the weight's gradient is summed over chunks in float32."""
-        hidden_RH, weight_VH, bias_V, targets_R, sums_R = ctx.saved_tensors
+        hidden_RH, weight_VH, bias_V, targets_R, sums_R, kept_RV = ctx.saved_tensors
         _, wants_weight, wants_bias, _ = ctx.needs_input_grad
         grad_hidden_RH = torch.empty_like(hidden_RH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
         grad_bias_V = torch.zeros_like(bias_V) if wants_bias else None
         for part in _chunks(hidden_RH, weight_VH):
-            grad = _logits(hidden_RH[part], weight_VH, bias_V).sub_(sums_R[part, None]).exp_()
+            logits = _logits(hidden_RH[part], weight_VH, bias_V) if kept_RV is None else kept_RV[part]
+            grad = logits.sub(sums_R[part, None]).exp_()
             grad.mul_(-grads[0][part, None]).scatter_add_(1, targets_R[part, None], grads[0][part, None])
             narrow = grad.to(hidden_RH.dtype)
             grad_hidden_RH[part] = narrow @ weight_VH

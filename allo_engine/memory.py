@@ -30,6 +30,9 @@ HEAD_CHUNK_BYTES = {"cpu": 32 << 20}
 HEAD_CHUNK_BYTES_ELSEWHERE = 512 << 20
 """The head's float32 logits that are held at once (see head.py)."""
 
+HEAD_KEPT_BYTES = 96 << 20
+"""Logits of a training row that are kept for its backward pass, where they are so few, instead of made again."""
+
 HEAD_COPIES = 2
 """So many such chunks stand at a time: the logits, and what is made of them."""
 
@@ -134,7 +137,8 @@ def row_bytes(
     """What a row of so many tokens adds to what is held: activations, each layer's mask [L, L], the head's chunk."""
     masks = shape.layers if training and not gradient_checkpointing else 1
     activations = tokens * token_bytes(shape, weight_bytes, training, gradient_checkpointing)
-    return round(ALLOCATOR * (activations + masks * tokens**2 * weight_bytes)) + head_bytes(shape, device_type)
+    kept = HEAD_KEPT_BYTES if training else 0
+    return round(ALLOCATOR * (activations + masks * tokens**2 * weight_bytes)) + head_bytes(shape, device_type) + kept
 
 
 def head_bytes(shape: Shape, device_type: str = "cpu") -> int:
@@ -158,6 +162,7 @@ def row_tokens(
     """
     training = kind != "forward"
     room = budget_bytes - held_bytes(shape, kind, ratio, weight_bytes) - head_bytes(shape, device_type)
+    room -= HEAD_KEPT_BYTES if training else 0
     masks = shape.layers if training and not gradient_checkpointing else 1
     square = ALLOCATOR * masks * weight_bytes
     linear = ALLOCATOR * token_bytes(shape, weight_bytes, training, gradient_checkpointing)

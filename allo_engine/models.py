@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allo_engine.attention import fold_heads
+from allo_engine.attention import attend_by, blocks_of
 from allo_engine.config import Precision
 from allo_engine.head import TokenLogps
 from allo_engine.report import StageError
@@ -46,19 +47,19 @@ def dtype_of(precision: Precision) -> torch.dtype:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, decoding: bool = False) -> PreTrainedModel:
     """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone.
 
-    Packed rows go through FlexAttention on CUDA, which skips what nothing attends to; on a CPU it has no backward pass,
-    and for `decoding` it is not made: there attention is SDPA, without a copy of the cache.
+    Packed rows go through FlexAttention on CUDA; it has no backward pass on a CPU and is not made for `decoding`, so
+    there attention is SDPA, on no more than it needs (see attention.py).
     """
-    packed = "flex_attention" if device().type == "cuda" else "sdpa"
+    flex = device().type == "cuda" and not decoding
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation="sdpa" if decoding else packed,
+        attn_implementation="flex_attention" if flex else "sdpa",
         local_files_only=True,
         use_safetensors=True,
     )
-    if decoding:
-        fold_heads(model)
+    if not flex:
+        attend_by(model, "folded_heads" if decoding else "forest")
     return model.to(device()).eval()  # type: ignore[arg-type,no-any-return]  # its wrapper hides the signature
 
 
@@ -180,13 +181,7 @@ def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
     The head runs on the positions that predict a token and on no other, a few at a time where it is a plain
     projection; what a model does beyond that (a soft cap, a scale) is left to the model itself.
     """
-    flex = model.config._attn_implementation == "flex_attention"
-    arguments = {
-        "input_ids": row.ids,
-        "position_ids": row.positions,
-        "attention_mask": row.block_mask() if flex else _added(row.mask(), model.dtype),
-        "use_cache": False,
-    }
+    arguments = {"input_ids": row.ids, "position_ids": row.positions, "use_cache": False, **_attention(model, row)}
     if not _has_plain_head(model):
         logits_RV = model(**arguments, logits_to_keep=row.sources).logits[0]
         return -cross_entropy(logits_RV.float(), row.targets, reduction="none")
@@ -199,9 +194,16 @@ def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
     return TokenLogps.apply(hidden_RH, weight_VH, head.bias, row.targets)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what attention adds to its scores: made once here, not once a layer."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+def _attention(model: PreTrainedModel, row: Row) -> dict[str, Any]:
+    """What a row's tokens attend to, as the model's attention takes it."""
+    implementation = model.config._attn_implementation
+    if implementation == "flex_attention":
+        return {"attention_mask": row.block_mask()}
+    mask = row.mask()
+    if implementation == "forest":
+        return {"attention_mask": mask, "blocks": blocks_of(row.ends, model.dtype)}
+    added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)  # made once here, not once a layer
+    return {"attention_mask": added.masked_fill_(~mask, -torch.inf)}
 
 
 _plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

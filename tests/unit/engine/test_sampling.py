@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from allo_engine.attention import NAME
 from allo_engine.models import load_model
 from allo_engine.sampling import Request, Settings, draw, generate
 from tests.tiny import tiny_model
@@ -69,7 +68,7 @@ def test_folded_heads_change_no_answer(model_folder: Path) -> None:
     requests = [Request(number, prompt, 0) for number, prompt in enumerate(PROMPTS)]
     plan = Settings(max_tokens=12, end=1, n=3, temperature=1.0, top_p=0.9)
     model, plain = load_model(model_folder, decoding=True), load_model(model_folder)
-    assert (model.config._attn_implementation, plain.config._attn_implementation) == (NAME, "sdpa")
+    assert (model.config._attn_implementation, plain.config._attn_implementation) == ("folded_heads", "forest")
     (ours,), (theirs,) = generate(model, requests, plan), generate(plain, requests, plan)
     for number, drawn in theirs.items():
         assert [response.ids for response in ours[number]] == [response.ids for response in drawn]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from allo_engine.attention import attend_by, blocks_of
 from allo_engine.models import token_logps
 from allo_engine.sequences import Group, batches, build_row, rows_of, singles
 from tests.tiny import tiny_model
@@ -77,6 +78,59 @@ def test_a_token_attends_to_its_own_sequence_alone(given_groups: list[tuple[list
     assert len(seen) == len(ids), "no sequence of tokens stands twice"
     wanted = {(*prompt, *found[:-1]) for prompt, texts in given_groups for found in texts}
     assert {sequence[: end + 1] for sequence in wanted for end in range(len(sequence))} == seen
+
+
+def long_groups() -> list[Group]:
+    """More tokens than a block holds: a long trunk, branches on branches, small trees side by side."""
+    source = random.Random(1)
+    trunk = [source.randrange(5, 261) for _ in range(70)]
+    stem = [source.randrange(5, 261) for _ in range(90)]
+    texts = [[*stem, 7, 8, 1], [*stem, 9, 1], [*stem[:40], *trunk, 1], *responses(6), [*stem, *stem, 1]]
+    small = [singles(key, [key, 5, 6], responses(2, key)) for key in range(1, 9)]
+    return [singles(0, trunk, texts), singles(99, trunk[:30], responses(3)), *small]
+
+
+def test_blocks_cover_a_row_and_see_what_its_mask_shows() -> None:
+    row = build_row(long_groups())
+    blocks = blocks_of(row.ends, torch.float32)
+    assert [place for block in blocks for place in range(block.start, block.stop)] == list(range(row.ids.shape[1]))
+    assert len(blocks) > 6
+    assert sum(block.bias.numel() for block in blocks) < 0.5 * row.ids.shape[1] ** 2
+    seen = torch.zeros_like(row.mask()[0, 0])
+    for block in blocks:
+        queries, keys = torch.nonzero(block.bias == 0, as_tuple=True)
+        seen[queries + block.start, block.keys[keys]] = True
+    assert torch.equal(seen, row.mask()[0, 0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=4), st.integers(1, 9))
+def test_blocks_of_any_size_see_what_the_mask_shows(
+    given_groups: list[tuple[list[int], list[list[int]]]], size: int
+) -> None:
+    row = build_row([singles(key, prompt, found) for key, (prompt, found) in enumerate(given_groups)])
+    seen = torch.zeros_like(row.mask()[0, 0])
+    for block in blocks_of(row.ends, torch.float32, size):
+        queries, keys = torch.nonzero(block.bias == 0, as_tuple=True)
+        seen[queries + block.start, block.keys[keys]] = True
+    assert torch.equal(seen, row.mask()[0, 0])
+
+
+def test_attention_in_blocks_gives_the_same_values_and_gradients() -> None:
+    found = []
+    for name in ("sdpa", "forest"):
+        model = tiny_model()
+        if name == "forest":
+            attend_by(model, "forest")
+        assert model.config._attn_implementation == name
+        logps = token_logps(model, build_row(long_groups()))
+        logps.sum().backward()
+        found.append((logps, [weight.grad for weight in model.parameters()]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

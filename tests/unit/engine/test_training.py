@@ -262,10 +262,10 @@ def test_a_dense_stage_computes_in_16_bits_around_float32_weights(tmp_path: Path
 
 def test_rows_fit_the_memory_that_a_job_is_given(tmp_path: Path, model_folder: Path, report: Report) -> None:
     assert fitting_tokens(SftConfig(micro_batch_tokens=77), model_folder, "dense") == 77
-    plenty, little = (fitting_tokens(SftConfig(memory_gb=gb), model_folder, "dense") for gb in (8, 0.065))
+    plenty, little = (fitting_tokens(SftConfig(memory_gb=gb), model_folder, "dense") for gb in (8, 0.1587))
     assert plenty == LONGEST_ROW["cpu"]
     assert 32 <= little < plenty
-    leaner = fitting_tokens(SftConfig(memory_gb=0.065, gradient_checkpointing=True), model_folder, "dense")
+    leaner = fitting_tokens(SftConfig(memory_gb=0.1587, gradient_checkpointing=True), model_folder, "dense")
     assert leaner > little
     assert RowBudget(128, tmp_path, report).tokens == 128
     assert RowBudget(999, tmp_path, report).tokens == 128, "a resumed run cuts its rows as the first one did"
