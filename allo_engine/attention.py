@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -39,6 +39,13 @@ class Block:
     stop: int
     keys: Tensor
     bias: Tensor
+    _folded: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def folded(self, times: int, dtype: torch.dtype) -> Tensor:
+        """The bias for so many query heads in the query dimension, [times·N, P + N]; made once for all layers."""
+        if (times, dtype) not in self._folded:
+            self._folded[times, dtype] = self.bias.to(dtype).repeat(times, 1)
+        return self._folded[times, dtype]
 
 
 def blocks_of(ends_L: Tensor, dtype: torch.dtype, size: int = BLOCK) -> list[Block]:
@@ -90,7 +97,7 @@ def forest(
             query[:, :, block.start : block.stop],
             key.index_select(2, block.keys),
             value.index_select(2, block.keys),
-            block.bias.to(query.dtype),
+            block.folded(query.shape[1] // key.shape[1], query.dtype),
             more.get("scaling"),
         )
         for block in blocks
@@ -108,12 +115,13 @@ def folded_heads(
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """SDPA [B, H, N, D] with the H / K query heads that share a head of keys and values in the query dimension."""
+    """SDPA [B, H, N, D] with the H / K query heads that share a head of keys and values in the query dimension.
+
+    So stands the mask: [H / K · N, L], or [B, 1, 1, L] for one query.
+    """
     batch, heads, length, size = query.shape
     shared = key.shape[1]
     folded = query.reshape(batch, shared, heads // shared * length, size)
-    if mask is not None and length > 1:
-        mask = mask.repeat(heads // shared, 1)
     return scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling).reshape(query.shape)
 
 

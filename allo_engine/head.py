@@ -26,11 +26,9 @@ class TokenLogps(torch.autograd.Function):
         sums_R = torch.empty_like(logps_R)
         size = 4 * len(targets_R) * len(weight_VH)
         few = any(ctx.needs_input_grad) and size <= HEAD_KEPT_BYTES
-        kept_RV = hidden_RH.new_empty(len(targets_R), len(weight_VH), dtype=torch.float32) if few else None
+        kept_RV = _logits(hidden_RH, weight_VH, bias_V) if few else None
         for part in _chunks(hidden_RH, weight_VH):
-            logits = _logits(hidden_RH[part], weight_VH, bias_V)
-            if kept_RV is not None:
-                kept_RV[part] = logits
+            logits = _logits(hidden_RH[part], weight_VH, bias_V) if kept_RV is None else kept_RV[part]
             sums_R[part] = logits.logsumexp(-1)
             logps_R[part] = logits.gather(1, targets_R[part, None])[:, 0] - sums_R[part]
         ctx.save_for_backward(hidden_RH, weight_VH, bias_V, targets_R, sums_R, kept_RV)
@@ -42,26 +40,26 @@ class TokenLogps(torch.autograd.Function):
         hidden_RH, weight_VH, bias_V, targets_R, sums_R, kept_RV = ctx.saved_tensors
         _, wants_weight, wants_bias, _ = ctx.needs_input_grad
         grad_hidden_RH = torch.empty_like(hidden_RH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
+        grad_weight_VH = None
         grad_bias_V = torch.zeros_like(bias_V) if wants_bias else None
-        for part in _chunks(hidden_RH, weight_VH):
-            logits = _logits(hidden_RH[part], weight_VH, bias_V) if kept_RV is None else kept_RV[part]
-            grad = logits.sub(sums_R[part, None]).exp_()
+        for part in _chunks(hidden_RH, weight_VH) if kept_RV is None else [slice(0, len(hidden_RH))]:
+            grad = _logits(hidden_RH[part], weight_VH, bias_V) if kept_RV is None else kept_RV
+            grad.sub_(sums_R[part, None]).exp_()  # the logits are needed no more: their place is taken
             grad.mul_(-grads[0][part, None]).scatter_add_(1, targets_R[part, None], grads[0][part, None])
             narrow = grad.to(hidden_RH.dtype)
             grad_hidden_RH[part] = narrow @ weight_VH
-            if grad_weight_VH is not None:
-                _add_product(grad_weight_VH, narrow.T, hidden_RH[part])
+            if wants_weight:
+                grad_weight_VH = _plus_product(grad_weight_VH, narrow.T, hidden_RH[part])
             if grad_bias_V is not None:
                 grad_bias_V += grad.sum(0)
         return grad_hidden_RH, None if grad_weight_VH is None else grad_weight_VH.to(weight_VH.dtype), grad_bias_V, None
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + left·right, in float32."""
+    if total is None:
+        return (left @ right).float()
+    return total.addmm_(left, right) if left.dtype == total.dtype else total.add_(left @ right)
 
 
 def _logits(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:

@@ -14,8 +14,10 @@ while its entries are gathered. Activations were counted with autograd's saved t
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +193,22 @@ def available_bytes(device_type: str) -> int:
 
         return int(torch.cuda.mem_get_info()[0])
     return min([machine_bytes(), *cgroup_bytes()])
+
+
+def keep_freed_memory() -> None:
+    """Let what is freed stay with the process for the next row, where the C library is glibc.
+
+    By default large blocks go back to the kernel as soon as they are freed and their pages are cleared anew each time,
+    which takes about 3 % of a row's time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""malloc.h's names of what mallopt(3) sets."""
 
 
 def machine_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

@@ -15,7 +15,7 @@ from allo_engine.report import Report
 
 Result = TypeVar("Result")
 
-LONGEST_ROW = {"cpu": 384}
+LONGEST_ROW = {"cpu": 512}
 LONGEST_ROW_ELSEWHERE = 16384
 """Longer rows gain nothing: on a CPU the matrix products are at their full speed long before."""
 

@@ -166,7 +166,10 @@ def split_group(group: Group, budget: int) -> list[Group]:
 
 
 def rows_of(groups: Sequence[Group], budget: int) -> list[list[Group]]:
-    """Groups into rows of at most `budget` tokens, more only for a single item that is longer: first fit decreasing."""
+    """Groups into rows of at most `budget` tokens, more only for a single item that is longer: first fit decreasing.
+
+    The longest row comes first: what it took of memory, the others find free.
+    """
     pieces = [piece for group in groups for piece in split_group(group, budget)]
     rows: list[list[Group]] = []
     room: list[int] = []
@@ -179,7 +182,7 @@ def rows_of(groups: Sequence[Group], budget: int) -> list[list[Group]]:
         else:
             rows[place].append(piece)
             room[place] -= size
-    return rows
+    return [rows[place] for place in sorted(range(len(rows)), key=room.__getitem__)]
 
 
 def batches(groups: Sequence[Group], batch_size: int, seed: int, epoch: int) -> Iterator[list[int]]:

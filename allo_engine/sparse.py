@@ -35,7 +35,7 @@ class _GatherGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (positions_K,) = ctx.saved_tensors
-        return grads[0].reshape(-1)[positions_K.long()].float(), None, None
+        return grads[0].reshape(-1).index_select(0, positions_K).float(), None, None
 
 
 class MaskedEntries(nn.Module):

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from allo_engine.config import TrainingConfig
 from allo_engine.delta import Values
 from allo_engine.logps import LogpCache, PerToken, computing, known_or_scored
+from allo_engine.memory import keep_freed_memory
 from allo_engine.models import load_model, recompute_activations, token_logps
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.resuming import Checkpoints
@@ -87,6 +88,8 @@ class Trainer:
         self._model, self._parameters, self._config = model, dict(parameters), config
         self._report, self._rows, self._written = report, rows, written
         self._before = 0
+        if model.device.type == "cpu":
+            keep_freed_memory()
         if config.gradient_checkpointing:
             recompute_activations(model)
         self._optimizer = torch.optim.AdamW(
@@ -97,6 +100,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=model.device.type in ("cpu", "cuda"),
         )
+        for parameter in self._parameters.values():  # made once, apart from a row's activations, and kept
+            parameter.grad = torch.zeros_like(parameter)
         self._checkpoints = Checkpoints(work, self._parameters, self._optimizer, report)
 
     def reference(self, groups: Sequence[Group], cache: LogpCache) -> PerToken:
@@ -224,7 +229,7 @@ class Trainer:
         return loss, batch
 
     def _forget_gradient(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=False)
 
     def _rate(self, step: int, steps: int) -> float:
         """The learning rate of a step: a linear rise over the warm-up, then the schedule down to 0."""
