@@ -115,7 +115,7 @@ def held_bytes(shape: Shape, kind: Kind, ratio: float, weight_bytes: int) -> int
 
 
 def token_bytes(shape: Shape, weight_bytes: int, training: bool, gradient_checkpointing: bool = False) -> int:
-    """Activations that one token of a row adds, without what grows with the row's length.
+    """Activations that one token of a row adds.
 
     Training keeps every layer's; gradient checkpointing keeps every layer's input and one layer's rest; a forward pass
     alone holds about one layer's.
@@ -136,11 +136,10 @@ def row_bytes(
     gradient_checkpointing: bool = False,
     device_type: str = "cpu",
 ) -> int:
-    """What a row of so many tokens adds to what is held: activations, each layer's mask [L, L], the head's chunk."""
-    masks = shape.layers if training and not gradient_checkpointing else 1
+    """What a row of so many tokens adds to what is held: activations and the head's logits."""
     activations = tokens * token_bytes(shape, weight_bytes, training, gradient_checkpointing)
     kept = HEAD_KEPT_BYTES if training else 0
-    return round(ALLOCATOR * (activations + masks * tokens**2 * weight_bytes)) + head_bytes(shape, device_type) + kept
+    return round(ALLOCATOR * activations) + head_bytes(shape, device_type) + kept
 
 
 def head_bytes(shape: Shape, device_type: str = "cpu") -> int:
@@ -165,10 +164,7 @@ def row_tokens(
     training = kind != "forward"
     room = budget_bytes - held_bytes(shape, kind, ratio, weight_bytes) - head_bytes(shape, device_type)
     room -= HEAD_KEPT_BYTES if training else 0
-    masks = shape.layers if training and not gradient_checkpointing else 1
-    square = ALLOCATOR * masks * weight_bytes
-    linear = ALLOCATOR * token_bytes(shape, weight_bytes, training, gradient_checkpointing)
-    longest = (math.sqrt(linear**2 + 4 * square * max(0, room)) - linear) / (2 * square)
+    longest = room / (ALLOCATOR * token_bytes(shape, weight_bytes, training, gradient_checkpointing))
     return max(SMALLEST_ROW, math.floor(longest))
 
 
