@@ -24,8 +24,8 @@ STORE_COPIES = 2
 JUDGE_SECONDS = 6e-4
 """Reading one response's answer and comparing it."""
 
-STREAMED_WEIGHTS = 1e8
-"""Weights a second of `locate`: both checkpoints read twice, the masks written."""
+STREAMED_WEIGHTS = 2e8
+"""Weights a second of `locate` (`allo bench locate`): both checkpoints read twice, the masks written."""
 
 GATHERED_WEIGHTS = 2e8
 """Masked entries a second that a backward pass gathers."""
