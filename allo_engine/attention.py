@@ -48,11 +48,16 @@ class Block:
         return self._folded[times, dtype]
 
 
-def blocks_of(ends_L: Tensor, dtype: torch.dtype, size: int = BLOCK) -> list[Block]:
+def blocks_of(ends_L: Tensor, size: int = BLOCK) -> list[Block]:
     """A row cut into blocks, in order; `ends_L[k]` is where the tree below token k ends."""
     ends: list[int] = ends_L.tolist()
     cut = _cut(ends, 0, len(ends), [], size)
-    return [_block(start, stop, ancestors, ends_L, dtype) for start, stop, ancestors in cut]
+    return [_block(start, stop, ancestors, ends_L) for start, stop, ancestors in cut]
+
+
+def attended(ends_L: Tensor) -> int:
+    """The pairs of a query and a key that a row's attention computes."""
+    return sum(block.bias.numel() for block in blocks_of(ends_L))
 
 
 def _cut(
@@ -72,10 +77,10 @@ def _cut(
         start = end
 
 
-def _block(start: int, stop: int, ancestors: list[int], ends_L: Tensor, dtype: torch.dtype) -> Block:
+def _block(start: int, stop: int, ancestors: list[int], ends_L: Tensor) -> Block:
     own = torch.arange(start, stop, device=ends_L.device)
     seen = (own[None, :] <= own[:, None]) & (own[:, None] < ends_L[start:stop][None, :])
-    bias = torch.zeros(len(own), len(ancestors) + len(own), dtype=dtype, device=ends_L.device)
+    bias = torch.zeros(len(own), len(ancestors) + len(own), device=ends_L.device)
     bias[:, len(ancestors) :].masked_fill_(~seen, -torch.inf)
     return Block(start, stop, torch.cat([torch.tensor(ancestors, dtype=torch.long, device=own.device), own]), bias)
 

@@ -201,7 +201,7 @@ def _attention(model: PreTrainedModel, row: Row) -> dict[str, Any]:
         return {"attention_mask": row.block_mask()}
     mask = row.mask()
     if implementation == "forest":
-        return {"attention_mask": mask, "blocks": blocks_of(row.ends, model.dtype)}
+        return {"attention_mask": mask, "blocks": blocks_of(row.ends)}
     added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)  # made once here, not once a layer
     return {"attention_mask": added.masked_fill_(~mask, -torch.inf)}
 

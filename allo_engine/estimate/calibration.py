@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from allo_engine.attention import attended
 from allo_engine.logps import computing
 from allo_engine.memory import Shape, shape_of
 from allo_engine.models import device, dtype_of, load_model, token_logps
@@ -84,15 +85,14 @@ class Calibration:
     hash_bytes: float
 
 
-def flops(shape: Shape, tokens: float, squares: float, scored: float) -> float:
-    """A forward pass's floating point operations: every weight twice a token, attention of all tokens of a row to all
-    (the mask hides but does not skip; `squares` is the sum of the rows' squared lengths), the head on scored positions
-    alone. The embedding is looked up.
+def flops(shape: Shape, tokens: float, attended: float, scored: float) -> float:
+    """A forward pass's floating point operations: every weight twice a token, attention on `attended` pairs of a query
+    and a key, the head on scored positions alone. The embedding is looked up.
     """
     head = shape.vocabulary * shape.hidden
     body = shape.weights - head * (1 if shape.tied else 2)
     attention = 4 * shape.heads * shape.head_size * shape.layers
-    return 2 * body * tokens + attention * squares + 2 * head * scored
+    return 2 * body * tokens + attention * attended + 2 * head * scored
 
 
 def cache_file() -> Path:
@@ -182,7 +182,7 @@ def _passes(model: PreTrainedModel, shape: Shape) -> tuple[float, float, float]:
     problems = 8 if device().type == "cpu" else 64
     row = build_row([singles(n, [n + 9] * 48, [[n + 10] * 17]) for n in range(problems)], model.device)
     tokens, scored = row.ids.numel(), len(row.targets)
-    work = flops(shape, tokens, tokens**2, scored)
+    work = flops(shape, tokens, attended(row.ends), scored)
 
     def loss() -> Tensor:
         with computing(model, "auto"):

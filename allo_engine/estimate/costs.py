@@ -49,10 +49,9 @@ TEXT_BYTES = 12
 """Bytes a token of what stages write as JSON lines."""
 
 PROCESS_BYTES = {"cpu": 430_000_000}
-"""Memory of a process that has imported torch and transformers; what an accelerator holds is counted without it."""
-
-STREAM_TENSORS = 3
-"""`locate` on two checkpoints holds about so many of the largest tensor, in float32."""
+"""Memory of a process that has imported torch and transformers; what an accelerator holds is counted without it.
+`locate` on two checkpoints holds a few megabytes of them at a time.
+"""
 
 
 def seconds(load: Load, shape: Shape, rates: Calibration) -> float:
@@ -78,14 +77,14 @@ def seconds(load: Load, shape: Shape, rates: Calibration) -> float:
 
 
 def _forward_seconds(work: Passes, shape: Shape, rates: Calibration) -> float:
-    computing = flops(shape, work.tokens, work.squares, work.scored) / rates.forward_flops
+    computing = flops(shape, work.tokens, work.attended, work.scored) / rates.forward_flops
     return computing + work.rows * shape.layers * rates.layer_seconds
 
 
 def _training_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
     work, trained = load.training, load.ratio * shape.weights
     again = 4 / 3 if load.gradient_checkpointing else 1.0
-    rows = TRAINING * again * flops(shape, work.tokens, work.squares, work.scored) / rates.training_flops
+    rows = TRAINING * again * flops(shape, work.tokens, work.attended, work.scored) / rates.training_flops
     overhead = TRAINING * again * work.rows * shape.layers * rates.layer_seconds
     if load.kind == "sparse":
         gathering = work.rows * trained / GATHERED_WEIGHTS
@@ -113,7 +112,7 @@ def _decoding_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
 def peak_bytes(load: Load, shape: Shape, device_type: str) -> int:
     """The most memory that a stage holds at once: on an accelerator its own, else the process's."""
     if load.streamed:
-        return PROCESS_BYTES["cpu"] + STREAM_TENSORS * 4 * shape.largest
+        return PROCESS_BYTES["cpu"]
     base = PROCESS_BYTES.get(device_type, 0)
     if not load.models:
         return base

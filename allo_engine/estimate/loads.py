@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from allo_engine.attention import attended
 from allo_engine.memory import Kind
 from allo_engine.sequences import Group, build_row
 
@@ -18,10 +19,10 @@ COMPACT_BELOW = 0.75
 
 @dataclass(frozen=True)
 class Passes:
-    """Rows through the model: their tokens, their squared lengths, the positions scored, and the longest of them."""
+    """Rows through the model: their tokens, the pairs attended, the positions scored, and the longest of them."""
 
     tokens: float = 0.0
-    squares: float = 0.0
+    attended: float = 0.0
     scored: float = 0.0
     rows: float = 0.0
     longest: int = 0
@@ -29,7 +30,7 @@ class Passes:
     def plus(self, other: Passes) -> Passes:
         return Passes(
             self.tokens + other.tokens,
-            self.squares + other.squares,
+            self.attended + other.attended,
             self.scored + other.scored,
             self.rows + other.rows,
             max(self.longest, other.longest),
@@ -37,7 +38,7 @@ class Passes:
 
     def times(self, factor: float) -> Passes:
         return Passes(
-            self.tokens * factor, self.squares * factor, self.scored * factor, self.rows * factor, self.longest
+            self.tokens * factor, self.attended * factor, self.scored * factor, self.rows * factor, self.longest
         )
 
 
@@ -47,7 +48,7 @@ def passes(rows: Iterable[list[Group]]) -> Passes:
     for groups in rows:
         row = build_row(groups)
         length = row.ids.numel()
-        total = total.plus(Passes(length, length**2, len(row.targets), 1, length))
+        total = total.plus(Passes(length, attended(row.ends), len(row.targets), 1, length))
     return total
 
 

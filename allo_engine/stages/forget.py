@@ -45,6 +45,7 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         write_delta(start, inputs["model"], outputs / "delta")
         return {**metrics, "trained_weights": 0}
     sparse, trainer = sparse_trainer(model, inputs["model"], start, config, report, work)
+    del start  # the sparse model has its own
     metrics |= trainer.train(groups, _objective(config, scored, weights))
     write_delta(sparse.trained(), inputs["model"], outputs / "delta")
     return {**metrics, "trained_weights": sum(values.numel() for values in sparse.values.values())}

@@ -35,6 +35,7 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     positions = positions_of(inputs["masks"] / "improve.safetensors", model)
     values = within(overlay(stored_values(start, positions), forgotten), positions)
     sparse, trainer = sparse_trainer(model, start, values, config, report, work)
+    del positions, values  # the sparse model has its own
     weights = f"{fingerprint(start)}+{fingerprint(inputs['forgotten'])}"
     reference = trainer.reference(groups, LogpCache(inputs.get("cache", work), weights, config.precision))
     objective = PairObjective(
@@ -48,5 +49,5 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     write_delta(overlay(forgotten, sparse.trained()), start, delta)
     shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
     merge(start, delta, outputs / "checkpoint")
-    trained = sum(len(places) for places, _ in values.values())
+    trained = sum(values.numel() for values in sparse.values.values())
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": trained, **metrics}

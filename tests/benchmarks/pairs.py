@@ -185,7 +185,7 @@ MEMORY = (
         lambda: f"TRL {version('trl')} DPOTrainer with AdamW",
         goal=0.25,
         higher_is_better=False,
-        limit="activations of one row of 384 tokens",
+        limit=f"activations of one row of {LONGEST_ROW['cpu']} tokens",
     ),
     Case(
         "bytes a weight that training holds, 5 % mask, 16-bit weights",

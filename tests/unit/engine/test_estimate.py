@@ -100,9 +100,9 @@ def test_rows_are_counted_as_they_are_packed() -> None:
     first = singles(0, [1, 2, 3], [[4, 5, 6], [4, 7]])  # a tree of 1 2 3 4 5
     second = Group(1, [8, 9], {0: [4, 4]}, [(0,)])  # 8 9 4
     found = passes([[first], [second]])
-    assert found == Passes(tokens=5 + 3, squares=25 + 9, scored=(4 - 0) + 2, rows=2, longest=5)
+    assert found == Passes(tokens=5 + 3, attended=25 + 9, scored=(4 - 0) + 2, rows=2, longest=5)
     together = passes([[first, second]])
-    assert (together.tokens, together.squares, together.rows) == (8, 64, 1)
+    assert (together.tokens, together.attended, together.rows) == (8, 64, 1)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(2, 12)), min_size=1, max_size=6), st.integers(1, 4))
@@ -177,7 +177,7 @@ def test_an_excerpt_of_a_long_file_keeps_its_order_and_knows_its_size(tmp_path: 
 def test_seconds_by_hand() -> None:
     """A row of 1,000 tokens through 10⁹ weights: three passes of two operations a weight, at 10¹¹ a second."""
     shape = _shape()
-    training = Passes(tokens=1000, squares=0, scored=0, rows=1, longest=1000)
+    training = Passes(tokens=1000, attended=0, scored=0, rows=1, longest=1000)
     idle = seconds(Load("sft", "dense", models=0), shape, RATES)
     body = 10**9 - 10**6
     one_step = seconds(Load("sft", "dense", training=training, updates=1, models=0), shape, RATES)
@@ -189,7 +189,7 @@ def test_seconds_by_hand() -> None:
 
 def test_a_mask_of_a_twentieth_needs_less_memory_and_disk_than_all_weights() -> None:
     shape = _shape()
-    row = Passes(tokens=100, squares=10000, scored=10, rows=1, longest=100)
+    row = Passes(tokens=100, attended=10000, scored=10, rows=1, longest=100)
     dense = Load("sft", "dense", training=row, checkpoints=1)
     sparse = Load("forget", "sparse", 0.05, training=row, deltas=1, weight_bytes=2)
     difference = peak_bytes(dense, shape, "cpu") - peak_bytes(sparse, shape, "cpu")

@@ -92,7 +92,7 @@ def long_groups() -> list[Group]:
 
 def test_blocks_cover_a_row_and_see_what_its_mask_shows() -> None:
     row = build_row(long_groups())
-    blocks = blocks_of(row.ends, torch.float32)
+    blocks = blocks_of(row.ends)
     assert [place for block in blocks for place in range(block.start, block.stop)] == list(range(row.ids.shape[1]))
     assert len(blocks) > 6
     assert sum(block.bias.numel() for block in blocks) < 0.5 * row.ids.shape[1] ** 2
@@ -110,7 +110,7 @@ def test_blocks_of_any_size_see_what_the_mask_shows(
 ) -> None:
     row = build_row([singles(key, prompt, found) for key, (prompt, found) in enumerate(given_groups)])
     seen = torch.zeros_like(row.mask()[0, 0])
-    for block in blocks_of(row.ends, torch.float32, size):
+    for block in blocks_of(row.ends, size):
         queries, keys = torch.nonzero(block.bias == 0, as_tuple=True)
         seen[queries + block.start, block.keys[keys]] = True
     assert torch.equal(seen, row.mask()[0, 0])
@@ -183,12 +183,16 @@ items = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(lambda p
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(items, min_size=1, max_size=6), st.integers(10, 120))
-def test_rows_hold_every_item_once_and_keep_their_budget(item_lists: list[list[tuple[int, int]]], budget: int) -> None:
+def test_rows_hold_every_item_once_longest_first_within_their_budget(
+    item_lists: list[list[tuple[int, int]]], budget: int
+) -> None:
     texts = responses(6)
     groups = [Group(key, PROMPT, dict(enumerate(texts)), found).only(found) for key, found in enumerate(item_lists)]
     rows = rows_of(groups, budget)
     placed = sorted((group.key, item) for row in rows for group in row for item in group.items)
     assert placed == sorted((group.key, item) for group in groups for item in group.items)
+    lengths = [sum(group.tokens() for group in row) for row in rows]
+    assert lengths == sorted(lengths, reverse=True)
     for row in rows:
         assert sum(group.tokens() for group in row) <= budget or sum(len(group.items) for group in row) == 1
         for group in row:
