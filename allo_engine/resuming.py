@@ -44,10 +44,11 @@ class Checkpoints:
         with aside.open("rb+") as stream:
             os.fsync(stream.fileno())
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        older = list(self._work.glob("step-*.safetensors"))
-        aside.replace(self._work / f"step-{step:08d}-{sha256}.safetensors")
-        for path in older:
-            path.unlink()
+        newest = self._work / f"step-{step:08d}-{sha256}.safetensors"
+        aside.replace(newest)
+        for path in self._work.glob("step-*.safetensors"):
+            if path != newest:
+                path.unlink()
 
     def load(self) -> tuple[int, Sums] | None:
         """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""

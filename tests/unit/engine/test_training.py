@@ -19,6 +19,7 @@ from allo_engine.logps import LogpCache
 from allo_engine.models import recompute_activations, token_logps
 from allo_engine.objectives import CrossEntropy, PairObjective, TokenNpo
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.resuming import Checkpoints
 from allo_engine.rows import LONGEST_ROW, RowBudget, fitting_tokens
 from allo_engine.sequences import Group, build_row, singles
 from allo_engine.sparse import SparseModel
@@ -117,6 +118,17 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, report: Report, str
     resumed = dpo_run(config, tmp_path / "cut", Report(stream))
     assert any("damaged" in line.get("message", "") for line in stream.lines())
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_a_checkpoint_that_is_saved_twice_is_there(tmp_path: Path, report: Report) -> None:
+    """A stop right behind a checkpoint saves the very same one again, under the same name."""
+    values = {"weight": torch.nn.Parameter(torch.ones(3))}
+    checkpoints = Checkpoints(tmp_path, values, torch.optim.AdamW(values.values()), report)
+    checkpoints.save(6, {})
+    checkpoints.save(7, {})
+    checkpoints.save(7, {})
+    assert checkpoints.load() == (7, {})
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_at_the_first_step_the_log_ratio_is_zero(tmp_path: Path, report: Report, stream: Lines) -> None:
