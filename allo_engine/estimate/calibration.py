@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from allo_engine.attention import attended
-from allo_engine.logps import computing
-from allo_engine.memory import Shape, shape_of
-from allo_engine.models import device, dtype_of, load_model, token_logps
-from allo_engine.sampling import Request, Settings, generate
-from allo_engine.sequences import build_row, singles
+from allo_engine.model.attention import attended
+from allo_engine.model.loading import device, dtype_of, load_model, token_logps
+from allo_engine.model.logps import computing
+from allo_engine.model.memory import Shape, shape_of
+from allo_engine.model.sequences import build_row, singles
+from allo_engine.sampling.transformers import Request, Settings, generate
 
 REPEATS = 3
 """Each figure is the median of so many measurements."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from allo_engine.estimate.calibration import TRAINING, Calibration, flops
 from allo_engine.estimate.loads import Load, Passes
-from allo_engine.memory import Shape, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
+from allo_engine.model.memory import Shape, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
 
 NOISE = 0.2
 """The same stage takes up to this share more or less from one run to the next, on a machine that others share."""

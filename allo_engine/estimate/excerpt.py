@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from allo_engine.data.reading import UPLOADED
 from allo_engine.pipeline import Format
-from allo_engine.reading import UPLOADED
 
 LINES = 500
 """Lines of a file that are looked at; what they show is scaled up to the file."""

@@ -9,9 +9,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from allo_engine.attention import attended
-from allo_engine.memory import Kind
-from allo_engine.sequences import Group, build_row
+from allo_engine.model.attention import attended
+from allo_engine.model.memory import Kind
+from allo_engine.model.sequences import Group, build_row
 
 COMPACT_BELOW = 0.75
 """Decoding takes out the rows that ended when fewer than this share still run (see sampling.py)."""

@@ -15,17 +15,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from allo_engine.answers import Verdict, compare, reference
+from allo_engine.checkpoints.delta import apply_delta
 from allo_engine.config import EvaluateConfig
-from allo_engine.delta import apply_delta
-from allo_engine.logps import PerToken, score
-from allo_engine.models import Encoder, context_length, dtype_of, load_model, load_tokenizer
-from allo_engine.objectives import reward_figures
-from allo_engine.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
-from allo_engine.records import Problem, read_lines
+from allo_engine.data.answers import Verdict, compare, reference
+from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
+from allo_engine.data.records import Problem, read_lines
+from allo_engine.model.loading import Encoder, context_length, dtype_of, load_model, load_tokenizer
+from allo_engine.model.logps import PerToken, score
+from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.sampling import Request, Settings, generate
-from allo_engine.sequences import Group, singles
+from allo_engine.sampling.transformers import Request, Settings, generate
+from allo_engine.training.objectives import reward_figures
 
 Row = dict[str, Any]
 """One model's line of the report."""

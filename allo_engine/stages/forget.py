@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from allo_engine.checkpoints.delta import write_delta
 from allo_engine.config import ForgetConfig
-from allo_engine.delta import write_delta
-from allo_engine.entries import stored_values
-from allo_engine.logps import PerToken
-from allo_engine.masks import positions_of
-from allo_engine.models import dtype_of, load_model, load_tokenizer
-from allo_engine.objectives import SimNpo, TokenNpo
-from allo_engine.reading import Inputs
-from allo_engine.records import ScoredGroup
+from allo_engine.data.reading import Inputs
+from allo_engine.data.records import ScoredGroup
+from allo_engine.masking.entries import stored_values
+from allo_engine.masking.masks import positions_of
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.logps import PerToken
+from allo_engine.model.sequences import singles
 from allo_engine.report import Report
-from allo_engine.sequences import singles
-from allo_engine.training import Objective, sparse_trainer
+from allo_engine.training.loop import Objective, sparse_trainer
+from allo_engine.training.objectives import SimNpo, TokenNpo
 
 
 def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

@@ -11,17 +11,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from allo_engine import losses
+from allo_engine.checkpoints.delta import merge, read_delta, write_delta
 from allo_engine.config import ImproveConfig
-from allo_engine.delta import merge, read_delta, write_delta
-from allo_engine.entries import overlay, stored_values, within, write_into
-from allo_engine.logps import LogpCache
-from allo_engine.masks import positions_of
-from allo_engine.models import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
-from allo_engine.objectives import PairObjective
-from allo_engine.reading import Inputs, fitting_groups, pairs
+from allo_engine.data.reading import Inputs, fitting_groups, pairs
+from allo_engine.masking.entries import overlay, stored_values, within, write_into
+from allo_engine.masking.masks import positions_of
+from allo_engine.model.loading import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
+from allo_engine.model.logps import LogpCache
 from allo_engine.report import Report
-from allo_engine.training import sparse_trainer
+from allo_engine.training import losses
+from allo_engine.training.loop import sparse_trainer
+from allo_engine.training.objectives import PairObjective
 
 
 def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

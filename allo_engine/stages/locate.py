@@ -14,17 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import LocateConfig
-from allo_engine.gradients import summed_gradients
-from allo_engine.importance import Gradient, Least, Random, Update
-from allo_engine.masks import begin_mask
-from allo_engine.models import Encoder, dtype_of, load_model, load_tokenizer
-from allo_engine.reading import Inputs, fitting_groups, pairs
+from allo_engine.data.reading import Inputs, fitting_groups, pairs
+from allo_engine.masking.gradients import summed_gradients
+from allo_engine.masking.importance import Gradient, Least, Random, Update
+from allo_engine.masking.masks import begin_mask
+from allo_engine.masking.selection import Source, Threshold, Tick, count_of, masks, ones, thresholds
+from allo_engine.model.loading import Encoder, dtype_of, load_model, load_tokenizer
+from allo_engine.model.rows import RowBudget
+from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.rows import RowBudget
-from allo_engine.selection import Source, Threshold, Tick, count_of, masks, ones, thresholds
-from allo_engine.sequences import Group
-from allo_engine.stored import Checkpoint
 
 Row = dict[str, int]
 """What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""

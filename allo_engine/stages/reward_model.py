@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from allo_engine.config import RewardModelConfig
-from allo_engine.models import Encoder, load_tokenizer, save_model
-from allo_engine.objectives import CrossEntropy
-from allo_engine.reading import UPLOADED, Inputs, fitting_groups, negatives
-from allo_engine.records import NegativeGroup, read_lines
+from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, negatives
+from allo_engine.data.records import NegativeGroup, read_lines
+from allo_engine.data.rewriting import Rewriting
+from allo_engine.model.loading import Encoder, load_tokenizer, save_model
 from allo_engine.report import Report
-from allo_engine.rewriting import Rewriting
-from allo_engine.training import dense_trainer
+from allo_engine.training.loop import dense_trainer
+from allo_engine.training.objectives import CrossEntropy
 
 
 def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from allo_engine.config import SftConfig
-from allo_engine.models import Encoder, load_tokenizer, save_model
-from allo_engine.objectives import CrossEntropy
-from allo_engine.reading import Inputs, fitting_groups, supervised_examples
+from allo_engine.data.reading import Inputs, fitting_groups, supervised_examples
+from allo_engine.model.loading import Encoder, load_tokenizer, save_model
+from allo_engine.model.sequences import singles
 from allo_engine.report import Report
-from allo_engine.sequences import singles
-from allo_engine.training import dense_trainer
+from allo_engine.training.loop import dense_trainer
+from allo_engine.training.objectives import CrossEntropy
 
 
 def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from allo_engine.config import TokenRewardsConfig
-from allo_engine.logps import LogpCache, PerToken, known_or_scored
-from allo_engine.models import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
-from allo_engine.reading import Inputs, fitting_groups, negatives
-from allo_engine.records import NegativeGroup, ScoredGroup, write_lines
+from allo_engine.data.reading import Inputs, fitting_groups, negatives
+from allo_engine.data.records import NegativeGroup, ScoredGroup, write_lines
+from allo_engine.data.rewriting import Rewriting
+from allo_engine.model.loading import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
+from allo_engine.model.logps import LogpCache, PerToken, known_or_scored
+from allo_engine.model.rows import RowBudget
+from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, Stopped
-from allo_engine.rewriting import Rewriting
-from allo_engine.rows import RowBudget
-from allo_engine.sequences import Group, singles
 
 
 def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

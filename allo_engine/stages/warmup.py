@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from allo_engine import losses
 from allo_engine.config import WarmupConfig
-from allo_engine.logps import LogpCache
-from allo_engine.models import Encoder, fingerprint, load_tokenizer, save_model
-from allo_engine.objectives import PairObjective
-from allo_engine.reading import Inputs, fitting_groups, pairs
+from allo_engine.data.reading import Inputs, fitting_groups, pairs
+from allo_engine.model.loading import Encoder, fingerprint, load_tokenizer, save_model
+from allo_engine.model.logps import LogpCache
 from allo_engine.report import Report
-from allo_engine.training import dense_trainer
+from allo_engine.training import losses
+from allo_engine.training.loop import dense_trainer
+from allo_engine.training.objectives import PairObjective
 
 
 def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from allo_engine.checkpoints.delta import FILE, Values, merge, write_delta
 from allo_engine.config import ImproveConfig
-from allo_engine.delta import FILE, Values, merge, write_delta
 from tests.benchmarks import material
 from tests.benchmarks.case import Case
 

@@ -14,10 +14,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from allo_engine.models import Encoder, load_tokenizer
-from allo_engine.reading import as_problem, read_lines
-from allo_engine.records import NegativeGroup, Problem
-from allo_engine.sequences import Group
+from allo_engine.data.reading import as_problem, read_lines
+from allo_engine.data.records import NegativeGroup, Problem
+from allo_engine.model.loading import Encoder, load_tokenizer
+from allo_engine.model.sequences import Group
 from allo_engine.stages.pair import pair_up
 
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "allo-bench"
@@ -44,7 +44,9 @@ def model() -> Path:
     assert found.origin is not None
     (source,) = Path(found.origin).parent.glob("*.gguf")
     subprocess.run(
-        [sys.executable, "-m", "allo_engine.convert", str(source), str(FOLDER / "model")], check=True, stdout=2
+        [sys.executable, "-m", "allo_engine.checkpoints.convert", str(source), str(FOLDER / "model")],
+        check=True,
+        stdout=2,
     )
     return FOLDER / "model"
 

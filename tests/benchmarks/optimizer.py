@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from allo_engine.models import load_model
-from allo_engine.sparse import SparseModel
+from allo_engine.masking.sparse import SparseModel
+from allo_engine.model.loading import load_model
 from tests.benchmarks import material
 from tests.benchmarks.case import Case, torch_version
 from tests.benchmarks.pairs import MASK, random_entries

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from allo_engine import losses
+from allo_engine.checkpoints.delta import Values
 from allo_engine.config import ImproveConfig
-from allo_engine.delta import Values
-from allo_engine.logps import LogpCache
-from allo_engine.models import load_model, load_tokenizer
-from allo_engine.objectives import PairObjective
+from allo_engine.masking.sparse import SparseModel
+from allo_engine.model.loading import load_model, load_tokenizer
+from allo_engine.model.logps import LogpCache
+from allo_engine.model.rows import LONGEST_ROW, RowBudget
+from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report
-from allo_engine.rows import LONGEST_ROW, RowBudget
-from allo_engine.sequences import Group, singles
-from allo_engine.sparse import SparseModel
-from allo_engine.training import Trainer
+from allo_engine.training import losses
+from allo_engine.training.loop import Trainer
+from allo_engine.training.objectives import PairObjective
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from allo_engine.config import TokenRewardsConfig
-from allo_engine.logps import LogpCache, known_or_scored
-from allo_engine.models import Encoder, load_model, load_tokenizer
+from allo_engine.data.rewriting import Rewriting
+from allo_engine.model.loading import Encoder, load_model, load_tokenizer
+from allo_engine.model.logps import LogpCache, known_or_scored
+from allo_engine.model.rows import RowBudget
+from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report
-from allo_engine.rewriting import Rewriting
-from allo_engine.rows import RowBudget
-from allo_engine.sequences import Group, singles
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case, torch_version
 

@@ -7,8 +7,8 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-from allo_engine.models import load_model
-from allo_engine.sampling import Request, Settings, generate
+from allo_engine.model.loading import load_model
+from allo_engine.sampling.transformers import Request, Settings, generate
 from tests.benchmarks import material
 from tests.benchmarks.case import Case, transformers_version
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.conftest import Service
 from tests.unit.engine.pipeline import write_problems
-from tests.unit.engine.test_stages import SETTINGS
+from tests.unit.engine.stages.test_stages import SETTINGS
 
 LONG_IMPROVE = SETTINGS | {
     "improve": {"learning_rate": 1e-4, "n_epochs": 300, "batch_size": 8, "checkpoint_seconds": 0.2}

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from allo_engine.checkpoints.delta import read_delta, write_delta
 from allo_engine.config import LocateConfig
-from allo_engine.delta import read_delta, write_delta
-from allo_engine.entries import stored_values
-from allo_engine.models import Encoder, load_tokenizer, token_logps
+from allo_engine.masking.entries import stored_values
+from allo_engine.masking.selection import positions
+from allo_engine.model.loading import Encoder, load_tokenizer, token_logps
+from allo_engine.model.sequences import build_row, singles
 from allo_engine.report import Report
-from allo_engine.selection import positions
-from allo_engine.sequences import build_row, singles
 from allo_engine.stages import locate
 from tests.tiny import tiny_model
 

@@ -1,0 +1,1 @@
+"""Folders of safetensors: read, written and changed piece by piece."""

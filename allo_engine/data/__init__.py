@@ -1,0 +1,1 @@
+"""Files to records, texts to token ids, responses to verdicts."""

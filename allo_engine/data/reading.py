@@ -1,0 +1,128 @@
+"""A stage's input folders, as the engine's own records: files that a stage wrote, or files that a user uploaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allo_engine.config import PromptConfig
+from allo_engine.data.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
+from allo_engine.model.loading import Encoder, Prompt, context_length
+from allo_engine.model.sequences import Group
+from allo_engine.report import Report, StageError
+
+Inputs = Mapping[str, Path]
+"""The folder of each of a stage's inputs."""
+
+UPLOADED = "data.jsonl"
+"""The one file of an uploaded input."""
+
+
+def problems(folder: Path) -> list[Problem]:
+    return [as_problem(line) for line in read_lines(folder / UPLOADED)]
+
+
+def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids) of a file of problems or of chats: a chat's every assistant turn is a response."""
+    for line in read_lines(folder / UPLOADED):
+        if "messages" in line:
+            yield from _turns(line["messages"], encoder)
+        else:
+            problem = as_problem(line)
+            yield encoder.prompt(problem.problem), encoder.response(problem.solution)
+
+
+def _turns(messages: list[dict[str, str]], encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield encoder.prompt(messages[:place]), encoder.response(message["content"])
+
+
+def pairs(folder: Path, encoder: Encoder) -> list[Group]:
+    """A group a problem, an item a pair (chosen, rejected)."""
+    return [
+        Group(key, found.prompt_ids, dict(enumerate(found.responses)), [tuple(pair) for pair in found.pairs])
+        for key, found in enumerate(_pair_records(folder, encoder))
+    ]
+
+
+def _pair_records(folder: Path, encoder: Encoder) -> list[PairGroup]:
+    """The pairs that stage `pair` wrote, or those of an uploaded preferences file, lines of one prompt together."""
+    if not (folder / UPLOADED).exists():
+        return PairGroup.read(folder / "pairs.jsonl")
+    groups: dict[tuple[int, ...], list[tuple[list[int], list[int]]]] = {}
+    for line in read_lines(folder / UPLOADED):
+        prompt, chosen, rejected = preference(line)
+        ids = tuple(encoder.prompt(prompt))
+        groups.setdefault(ids, []).append((encoder.response(chosen), encoder.response(rejected)))
+    return [_pair_group(list(prompt), found) for prompt, found in groups.items()]
+
+
+def _pair_group(prompt_ids: list[int], found: list[tuple[list[int], list[int]]]) -> PairGroup:
+    places: dict[tuple[int, ...], int] = {}
+    for ids in (response for pair in found for response in pair):
+        places.setdefault(tuple(ids), len(places))
+    numbered = [(places[tuple(chosen)], places[tuple(rejected)]) for chosen, rejected in found]
+    return PairGroup(prompt_ids, [list(ids) for ids in places], list(dict.fromkeys(numbered)))
+
+
+def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
+    """The wrong responses that stage `pair` wrote, or the rejected ones of an uploaded preferences file."""
+    if not (folder / UPLOADED).exists():
+        return NegativeGroup.read(folder / "negatives.jsonl")
+    found = []
+    for line in read_lines(folder / UPLOADED):
+        prompt, chosen, rejected = preference(line)
+        text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+        responses, corrections = [encoder.response(rejected)], [encoder.response(chosen)]
+        found.append(NegativeGroup(text, line.get("solution") or "", encoder.prompt(prompt), responses, corrections))
+    return found
+
+
+def preference(line: Mapping[str, Any]) -> tuple[Prompt, str, str]:
+    """(prompt, chosen, rejected) of {prompt, chosen, rejected}, as texts or messages, or of OpenAI's form."""
+    if "preferred_output" in line:
+        return line["input"]["messages"], _text(line["preferred_output"]), _text(line["non_preferred_output"])
+    return line["prompt"], _text(line["chosen"]), _text(line["rejected"])
+
+
+def _text(response: str | list[dict[str, str]]) -> str:
+    return response if isinstance(response, str) else response[-1]["content"]
+
+
+def fitting_groups(groups: Sequence[Group], config: PromptConfig, model: Path, report: Report) -> list[Group]:
+    """The items within the configured lengths and the model's own, with the responses that they need.
+
+    Says how many are dropped; raises StageError where none is left.
+    """
+    longest = context_length(model)
+    kept = [group.only(items) for group in groups if (items := _fitting_items(group, config, longest))]
+    count, left = (sum(len(group.items) for group in found) for found in (groups, kept))
+    if left < count:
+        report.message(
+            f"{count - left} of {count} examples are too long and were dropped.", "warn", {"dropped": count - left}
+        )
+    if not left:
+        raise StageError("nothing_to_train_on", _nothing_left(count, longest))
+    return kept
+
+
+def _fitting_items(group: Group, config: PromptConfig, longest: int) -> list[tuple[int, ...]]:
+    if len(group.prompt) > config.max_prompt_tokens:
+        return []
+    short = {
+        index
+        for index, ids in group.responses.items()
+        if len(group.scored(index)) <= config.max_response_tokens and len(group.prompt) + len(ids) <= longest
+    }
+    return [item for item in group.items if short.issuperset(item)]
+
+
+def _nothing_left(count: int, longest: int) -> str:
+    if not count:
+        return "The file holds no examples."
+    return (
+        f"All {count} examples are longer than max_prompt_tokens or max_response_tokens, or than the model's "
+        f"{longest} tokens: raise these settings, or give shorter texts."
+    )

@@ -1,0 +1,51 @@
+"""The gradient of the DPO loss over all pairs at the start model, without moments and without dense .grad buffers.
+
+There the reference is the model itself: every log-ratio is 0, σ(0) = ½, and the gradient of a pair's loss
+−logσ(β(Σd_chosen − Σd_rejected)) is (β/2)·∇(Σlogπ_rejected − Σlogπ_chosen). β/2 is one number for all weights and
+changes no order, so it is left out, and no reference is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from allo_engine.model.loading import token_logps
+from allo_engine.model.sequences import Group, build_row, rows_of
+
+
+def summed_gradients(
+    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """Σ over all pairs (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen): float32 by the weight's name.
+
+    Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
+    freed as soon as the backward pass has it. Tied weights are one weight.
+    """
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in model.named_parameters()}
+    with ExitStack() as hooks:
+        for name, weight in model.named_parameters():
+            hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
+        for row_groups in rows_of(groups, budget):
+            row = build_row(row_groups, model.device)
+            _loss(row_groups, row.split(token_logps(model, row))).backward()
+            tick(sum(group.tokens() for group in row_groups))
+    return sums
+
+
+def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor]) -> Tensor:
+    pairs = [(place, *item) for place, group in enumerate(groups) for item in group.items]
+    return torch.stack([logps[at, rejected].sum() - logps[at, chosen].sum() for at, chosen, rejected in pairs]).sum()
+
+
+def _into(total: Tensor) -> Callable[[Tensor], None]:
+    def add(weight: Tensor) -> None:
+        assert weight.grad is not None  # the hook is called when it is there
+        total.add_(weight.grad)
+        weight.grad = None
+
+    return add

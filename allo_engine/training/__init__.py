@@ -1,0 +1,1 @@
+"""The loop that every trained stage runs, its losses and its checkpoints."""

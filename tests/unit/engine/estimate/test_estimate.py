@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allo_engine.data.records import Problem
+from allo_engine.estimate.__main__ import duration
+from allo_engine.estimate.calibration import Calibration
+from allo_engine.estimate.costs import disk_bytes, peak_bytes, seconds
+from allo_engine.estimate.excerpt import LINES, excerpt_of
+from allo_engine.estimate.job import Estimate, Job, estimate
+from allo_engine.estimate.loads import Load, Passes, decoding, passes
+from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
+from allo_engine.model.loading import load_model
+from allo_engine.model.memory import Shape, shape_of
+from allo_engine.model.sequences import Group, singles
+from allo_engine.pipeline import Data, Method, PlanError
+from allo_engine.report import Report, StageError
+from allo_engine.sampling.transformers import Request, Settings, generate
+from tests.unit.engine.pipeline import run_job, write_problems
+
+RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
+
+SHORT = {"sample": {"n": 4, "max_response_tokens": 40}, "evaluate": {"max_response_tokens": 40}}
+
+
+def _job(method: Method, model: Path, root: Path, stages: dict[str, Any], validated: bool = True) -> Job:
+    files = {"training_file": write_problems(root / "train")}
+    if validated:
+        files["validation_file"] = write_problems(root / "heldout", 4)
+    return Job(method, model, files, stages, {"batch_size": 4, "n_epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "names"),
+    [
+        ("supervised", {}, "sft evaluate"),
+        ("dpo", SHORT, "sample pair warmup evaluate"),
+        (
+            "allo",
+            {"sft": {}, **SHORT},
+            "sft sample pair warmup locate reward_model token_rewards forget improve evaluate",
+        ),
+        (
+            "allo",
+            {**SHORT, "locate": {"importance": "gradient"}},
+            "sample pair locate reward_model token_rewards forget improve evaluate",
+        ),
+    ],
+)
+def test_every_planned_stage_is_estimated_with_figures_above_zero(
+    model_folder: Path, tmp_path: Path, method: Method, stages: dict[str, Any], names: str
+) -> None:
+    found = estimate(_job(method, model_folder, tmp_path, stages), RATES)
+    assert [stage.name for stage in found.stages] == names.split()
+    for stage in [*found.stages, found.total()]:
+        assert 0 < stage.seconds.low <= stage.seconds.expected <= stage.seconds.high
+        assert stage.peak_memory_bytes > 0
+        assert stage.disk_bytes >= 0
+        assert stage.work_bytes >= stage.disk_bytes
+        assert stage.tokens > 0 or stage.name in ("pair", "locate")
+
+
+@pytest.mark.parametrize("method", ["dpo", "allo"])
+def test_a_file_of_preferences_is_estimated_without_any_simulation(
+    model_folder: Path, tmp_path: Path, method: Method
+) -> None:
+    line = {"prompt": "2+2", "chosen": "four", "rejected": "five or so", "solution": "four"}
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    job = Job(method, model_folder, {"training_file": path, "validation_file": path}, {}, {"template": "{problem}="})
+    found = {stage.name: stage for stage in estimate(job, RATES).stages}
+    tree = len("2+2=") + len("four") + len("five or so") - 1  # the prompt and the f of both responses stand once
+    assert found["warmup"].tokens == 2 * tree  # the reference, and one epoch
+    models = 2 if method == "dpo" else 4
+    assert found["evaluate"].tokens == (1 + models) * tree
+
+
+def test_tokens_are_those_that_the_stages_count(model_folder: Path, tmp_path: Path, report: Report) -> None:
+    """The tiny model's rows cannot share more than the token that begins a sequence."""
+    stages: dict[str, Any] = {"sft": {"n_epochs": 2, "batch_size": 4, "template": "{problem}:"}}
+    job = _job("supervised", model_folder, tmp_path, stages, validated=False)
+    given = {"model": model_folder, "training_file": job.files["training_file"]}
+    metrics = run_job(tmp_path / "run", "supervised", Data("problems"), given, stages, report)["sft"]
+    (stage,) = estimate(job, RATES).stages
+    assert 0 <= metrics["trained_tokens"] - stage.tokens < 2 * 8
+
+
+def test_rows_are_counted_as_they_are_packed() -> None:
+    """Prompts of 3 and 2 tokens; responses that share their first token, and whose last token is never read."""
+    first = singles(0, [1, 2, 3], [[4, 5, 6], [4, 7]])  # a tree of 1 2 3 4 5
+    second = Group(1, [8, 9], {0: [4, 4]}, [(0,)])  # 8 9 4
+    found = passes([[first], [second]])
+    assert found == Passes(tokens=5 + 3, attended=25 + 9, scored=(4 - 0) + 2, rows=2, longest=5)
+    together = passes([[first, second]])
+    assert (together.tokens, together.attended, together.rows) == (8, 64, 1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(2, 12)), min_size=1, max_size=6), st.integers(1, 4))
+def test_doubling_rows_doubles_all_counts_but_the_longest(groups: list[tuple[int, int]], factor: int) -> None:
+    rows = [[singles(0, list(range(prompt)), [list(range(100, 100 + response))])] for prompt, response in groups]
+    assert passes(rows * factor) == passes(rows).times(factor)
+
+
+def test_decoding_is_counted_as_it_is_done(model_folder: Path) -> None:
+    """Counted by a hook on the model: rows of each forward pass, and prompts as they are padded."""
+    model = load_model(model_folder, decoding=True)
+    shapes: list[torch.Size] = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    random = Random(3)
+    requests = [Request(n, [random.randrange(5, 261) for _ in range(3 + n % 5)], 0) for n in range(10)]
+    settings = Settings(24, end=11, n=2, temperature=3.0, batch_size=8)
+    found: dict[int, list[Any]] = {}
+    for batch in generate(model, requests, settings):
+        found |= batch
+    lengths = [[len(response.ids) for response in found[request.number]] for request in requests]
+    work = decoding([len(request.prompt) for request in requests], lengths, 8)
+    prefills = [shape for shape in shapes if shape[1] > 1]
+    steps = [shape for shape in shapes if shape[1] == 1]
+    assert work.prompts.tokens == sum(shape.numel() for shape in prefills)
+    assert (work.steps, work.row_steps) == (len(steps), sum(shape[0] for shape in steps))
+    assert work.decoded == sum(map(sum, lengths))
+
+
+def test_of_four_answers_both_verdicts_are_expected_for_45_percent_of_problems() -> None:
+    """Jeffreys' prior by hand: 1 − 2·B(4½, ½)/B(½, ½) = 1 − 2·(½·3/2·5/2·7/2)/4! = 1 − 2·35/128."""
+    random = Random(0)
+    problem, own, others = Problem("", ""), [1, 2], [[3, 2], [4, 2]]
+    drawn = [answered(problem, [0], own, others, 4, 10, EXPECTED, random) for _ in range(4000)]
+    mixed = sum(bool(answer.right and answer.wrong) for answer in drawn) / len(drawn)
+    assert mixed == pytest.approx(1 - 2 * 35 / 128, abs=0.025)
+
+
+def test_a_response_without_room_for_its_end_is_neither_right_nor_wrong() -> None:
+    found = answered(Problem("", ""), [0], [1, 2, 3, 4], [[5, 6, 7, 4]], 6, 3, EXPECTED, Random(0))
+    assert (found.right, found.wrong, found.lengths) == ([], [], [3] * 6)
+
+
+def test_one_model_repeats_all_and_another_nothing() -> None:
+    own, others = list(range(20)), [list(range(20 + n, 40 + n)) for n in range(500)]
+    always, never = Priors(repeats=1.0), Priors(repeats=0.0)
+    same = answered(Problem("", ""), [0], own, others, 30, 99, always, Random(1))
+    distinct = answered(Problem("", ""), [0], own, others, 30, 99, never, Random(1))
+    assert len(same.right) + len(same.wrong) <= 2
+    assert len(distinct.right) + len(distinct.wrong) >= 28
+
+
+@given(st.lists(st.integers(), min_size=1, max_size=20), st.floats(0.1, 4))
+def test_a_stretched_response_keeps_its_end(ids: list[int], factor: float) -> None:
+    found = stretched(ids, factor)
+    assert found[-1] == ids[-1]
+    assert len(found) == max(1, round(len(ids) * factor))
+    assert stretched(ids, 1.0) == ids
+
+
+def test_an_excerpt_of_a_long_file_keeps_its_order_and_knows_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(f'{{"problem": {n}}}\n' for n in range(2 * LINES)) + "\n\n")
+    found = excerpt_of(path, tmp_path / "excerpt", seed=1)
+    numbers = [json.loads(line)["problem"] for line in (found.folder / "data.jsonl").read_text().splitlines()]
+    assert (len(numbers), found.scale, found.format) == (LINES, 2.0, "problems")
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] > LINES
+
+
+def test_seconds_by_hand() -> None:
+    """A row of 1,000 tokens through 10⁹ weights: three passes of two operations a weight, at 10¹¹ a second."""
+    shape = _shape()
+    training = Passes(tokens=1000, attended=0, scored=0, rows=1, longest=1000)
+    idle = seconds(Load("sft", "dense", models=0), shape, RATES)
+    body = 10**9 - 10**6
+    one_step = seconds(Load("sft", "dense", training=training, updates=1, models=0), shape, RATES)
+    assert one_step - idle == pytest.approx(3 * 2 * body * 1000 / 1e11 + 3 * 2 * 1e-3 + 1e9 / 1e9)
+    eight = seconds(Load("sft", "dense", training=training.times(8), updates=8, models=0), shape, RATES)
+    # a checkpoint for resuming is 12 bytes a weight, written and hashed: 24 s, so one is made every 480 s
+    assert eight - idle == pytest.approx(8 * (one_step - idle) + 12 * (1 + 1))
+
+
+def test_a_mask_of_a_twentieth_needs_less_memory_and_disk_than_all_weights() -> None:
+    shape = _shape()
+    row = Passes(tokens=100, attended=10000, scored=10, rows=1, longest=100)
+    dense = Load("sft", "dense", training=row, checkpoints=1)
+    sparse = Load("forget", "sparse", 0.05, training=row, deltas=1, weight_bytes=2)
+    difference = peak_bytes(dense, shape, "cpu") - peak_bytes(sparse, shape, "cpu")
+    assert difference > (16 - 3) * shape.weights - 10 * shape.largest
+    assert disk_bytes(sparse, shape) < 0.05 * disk_bytes(dense, shape)
+
+
+def test_a_job_that_cannot_be_planned_is_refused_with_its_reason(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no stage 'warmup'"):
+        estimate(_job("supervised", model_folder, tmp_path, {"warmup": {}}), RATES)
+
+
+def test_a_job_without_a_problem_that_fits_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="longer than 1 tokens"):
+        estimate(_job("dpo", model_folder, tmp_path, {"sample": {"max_prompt_tokens": 1}}), RATES)
+
+
+def test_a_job_takes_the_most_memory_of_a_stage_and_the_disk_of_all(model_folder: Path, tmp_path: Path) -> None:
+    found: Estimate = estimate(_job("allo", model_folder, tmp_path, {"sft": {}, **SHORT}), RATES)
+    total = found.total()
+    assert total.peak_memory_bytes == max(stage.peak_memory_bytes for stage in found.stages)
+    assert total.seconds.expected == pytest.approx(sum(stage.seconds.expected for stage in found.stages))
+    assert total.disk_bytes == sum(stage.disk_bytes for stage in found.stages)
+    assert total.disk_bytes > 4 * 4 * shape_of(model_folder).weights  # sft, warmup, reward_model, improve
+
+
+def test_times_are_shown_as_a_clock_shows_them() -> None:
+    assert [duration(taken) for taken in (0.4, 59.6, 317, 12000)] == ["0:00", "1:00", "5:17", "3:20:00"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"method": "ppo", "inputs": {}}', '{"method": "dpo", "inputs": {"model": "m"}}']
+)
+def test_a_file_that_names_no_job_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "job.json"
+    path.write_text(content)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Job.read(path)
+
+
+def test_the_command_explains_itself_and_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "allo_engine.estimate", "--config", str(tmp_path / "nowhere.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere.json does not name a job" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _shape() -> Shape:
+    """A thousand million weights, of which a million are the embedding; two layers."""
+    return Shape(
+        weights=10**9,
+        stored_bytes=4 * 10**9,
+        layers=2,
+        hidden=1000,
+        intermediate=4000,
+        heads=10,
+        kv_heads=10,
+        head_size=100,
+        vocabulary=1000,
+        tied=True,
+        largest=10**6,
+    )

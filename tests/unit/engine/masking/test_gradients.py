@@ -1,0 +1,68 @@
+"""The summed gradient of packed rows: against plain autograd over separate sequences."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel
+
+from allo_engine.masking.gradients import summed_gradients
+from allo_engine.model.sequences import Group
+from tests.tiny import tiny_model
+
+BETA = 0.3
+
+
+def by_plain_autograd(model: PreTrainedModel, groups: list[Group]) -> dict[str, torch.Tensor]:
+    """∇ of Σ −logσ(β(Δ − Δ_ref)) / (β/2), Δ = logπ(chosen) − logπ(rejected), a sequence at a time, the model as ref."""
+    model.zero_grad()
+    for group in groups:
+        for chosen, rejected in group.items:
+            difference = sequence_logp(model, group, chosen) - sequence_logp(model, group, rejected)
+            (-logsigmoid(BETA * (difference - difference.detach())) / (BETA / 2)).backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def sequence_logp(model: PreTrainedModel, group: Group, index: int) -> torch.Tensor:
+    prompt, response = list(group.prompt), list(group.responses[index])
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
+
+
+def pair_groups() -> list[Group]:
+    source = random.Random(0)
+    ids = lambda low, high: [source.randrange(5, 261) for _ in range(source.randint(low, high))]  # noqa: E731
+    items = [(0, 2), (1, 3), (0, 4)]
+    return [Group(key, [0, *ids(2, 8)], {i: [*ids(1, 11), 1] for i in range(5)}, items) for key in range(4)]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("budget", [8, 64, 4096])
+def test_the_gradient_is_that_of_dpo_over_separate_sequences(tied: bool, budget: int) -> None:
+    model, groups = tiny_model(tied=tied), pair_groups()
+    told: list[int] = []
+    found = summed_gradients(model, groups, budget, told.append)
+    expected = by_plain_autograd(model, groups)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())), name
+    assert sum(told) >= sum(group.tokens() for group in groups)
+
+
+def test_16_bit_weights_are_summed_in_float32_and_no_gradient_is_left_behind() -> None:
+    model = tiny_model().bfloat16()
+    found = summed_gradients(model, pair_groups(), 64, lambda _: None)
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_the_model_is_left_without_hooks() -> None:
+    model = tiny_model()
+    summed_gradients(model, pair_groups(), 64, lambda _: None)
+    model(torch.tensor([[0, 5, 6]])).logits.sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())

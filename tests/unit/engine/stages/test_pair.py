@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from allo_engine.data.answers import Verdict
+from allo_engine.data.records import NegativeGroup, SampledProblem
+from allo_engine.data.rewriting import INSTRUCTION, Rewriting
+from allo_engine.model.loading import Encoder
+from allo_engine.model.sequences import build_row
+from allo_engine.stages.evaluate import paired_difference, wilson
+from allo_engine.stages.forget import token_weights
+from allo_engine.stages.pair import judge, negatives_of, pair_up
+from tests.tiny import tiny_tokenizer
+
+
+def sampled(*texts: str, finished: bool = True) -> SampledProblem:
+    ids = [[ord(letter) for letter in text] for text in texts]
+    return SampledProblem("2 + 3?", "The answer is 5", "5", [9], ids, list(texts), [finished] * len(texts))
+
+
+def test_unparsed_is_not_wrong_and_doubles_count_once() -> None:
+    counts: Counter[Verdict] = Counter()
+    texts = ("The answer is 5", "The answer is 5", "The answer is 6", "I do not know", "The answer is")
+    found = judge(sampled(*texts), counts)
+    assert {verdict: len(ids) for verdict, ids in found.items()} == {"right": 1, "wrong": 1, "unparsed": 2}
+    assert counts == {"right": 2, "wrong": 1, "unparsed": 2}
+
+
+def test_a_response_that_was_cut_off_is_unparsed() -> None:
+    found = judge(sampled("The answer is 6", finished=False), Counter())
+    assert not found[Verdict.WRONG]
+
+
+def test_pairs_are_drawn_without_repetition_and_follow_the_seed() -> None:
+    right, wrong = [[1], [2], [3]], [[4], [5]]
+    group = pair_up([0], right, wrong, 5, "seed")
+    texts = [(group.responses[chosen], group.responses[rejected]) for chosen, rejected in group.pairs]
+    assert len({(tuple(chosen), tuple(rejected)) for chosen, rejected in texts}) == 5
+    assert all(chosen in right and rejected in wrong for chosen, rejected in texts)
+    assert group == pair_up([0], right, wrong, 5, "seed")
+
+
+def test_all_pairs_are_taken_where_there_are_few() -> None:
+    assert len(pair_up([0], [[1]], [[2], [3]], 5, "seed").pairs) == 2
+
+
+def test_the_correction_is_the_right_response_at_the_smallest_edit_distance() -> None:
+    near, far = [1, 2, 3, 4], [9, 9, 9, 9]
+    assert negatives_of(sampled("x"), [[1, 2, 3, 5]], [far, near]).corrections == [near]
+
+
+def test_the_rewriter_is_scored_on_the_very_ids_of_the_prediction() -> None:
+    encoder = Encoder(tiny_tokenizer())
+    prediction, correction = [70, 71, 72, 1], [70, 73, 1]
+    group = NegativeGroup("2 + 3?", "The answer is 5", [9], [prediction], [correction])
+    scoring, training = Rewriting(encoder).scoring(4, group), Rewriting(encoder).training(4, group)
+    assert build_row([scoring]).targets.tolist() == prediction
+    assert build_row([training]).targets.tolist() == correction
+    assert scoring.responses[0] == [70, 71, 72, *encoder.text(INSTRUCTION), *prediction]
+    text = encoder.decode(list(scoring.prompt))
+    assert "2 + 3?" in text
+    assert "The answer is 5" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("unaligned", [1.0, 0.0, 0.0, 0.0]), ("one_minus", [0.8, 0.5, 0.1, 0.0]), ("legacy", [0.2, 0.5, 0.9, 0.0])],
+)
+def test_low_probability_is_forgotten_and_the_end_never_is(kind: str, expected: list[float]) -> None:
+    ends = torch.tensor([False, False, False, True])
+    weights = token_weights(torch.tensor([0.2, 0.5, 0.9, 0.01]), ends, kind)
+    assert weights.tolist() == pytest.approx(expected)
+
+
+def test_wilsons_interval_worked_by_hand() -> None:
+    # 1 of 2 with z = 1.96: centre ½; half width z·√(1/8 + z²/16) / (1 + z²/2) = 0.4055
+    low, high = wilson(1, 2)
+    assert (low, high) == (pytest.approx(0.0945, abs=1e-4), pytest.approx(0.9055, abs=1e-4))
+    assert wilson(0, 10)[0] == 0.0
+
+
+def test_a_paired_difference_worked_by_hand() -> None:
+    # 3 gained, 1 lost of 10: (3 − 1)/10 = 0.2; variance (4 − 4/10)/100 = 0.036; 1.96·√0.036 = 0.3719
+    ours = [True] * 3 + [False] + [True] * 6
+    theirs = [False] * 3 + [True] + [True] * 6
+    found = paired_difference(ours, theirs)
+    assert found["difference"] == pytest.approx(0.2)
+    assert (found["low"], found["high"]) == (pytest.approx(-0.1719, abs=1e-4), pytest.approx(0.5719, abs=1e-4))
