@@ -41,9 +41,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from allo_engine.checkpoints import coding
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
 from allo_engine.checkpoints.writing import DTYPES, gathered, pieces, rewrite, write_tensors
-from allo_engine.model.loading import fingerprint
 from allo_engine.report import StageError
 
 FILE = "delta.safetensors"

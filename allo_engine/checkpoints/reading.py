@@ -1,12 +1,7 @@
-"""Reading a checkpoint's tensors piece by piece: plain reads into small arrays, so that nothing is mapped or kept.
-
-A safetensors file is 8 bytes of header length (little-endian), a JSON header, and the tensors' bytes at the offsets
-that it names.
-"""
+"""Reading a checkpoint's tensors piece by piece: plain reads into small arrays, so that nothing is mapped or kept."""
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from allo_engine.model.loading import weight_files
+from allo_engine.checkpoints.folder import header, weight_files
 from allo_engine.report import StageError
 
 _TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -91,14 +86,11 @@ class Checkpoint:
 
 
 def _tensors(file: BinaryIO) -> dict[str, StoredTensor]:
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
+    entries, begin = header(file)
     found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
+    for name, entry in entries.items():
         if entry["dtype"] not in _TYPES:
             known = ", ".join(_TYPES)
             raise StageError("bad_model", f"Weight {name} is stored as {entry['dtype']}; known are {known}.")
-        found[name] = StoredTensor(file, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        found[name] = StoredTensor(file, begin + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
     return found

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from allo_engine.checkpoints.coding import Floats, Places
+from allo_engine.checkpoints.folder import weight_files
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
-from allo_engine.model.loading import weight_files
 from allo_engine.report import StageError
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -119,7 +119,7 @@ def write_tensors(path: Path, layout: Layout, metadata: Mapping[str, str], parts
     """Write a safetensors file whose bytes come in parts: aside, flushed to disk, renamed; so never half of one."""
     aside = path.with_name(path.name + ".tmp")
     with aside.open("wb") as stream:
-        stream.write(header(layout, metadata))
+        stream.write(header_bytes(layout, metadata))
         for part in parts:
             stream.write(part)
         stream.flush()
@@ -128,7 +128,7 @@ def write_tensors(path: Path, layout: Layout, metadata: Mapping[str, str], parts
     _flush(path.parent)
 
 
-def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     """What a safetensors file begins with: eight bytes of length, then JSON. The tensors' bytes follow in order."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

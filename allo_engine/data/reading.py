@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import PromptConfig
+from allo_engine.data.prompts import Encoder, Prompt
 from allo_engine.data.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
-from allo_engine.model.loading import Encoder, Prompt, context_length
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup
-from allo_engine.model.loading import Encoder
 from allo_engine.model.sequences import Group, singles
 
 PROBLEM = "Problem:\n{problem}\n\nCorrect solution:\n{solution}\n\nPrediction:\n"

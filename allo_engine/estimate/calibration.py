@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from allo_engine.model.attention import attended
-from allo_engine.model.loading import device, dtype_of, load_model, token_logps
-from allo_engine.model.logps import computing
+from allo_engine.model.loading import device, dtype_of, load_model
+from allo_engine.model.logps import computing, token_logps
 from allo_engine.model.memory import Shape, shape_of
 from allo_engine.model.sequences import build_row, singles
 from allo_engine.sampling.transformers import Request, Settings, generate

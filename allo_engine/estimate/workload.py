@@ -13,13 +13,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from allo_engine.checkpoints.folder import context_length
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import fitting_groups, negatives, pairs, problems, supervised_examples
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.excerpt import LINES, Excerpt
 from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, passes
 from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
-from allo_engine.model.loading import Encoder, context_length, dtype_of, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_tokenizer
 from allo_engine.model.rows import fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.pipeline import PlannedStage

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo_engine.model.loading import token_logps
+from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import Group, build_row, rows_of
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import nn
 
-from allo_engine.checkpoints.writing import header
+from allo_engine.checkpoints.writing import header_bytes
 from allo_engine.masking.selection import positions
 from allo_engine.report import StageError
 
@@ -26,7 +26,7 @@ def begin_mask(path: Path, sizes: Mapping[str, int]) -> BinaryIO:
     """
     bytes_of = {name: (size + 7) // 8 for name, size in sizes.items()}
     stream = path.open("wb")
-    stream.write(header({name: ("U8", [count], count) for name, count in bytes_of.items()}, {}))
+    stream.write(header_bytes({name: ("U8", [count], count) for name, count in bytes_of.items()}, {}))
     return stream
 
 

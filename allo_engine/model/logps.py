@@ -1,33 +1,74 @@
-"""Per-token log-probabilities of responses: computed in packed rows, and kept by (weights, ids, dtype).
-
-The reference of a warm-up has scored what token rewards and forgetting need again, and sampling has scored it before:
-whoever computes a log-probability leaves it in a file that the stages on a machine share.
-"""
+"""Log-probabilities of responses' tokens, in packed rows."""
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
-from allo_engine.model.loading import dtype_of, token_logps
-from allo_engine.model.rows import RowBudget
-from allo_engine.model.sequences import Group, Ids, build_row, rows_of
+from allo_engine.model.attention import blocks_of
+from allo_engine.model.head import TokenLogps
+from allo_engine.model.loading import dtype_of
+from allo_engine.model.sequences import Group, Row, build_row, rows_of
 
 PerToken = dict[tuple[int, int], Tensor]
 """A number a scored token, float32 on the CPU, by (group key, response)."""
 
 Tick = Callable[[int], None]
 """Told of a row's tokens when it is done."""
+
+
+def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
+    """logπ of every predicted token of a row given all that it attends to: float32 [R], in nats.
+
+    The head runs on the positions that predict a token and on no other, a few at a time where it is a plain
+    projection; what a model does beyond that (a soft cap, a scale) is left to the model itself.
+    """
+    arguments = {"input_ids": row.ids, "position_ids": row.positions, "use_cache": False, **_attention(model, row)}
+    if not _has_plain_head(model):
+        logits_RV = model(**arguments, logits_to_keep=row.sources).logits[0]
+        return -cross_entropy(logits_RV.float(), row.targets, reduction="none")
+    hidden_RH = model.base_model(**arguments).last_hidden_state[0, row.sources]
+    head: torch.nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight_VH = head.weight
+    if torch.is_autocast_enabled(hidden_RH.device.type):
+        hidden_RH = hidden_RH.to(torch.get_autocast_dtype(hidden_RH.device.type))
+        weight_VH = weight_VH.to(hidden_RH.dtype)
+    return TokenLogps.apply(hidden_RH, weight_VH, head.bias, row.targets)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _attention(model: PreTrainedModel, row: Row) -> dict[str, Any]:
+    """What a row's tokens attend to, as the model's attention takes it."""
+    implementation = model.config._attn_implementation
+    if implementation == "flex_attention":
+        return {"attention_mask": row.block_mask()}
+    mask = row.mask()
+    if implementation == "forest":
+        return {"attention_mask": mask, "blocks": blocks_of(row.ends)}
+    added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)  # made once here, not once a layer
+    return {"attention_mask": added.masked_fill_(~mask, -torch.inf)}
+
+
+_plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the hidden states times the head's weight and nothing else, found by trying."""
+    if model not in _plain_heads:
+        ids = torch.arange(4, device=model.device)[None]
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        _plain_heads[model] = isinstance(head, torch.nn.Linear) and torch.equal(
+            head(hidden), model(input_ids=ids, use_cache=False).logits
+        )
+    return _plain_heads[model]
 
 
 @torch.no_grad()
@@ -46,99 +87,3 @@ def computing(model: PreTrainedModel, precision: Precision) -> torch.autocast:
     """Where float32 weights compute in 16 bits: they are rounded for each product and stay as they are."""
     dtype = dtype_of(precision)
     return torch.autocast(model.device.type, dtype, enabled=dtype != model.dtype)
-
-
-class LogpCache:
-    """Log-probabilities under one model's weights, in a SQLite file that stages share. It may be deleted at any time.
-
-    `weights` names the weights, as `models.fingerprint` does.
-    """
-
-    LARGEST = 1 << 30
-    """Bytes of the file beyond which the older half is forgotten."""
-
-    def __init__(self, folder: Path, weights: str, precision: Precision) -> None:
-        self._path, self.precision = folder / "logps.db", precision
-        self._name = f"{weights}/{dtype_of(precision)}/".encode()
-
-    def read(self, groups: Iterable[Group]) -> PerToken:
-        """What is known of the groups' responses."""
-        if not self._path.exists():
-            return {}
-        found: PerToken = {}
-        try:
-            with closing(self._connect()) as connection:
-                for group in groups:
-                    for index in group.responses:
-                        row = connection.execute("SELECT logps FROM logps WHERE key = ?", [self._key(group, index)])
-                        if kept := row.fetchone():
-                            found[group.key, index] = torch.from_numpy(np.frombuffer(kept[0], np.float32).copy())
-        except sqlite3.DatabaseError:  # a damaged cache is an empty one
-            self._path.unlink(missing_ok=True)
-            return {}
-        return found
-
-    def write(self, groups: Iterable[Group], logps: Mapping[tuple[int, int], Tensor]) -> None:
-        """Keep all of it or, where the process dies, nothing: a resumed run must not mix two runs' roundings."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
-            (self._key(group, index), logps[group.key, index].numpy().astype(np.float32).tobytes())
-            for group in groups
-            for index in group.responses
-            if (group.key, index) in logps
-        ]
-        with closing(self._connect()) as connection, connection:
-            if self._path.stat().st_size > self.LARGEST:
-                connection.execute("DELETE FROM logps WHERE rowid <= (SELECT avg(rowid) FROM logps)")
-            connection.executemany("INSERT OR IGNORE INTO logps VALUES (?, ?)", rows)
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps BLOB NOT NULL)")
-        return connection
-
-    def _key(self, group: Group, index: int) -> bytes:
-        response: Ids = group.responses[index]
-        lengths = [len(group.prompt), len(response) - len(group.scored(index))]
-        return hashlib.sha256(self._name + array("q", [*lengths, *group.prompt, *response]).tobytes()).digest()
-
-
-def known_or_scored(
-    load: Callable[[], PreTrainedModel],
-    groups: Sequence[Group],
-    cache: LogpCache,
-    rows: RowBudget,
-    tick: Callable[[int, int], None],
-) -> PerToken:
-    """logπ of every response under a model: what the cache knows, and a forward pass for the rest, if there is any.
-
-    `tick` is told of the tokens done, and of all that have to be done.
-    """
-    known = cache.read(groups)
-    missing = [left for group in groups if (left := _unknown(group, known))]
-    if not missing:
-        return known
-    total = sum(group.tokens() for group in missing)
-
-    def attempt(budget: int) -> PerToken:
-        done = 0
-
-        def told(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            tick(done, total)
-
-        return score(model, missing, budget, told)
-
-    model = load()
-
-    with computing(model, cache.precision):
-        found = rows.fit(attempt)
-    cache.write(missing, found)
-    return known | found
-
-
-def _unknown(group: Group, known: PerToken) -> Group | None:
-    """The group with the responses that are not known, one by one."""
-    items = [(index,) for index in group.responses if (group.key, index) not in known]
-    return group.only(items) if items else None

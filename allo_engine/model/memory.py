@@ -18,10 +18,11 @@ import ctypes
 import json
 import math
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from allo_engine.checkpoints.folder import tensors, weight_files
 
 Kind = Literal["forward", "dense", "sparse", "gradient"]
 
@@ -69,7 +70,8 @@ def shape_of(folder: Path) -> Shape:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     tied = bool(config.get("tie_word_embeddings", False))
-    stored = {name: tensor for path in _weight_files(folder) for name, tensor in _header(path).items()}
+    files = sorted({path for _, path in weight_files(folder)})
+    stored = {name: tensor for path in files for name, tensor in tensors(path).items()}
     entries = [math.prod(tensor["shape"]) for name, tensor in stored.items() if not (tied and name == "lm_head.weight")]
     heads = config["num_attention_heads"]
     return Shape(
@@ -85,21 +87,6 @@ def shape_of(folder: Path) -> Shape:
         tied=tied,
         largest=max(entries),
     )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-
-
-def _header(path: Path) -> Mapping[str, Any]:
-    """A safetensors file's tensors by name: eight bytes of length, then JSON."""
-    with path.open("rb") as stream:
-        header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    header.pop("__metadata__", None)
-    return header
 
 
 def held_bytes(shape: Shape, kind: Kind, ratio: float, weight_bytes: int) -> int:

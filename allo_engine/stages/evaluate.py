@@ -16,11 +16,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import apply_delta
+from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import EvaluateConfig
 from allo_engine.data.answers import Verdict, compare, reference
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
 from allo_engine.data.records import Problem, read_lines
-from allo_engine.model.loading import Encoder, context_length, dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
 from allo_engine.model.logps import PerToken, score
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, StageError, Stopped

@@ -12,12 +12,14 @@ import shutil
 from pathlib import Path
 
 from allo_engine.checkpoints.delta import merge, read_delta, write_delta
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ImproveConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.entries import overlay, stored_values, within, write_into
 from allo_engine.masking.masks import positions_of
-from allo_engine.model.loading import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
-from allo_engine.model.logps import LogpCache
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.logp_cache import LogpCache
 from allo_engine.report import Report
 from allo_engine.training import losses
 from allo_engine.training.loop import sparse_trainer

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import LocateConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.gradients import summed_gradients
 from allo_engine.masking.importance import Gradient, Least, Random, Update
 from allo_engine.masking.masks import begin_mask
 from allo_engine.masking.selection import Source, Threshold, Tick, count_of, masks, ones, thresholds
-from allo_engine.model.loading import Encoder, dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError, Stopped

@@ -16,9 +16,10 @@ from rapidfuzz.distance import Levenshtein
 
 from allo_engine.config import PairConfig
 from allo_engine.data.answers import Verdict, compare, reference
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, write_lines
-from allo_engine.model.loading import Encoder, load_tokenizer
+from allo_engine.model.loading import load_tokenizer
 from allo_engine.report import Report, StageError
 
 Ids = list[int]

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from allo_engine.config import RewardModelConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, negatives
 from allo_engine.data.records import NegativeGroup, read_lines
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import Encoder, load_tokenizer, save_model
+from allo_engine.model.loading import load_tokenizer, save_model
 from allo_engine.report import Report
 from allo_engine.training.loop import dense_trainer
 from allo_engine.training.objectives import CrossEntropy

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from allo_engine.checkpoints.folder import context_length, fingerprint
 from allo_engine.config import SampleConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, problems
 from allo_engine.data.records import SampledProblem, read_lines, write_lines
-from allo_engine.model.loading import Encoder, context_length, dtype_of, fingerprint, load_model, load_tokenizer
-from allo_engine.model.logps import LogpCache
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling.transformers import Request, Response, Settings, generate

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from allo_engine.config import SftConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, supervised_examples
-from allo_engine.model.loading import Encoder, load_tokenizer, save_model
+from allo_engine.model.loading import load_tokenizer, save_model
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
 from allo_engine.training.loop import dense_trainer

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import torch
 
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import TokenRewardsConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, negatives
 from allo_engine.data.records import NegativeGroup, ScoredGroup, write_lines
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import Encoder, dtype_of, fingerprint, load_model, load_tokenizer
-from allo_engine.model.logps import LogpCache, PerToken, known_or_scored
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.logp_cache import LogpCache, known_or_scored
+from allo_engine.model.logps import PerToken
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, Stopped

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import WarmupConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
-from allo_engine.model.loading import Encoder, fingerprint, load_tokenizer, save_model
-from allo_engine.model.logps import LogpCache
+from allo_engine.model.loading import load_tokenizer, save_model
+from allo_engine.model.logp_cache import LogpCache
 from allo_engine.report import Report
 from allo_engine.training import losses
 from allo_engine.training.loop import dense_trainer

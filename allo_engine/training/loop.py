@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 from allo_engine.checkpoints.delta import Values
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.sparse import SparseModel
-from allo_engine.model.loading import load_model, recompute_activations, token_logps
-from allo_engine.model.logps import LogpCache, PerToken, computing, known_or_scored
+from allo_engine.model.loading import load_model, recompute_activations
+from allo_engine.model.logp_cache import LogpCache, known_or_scored
+from allo_engine.model.logps import PerToken, computing, token_logps
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, batches, build_row, rows_of

@@ -14,9 +14,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import as_problem, read_lines
 from allo_engine.data.records import NegativeGroup, Problem
-from allo_engine.model.loading import Encoder, load_tokenizer
+from allo_engine.model.loading import load_tokenizer
 from allo_engine.model.sequences import Group
 from allo_engine.stages.pair import pair_up
 

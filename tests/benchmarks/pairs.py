@@ -20,7 +20,7 @@ from allo_engine.checkpoints.delta import Values
 from allo_engine.config import ImproveConfig
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import load_model, load_tokenizer
-from allo_engine.model.logps import LogpCache
+from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.rows import LONGEST_ROW, RowBudget
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report

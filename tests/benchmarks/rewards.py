@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from allo_engine.config import TokenRewardsConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import Encoder, load_model, load_tokenizer
-from allo_engine.model.logps import LogpCache, known_or_scored
+from allo_engine.model.loading import load_model, load_tokenizer
+from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report

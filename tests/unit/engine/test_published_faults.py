@@ -27,9 +27,11 @@ from safetensors.torch import load_file, save_file
 
 from allo_engine.checkpoints.delta import read_delta, write_delta
 from allo_engine.config import LocateConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.masking.entries import stored_values
 from allo_engine.masking.selection import positions
-from allo_engine.model.loading import Encoder, load_tokenizer, token_logps
+from allo_engine.model.loading import load_tokenizer
+from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import build_row, singles
 from allo_engine.report import Report
 from allo_engine.stages import locate

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints import coding
 from allo_engine.checkpoints.delta import FILE, FORMAT, Values, apply_delta, main, merge, read_delta, write_delta
-from allo_engine.model.loading import fingerprint
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.report import StageError
 from tests.tiny import save_tiny
 

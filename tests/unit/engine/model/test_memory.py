@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from allo_engine.model import memory
 from allo_engine.model.attention import attend_by
-from allo_engine.model.loading import token_logps
+from allo_engine.model.logps import token_logps
 from allo_engine.model.memory import Kind, Shape, held_bytes, row_bytes, row_tokens, shape_of, token_bytes
 from allo_engine.model.sequences import build_row, singles
 from tests.tiny import tiny_model

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from allo_engine.model.attention import attend_by, blocks_of
-from allo_engine.model.loading import token_logps
+from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import Group, batches, build_row, rows_of, singles
 from tests.tiny import tiny_model
 

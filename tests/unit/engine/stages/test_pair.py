@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from allo_engine.data.answers import Verdict
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup, SampledProblem
 from allo_engine.data.rewriting import INSTRUCTION, Rewriting
-from allo_engine.model.loading import Encoder
 from allo_engine.model.sequences import build_row
 from allo_engine.stages.evaluate import paired_difference, wilson
 from allo_engine.stages.forget import token_weights

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints.delta import read_delta
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ForgetConfig, RewardModelConfig
 from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup, write_lines
 from allo_engine.masking.selection import count_of, positions
-from allo_engine.model.loading import fingerprint
-from allo_engine.model.logps import LogpCache
+from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError

@@ -15,8 +15,9 @@ from transformers import LlamaForCausalLM, LlamaModel
 from allo_engine.checkpoints.delta import Values
 from allo_engine.config import ImproveConfig, SftConfig, TrainingConfig
 from allo_engine.masking.sparse import SparseModel
-from allo_engine.model.loading import recompute_activations, token_logps
-from allo_engine.model.logps import LogpCache
+from allo_engine.model.loading import recompute_activations
+from allo_engine.model.logp_cache import LogpCache
+from allo_engine.model.logps import token_logps
 from allo_engine.model.rows import LONGEST_ROW, RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, build_row, singles
 from allo_engine.report import Report, StageError, Stopped

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from allo_engine.model.loading import token_logps
-from allo_engine.model.logps import score
+from allo_engine.model.logps import score, token_logps
 from allo_engine.model.sequences import Group, build_row
 from allo_engine.training import losses
 from allo_engine.training.objectives import PairObjective
