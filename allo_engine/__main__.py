@@ -19,6 +19,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve a machine that is shared
+# before torch: rows of all lengths share the device's memory without cutting it up (torch's older name still counts)
+os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import argparse
 import contextlib

@@ -110,7 +110,7 @@ def known_or_scored(
     model = load()
 
     with computing(model, cache.precision):
-        found = rows.fit(attempt)
+        found = rows.fit(attempt, missing)
     cache.write(missing, found)
     return known | found
 

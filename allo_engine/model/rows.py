@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,8 @@ import torch
 from allo_engine.config import TrainingConfig
 from allo_engine.model.loading import device, dtype_of
 from allo_engine.model.memory import SMALLEST_ROW, Kind, available_bytes, row_tokens, shape_of
-from allo_engine.report import Report
+from allo_engine.model.sequences import Group
+from allo_engine.report import Report, StageError
 
 Result = TypeVar("Result")
 
@@ -48,16 +50,26 @@ class RowBudget:
         self._kept.with_suffix(".tmp").replace(self._kept)
         return tokens
 
-    def fit(self, work: Callable[[int], Result], undo: Callable[[], None] = lambda: None) -> Result:
-        """Do work with rows of at most so many tokens, fewer from now on where the device's memory was too small."""
+    def fit(
+        self, work: Callable[[int], Result], groups: Iterable[Group], undo: Callable[[], None] = lambda: None
+    ) -> Result:
+        """Do work with rows of at most so many tokens, fewer from now on where the device's memory was too small.
+
+        Rows of `groups` are never made shorter than their longest item, which cannot be cut. Raises StageError
+        "out_of_memory" where that alone does not fit.
+        """
         while True:
             try:
                 return work(self.tokens)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.tokens <= SMALLEST_ROW:
+                if not is_out_of_memory(error):
                     raise
             undo()
-            self.tokens = self._keep(self.tokens // 2)
+            give_back_freed_memory()
+            longest = max((group.only([item]).tokens() for group in groups for item in group.items), default=0)
+            if self.tokens <= max(longest, SMALLEST_ROW):
+                raise StageError("out_of_memory", _TOO_LONG.format(longest))
+            self.tokens = self._keep(max(self.tokens // 2, longest, SMALLEST_ROW))
             self._report.message(
                 f"The device's memory was full: going on with micro_batch_tokens = {self.tokens}.",
                 "warn",
@@ -66,5 +78,26 @@ class RowBudget:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an accelerator or the machine had too little memory; on a CPU torch has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether an accelerator or the machine had too little memory.
+
+    Only an accelerator's allocator has a class of its own for it: its libraries and the CPU's allocator use words.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    )
+
+
+def give_back_freed_memory() -> None:
+    """Let an accelerator's blocks of a row that is no more serve rows of another length."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+_WORDS = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+"""Of the CUDA driver (torch.AcceleratorError), of the CPU's allocator, and of cuBLAS and its like."""
+
+_TOO_LONG = (
+    "The device's memory is full with one item of {} tokens, the longest, in a row of its own: set "
+    "gradient_checkpointing to true, moments to '8bit' or train to 'mask' where the stage has them, lower "
+    "max_prompt_tokens and max_response_tokens, or take a smaller model."
+)

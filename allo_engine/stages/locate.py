@@ -69,7 +69,7 @@ def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) 
     model = load_model(inputs["model"], dtype_of(config.precision))
     tick = _ticker(report, sum(group.tokens() for group in groups))
     rows = RowBudget(config.micro_batch_tokens, work, report)
-    return Gradient(rows.fit(lambda budget: summed_gradients(model, groups, budget, tick)))
+    return Gradient(rows.fit(lambda budget: summed_gradients(model, groups, budget, tick), groups))
 
 
 def pair_groups(config: LocateConfig, inputs: Inputs, report: Report) -> list[Group]:

@@ -193,7 +193,7 @@ class Trainer:
         if not divisor:
             return {}
         loss, batch = self._rows.fit(
-            lambda budget: self._gradient(groups, objective, divisor, budget), undo=self._forget_gradient
+            lambda budget: self._gradient(groups, objective, divisor, budget), groups, undo=self._forget_gradient
         )
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):

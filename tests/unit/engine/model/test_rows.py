@@ -1,0 +1,104 @@
+"""Fewer tokens a row where memory proves too small, and never a second try of what cannot fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from allo_engine.model.rows import RowBudget, is_out_of_memory
+from allo_engine.model.sequences import Group, rows_of, singles
+from allo_engine.report import Report, StageError
+from tests.unit.engine.conftest import Lines
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:40] or "MemoryError")
+def test_every_way_to_say_that_memory_is_full_is_understood(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_the_cpus_own_allocator_is_understood() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(caught.value)
+
+
+def test_what_is_no_lack_of_memory_is_none() -> None:
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_out_of_memory(ValueError("out of memory, says a setting"))
+
+
+def device_of(room: int, tried: list[list[int]], groups: list[Group]) -> Callable[[int], int]:
+    """Work on a device that holds rows of so many tokens: notes the rows of each try, the last one's where it fails."""
+
+    def work(budget: int) -> int:
+        tried.append([])
+        for row in rows_of(groups, budget):
+            tokens = sum(group.tokens() for group in row)
+            tried[-1].append(tokens)
+            if tokens > room:
+                raise torch.OutOfMemoryError
+        return budget
+
+    return work
+
+
+def long_and_short(longest: int) -> list[Group]:
+    lengths = [longest, *([20] * 30)]
+    return [singles(key, [key], [[9] * (length - 1), [8] * (length - 1)]) for key, length in enumerate(lengths)]
+
+
+def test_rows_are_never_shorter_than_the_longest_item(tmp_path: Path, report: Report, stream: Lines) -> None:
+    """Of 512 tokens, halved, they would be of 64; the longest item has 98, and 100 fit."""
+    tried: list[list[int]] = []
+    groups = long_and_short(99)
+    rows = RowBudget(512, tmp_path, report)
+    assert rows.fit(device_of(100, tried, groups), groups) == 98
+    assert [max(row) for row in tried][-1] <= 100
+    assert [line["data"]["micro_batch_tokens"] for line in stream.lines()] == [256, 128, 98]
+    assert RowBudget(512, tmp_path, report).tokens == 98
+
+
+def test_an_item_that_cannot_fit_is_tried_once_and_named(tmp_path: Path, report: Report) -> None:
+    tried: list[list[int]] = []
+    groups = long_and_short(99)
+    with pytest.raises(StageError, match=r"one item of 98 tokens.*gradient_checkpointing.*max_prompt_tokens") as caught:
+        RowBudget(64, tmp_path, report).fit(device_of(90, tried, groups), groups)
+    assert caught.value.code == "out_of_memory"
+    assert tried == [[98]]
+
+
+def test_another_error_is_raised_as_it_is(tmp_path: Path, report: Report) -> None:
+    def work(budget: int) -> int:
+        raise RuntimeError("device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        RowBudget(64, tmp_path, report).fit(work, long_and_short(50))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:32"}, "max_split_size_mb:32"),
+    ],
+)
+def test_a_stage_sets_up_the_allocator_before_torch_is_there(given: dict[str, str], expected: str) -> None:
+    read = "import sys, os, allo_engine.__main__; print(os.environ['PYTORCH_ALLOC_CONF'], 'torch' in sys.modules)"
+    others = {key: value for key, value in os.environ.items() if not key.endswith("ALLOC_CONF")}
+    done = subprocess.run([sys.executable, "-c", read], env=others | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected, "False"]
