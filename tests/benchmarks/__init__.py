@@ -12,17 +12,15 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.case import Case
+from tests.benchmarks.case import Case, Figures, Side
 from tests.benchmarks.cases import CASES
 
-Side = Callable[[], float]
 Command = tuple[str, str, str]
 """A benchmark's name, its case's number, and "ours" or "rival"."""
 
@@ -33,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(CASES)}.", file=sys.stderr)
         return 2
     places = [(name, number) for name in names for number in range(len(CASES[name]))]
-    figures: dict[Side, list[float]] = {}
+    figures: dict[Side, list[Figures]] = {}
     for sides in _together(places):
         figures |= _measure(sides, args.repeats)
     results = [_result(CASES[name][number], figures, args.repeats) for name, number in places]
@@ -57,18 +55,20 @@ def _together(places: list[tuple[str, int]]) -> list[dict[Side, Command]]:
     return found
 
 
-def _measure(sides: dict[Side, Command], repeats: int) -> dict[Side, list[float]]:
+def _measure(sides: dict[Side, Command], repeats: int) -> dict[Side, list[Figures]]:
     """Every side's figures; the sides take turns, in one order and then in the other."""
-    figures: dict[Side, list[float]] = {side: [] for side in sides}
+    figures: dict[Side, list[Figures]] = {side: [] for side in sides}
     for number in range(repeats):
         for side, command in list(sides.items())[:: 1 if number % 2 else -1]:
             figures[side].append(_fresh(command))
-            print(f"{' '.join(command)} {number + 1}/{repeats}: {figures[side][-1]:.4g}", file=sys.stderr, flush=True)
+            found = ", ".join(f"{name} {value:.4g}".strip() for name, value in figures[side][-1].items())
+            print(f"{' '.join(command)} {number + 1}/{repeats}: {found}", file=sys.stderr, flush=True)
     return figures
 
 
-def _result(case: Case, figures: dict[Side, list[float]], repeats: int) -> dict[str, Any]:
-    ours, rival = (statistics.median(figures[side]) for side in (case.ours, case.rival))
+def _result(case: Case, figures: dict[Side, list[Figures]], repeats: int) -> dict[str, Any]:
+    all_ours, all_rival = ([found[case.figure] for found in figures[side]] for side in (case.ours, case.rival))
+    ours, rival = statistics.median(all_ours), statistics.median(all_rival)
     return {
         "measure": case.measure,
         "ours": ours,
@@ -79,19 +79,20 @@ def _result(case: Case, figures: dict[Side, list[float]], repeats: int) -> dict[
         "goal": case.goal,
         "limit": case.limit,
         "repeats": repeats,
-        "ours_spread": [min(figures[case.ours]), max(figures[case.ours])],
-        "rival_spread": [min(figures[case.rival]), max(figures[case.rival])],
+        "ours_spread": [min(all_ours), max(all_ours)],
+        "rival_spread": [min(all_rival), max(all_rival)],
     }
 
 
-def _fresh(command: Command) -> float:
-    """One measurement in a process of its own; its last line is the figure."""
+def _fresh(command: Command) -> Figures:
+    """One measurement in a process of its own; its last line is the figure, or several by name."""
     argv = [sys.executable, "-m", "tests.benchmarks", *command]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found if isinstance(found, dict) else {"": found}
 
 
 def _show(results: list[dict[str, Any]]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from tests.benchmarks.cases import CASES
 
 name, number, side = sys.argv[1:]
-print(getattr(CASES[name][int(number)], side)())
+print(json.dumps(getattr(CASES[name][int(number)], side)()))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+
+Figures = Mapping[str, float]
+Side = Callable[[], float | Figures]
 
 
 @dataclass(frozen=True)
 class Case:
-    """`goal` is for ours / rival; `limit` says what bounds the figure."""
+    """`goal` is for ours / rival; `limit` says what bounds the figure. A side of several figures names them: `figure`
+    is the one meant."""
 
     measure: str
-    ours: Callable[[], float]
-    rival: Callable[[], float]
+    ours: Side
+    rival: Side
     rival_name: Callable[[], str]
     goal: float
     higher_is_better: bool
     limit: str
+    figure: str = ""
 
 
 COMPUTE = f"FLOPs: forward and backward at this machine's {os.cpu_count()} cores"

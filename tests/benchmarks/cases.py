@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import delta, locate, optimizer, pairs, rewards, sample
+from tests.benchmarks import delta, job, locate, optimizer, pairs, rewards, sample
 from tests.benchmarks.case import Case
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -14,4 +14,5 @@ CASES: dict[str, tuple[Case, ...]] = {
     "token-rewards": rewards.CASES,
     "sample": sample.CASES,
     "delta": delta.CASES,
+    "job": job.CASES,
 }

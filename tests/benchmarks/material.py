@@ -52,10 +52,15 @@ def model() -> Path:
     return FOLDER / "model"
 
 
-def problems(count: int) -> list[Problem]:
+def given_problems(count: int) -> list[Problem]:
+    """The first of the file that ALLO_BENCH_DATA names; none without it."""
     given = os.environ.get("ALLO_BENCH_DATA")
-    if given:
-        return [as_problem(line) for line in read_lines(Path(given))][:count]
+    return [as_problem(line) for line in read_lines(Path(given))][:count] if given else []
+
+
+def problems(count: int) -> list[Problem]:
+    if found := given_problems(count):
+        return found
     source = random.Random(0)
     return [Problem(text(source, PROMPT_TOKENS), text(source, RESPONSE_TOKENS)) for _ in range(count)]
 
