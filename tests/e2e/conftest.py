@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from tests.tiny import save_tiny
+from tests.waiting import PATIENCE, until
 
 SHORT_TIMES = {
     "ALLO_HEARTBEAT_SECONDS": "0.5",
@@ -59,11 +59,8 @@ class Service:
 def start(folder: Path) -> Service:
     command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0"]
     service = Service(folder, subprocess.Popen(command, env={**os.environ, **SHORT_TIMES}))
-    end = time.monotonic() + 60
-    while not (folder / "url").exists():
-        assert service.process.poll() is None, "allo up ended by itself"
-        assert time.monotonic() < end, "allo up does not answer"
-        time.sleep(0.1)
+    until(lambda: (folder / "url").exists() or service.process.poll() is not None)
+    assert service.process.poll() is None, "allo up ended by itself"
     return service
 
 
@@ -71,8 +68,8 @@ def stop(service: Service) -> list[psutil.Process]:
     """End the service as its user would; the processes that it left, which must be none."""
     tree = psutil.Process(service.process.pid).children(recursive=True)
     service.process.send_signal(signal.SIGTERM)
-    service.process.wait(60)
-    return psutil.wait_procs(tree, timeout=10)[1]
+    service.process.wait(PATIENCE)
+    return psutil.wait_procs(tree, timeout=PATIENCE)[1]
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.e2e.conftest import Service
 from tests.unit.engine.pipeline import write_problems
 from tests.unit.engine.stages.test_stages import SETTINGS
+from tests.waiting import until
 
 LONG_IMPROVE = SETTINGS | {
     "improve": {"learning_rate": 1e-4, "n_epochs": 300, "batch_size": 8, "checkpoint_seconds": 0.2}
@@ -33,13 +33,13 @@ def stages_of(client: openai.OpenAI, job_id: str) -> dict[str, dict[str, Any]]:
     return {stage["name"]: stage for stage in client.fine_tuning.jobs.retrieve(job_id).model_extra["stages"]}
 
 
-def wait(client: openai.OpenAI, job_id: str, until: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not until():
+def wait(client: openai.OpenAI, job_id: str, reached: Callable[[], bool]) -> None:
+    def come_to_it() -> bool:
         job = client.fine_tuning.jobs.retrieve(job_id)
         assert job.status != "failed", job.error
-        assert time.monotonic() < end, [(s["name"], s["status"]) for s in job.model_extra["stages"]]
-        time.sleep(0.1)
+        return reached()
+
+    until(come_to_it)
 
 
 def status_is(client: openai.OpenAI, job_id: str, *wanted: str) -> Callable[[], bool]:
@@ -59,10 +59,10 @@ def finished(service: Service, files: dict[str, str]) -> str:
     """A job that ended well although its worker was killed in the middle of `improve`."""
     with service.client() as client:
         job_id = submit(client, files, "allo", LONG_IMPROVE, suffix="mine")
-        wait(client, job_id, lambda: (stages_of(client, job_id)["improve"]["metrics"] or {}).get("step", 0) >= 20, 180)
+        wait(client, job_id, lambda: (stages_of(client, job_id)["improve"]["metrics"] or {}).get("step", 0) >= 20)
         for process in service.processes("worker"):
             process.kill()
-        wait(client, job_id, status_is(client, job_id, "succeeded"), 180)
+        wait(client, job_id, status_is(client, job_id, "succeeded"))
     return job_id
 
 
@@ -107,7 +107,7 @@ def test_checkpoints_and_models_are_listed(client: openai.OpenAI, finished: str)
 
 def test_the_same_job_again_runs_nothing(client: openai.OpenAI, files: dict[str, str], finished: str) -> None:
     again = submit(client, files, "allo", LONG_IMPROVE)
-    wait(client, again, status_is(client, again, "succeeded"), 10)
+    wait(client, again, status_is(client, again, "succeeded"))
     first = stages_of(client, finished)
     for name, stage in stages_of(client, again).items():
         assert stage["reused_from"] == first[name]["id"]
@@ -119,7 +119,7 @@ def test_a_change_to_the_last_stage_pays_for_that_stage_alone(
 ) -> None:
     changed = {**LONG_IMPROVE, "evaluate": {"max_response_tokens": 20}}
     job_id = submit(client, files, "allo", changed)
-    wait(client, job_id, status_is(client, job_id, "succeeded"), 60)
+    wait(client, job_id, status_is(client, job_id, "succeeded"))
     ran = [name for name, stage in stages_of(client, job_id).items() if not stage["reused_from"]]
     assert ran == ["evaluate"]
 
@@ -128,24 +128,19 @@ def test_cancel_while_a_stage_trains_leaves_no_process(
     service: Service, client: openai.OpenAI, files: dict[str, str]
 ) -> None:
     job_id = submit(client, files, "supervised", {"sft": {"n_epochs": 100_000}})
-    wait(client, job_id, lambda: bool(stages_of(client, job_id)["sft"]["metrics"]), 60)
+    wait(client, job_id, lambda: bool(stages_of(client, job_id)["sft"]["metrics"]))
     assert service.processes("allo_engine")
     client.fine_tuning.jobs.cancel(job_id)
-    end = time.monotonic() + 10
-    while service.processes("allo_engine"):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    wait(client, job_id, status_is(client, job_id, "cancelled"), 10)
+    until(lambda: not service.processes("allo_engine"))
+    wait(client, job_id, status_is(client, job_id, "cancelled"))
 
 
 def test_a_stage_that_cannot_go_on_fails_the_job_with_what_to_change(
     client: openai.OpenAI, files: dict[str, str]
 ) -> None:
     job_id = submit(client, files, "dpo", {"sample": {"n": 1, "max_response_tokens": 4}})
-    end = time.monotonic() + 90
-    while (job := client.fine_tuning.jobs.retrieve(job_id)).status != "failed":
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    until(status_is(client, job_id, "failed"))
+    job = client.fine_tuning.jobs.retrieve(job_id)
     assert job.error.code == "no_right_answers"
     assert "sft" in job.error.message
     assert stages_of(client, job_id)["pair"]["attempt"] == 1

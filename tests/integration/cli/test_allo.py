@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from service.cli import main
+from tests.waiting import PATIENCE, until
 
 STUB = Path(__file__).parents[1] / "worker" / "stub_engine.py"
 ALLO = (sys.executable, "-m", "service.cli")
@@ -48,7 +49,9 @@ class Place:
 
     def allo(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*ALLO, *arguments]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
 
     def behave(self, **behaviour: object) -> None:
         (self.control / "behaviour").write_text(json.dumps(behaviour))
@@ -67,7 +70,7 @@ class Place:
             return
         if self.service.poll() is None:
             self.service.terminate()
-            self.service.wait(20)
+            self.service.wait(PATIENCE)
         if self.service.stdout:
             self.service.stdout.close()
 
@@ -96,13 +99,6 @@ def write_model(folder: Path) -> None:
 def submit(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
     train = str(place.data.parent / "train.jsonl")
     return place.allo("submit", train, "--model", "tiny", "--method", "supervised", *options)
-
-
-def until(true: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_the_first_key_is_kept_for_its_owner_alone(place):
@@ -183,7 +179,7 @@ def test_what_dies_is_started_again_and_the_job_goes_on(place):
     starts = place.control / "starts"
     before = starts.read_text().count("\n")
     job = re.search(r"ftjob-\w+", submit(place, "--seed", "11").stdout)[0]
-    until(lambda: starts.read_text().count("\n") > before, 10)
+    until(lambda: starts.read_text().count("\n") > before)
     time.sleep(1)
     for process in place.processes().values():
         process.kill()
@@ -208,9 +204,9 @@ def test_however_it_ends_no_process_is_left(tmp_path, ending):
     service = place.up()
     family = psutil.Process(service.pid).children(recursive=True)
     service.send_signal(ending)
-    code = service.wait(20)
+    code = service.wait(PATIENCE)
     assert code == (0 if ending == signal.SIGTERM else -signal.SIGKILL)
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=PATIENCE)
     assert not left
     assert ending == signal.SIGKILL or not (place.data / "url").exists()
     place.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,9 @@ from service.jobs.tables import ApiKey, Event, File, Model, Stage
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from tests.waiting import until
 
 OWNER = "owner"
-
-
-def until(true: Callable[[], Any], seconds: float) -> Any:
-    """What `true()` returns once that is truthy; fails the test where it does not become so in time."""
-    end = time.monotonic() + seconds
-    while not (value := true()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-    return value
 
 
 def alive(pid: int) -> bool:
@@ -76,7 +66,7 @@ class House:
 
     def expire(self) -> None:
         """Be the reaper whose patience has ended."""
-        until(lambda: any(self._expire(lease) for lease in dispatch.running_stages(self.database)), 5)
+        until(lambda: any(self._expire(lease) for lease in dispatch.running_stages(self.database)))
 
     def _expire(self, lease: dispatch.Lease) -> bool:
         """False where a heartbeat came between looking and taking."""
@@ -93,7 +83,7 @@ class House:
 
     def trainer(self) -> dict[str, int]:
         """The present trainer's processes."""
-        return {name: int(until(lambda n=name: self._pid(n), 10)) for name in ("pid", "child")}
+        return {name: int(until(lambda n=name: self._pid(n))) for name in ("pid", "child")}
 
     def _pid(self, name: str) -> str:
         path = self.control / name

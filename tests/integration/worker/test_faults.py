@@ -16,7 +16,8 @@ from sqlalchemy import select
 from service.broker import CeleryBroker
 from service.embedded import broker_url, command, wait_until_ready
 from service.jobs.tables import Stage
-from tests.integration.worker.house import House, alive, until
+from tests.integration.worker.house import House, alive
+from tests.waiting import until
 from worker.sweep import STAGE_MARK
 
 
@@ -92,7 +93,7 @@ def worker(house: House) -> Iterator[Worker]:
     yield worker
     worker.process.kill()
     worker.process.wait()
-    until(lambda: not leftovers(house), 5)
+    until(lambda: not leftovers(house))
 
 
 def leftovers(house: House) -> list[int]:
@@ -104,7 +105,7 @@ def leftovers(house: House) -> list[int]:
 
 def succeeded_once(house: House, job: str) -> bool:
     """The job's end, and its invariants: one commit a stage, events without a gap, every artifact verifies."""
-    until(lambda: house.status(job) in ("succeeded", "failed"), 30)
+    until(lambda: house.status(job) in ("succeeded", "failed"))
     events = house.events(job)
     commits = [event.message for event in events if "succeeded." in event.message]
     assert commits == ["Stage sft: succeeded.", "Stage evaluate: succeeded."]
@@ -118,9 +119,9 @@ def test_a_job_survives_sigkill_of_its(victim, house, worker):
     house.behave(steps=20, seconds=0.1)
     job = house.submit()
     parts = worker.parts()
-    until(lambda: house.stage(job).step, 5)
+    until(lambda: house.stage(job).step)
     os.kill(parts[victim], signal.SIGKILL)
-    until(lambda: not alive(parts["trainer"]), 5)
+    until(lambda: not alive(parts["trainer"]))
     if victim == "worker":
         worker.process.wait()
         worker.start()
@@ -135,8 +136,8 @@ def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, wor
     job = house.submit()
     parts = worker.parts()
     house.cancel(job)
-    until(lambda: not leftovers(house), 10)
-    until(lambda: house.status(job) == "cancelled", 2)
+    until(lambda: not leftovers(house))
+    until(lambda: house.status(job) == "cancelled")
     assert not alive(parts["trainer"])
     assert alive(parts["child"])
 
@@ -157,7 +158,7 @@ def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
     house.behave(steps=30, seconds=0.1)
     job = house.submit()
     worker.parts()
-    until(lambda: house.stage(job).step, 5)
+    until(lambda: house.stage(job).step)
     worker.stop()
     assert worker.process.returncode == 0
     assert house.stage(job).attempt == 0
@@ -173,7 +174,7 @@ def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(hous
     first, second = house.submit(seed=1), house.submit(seed=2)
     worker.parts()
     broker.kill()
-    until(lambda: house.stage(first).status == "succeeded", 10)
+    until(lambda: house.stage(first).status == "succeeded")
     broker.start()
     house.behave(steps=2, seconds=0.01)
     assert succeeded_once(house, first)

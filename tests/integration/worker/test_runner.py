@@ -7,7 +7,8 @@ import threading
 import psutil
 
 from service.jobs import attempts
-from tests.integration.worker.house import House, alive, until
+from tests.integration.worker.house import House, alive
+from tests.waiting import until
 from worker.heart import Heart
 from worker.outcome import Abandoned, Cancelled, Failed, Interrupt, Released, Succeeded
 from worker.runner import Runner
@@ -110,7 +111,7 @@ def test_a_cancel_reaches_a_silent_trainer_and_leaves_no_process(house):
     join = in_thread(house)
     pids = house.trainer()
     house.cancel(job)
-    until(lambda: not any(map(alive, pids.values())), 5)
+    until(lambda: not any(map(alive, pids.values())))
     assert join() == Cancelled()
     assert house.status(job) == "cancelled"
 
@@ -121,7 +122,7 @@ def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint
     drain = threading.Event()
     join = in_thread(house, draining=drain.is_set)
     pids = house.trainer()
-    until(lambda: house.stage(job).step, 5)
+    until(lambda: house.stage(job).step)
     drain.set()
     assert join() == Released()
     assert not any(map(alive, pids.values()))
@@ -150,11 +151,11 @@ def test_a_runner_that_reaches_no_database_ends_its_stage(house):
     join = in_thread(house)
     pids = house.trainer()
     path = house.settings.data_dir / "allo.db"
-    until(lambda: house.starts(), 5)
+    until(lambda: house.starts())
     path.rename(path.with_suffix(".away"))  # what is open stays open: the engine's pool must open anew
     house.database.engine.dispose()
     path.mkdir()
-    until(lambda: not any(map(alive, pids.values())), 8)
+    until(lambda: not any(map(alive, pids.values())))
     path.rmdir()
     path.with_suffix(".away").rename(path)
     assert join() == Abandoned()
@@ -169,7 +170,7 @@ def test_a_heart_without_a_database_says_so_after_its_patience(house):
     path.mkdir()
     with Heart(house.database, claim, every=0.05, patience=0.3) as heart:
         assert heart.interrupt is None
-        until(lambda: heart.interrupt is Interrupt.UNREACHABLE, 5)
+        until(lambda: heart.interrupt is Interrupt.UNREACHABLE)
 
 
 def test_an_input_that_no_longer_verifies_fails_the_job(house):

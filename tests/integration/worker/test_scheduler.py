@@ -15,7 +15,8 @@ import pytest
 from service.broker import BrokerDown
 from service.db import Database
 from service.jobs import attempts
-from tests.integration.worker.house import House, until
+from tests.integration.worker.house import House
+from tests.waiting import until
 from worker.leader import FileLeadership, PostgresLeadership, leadership
 from worker.scheduler import Hands, policy_of, serve, tick
 from worker.scheduling import Scheduler
@@ -98,7 +99,7 @@ def test_of_two_schedulers_one_acts_until_it_ends(house, hands):
         assert not stopped.wait(0.5)
         assert hands.broker.rings == []
         first.close()
-        until(lambda: hands.broker.rings, 5)
+        until(lambda: hands.broker.rings)
     finally:
         stopped.set()
         thread.join()

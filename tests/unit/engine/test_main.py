@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.unit.engine.pipeline import write_problems
+from tests.waiting import PATIENCE
 
 
 def write_task(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> Path:
@@ -32,7 +33,7 @@ def start(stage: str, config: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, [json.loads(line) for line in output.splitlines()] or [{"type": errors}]
 
 
@@ -49,7 +50,7 @@ def test_a_stage_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path, model_f
         if json.loads(line).get("metrics", {}).get("step", 0) >= 30:
             process.send_signal(ending)
             break
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == (75 if ending == signal.SIGTERM else -signal.SIGKILL)
     status, lines = finish(start("sft", cut))
     assert status == 0
@@ -70,7 +71,7 @@ def test_sampling_that_was_ended_goes_on_to_the_same_responses(tmp_path: Path, m
         if json.loads(line).get("step", 0) >= 1:
             process.kill()
             break
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert len((tmp_path / "cut" / "work" / "responses.jsonl").read_text().splitlines()) >= 1
     assert finish(start("sample", cut))[0] == 0
     name = "out/responses/responses.jsonl"
