@@ -6,6 +6,7 @@ Safety does not rest on it (see `worker.scheduling`): it spares the others their
 from __future__ import annotations
 
 import fcntl
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -60,12 +61,13 @@ class PostgresLeadership:
     def held(self) -> bool:
         if self._connection is not None and self._alive(self._connection):
             return True
-        connection = self._engine.connect()
-        if connection.scalar(text("SELECT pg_try_advisory_lock(:number)"), {"number": _LOCK_NUMBER}):
-            self._connection = connection
-            return True
-        connection.close()
-        return False
+        with ExitStack() as opened:  # closed where it is cut while it asks, and where another leads
+            connection = opened.enter_context(self._engine.connect())
+            if not connection.scalar(text("SELECT pg_try_advisory_lock(:number)"), {"number": _LOCK_NUMBER}):
+                return False
+            opened.pop_all()
+        self._connection = connection
+        return True
 
     def close(self) -> None:
         if self._connection is not None:
