@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 Metrics = Mapping[str, float | int]
+
+Tick = Callable[[int], None]
+"""Told how much work was done since it was last told, in the stage's own unit."""
 
 
 class StageError(Exception):

@@ -8,19 +8,19 @@ changes no order, so it is left out, and no reference is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from allo_engine.model.ahead import ahead
 from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import Group, build_row, rows_of
+from allo_engine.report import Tick
 
 
-def summed_gradients(
-    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Callable[[int], None]
-) -> dict[str, Tensor]:
+def summed_gradients(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> dict[str, Tensor]:
     """Σ over all pairs (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen): float32 by the weight's name.
 
     Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
@@ -30,8 +30,8 @@ def summed_gradients(
     with ExitStack() as hooks:
         for name, weight in model.named_parameters():
             hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
-        for row_groups in rows_of(groups, budget):
-            row = build_row(row_groups, model.device)
+        rows = ahead((row_groups, build_row(row_groups, model.device)) for row_groups in rows_of(groups, budget))
+        for row_groups, row in hooks.enter_context(closing(rows)):
             _loss(row_groups, row.split(token_logps(model, row))).backward()
             tick(sum(group.tokens() for group in row_groups))
     return sums

@@ -25,10 +25,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from allo_engine.report import Tick
+
 Patterns = NDArray[np.uint32]
 Bits = NDArray[np.uint8]
-Tick = Callable[[int], None]
-"""Told of the weights that a pass has behind it, piece by piece. What it raises ends the pass."""
 
 COUNTS_BYTES = 1_000_000
 """What the counts of all brackets take together."""

@@ -26,9 +26,9 @@ class TokenLogps(torch.autograd.Function):
         sums_R = torch.empty_like(logps_R)
         size = 4 * len(targets_R) * len(weight_VH)
         few = any(ctx.needs_input_grad) and size <= HEAD_KEPT_BYTES
-        kept_RV = _logits(hidden_RH, weight_VH, bias_V) if few else None
-        for part in _chunks(hidden_RH, weight_VH):
-            logits = _logits(hidden_RH[part], weight_VH, bias_V) if kept_RV is None else kept_RV[part]
+        kept_RV = logps_R.new_empty(len(targets_R), len(weight_VH)) if few else None
+        for part in _chunks(hidden_RH, weight_VH):  # the same pieces, kept or not, so that the same bits come of them
+            logits = _logits(hidden_RH[part], weight_VH, bias_V, None if kept_RV is None else kept_RV[part])
             sums_R[part] = logits.logsumexp(-1)
             logps_R[part] = logits.gather(1, targets_R[part, None])[:, 0] - sums_R[part]
         ctx.save_for_backward(hidden_RH, weight_VH, bias_V, targets_R, sums_R, kept_RV)
@@ -58,12 +58,22 @@ class TokenLogps(torch.autograd.Function):
 def _plus_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     """total + left·right, in float32."""
     if total is None:
-        return (left @ right).float()
-    return total.addmm_(left, right) if left.dtype == total.dtype else total.add_(left @ right)
+        return _product(left, right)
+    return total.addmm_(left, right) if left.dtype == total.dtype else total.add_(_product(left, right))
 
 
-def _logits(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(hidden_RH, weight_VH, bias_V).float()
+def _logits(hidden_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, into_RV: Tensor | None = None) -> Tensor:
+    """float32, in `into_RV` where that is given. The bias may be wider than the weight, as it is under autocast."""
+    logits_RV = _product(hidden_RH, weight_VH.T, into_RV)
+    return logits_RV if bias_V is None else logits_RV.add_(bias_V)
+
+
+def _product(left: Tensor, right: Tensor, into: Tensor | None = None) -> Tensor:
+    """left·right in float32: not rounded to 16 bits on its way where the device can give its sums as they are."""
+    if left.dtype == torch.float32:
+        return torch.mm(left, right, out=into)
+    wide = torch.mm(left, right, out_dtype=torch.float32) if left.is_cuda else left @ right
+    return wide.float() if into is None else into.copy_(wide)
 
 
 def _chunks(hidden_RH: Tensor, weight_VH: Tensor) -> Iterator[slice]:

@@ -1,7 +1,11 @@
-"""Per-token log-probabilities of responses, kept by (weights, ids, dtype).
+"""Per-token log-probabilities of responses, kept by (weights, ids).
 
 The reference of a warm-up has scored what token rewards and forgetting need again, and sampling has scored it before:
-whoever computes a log-probability leaves it in a file that the stages on a machine share.
+whoever computes a log-probability in float32 leaves it in a file that the stages on a machine share.
+
+In 16 bits nothing is shared. There a log-probability depends, by up to some tenths of a nat, on how it was computed:
+whether float32 weights are rounded for each product or once for all, and what else stood in the row. So a stage keeps
+what it computed for itself, in its own work folder.
 """
 
 from __future__ import annotations
@@ -20,29 +24,32 @@ from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
 from allo_engine.model.loading import dtype_of
-from allo_engine.model.logps import PerToken, computing, score
+from allo_engine.model.logps import PerToken, computing, score_rows
 from allo_engine.model.rows import RowBudget
-from allo_engine.model.sequences import Group, Ids
+from allo_engine.model.sequences import Group, rows_of
 
 
 class LogpCache:
-    """Log-probabilities under one model's weights, in a SQLite file that stages share. It may be deleted at any time.
+    """Log-probabilities under one model's weights, in a SQLite file. It may be deleted at any time.
 
-    `weights` names the weights, as `folder.fingerprint` does.
+    `weights` names the weights, as `folder.fingerprint` does; `shared` is the folder that stages on a machine share,
+    `own` the stage's own.
     """
 
     LARGEST = 1 << 30
-    """Bytes of the file beyond which the older half is forgotten."""
+    """Bytes in use beyond which the older half is forgotten."""
 
-    def __init__(self, folder: Path, weights: str, precision: Precision) -> None:
-        self._path, self.precision = folder / "logps.db", precision
-        self._name = f"{weights}/{dtype_of(precision)}/".encode()
+    def __init__(self, shared: Path, own: Path, weights: str, precision: Precision) -> None:
+        dtype = dtype_of(precision)
+        self.precision, self.is_shared = precision, dtype == torch.float32
+        self._path = (shared if self.is_shared else own) / "logps.db"
+        self._name = f"{weights}/{dtype}/".encode()
 
     def read(self, groups: Iterable[Group]) -> PerToken:
         """What is known of the groups' responses."""
         if not self._path.exists():
             return {}
-        found: PerToken = {}
+        found: dict[tuple[int, int], Tensor] = {}
         try:
             with closing(self._connect()) as connection:
                 for group in groups:
@@ -65,7 +72,7 @@ class LogpCache:
             if (group.key, index) in logps
         ]
         with closing(self._connect()) as connection, connection:
-            if self._path.stat().st_size > self.LARGEST:
+            if _bytes_in_use(connection) > self.LARGEST:
                 connection.execute("DELETE FROM logps WHERE rowid <= (SELECT avg(rowid) FROM logps)")
             connection.executemany("INSERT OR IGNORE INTO logps VALUES (?, ?)", rows)
 
@@ -75,17 +82,35 @@ class LogpCache:
         return connection
 
     def _key(self, group: Group, index: int) -> bytes:
-        response: Ids = group.responses[index]
+        response = group.responses[index]
         lengths = [len(group.prompt), len(response) - len(group.scored(index))]
         return hashlib.sha256(self._name + array("q", [*lengths, *group.prompt, *response]).tobytes()).digest()
+
+
+def _bytes_in_use(connection: sqlite3.Connection) -> int:
+    """What stands in the file. The file itself never shrinks: what is forgotten makes room for what comes."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+Cut = Callable[[Sequence[Group], int], Sequence[Sequence[Group]]]
+"""Groups into rows of at most so many tokens."""
+
+
+def responses_apart(groups: Sequence[Group], budget: int) -> list[list[Group]]:
+    """Rows that hold each response once, whatever pairs it is in."""
+    return rows_of([group.only([(index,) for index in group.responses]) for group in groups], budget)
 
 
 def known_or_scored(
     load: Callable[[], PreTrainedModel],
     groups: Sequence[Group],
     cache: LogpCache,
-    rows: RowBudget,
+    budget: RowBudget,
     tick: Callable[[int, int], None],
+    cut: Cut = responses_apart,
 ) -> PerToken:
     """logπ of every response under a model: what the cache knows, and a forward pass for the rest, if there is any.
 
@@ -95,27 +120,26 @@ def known_or_scored(
     missing = [left for group in groups if (left := _unknown(group, known))]
     if not missing:
         return known
-    total = sum(group.tokens() for group in missing)
 
-    def attempt(budget: int) -> PerToken:
-        done = 0
+    def attempt(tokens: int) -> PerToken:
+        rows = cut(missing, tokens)
+        total, done = sum(group.tokens() for row in rows for group in row), 0
 
         def told(tokens: int) -> None:
             nonlocal done
             done += tokens
             tick(done, total)
 
-        return score(model, missing, budget, told)
+        return score_rows(model, rows, told)
 
     model = load()
-
     with computing(model, cache.precision):
-        found = rows.fit(attempt, missing)
+        found = budget.fit(attempt, missing)
     cache.write(missing, found)
-    return known | found
+    return {**known, **found}
 
 
 def _unknown(group: Group, known: PerToken) -> Group | None:
-    """The group with the responses that are not known, one by one."""
+    """The group as it is where nothing of it is known, else with the responses that are not."""
     items = [(index,) for index in group.responses if (group.key, index) not in known]
-    return group.only(items) if items else None
+    return group if len(items) == len(group.responses) else group.only(items) if items else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,16 +13,15 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
+from allo_engine.model.ahead import ahead
 from allo_engine.model.attention import blocks_of
 from allo_engine.model.head import TokenLogps
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.sequences import Group, Row, build_row, rows_of
+from allo_engine.report import Tick
 
-PerToken = dict[tuple[int, int], Tensor]
+PerToken = Mapping[tuple[int, int], Tensor]
 """A number a scored token, float32 on the CPU, by (group key, response)."""
-
-Tick = Callable[[int], None]
-"""Told of a row's tokens when it is done."""
 
 
 def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
@@ -71,15 +71,23 @@ def _has_plain_head(model: PreTrainedModel) -> bool:
     return _plain_heads[model]
 
 
-@torch.no_grad()
 def score(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> PerToken:
     """logπ of every response's scored tokens, in nats, in rows of at most `budget` tokens."""
-    found: PerToken = {}
-    for row_groups in rows_of(groups, budget):
-        row = build_row(row_groups, model.device)
-        for (place, index), logps in row.split(token_logps(model, row).cpu()).items():
-            found[row_groups[place].key, index] = logps
-        tick(sum(group.tokens() for group in row_groups))
+    return score_rows(model, rows_of(groups, budget), tick)
+
+
+@torch.no_grad()
+def score_rows(model: PreTrainedModel, rows: Iterable[Sequence[Group]], tick: Tick) -> PerToken:
+    """logπ of the scored tokens of rows that are cut already; one transfer a row.
+
+    Where two rows hold the same response, the later one's is given.
+    """
+    found: dict[tuple[int, int], Tensor] = {}
+    with closing(ahead((groups, build_row(groups, model.device)) for groups in rows)) as built:
+        for groups, row in built:
+            logps_M = token_logps(model, row)[row.members].cpu()
+            found |= {(groups[place].key, index): logps for (place, index), logps in row.cut(logps_M).items()}
+            tick(sum(group.tokens() for group in groups))
     return found
 
 

@@ -14,16 +14,25 @@ The last token of a response is predicted but never read, so it is not in the ro
 from __future__ import annotations
 
 import random
+from array import array
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-Ids = Sequence[int]
+from allo_engine.model.ahead import to_device
+
+Tokens = Sequence[int]
+"""Token ids."""
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -36,12 +45,12 @@ class Group:
     """
 
     key: int
-    prompt: Ids
-    responses: Mapping[int, Ids]
+    prompt: Tokens
+    responses: Mapping[int, Tokens]
     items: Sequence[tuple[int, ...]]
     context: Mapping[int, int] = field(default_factory=dict)
 
-    def scored(self, index: int) -> Ids:
+    def scored(self, index: int) -> Tokens:
         """The tokens of a response that are predicted."""
         return self.responses[index][self.context.get(index, 0) :]
 
@@ -57,10 +66,10 @@ class Group:
 
     @cached_property
     def _tokens(self) -> int:
-        return len(_Forest([(self.prompt, ids) for ids in self.responses.values()]).ids)
+        return _Forest([(self.prompt, ids) for ids in self.responses.values()]).size
 
 
-def singles(key: int, prompt: Ids, responses: Sequence[Ids], context: Sequence[int] = ()) -> Group:
+def singles(key: int, prompt: Tokens, responses: Sequence[Tokens], context: Sequence[int] = ()) -> Group:
     """A group whose items are its responses, one by one."""
     numbers = range(len(responses))
     return Group(key, prompt, dict(enumerate(responses)), [(index,) for index in numbers], dict(enumerate(context)))
@@ -99,58 +108,70 @@ class Row:
 
     def split(self, values_R: Tensor) -> dict[tuple[int, int], Tensor]:
         """Values of the scored tokens, by (place of the group in the row, response)."""
-        pieces = values_R[self.members].split([length for _, _, length in self.parts])
+        return self.cut(values_R[self.members])
+
+    def cut(self, values_M: Tensor) -> dict[tuple[int, int], Tensor]:
+        """Values that stand one scored token after another, on any device, by (place of the group, response)."""
+        pieces = values_M.split([length for _, _, length in self.parts])
         return {(group, index): piece for (group, index, _), piece in zip(self.parts, pieces, strict=True)}
 
 
 class _Forest:
-    """Sequences (prompt, response) as a forest in depth-first order: sorted, equal beginnings stand side by side."""
+    """Sequences (prompt, response) as a forest in depth-first order: sorted, equal beginnings stand side by side.
 
-    def __init__(self, sequences: Sequence[tuple[Ids, Ids]]) -> None:
-        self.ids: list[int] = []
-        self.positions: list[int] = []
-        self.ends: list[int] = []
-        self.paths: list[list[int]] = [[] for _ in sequences]
-        """The places of each sequence's tokens."""
-        path: list[int] = []
+    So what a sequence shares with any before it, it shares with the one right before it.
+    """
+
+    def __init__(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> None:
         read = [(*prompt, *response[:-1]) for prompt, response in sequences]
-        for number in sorted(range(len(read)), key=read.__getitem__):
-            shared = sum(1 for _ in takewhile(lambda pair: self.ids[pair[0]] == pair[1], zip(path, read[number])))  # noqa: B905
-            path = self._close(path, shared) + self._append(read[number][shared:], shared)
-            self.paths[number] = path
-        self._close(path, 0)
+        self._order = sorted(range(len(read)), key=read.__getitem__)
+        self._read = [np.frombuffer(array("q", read[number]), np.int64) for number in self._order]
+        self._shared = [0, *(_shared(before, tokens) for before, tokens in pairwise(self._read))]
+        self.size = sum(map(len, self._read)) - sum(self._shared)
 
-    def _close(self, path: list[int], shared: int) -> list[int]:
-        for place in path[shared:]:
-            self.ends[place] = len(self.ids)
-        return path[:shared]
+    def ids(self) -> Places:
+        """The tokens, [L]."""
+        return np.concatenate([tokens[shared:] for tokens, shared in zip(self._read, self._shared, strict=True)])
 
-    def _append(self, tokens: Ids, depth: int) -> list[int]:
-        first = len(self.ids)
-        self.ids += tokens
-        self.positions += range(depth, depth + len(tokens))
-        self.ends += [0] * len(tokens)
-        return list(range(first, len(self.ids)))
+    def positions(self) -> Places:
+        """How deep each token stands, [L]: its place in its own sequence."""
+        depths = zip(self._read, self._shared, strict=True)
+        return np.concatenate([np.arange(shared, len(tokens)) for tokens, shared in depths])
+
+    def ends_and_paths(self) -> tuple[Places, list[Places]]:
+        """Where the tree below each token ends, [L]; and the places of each sequence's tokens, as they were given."""
+        ends = np.full(self.size, self.size)
+        paths: list[Places] = [np.empty(0, np.int64)] * len(self._read)
+        path, start = np.empty(0, np.int64), 0
+        for number, tokens, shared in zip(self._order, self._read, self._shared, strict=True):
+            ends[path[shared:]] = start
+            stop = start + len(tokens) - shared
+            paths[number] = path = np.concatenate([path[:shared], np.arange(start, stop)])
+            start = stop
+        return ends, paths
+
+
+def _shared(one: Places, other: Places) -> int:
+    """With how many equal tokens two sequences begin."""
+    most = min(len(one), len(other))
+    differs = one[:most] != other[:most]
+    return int(differs.argmax()) if differs.any() else most
 
 
 def build_row(groups: Sequence[Group], device: torch.device | str = "cpu") -> Row:
-    """Pack groups into one row."""
+    """Pack groups into one row. It goes to the device in one piece."""
     members = [(place, index) for place, group in enumerate(groups) for index in group.responses]
     forest = _Forest([(groups[place].prompt, groups[place].responses[index]) for place, index in members])
-    predicted: dict[tuple[int, int], int] = {}  # (source, target) → its place in R
-    places: list[int] = []
-    parts: list[tuple[int, int, int]] = []
-    for (place, index), path in zip(members, forest.paths, strict=True):
-        scored = groups[place].scored(index)
-        pairs = zip(path[-len(scored) :], scored, strict=True)
-        places += [predicted.setdefault(pair, len(predicted)) for pair in pairs]
-        parts.append((place, index, len(scored)))
-    sources, targets = zip(*predicted, strict=True)
-    columns = (forest.ids, forest.positions, forest.ends, sources, targets, places)
-    ids_L, positions_L, ends_L, sources_R, targets_R, members_M = (
-        torch.tensor(column, device=device) for column in columns
-    )
-    return Row(ids_L[None], positions_L[None], ends_L, sources_R, targets_R, members_M, tuple(parts))
+    ends, paths = forest.ends_and_paths()
+    scored = [groups[place].scored(index) for place, index in members]
+    sources = np.concatenate([path[len(path) - len(ids) :] for path, ids in zip(paths, scored, strict=True)])
+    targets = np.frombuffer(array("q", chain.from_iterable(scored)), np.int64)
+    predicted, among = np.unique(sources << 32 | targets, return_inverse=True)  # ids are far below 2³²
+    columns = (forest.ids(), forest.positions(), ends, predicted >> 32, predicted & 0xFFFFFFFF, among)
+    packed = to_device(torch.from_numpy(np.concatenate(columns)), torch.device(device))
+    ids_L, positions_L, ends_L, sources_R, targets_R, members_M = packed.split([len(column) for column in columns])
+    parts = tuple((*member, len(ids)) for member, ids in zip(members, scored, strict=True))
+    return Row(ids_L[None], positions_L[None], ends_L, sources_R, targets_R, members_M, parts)
 
 
 def split_group(group: Group, budget: int) -> list[Group]:
@@ -166,23 +187,24 @@ def split_group(group: Group, budget: int) -> list[Group]:
 
 
 def rows_of(groups: Sequence[Group], budget: int) -> list[list[Group]]:
-    """Groups into rows of at most `budget` tokens, more only for a single item that is longer: first fit decreasing.
+    """Groups into rows of at most `budget` tokens, more only for a single item that is longer.
 
-    The longest row comes first: what it took of memory, the others find free.
+    Best fit decreasing, in n log n: a group, the longest first, goes where it leaves the least room, of equal rows into
+    the oldest. The longest row comes first: what it took of memory, the others find free.
     """
     pieces = [piece for group in groups for piece in split_group(group, budget)]
     rows: list[list[Group]] = []
-    room: list[int] = []
+    room: list[tuple[int, int]] = []  # (left, place of the row), sorted
     for piece in sorted(pieces, key=Group.tokens, reverse=True):
-        size = piece.tokens()
-        place = next((index for index, left in enumerate(room) if left >= size), None)
-        if place is None:
-            rows.append([piece])
-            room.append(budget - size)
+        fitting = bisect_left(room, (piece.tokens(), 0))
+        if fitting == len(room):
+            rows.append([])
+            left, place = budget, len(rows) - 1
         else:
-            rows[place].append(piece)
-            room[place] -= size
-    return [rows[place] for place in sorted(range(len(rows)), key=room.__getitem__)]
+            left, place = room.pop(fitting)
+        rows[place].append(piece)
+        insort(room, (left - piece.tokens(), place))
+    return [rows[place] for _, place in room]
 
 
 def batches(groups: Sequence[Group], batch_size: int, seed: int, epoch: int) -> Iterator[list[int]]:

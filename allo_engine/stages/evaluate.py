@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import apply_delta
@@ -25,14 +26,13 @@ from allo_engine.data.records import Problem, read_lines
 from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
 from allo_engine.model.logps import PerToken, score
 from allo_engine.model.sequences import Group, singles
-from allo_engine.report import Report, StageError, Stopped
+from allo_engine.report import Report, StageError, Stopped, Tick
 from allo_engine.sampling.transformers import Request, Settings, generate
 from allo_engine.training.objectives import reward_figures
 
 Row = dict[str, Any]
 """One model's line of the report."""
 
-Tick = Callable[[int], None]
 Evaluation = Callable[[PreTrainedModel, Tick], Row]
 
 
@@ -174,14 +174,15 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
             for group in groups
             for chosen, rejected in group.items
         ]
-        figures = reward_figures(found, config.beta)
-        right, count = figures["reward_accuracy"]
-        low, high = wilson(round(right), round(count))
+        chosen_P, rejected_P = torch.tensor(found, dtype=torch.float64).T
+        figures = reward_figures(chosen_P, rejected_P, config.beta)
+        right, count = float(figures["reward_accuracy"][0]), len(found)
+        low, high = wilson(round(right), count)
         return {
             "accuracy": right / count,
             "accuracy_low": low,
             "accuracy_high": high,
-            "margin": figures["reward_margin"][0] / count,
+            "margin": float(figures["reward_margin"][0]) / count,
             "pairs": len(found),
             "cases": [chosen > rejected for chosen, rejected in found],
         }

@@ -23,8 +23,8 @@ from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
-from allo_engine.training.loop import Objective, sparse_trainer
-from allo_engine.training.objectives import SimNpo, TokenNpo
+from allo_engine.training.loop import sparse_trainer
+from allo_engine.training.objectives import Objective, SimNpo, TokenNpo
 
 
 def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

@@ -39,7 +39,7 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     sparse, trainer = sparse_trainer(model, start, values, config, report, work)
     del positions, values  # the sparse model has its own
     weights = f"{fingerprint(start)}+{fingerprint(inputs['forgotten'])}"
-    reference = trainer.reference(groups, LogpCache(inputs.get("cache", work), weights, config.precision))
+    reference = trainer.reference(groups, LogpCache(inputs.get("cache", work), work, weights, config.precision))
     objective = PairObjective(
         reference,
         config.beta,

@@ -21,11 +21,11 @@ from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.gradients import summed_gradients
 from allo_engine.masking.importance import Gradient, Least, Random, Update
 from allo_engine.masking.masks import begin_mask
-from allo_engine.masking.selection import Source, Threshold, Tick, count_of, masks, ones, thresholds
+from allo_engine.masking.selection import Source, Threshold, count_of, masks, ones, thresholds
 from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group
-from allo_engine.report import Report, StageError, Stopped
+from allo_engine.report import Report, StageError, Stopped, Tick
 
 Row = dict[str, int]
 """What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""

@@ -55,7 +55,7 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
     requests = [Request(number, prompts[number], config.seed) for number in chosen]
     found = _generate(config, inputs["model"], requests, settings, work / "responses.jsonl", report)
     if dtype_of(config.precision) == torch.float32:  # in 16 bits decoding rounds more than training moves
-        cache = LogpCache(inputs.get("cache", work), fingerprint(inputs["model"]), config.precision)
+        cache = LogpCache(inputs.get("cache", work), work, fingerprint(inputs["model"]), config.precision)
         _keep(cache, prompts, found)
     responses = {number: [response.ids for response in drawn] for number, drawn in found.items()}
     write_lines(

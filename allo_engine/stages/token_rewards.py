@@ -32,7 +32,7 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
     plain = fitting_groups(plain, config, inputs["model"], report)
     rewriting = Rewriting(encoder)
     rewritten = [rewriting.scoring(group.key, given[group.key]) for group in plain]
-    scorer = _Scorer(config, inputs.get("cache", work), RowBudget(config.micro_batch_tokens, work, report), report)
+    scorer = _Scorer(config, inputs.get("cache", work), work, report)
     if config.source == "reward_model":
         scorer.left = sum(group.tokens() for group in rewritten)
         reference = scorer(inputs["model"], plain)
@@ -58,13 +58,14 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
 class _Scorer:
     """Scores with one model after the other; `left` is the work of the models behind the one that is at work."""
 
-    def __init__(self, config: TokenRewardsConfig, cache: Path, rows: RowBudget, report: Report) -> None:
-        self._config, self._cache, self._rows, self._report = config, cache, rows, report
+    def __init__(self, config: TokenRewardsConfig, shared: Path, work: Path, report: Report) -> None:
+        self._config, self._shared, self._work, self._report = config, shared, work, report
+        self._rows = RowBudget(config.micro_batch_tokens, work, report)
         self._before, self._done, self.left = 0, 0, 0
 
     def __call__(self, folder: Path, groups: list[Group]) -> PerToken:
         precision = self._config.precision
-        cache = LogpCache(self._cache, fingerprint(folder), precision)
+        cache = LogpCache(self._shared, self._work, fingerprint(folder), precision)
         found = known_or_scored(lambda: load_model(folder, dtype_of(precision)), groups, cache, self._rows, self._tick)
         self._before, self.left = self._done, 0
         return found

@@ -25,7 +25,7 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     groups = fitting_groups(
         pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, inputs["model"], report
     )
-    cache = LogpCache(inputs.get("cache", work), fingerprint(inputs["model"]), config.precision)
+    cache = LogpCache(inputs.get("cache", work), work, fingerprint(inputs["model"]), config.precision)
     model, trainer = dense_trainer(inputs["model"], config, report, work)
     objective = PairObjective(
         trainer.reference(groups, cache),

@@ -8,66 +8,37 @@ divided by the whole batch's weight, so the size of a row bounds memory and chan
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import load_model, recompute_activations
-from allo_engine.model.logp_cache import LogpCache, known_or_scored
+from allo_engine.model.logp_cache import LogpCache, known_or_scored, responses_apart
 from allo_engine.model.logps import PerToken, computing, token_logps
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_tokens
-from allo_engine.model.sequences import Group, batches, build_row, rows_of
-from allo_engine.report import Report, StageError, Stopped
-from allo_engine.training.resuming import Checkpoints
+from allo_engine.model.sequences import Group, batches, rows_of
+from allo_engine.report import Report, Stopped
+from allo_engine.training.divergence import Strikes, diverged
+from allo_engine.training.feed import Feed, Packed
+from allo_engine.training.figures import Readings, Totals
+from allo_engine.training.objectives import Objective
+from allo_engine.training.resuming import Cadence, Checkpoints
 
 FORWARD_SHARE = 1 / 3
 """A forward pass alone takes about a third of a training pass: the work counted for it in progress."""
 
-STRIKES = 3
-"""So many steps in a row whose loss is not finite send a training back to its last checkpoint; once."""
-
-Figures = dict[str, tuple[float, float]]
-"""Figures to report, each as (sum, count)."""
-
-Logps = Mapping[int, Tensor]
-"""logπ of each response's scored tokens, by the response's number in its group."""
-
-
-class Objective(Protocol):
-    """What a stage minimises, a group at a time."""
-
-    def weight(self, group: Group) -> float:
-        """What the group adds to the batch's divisor: its tokens, pairs or non-zero weights."""
-
-    def __call__(self, group: Group, logps: Logps) -> tuple[Tensor, Figures]:
-        """The group's loss, summed, and figures to report, each as (sum, count)."""
-
-
-@dataclass
-class Totals:
-    """Figures summed over groups: each a (sum, count)."""
-
-    sums: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
-
-    def add(self, figures: Mapping[str, tuple[float, float]]) -> None:
-        for name, (total, count) in figures.items():
-            self.sums[name][0] += total
-            self.sums[name][1] += count
-
-    def means(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self.sums.items() if count}
+Step = tuple[int, list[Group]]
+"""A step's epoch and batch."""
 
 
 class Trainer:
@@ -106,7 +77,13 @@ class Trainer:
         self._checkpoints = Checkpoints(work, self._parameters, self._optimizer, report)
 
     def reference(self, groups: Sequence[Group], cache: LogpCache) -> PerToken:
-        """The reference's log-probabilities: those of the model as it stands before the first step."""
+        """The reference's log-probabilities: those of the model as it stands before the first step.
+
+        So before the first step every log-ratio is 0: in float32 to 1e-5 nats, whoever computed the reference. In 16
+        bits a log-probability's last bits depend on what else stands in its row, so there the reference is computed in
+        the very rows of the first epoch, and the log-ratio is exactly 0; but of a group that is longer than a row, a
+        response that stands in several of its rows has the reference of one of them.
+        """
         training = self._config.n_epochs * sum(group.tokens() for group in groups)
 
         def tick(done: int, total: int) -> None:
@@ -115,7 +92,11 @@ class Trainer:
             if self._report.stop_requested:
                 raise Stopped
 
-        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick)
+        def first_epoch(_: Sequence[Group], budget: int) -> list[list[Group]]:
+            return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in rows_of(batch, budget)]
+
+        cut = responses_apart if cache.is_shared else first_epoch
+        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, cut)
 
     def train(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Train on groups for the configured epochs; the last epoch's mean figures.
@@ -124,47 +105,47 @@ class Trainer:
         something other than a finite number.
         """
         plan = self._plan(groups)
-        tokens = (sum(groups[place].tokens() for place in batch) for _, batch in plan)
-        work = list(accumulate(tokens, initial=self._before))
+        with closing(Feed([batch for _, batch in plan], objective.given, self._model.device)) as feed:
+            totals = self._steps(plan, feed, objective)
+        return {"steps": len(plan), "trained_tokens": sum(_tokens(batch) for _, batch in plan), **totals.means()}
+
+    def _plan(self, groups: Sequence[Group]) -> list[Step]:
+        config = self._config
+        return [
+            (epoch, [groups[place] for place in batch])
+            for epoch in range(config.n_epochs)
+            for batch in batches(groups, config.batch_size, config.seed, epoch)
+        ]
+
+    def _steps(self, plan: Sequence[Step], feed: Feed, objective: Objective) -> Totals:
+        """Every step from where an earlier run was cut; the last epoch's figures."""
+        work = list(accumulate((_tokens(batch) for _, batch in plan), initial=self._before))
+        strikes, cadence = Strikes(), Cadence(self._config.checkpoint_seconds)
         step, totals = self._resumed()
-        strikes, restored, trained = 0, False, step
-        saved, cost = time.monotonic(), 0.0
         while step < len(plan):
             epoch, batch = plan[step]
             if step and epoch != plan[step - 1][0]:
                 totals = Totals()
-            rate = self._rate(step, len(plan))
-            chosen = [groups[place] for place in batch]
             try:
-                figures = self._step(chosen, objective, rate, totals)
+                figures = self._step(batch, partial(feed.rows, step), objective, self._rate(step, len(plan)), totals)
             except Stopped:
-                if trained and not strikes:
+                if step and not strikes.in_a_row:
                     self._checkpoints.save(step, totals.sums)
                 raise
             step += 1
             if figures is None:
-                strikes += 1
                 self._report.message(f"Step {step} gave no finite loss and was passed over.", "warn", {"step": step})
-                if strikes == STRIKES:
-                    step, totals = self._restored(restored)
-                    strikes, restored = 0, True
+                if strikes.hit():
+                    step, totals = self._went_back()
                 continue
-            strikes, trained = 0, step
+            strikes.clear()
             self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
-            if time.monotonic() - saved > max(self._config.checkpoint_seconds, 20 * cost):
-                began = time.monotonic()
-                self._checkpoints.save(step, totals.sums)
-                saved = time.monotonic()
-                cost = saved - began
-        if not trained:
-            raise StageError("diverged", _DIVERGED)
-        return {"steps": len(plan), "trained_tokens": work[-1] - self._before, **totals.means()}
-
-    def _plan(self, groups: Sequence[Group]) -> list[tuple[int, list[int]]]:
-        """Every step's epoch and batch."""
-        config = self._config
-        epochs = range(config.n_epochs)
-        return [(epoch, batch) for epoch in epochs for batch in batches(groups, config.batch_size, config.seed, epoch)]
+            if cadence.due():
+                with cadence.saving():
+                    self._checkpoints.save(step, totals.sums)
+        if strikes.in_a_row == len(plan):
+            raise diverged()
+        return totals
 
     def _resumed(self) -> tuple[int, Totals]:
         """Where an earlier run was cut: the next step, and the figures so far."""
@@ -178,25 +159,36 @@ class Trainer:
         totals.sums.update(sums)
         return step, totals
 
-    def _restored(self, before: bool) -> tuple[int, Totals]:
-        """Back to the last checkpoint, as what went wrong may have been the machine; never twice."""
-        step, totals = (0, Totals()) if before else self._resumed()
+    def _went_back(self) -> tuple[int, Totals]:
+        """The last checkpoint's step and figures; without a checkpoint there is nowhere to go back to."""
+        step, totals = self._resumed()
         if not step:
-            raise StageError("diverged", _DIVERGED)
+            raise diverged()
         return step, totals
 
     def _step(
-        self, groups: Sequence[Group], objective: Objective, rate: float, totals: Totals
+        self,
+        batch: Sequence[Group],
+        rows: Callable[[int], Iterator[Packed]],
+        objective: Objective,
+        rate: float,
+        totals: Totals,
     ) -> dict[str, float] | None:
-        """One step of the optimizer, its figures; None, and nothing done, where loss or gradient is not finite."""
-        divisor = sum(objective.weight(group) for group in groups)
+        """One step of the optimizer, its figures; None, and nothing done, where loss or gradient is not finite.
+
+        The device is waited for once, when all rows have been through and the gradient's norm is due.
+        """
+        divisor = sum(objective.weight(group) for group in batch)
         if not divisor:
             return {}
-        loss, batch = self._rows.fit(
-            lambda budget: self._gradient(groups, objective, divisor, budget), groups, undo=self._forget_gradient
+        readings = self._rows.fit(
+            lambda budget: self._gradient(rows(budget), objective, divisor), batch, undo=self._forget_gradient
         )
-        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
+        readings.add({"gradient_norm": (norm, 1)})
+        found = readings.read()
+        figures = {**found.means(), "learning_rate": rate}
+        if not math.isfinite(figures["loss"]) or not math.isfinite(figures["gradient_norm"]):
             self._forget_gradient()
             return None
         for settings in self._optimizer.param_groups:
@@ -204,30 +196,26 @@ class Trainer:
         self._optimizer.step()
         self._forget_gradient()
         self._written()
-        batch.add({"loss": (loss * divisor, divisor)})
-        totals.add({name: (total, count) for name, (total, count) in batch.sums.items()})
-        return {**batch.means(), "gradient_norm": norm, "learning_rate": rate}
+        del found.sums["gradient_norm"]  # of a step, not of an epoch
+        totals.include(found)
+        return figures
 
-    def _gradient(
-        self, groups: Sequence[Group], objective: Objective, divisor: float, budget: int
-    ) -> tuple[float, Totals]:
-        """The batch's loss, its gradient accumulated row by row."""
-        loss, batch = 0.0, Totals()
-        for row_groups in rows_of(groups, budget):
+    def _gradient(self, rows: Iterator[Packed], objective: Objective, divisor: float) -> Readings:
+        """The batch's gradient, accumulated row by row, and its figures."""
+        readings = Readings()
+        for packed in rows:
             if self._report.stop_requested:  # what this batch has so far is given up: a stop must not wait for the rest
                 self._forget_gradient()
                 raise Stopped
-            row = build_row(row_groups, self._model.device)
             with computing(self._model, self._config.precision):
-                parts = row.split(token_logps(self._model, row))
-            row_loss = torch.zeros((), device=self._model.device)
-            for place, group in enumerate(row_groups):
-                group_loss, figures = objective(group, {index: parts[place, index] for index in group.responses})
-                row_loss = row_loss + group_loss
-                batch.add(figures)
-            (row_loss / divisor).backward()
-            loss += row_loss.item() / divisor
-        return loss, batch
+                logps_R = token_logps(self._model, packed.row)
+            losses = []
+            for group, logps, given in packed.by_group(logps_R):
+                loss, figures = objective(group, logps, given)
+                readings.add({"loss": (loss, objective.weight(group)), **figures})
+                losses.append(loss)
+            (torch.stack(losses).sum() / divisor).backward()
+        return readings
 
     def _forget_gradient(self) -> None:
         self._optimizer.zero_grad(set_to_none=False)
@@ -241,6 +229,10 @@ class Trainer:
         done = (step - rise) / max(1, steps - rise)
         shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
         return config.learning_rate * shape[config.schedule]
+
+
+def _tokens(batch: Iterable[Group]) -> int:
+    return sum(group.tokens() for group in batch)
 
 
 def dense_trainer(folder: Path, config: TrainingConfig, report: Report, work: Path) -> tuple[PreTrainedModel, Trainer]:
@@ -258,6 +250,3 @@ def sparse_trainer(
     rows = RowBudget(fitting_tokens(config, folder, "sparse", ratio), work, report)
     sparse = SparseModel(model, start)
     return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)
-
-
-_DIVERGED = "The loss is no longer a finite number: lower learning_rate or max_grad_norm."

@@ -61,7 +61,5 @@ def simnpo(logps_T: Tensor, weights_T: Tensor, beta: float, gamma: float) -> Ten
     −(2/β)·logσ(−β·Σ_t w_t·logπ_t / Σ_t w_t − γ). Without a weighted token it is 0. Divide by the number of responses
     that have one.
     """
-    if not weights_T.any():
-        return 0 * logps_T.sum()
-    mean = (weights_T * logps_T).sum() / weights_T.sum()
-    return -2 / beta * logsigmoid(-beta * mean - gamma)
+    mean = (weights_T * logps_T).sum() / weights_T.sum().clamp(min=torch.finfo(weights_T.dtype).tiny)
+    return -2 / beta * logsigmoid(-beta * mean - gamma) * weights_T.any()

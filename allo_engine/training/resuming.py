@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from allo_engine.report import Report
 
@@ -20,9 +22,11 @@ Sums = Mapping[str, list[float]]
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of a parameter; of one that was not stepped yet it keeps nothing."""
 
+_SHARE = 20
+
 
 class Checkpoints:
-    """The checkpoints of one training in a work folder; only the newest is kept."""
+    """The checkpoints of one training in a work folder: the newest, and the one before in case that is damaged."""
 
     def __init__(
         self, work: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, report: Report
@@ -30,7 +34,9 @@ class Checkpoints:
         self._work, self._parameters, self._optimizer, self._report = work, parameters, optimizer, report
 
     def save(self, step: int, sums: Sums) -> None:
-        """Write aside, sync, rename; then forget the one before. The name holds the content's sha256."""
+        """Forget all but the newest, then write aside, sync and rename. The name holds the content's sha256."""
+        for path in self._newest_first()[1:]:
+            path.unlink()
         tensors = {f"values/{name}": value.detach() for name, value in self._parameters.items()}
         for name, value in self._parameters.items():
             tensors |= {f"{key}/{name}": state.detach() for key, state in self._optimizer.state[value].items()}
@@ -44,20 +50,19 @@ class Checkpoints:
         with aside.open("rb+") as stream:
             os.fsync(stream.fileno())
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        newest = self._work / f"step-{step:08d}-{sha256}.safetensors"
-        aside.replace(newest)
-        for path in self._work.glob("step-*.safetensors"):
-            if path != newest:
-                path.unlink()
+        aside.replace(self._work / f"step-{step:08d}-{sha256}.safetensors")
 
     def load(self) -> tuple[int, Sums] | None:
         """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
-        for path in sorted(self._work.glob("step-*.safetensors"), reverse=True):
+        for path in self._newest_first():
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() == path.stem.split("-")[2]:
                     return self._load(path)
             self._report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")
         return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self._work.glob("step-*.safetensors"), reverse=True)
 
     @torch.no_grad()
     def _load(self, path: Path) -> tuple[int, Sums]:
@@ -67,11 +72,30 @@ class Checkpoints:
                 value.copy_(file.get_tensor(f"values/{name}"))
                 kept = {key: f"{key}/{name}" for key in _STATE if f"{key}/{name}" in stored}
                 state = {key: file.get_tensor(place) for key, place in kept.items()}
-                self._optimizer.state[value] = {key: _placed(tensor, value) for key, tensor in state.items()}
+                self._optimizer.state[value] = {key: self._placed(tensor, value) for key, tensor in state.items()}
             metadata = file.metadata()
         return int(metadata["step"]), json.loads(metadata["totals"])
 
+    def _placed(self, state: Tensor, value: Tensor) -> Tensor:
+        """Moments stand beside their parameter; the count of steps, a single number, does where AdamW is fused."""
+        beside = state.shape == value.shape or self._optimizer.defaults["fused"]
+        return state.to(value.device) if beside else state
 
-def _placed(state: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Moments stand beside their parameter; the count of steps is a single number, where AdamW put it."""
-    return state.to(value.device) if state.shape == value.shape else state
+
+class Cadence:
+    """When to save: each so many seconds, but so seldom that saving takes a twentieth of the time at most."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._saved, self._cost = clock(), 0.0
+
+    def due(self) -> bool:
+        return self._clock() - self._saved > max(self._seconds, _SHARE * self._cost)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around a save, whose cost it takes down."""
+        began = self._clock()
+        yield
+        self._saved = self._clock()
+        self._cost = self._saved - began

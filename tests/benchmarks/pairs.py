@@ -73,7 +73,7 @@ def ours_dpo(
             model, parameters, config, report, folder, RowBudget(LONGEST_ROW["cpu"], folder, report), written=written
         )
         began = time.perf_counter()
-        reference = trainer.reference(groups, LogpCache(folder, "start", "auto"))
+        reference = trainer.reference(groups, LogpCache(folder, folder, "start", "auto"))
         objective = PairObjective(
             reference, 0.1, lambda chosen, rejected: losses.filtered_dpo(chosen, rejected, 0.1, kept)
         )

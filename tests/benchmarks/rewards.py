@@ -41,7 +41,7 @@ def ours(cached: bool) -> float:
     model = load_model(material.model())
     with tempfile.TemporaryDirectory() as work:
         rows = RowBudget(TokenRewardsConfig().micro_batch_tokens, Path(work), Report(io.StringIO()))
-        start, rewriter = (LogpCache(Path(work), name, "auto") for name in ("start", "rewriter"))
+        start, rewriter = (LogpCache(Path(work), Path(work), name, "auto") for name in ("start", "rewriter"))
         if cached:
             known_or_scored(lambda: model, plain, start, rows, lambda *_: None)
         began = time.perf_counter()

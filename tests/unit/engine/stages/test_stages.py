@@ -119,7 +119,7 @@ def test_sampling_leaves_the_reference_that_later_stages_need(job: Job) -> None:
     start = fingerprint(job.root / "sft" / "checkpoint")
     sampled = SampledProblem.read(job.root / "sample" / "responses" / "responses.jsonl")
     groups = [singles(key, problem.prompt_ids, problem.responses) for key, problem in enumerate(sampled)]
-    known = LogpCache(job.root / "cache", start, "float32").read(groups)
+    known = LogpCache(job.root / "cache", job.root, start, "float32").read(groups)
     assert set(known) == {(group.key, index) for group in groups for index in group.responses}
     kept = {
         (tuple(group.prompt), tuple(ids)): known[group.key, index].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from allo_engine.config import ImproveConfig, SftConfig, TrainingConfig
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import recompute_activations
 from allo_engine.model.logp_cache import LogpCache
-from allo_engine.model.logps import token_logps
+from allo_engine.model.logps import PerToken, token_logps
 from allo_engine.model.rows import LONGEST_ROW, RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, build_row, singles
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training import losses
-from allo_engine.training.loop import Objective, Trainer
-from allo_engine.training.objectives import CrossEntropy, PairObjective, TokenNpo
+from allo_engine.training.figures import Figures
+from allo_engine.training.loop import Trainer
+from allo_engine.training.objectives import CrossEntropy, Logps, PairObjective, TokenNpo
 from allo_engine.training.resuming import Checkpoints
 from tests.tiny import tiny_model
 from tests.unit.engine.conftest import Lines
@@ -62,7 +64,7 @@ def dpo_run(config: TrainingConfig, work: Path, report: Report, sparse: bool = F
     else:
         trainer = dense(model, config, work, report)
     groups = pair_groups()
-    reference = trainer.reference(groups, LogpCache(work, "tiny", config.precision))
+    reference = trainer.reference(groups, LogpCache(work, work, "tiny", config.precision))
     objective = PairObjective(reference, 0.1, lambda chosen, rejected: losses.filtered_dpo(chosen, rejected, 0.1, 0.3))
     trainer.train(groups, objective)
     if sparse:
@@ -130,7 +132,20 @@ def test_a_checkpoint_that_is_saved_twice_is_there(tmp_path: Path, report: Repor
     for _ in range(10):
         checkpoints.save(7, {})
         assert checkpoints.load() == (7, {})
-        assert len(list(tmp_path.iterdir())) == 1
+        assert len(list(tmp_path.iterdir())) <= 2
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_there(tmp_path: Path, report: Report) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    checkpoints = Checkpoints(tmp_path, {"weight": weight}, torch.optim.AdamW([weight]), report)
+    for step in range(1, 5):
+        weight.data.fill_(step)
+        checkpoints.save(step, {})
+    kept = sorted(tmp_path.iterdir())
+    assert [path.name[:13] for path in kept] == ["step-00000003", "step-00000004"]
+    kept[1].write_bytes(kept[1].read_bytes()[:-1])
+    assert checkpoints.load() == (3, {})
+    assert weight.tolist() == [3, 3, 3]
 
 
 def test_at_the_first_step_the_log_ratio_is_zero(tmp_path: Path, report: Report, stream: Lines) -> None:
@@ -146,7 +161,7 @@ def test_the_divisor_of_npo_is_the_batchs_number_of_weighted_tokens(tmp_path: Pa
     weights = {(key, i): torch.tensor([1.0, 0.0, 0.0][: 3 - i]) for key in range(4) for i in range(2)}
     model = tiny_model()
     trainer = dense(model, TrainingConfig(micro_batch_tokens=4), tmp_path, report)
-    objective = TokenNpo(trainer.reference(groups, LogpCache(tmp_path, "tiny", "auto")), weights, 0.1)
+    objective = TokenNpo(trainer.reference(groups, LogpCache(tmp_path, tmp_path, "tiny", "auto")), weights, 0.1)
     assert sum(objective.weight(group) for group in groups) == 8
     metrics = trainer.train(groups, objective)
     assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -155,19 +170,19 @@ def test_the_divisor_of_npo_is_the_batchs_number_of_weighted_tokens(tmp_path: Pa
 class NotANumber:
     """An objective that gives NaN."""
 
+    given: Sequence[PerToken] = ()
+
     def weight(self, group: Group) -> float:
         return 1.0
 
-    def __call__(
-        self, group: Group, logps: dict[int, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, tuple[float, float]]]:
+    def __call__(self, group: Group, logps: Logps, given: Sequence[Logps]) -> tuple[torch.Tensor, Figures]:
         return logps[0].sum() * math.nan, {}
 
 
 def test_a_loss_that_is_not_finite_ends_the_stage_with_what_to_change(tmp_path: Path, report: Report) -> None:
     model = tiny_model()
     trainer = dense(model, SftConfig(), tmp_path, report)
-    objective: Objective = NotANumber()  # type: ignore[assignment]
+    objective = NotANumber()
     with pytest.raises(StageError, match="learning_rate"):
         trainer.train([singles(0, [0], [[5, 1]])], objective)
 
@@ -175,15 +190,15 @@ def test_a_loss_that_is_not_finite_ends_the_stage_with_what_to_change(tmp_path: 
 class NotANumberAt:
     """Cross-entropy, but NaN at some of the times that it is asked."""
 
+    given: Sequence[PerToken] = ()
+
     def __init__(self, times: set[int]) -> None:
         self._times, self._asked = times, 0
 
     def weight(self, group: Group) -> float:
         return 1.0
 
-    def __call__(
-        self, group: Group, logps: dict[int, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, tuple[float, float]]]:
+    def __call__(self, group: Group, logps: Logps, given: Sequence[Logps]) -> tuple[torch.Tensor, Figures]:
         self._asked += 1
         return -logps[0].sum() * (math.nan if self._asked in self._times else 1.0), {}
 
@@ -191,7 +206,7 @@ class NotANumberAt:
 def nan_run(times: set[int], work: Path, report: Report) -> tuple[dict[str, float], Weights]:
     model = tiny_model()
     config = SftConfig(learning_rate=1e-3, n_epochs=10, batch_size=1, checkpoint_seconds=1e-9)
-    metrics = dense(model, config, work, report).train([singles(0, [0], [[5, 6, 1]])], NotANumberAt(times))  # type: ignore[arg-type]
+    metrics = dense(model, config, work, report).train([singles(0, [0], [[5, 6, 1]])], NotANumberAt(times))
     return metrics, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -217,21 +232,21 @@ def test_the_reference_is_not_computed_twice_for_the_same_weights_ids_and_precis
     groups = pair_groups()
     model = tiny_model()
     trainer = dense(model, TrainingConfig(), tmp_path, report)
-    first = trainer.reference(groups[:5], LogpCache(tmp_path, "tiny", "float32"))
+    first = trainer.reference(groups[:5], LogpCache(tmp_path, tmp_path, "tiny", "float32"))
     with torch.no_grad():
         model.lm_head.weight.zero_()  # whatever is computed from now on differs
-    again = trainer.reference(groups, LogpCache(tmp_path, "tiny", "float32"))
+    again = trainer.reference(groups, LogpCache(tmp_path, tmp_path, "tiny", "float32"))
     assert all(torch.equal(again[key], logps) for key, logps in first.items())
     assert all(torch.allclose(again[6, i], -torch.tensor(261.0).log()) for i in range(5))
     for weights, precision in (("tuned", "float32"), ("tiny", "bfloat16")):
-        other = trainer.reference(groups[:1], LogpCache(tmp_path, weights, precision))  # type: ignore[arg-type]
+        other = trainer.reference(groups[:1], LogpCache(tmp_path, tmp_path, weights, precision))  # type: ignore[arg-type]
         assert torch.allclose(other[0, 0], -torch.tensor(261.0).log(), atol=1e-2)
 
 
 def test_a_damaged_cache_is_an_empty_one(tmp_path: Path, report: Report) -> None:
     groups = pair_groups(2)
     trainer = dense(tiny_model(), TrainingConfig(), tmp_path, report)
-    cache = LogpCache(tmp_path, "tiny", "float32")
+    cache = LogpCache(tmp_path, tmp_path, "tiny", "float32")
     first = trainer.reference(groups, cache)
     (tmp_path / "logps.db").write_bytes(b"not a database at all, and long enough to be looked at" * 100)
     assert all(torch.equal(logps, first[key]) for key, logps in trainer.reference(groups, cache).items())

@@ -28,7 +28,14 @@ def test_full_filter_and_full_mask_give_trls_loss_and_gradients(tmp_path: Path) 
     )
     row = build_row(groups)
     parts = row.split(token_logps(ours, row))
-    terms = [objective(g, {i: parts[place, i] for i in g.responses})[0] for place, g in enumerate(groups)]
+    terms = [
+        objective(
+            g,
+            {i: parts[place, i] for i in g.responses},
+            [{i: given[g.key, i] for i in g.responses} for given in objective.given],
+        )[0]
+        for place, g in enumerate(groups)
+    ]
     loss = torch.stack(terms).sum() / len(PAIRS)
     loss.backward()
     assert float(loss) == pytest.approx(trl_loss, abs=1e-5)
