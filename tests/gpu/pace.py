@@ -1,0 +1,79 @@
+"""One training row of 8,192 tokens of a model of SmolLM2-135M's shape, in a mask of 5 %: seconds, pace, peak, waits.
+
+python -m tests.gpu.pace prints one JSON object: tokens/s, MFU (6·N FLOPs a token over what plain products of the card
+reach), peak memory in GB, and how often a row made the host wait for the device.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from allo_engine.masking.sparse import SparseModel
+from allo_engine.model.loading import device
+from allo_engine.model.logps import token_logps
+from allo_engine.model.sequences import build_row, singles
+from tests.benchmarks.pairs import random_entries
+
+LENGTH, RESPONSES, REPEATS = 8192, 16, 8
+
+
+def model() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+        attn_implementation="flex_attention" if device().type == "cuda" else "sdpa",
+    )  # fmt: skip
+    return LlamaForCausalLM(config).to(device(), torch.bfloat16).eval()
+
+
+def products() -> float:
+    """FLOPs a second of a bfloat16 product of 8,192³."""
+    left, right = (torch.randn(8192, 8192, device=device(), dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / seconds(lambda: left @ right)
+
+
+def seconds(work: object) -> float:
+    for _ in range(2):
+        work()  # type: ignore[operator]
+    torch.accelerator.synchronize()
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        work()  # type: ignore[operator]
+    torch.accelerator.synchronize()
+    return (time.perf_counter() - began) / REPEATS
+
+
+def main() -> None:
+    trained = model()
+    weights = trained.num_parameters()
+    SparseModel(trained, random_entries(trained))
+    length = LENGTH // RESPONSES
+    responses = [[(7 * place + number) % 49152 for place in range(length)] for number in range(RESPONSES)]
+    row = build_row([singles(0, [1, 2, 3], responses)], device())
+
+    def step() -> None:
+        token_logps(trained, row).sum().backward()
+
+    took = seconds(step)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        step()
+        torch.cuda.set_sync_debug_mode("default")
+    tokens = row.ids.shape[1]
+    found = {
+        "ours": tokens / took,
+        "MFU": 6 * weights * tokens / took / products(),
+        "peak GB": torch.cuda.max_memory_allocated() / 1e9,
+        "waits a row": sum("synchroniz" in str(wait.message) for wait in waits),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
