@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class StageConfig(BaseModel):
     """What every stage has: a seed. Everything random in a stage is a function of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random in the stage.")
 
@@ -33,8 +35,13 @@ class PromptConfig(StageConfig):
         description="How a problem becomes a prompt: 'auto' (the model's chat template, else 'alpaca'), 'chat', "
         "'alpaca', or a text that holds {problem}.",
     )
-    max_prompt_tokens: Count = Field(default=1024, description="Longer prompts are dropped and counted.")
-    max_response_tokens: Count = Field(default=1024, description="Longer responses are dropped and counted.")
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description='Arguments of the chat template, such as {"enable_thinking": true}. A template that knows '
+        "enable_thinking gets false unless this says otherwise.",
+    )
+    max_prompt_tokens: Tokens = Field(default=1024, description="Longer prompts are dropped and counted.")
+    max_response_tokens: Tokens = Field(default=1024, description="Longer responses are dropped and counted.")
     precision: Precision = Field(
         default="auto",
         description="What the model computes in: 'auto' is bfloat16 on a GPU and float32 on a CPU. Trained values, "
@@ -47,15 +54,15 @@ class TrainingConfig(PromptConfig):
 
     learning_rate: Positive = 1e-6
     batch_size: Count = Field(default=32, description="Items an optimizer step.")
-    n_epochs: Count = 1
+    n_epochs: Epochs = 1
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of steps over which the rate rises.")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: Positive = 1.0
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e9)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: Positive = 1e-8
-    micro_batch_tokens: Count | None = Field(
+    micro_batch_tokens: Tokens | None = Field(
         default=None,
         description="Tokens of one forward pass: bounds memory and never changes the result. null: as many as fit.",
     )
@@ -73,13 +80,13 @@ class SftConfig(TrainingConfig):
 
     learning_rate: Positive = 2e-5
     batch_size: Count = 128
-    n_epochs: Count = 3
+    n_epochs: Epochs = 3
 
 
 class SampleConfig(PromptConfig):
     """n responses a problem, a seed per request."""
 
-    n: Count = Field(default=10, description="Responses a problem.")
+    n: Count = Field(default=10, le=10_000, description="Responses a problem.")
     temperature: float = Field(default=0.7, ge=0, le=10)
     top_p: Ratio = 0.95
     decoding_batch: Count = Field(default=64, description="Responses decoded at once: bounds memory.")
@@ -108,7 +115,7 @@ class LocateConfig(PromptConfig):
     )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05
-    micro_batch_tokens: Count = Field(
+    micro_batch_tokens: Tokens = Field(
         default=512, description="Tokens of one forward pass of 'gradient': bounds memory and never changes the result."
     )
 
@@ -118,7 +125,7 @@ class RewardModelConfig(TrainingConfig):
 
     learning_rate: Positive = 2e-5
     batch_size: Count = 128
-    n_epochs: Count = 3
+    n_epochs: Epochs = 3
     max_negatives: Count = Field(default=10, description="Rewriting examples a problem.")
     max_problems: Count | None = Field(
         default=None, description="Problems to learn from, drawn by the seed; null: all."
@@ -133,7 +140,7 @@ class TokenRewardsConfig(PromptConfig):
         description="'reward_model' trains the rewriter; 'log_ratio' reads the warm-up model against the start "
         "model and needs neither rewriter nor solutions.",
     )
-    micro_batch_tokens: Count = 1024
+    micro_batch_tokens: Tokens = 1024
 
 
 class ForgetConfig(TrainingConfig):
@@ -147,7 +154,7 @@ class ForgetConfig(TrainingConfig):
         "the mean log-probability of a response's weighted tokens and no reference.",
     )
     beta: Positive = Field(default=0.1, description="SimNPO's authors take 2.5.")
-    gamma: float = Field(default=0.0, ge=0, description="Margin of SimNPO; without effect under NPO.")
+    gamma: float = Field(default=0.0, ge=0, le=1e9, description="Margin of SimNPO; without effect under NPO.")
     weights: Literal["unaligned", "one_minus", "legacy"] = Field(
         default="unaligned",
         description="'unaligned' w = 1[P < 0.5]; 'one_minus' w = 1 - P; 'legacy' w = P, as the released script has it.",
@@ -173,7 +180,7 @@ class EvaluateConfig(PromptConfig):
     """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
 
     decoding_batch: Count = 64
-    micro_batch_tokens: Count = 1024
+    micro_batch_tokens: Tokens = 1024
     beta: Positive = 0.1
     examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")
 

@@ -101,6 +101,7 @@ def plan(
     def config(name: str) -> StageConfig:
         return _config(name, stages, shorthand, seed, method)
 
+    _check_multiplier(method, shorthand)
     _check_formats(method, data, method == "supervised" or "sft" in stages)
     _check_masks(method, data, stages)
     graph = _graph(method, data, stages, lambda stage, field: getattr(config(stage), field))
@@ -218,7 +219,7 @@ def _config(
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {first['input']!r})"
+        given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {shown(first['input'])})"
         if first["type"] == "extra_forbidden":
             reason = f"is no setting of this stage; it has {', '.join(sorted(cls.model_fields))}"
         else:
@@ -242,12 +243,21 @@ def _check_names(
                 f"No stage of this job has a setting {key!r}; known are {known}.",
                 f"method.{method}.hyperparameters.{key}",
             )
+
+
+def _check_multiplier(method: Method, shorthand: Mapping[str, Any]) -> None:
     multiplier = shorthand.get("learning_rate_multiplier", 1.0)
-    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not multiplier > 0:
+    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e9:
         raise PlanError(
-            "learning_rate_multiplier must be a number above 0.",
+            f"learning_rate_multiplier must be a number above 0 and at most 1e9 (given: {shown(multiplier)}).",
             f"method.{method}.hyperparameters.learning_rate_multiplier",
         )
+
+
+def shown(value: object) -> str:
+    """A value that was given, for a message about it: no longer than a line's half."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else f"{'-' * (value < 0)}a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check_formats(method: Method, data: Data, with_sft: bool) -> None:

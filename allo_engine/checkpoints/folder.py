@@ -17,9 +17,26 @@ Header = dict[str, dict[str, Any]]
 
 
 def context_length(folder: Path) -> int:
-    """The longest sequence that a model was made for, in tokens."""
+    """The longest sequence that a model was made for, in tokens; 2**31 where its config.json names none.
+
+    The first of a model's own names for it counts; a multimodal model's is that of its text part.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("max_position_embeddings") or 2**31)
+    parts = (config, config.get("text_config") or {})
+    named = (part.get(name) for part in parts for name in _CONTEXT_NAMES)
+    return next((int(length) for length in named if length), 2**31)
+
+
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def ends_of(folder: Path) -> tuple[int, ...]:
+    """The ids of `eos_token_id` in generation_config.json, one or a list; none where it names none."""
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    if ends is None:
+        return ()
+    return tuple(ends) if isinstance(ends, list) else (int(ends),)
 
 
 def fingerprint(folder: Path) -> str:

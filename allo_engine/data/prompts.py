@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
 
+from jinja2 import Environment, TemplateError, meta, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
+from allo_engine.checkpoints.folder import ends_of
+from allo_engine.config import PromptConfig
+from allo_engine.data.messages import Message, Prompt, as_messages, content_of, for_template, lost_message
+from allo_engine.model.loading import load_tokenizer
 from allo_engine.report import StageError
 
 ALPACA = (
@@ -14,16 +24,31 @@ ALPACA = (
 )
 """The published template of ALLO's QA and maths runs."""
 
-Prompt = str | list[dict[str, str]]
-"""A problem's text, or the messages of a conversation."""
+OFF = {"enable_thinking": False}
+"""Arguments that a chat template which knows them gets unless the settings say otherwise: a model that thinks aloud
+runs into its token limit before it answers."""
 
 
 class Encoder:
-    """Text to token ids. A prompt's and a response's ids are made apart and joined as ids, never as text."""
+    """Text to token ids. A prompt's and a response's ids are made apart and joined as ids, never as text.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> None:
+    `ends` are all ids that end a response, in no order that means anything; `end` is the one that a response to learn
+    from is ended with.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: PromptConfig | None = None, ends: tuple[int, ...] = ()
+    ) -> None:
+        config = config or PromptConfig()
         self.tokenizer = tokenizer
-        self._template = self._resolve(template)
+        self.ends = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *ends]))
+        self._template = self._resolve(config.template)
+        self._given = config.chat_template_kwargs
+
+    @classmethod
+    def of(cls, folder: Path, config: PromptConfig | None = None) -> Self:
+        """The encoder of a model's folder: its tokenizer, with the ends that its generation_config.json names."""
+        return cls(load_tokenizer(folder), config, ends_of(folder))
 
     def _resolve(self, template: str) -> str:
         if template == "auto":
@@ -40,18 +65,61 @@ class Encoder:
             raise StageError("bad_template", "The template must hold {problem}, where the problem's text goes.")
         return template
 
-    def prompt(self, prompt: Prompt) -> list[int]:
-        """A prompt's ids, the special tokens that begin a sequence included."""
+    def prompt(self, prompt: Prompt, tools: list[Any] | None = None) -> list[int]:
+        """A prompt's ids, the special tokens that begin a sequence included. `tools` are a conversation's, as OpenAI
+        describes them."""
         if isinstance(prompt, list) or self._template == "chat":
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            return self._chat(messages)
+            return self.text(self._conversation(as_messages(prompt), tools, answering=True))  # special tokens and all
         return self.text(self._template.replace("{problem}", prompt), begin=True)
 
-    def _chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def turn(self, prompt: Prompt, answer: str | Message, tools: list[Any] | None = None) -> list[int]:
+        """The ids of the assistant's `answer` to a prompt, with the end: its content, or where it calls tools what the
+        chat template writes for it."""
+        content = answer if isinstance(answer, str) else content_of(answer)
+        if isinstance(answer, str) or not answer.get("tool_calls"):
+            return self.response(content)
+        before = self._conversation(as_messages(prompt), tools, answering=True)
+        after = self._conversation([*as_messages(prompt), answer], tools, answering=False)
+        ids = self.text(after.removeprefix(before)) if after.startswith(before) else []
+        place = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
+        if not ids[:place] or ids[:place] == self.text(content):
+            raise StageError("bad_template", "The file holds tool calls, which the model's chat template cannot write.")
+        return [*ids[:place], self.end]
+
+    def _conversation(self, messages: list[Message], tools: list[Any] | None, answering: bool) -> str:
+        """A conversation as the chat template writes it, up to where the assistant answers if it is `answering`."""
         if not self.tokenizer.chat_template:
             raise StageError("bad_template", "The file holds conversations and the model has no chat template.")
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.text(str(text))  # the template writes the special tokens itself
+        knows_developers = "developer" in self.tokenizer.get_chat_template(tools=tools)
+        given = [for_template(message, knows_developers) for message in messages]
+        try:
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    given, tools=tools, tokenize=False, add_generation_prompt=answering, **self._arguments
+                )
+            )
+        except (TemplateError, TypeError) as error:
+            raise StageError("bad_template", f"The chat template refuses a conversation of the file: {error}") from None
+        lost = lost_message(given, text)
+        if lost:
+            raise StageError(
+                "bad_template",
+                f"The model's chat template leaves out messages of role {lost['role']!r}: take them out of the file, "
+                "or use a model whose template writes them.",
+            )
+        return text
+
+    @functools.cached_property
+    def _arguments(self) -> Mapping[str, Any]:
+        """What the chat template is given beside the conversation."""
+        known = arguments_of(self.tokenizer.get_chat_template())
+        for name in self._given:
+            if name not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise StageError(
+                    "bad_template", f"The model's chat template takes no argument {name!r}; it takes {names}."
+                )
+        return {name: value for name, value in OFF.items() if name in known} | dict(self._given)
 
     def text(self, text: str, begin: bool = False) -> list[int]:
         """A text's ids; with `begin`, behind the tokens that the model's sequences begin with (BOS, if it has one)."""
@@ -67,11 +135,39 @@ class Encoder:
         """The text of a response, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    @property
+    @functools.cached_property
     def end(self) -> int:
-        """The id that ends a response."""
-        return int(self.tokenizer.eos_token_id)
+        """The id that ends a response to learn from: with a chat template the end that the template itself writes
+        behind an answer, else the tokenizer's end of sequence."""
+        if self._template != "chat":
+            return self.ends[0]
+        asked: list[Message] = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        behind = self._conversation(asked, None, answering=False).rpartition("answer")[2]
+        return next((token for token in self.text(behind) if token in self.ends), self.ends[0])
 
     def response(self, text: str) -> list[int]:
-        """A response's ids with the end of sequence."""
+        """A response's ids with the end."""
         return [*self.text(text), self.end]
+
+
+def arguments_of(template: str) -> set[str]:
+    """The variables that a chat template reads and that are for its caller to give."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation], autoescape=False)  # noqa: S701 - no HTML
+    return meta.find_undeclared_variables(environment.parse(template)) - _FROM_TRANSFORMERS
+
+
+_FROM_TRANSFORMERS = {
+    *("messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"),
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+}
+"""What transformers gives to every chat template."""
+
+
+class _Generation(Extension):
+    """transformers' own tag {% generation %}, which marks what the assistant says: here its content alone counts."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

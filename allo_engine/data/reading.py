@@ -8,7 +8,8 @@ from typing import Any
 
 from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import PromptConfig
-from allo_engine.data.prompts import Encoder, Prompt
+from allo_engine.data.messages import Message, content_of, is_learned
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError
@@ -25,19 +26,21 @@ def problems(folder: Path) -> list[Problem]:
 
 
 def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
-    """(prompt ids, response ids) of a file of problems or of chats: a chat's every assistant turn is a response."""
+    """(prompt ids, response ids) of a file of problems or of chats: a chat's every assistant turn is a response, those
+    of weight 0 aside."""
     for line in read_lines(folder / UPLOADED):
         if "messages" in line:
-            yield from _turns(line["messages"], encoder)
+            yield from _turns(line["messages"], line.get("tools"), encoder)
         else:
             problem = as_problem(line)
             yield encoder.prompt(problem.problem), encoder.response(problem.solution)
 
 
-def _turns(messages: list[dict[str, str]], encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
+def _turns(messages: list[Message], tools: list[Any] | None, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
     for place, message in enumerate(messages):
-        if message["role"] == "assistant":
-            yield encoder.prompt(messages[:place]), encoder.response(message["content"])
+        if is_learned(message):
+            before = messages[:place]
+            yield encoder.prompt(before, tools), encoder.turn(before, message, tools)
 
 
 def pairs(folder: Path, encoder: Encoder) -> list[Group]:
@@ -54,9 +57,8 @@ def _pair_records(folder: Path, encoder: Encoder) -> list[PairGroup]:
         return PairGroup.read(folder / "pairs.jsonl")
     groups: dict[tuple[int, ...], list[tuple[list[int], list[int]]]] = {}
     for line in read_lines(folder / UPLOADED):
-        prompt, chosen, rejected = preference(line)
-        ids = tuple(encoder.prompt(prompt))
-        groups.setdefault(ids, []).append((encoder.response(chosen), encoder.response(rejected)))
+        ids, chosen, rejected = _preference(line, encoder)
+        groups.setdefault(tuple(ids), []).append((chosen, rejected))
     return [_pair_group(list(prompt), found) for prompt, found in groups.items()]
 
 
@@ -74,22 +76,23 @@ def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
         return NegativeGroup.read(folder / "negatives.jsonl")
     found = []
     for line in read_lines(folder / UPLOADED):
-        prompt, chosen, rejected = preference(line)
-        text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
-        responses, corrections = [encoder.response(rejected)], [encoder.response(chosen)]
-        found.append(NegativeGroup(text, line.get("solution") or "", encoder.prompt(prompt), responses, corrections))
+        prompt = line["input"]["messages"] if "input" in line else line["prompt"]
+        text = prompt if isinstance(prompt, str) else "\n".join(map(content_of, prompt))
+        ids, chosen, rejected = _preference(line, encoder)
+        found.append(NegativeGroup(text, line.get("solution") or "", ids, [rejected], [chosen]))
     return found
 
 
-def preference(line: Mapping[str, Any]) -> tuple[Prompt, str, str]:
-    """(prompt, chosen, rejected) of {prompt, chosen, rejected}, as texts or messages, or of OpenAI's form."""
+def _preference(line: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
+    """The ids of prompt, chosen and rejected, given as texts or as messages of which the last is the response."""
     if "preferred_output" in line:
-        return line["input"]["messages"], _text(line["preferred_output"]), _text(line["non_preferred_output"])
-    return line["prompt"], _text(line["chosen"]), _text(line["rejected"])
-
-
-def _text(response: str | list[dict[str, str]]) -> str:
-    return response if isinstance(response, str) else response[-1]["content"]
+        prompt, tools = line["input"]["messages"], line["input"].get("tools")
+        responses = line["preferred_output"], line["non_preferred_output"]
+    else:
+        prompt, tools, responses = line["prompt"], line.get("tools"), (line["chosen"], line["rejected"])
+    answers = [response if isinstance(response, str) else response[-1] for response in responses]
+    chosen, rejected = (encoder.turn(prompt, answer, tools) for answer in answers)
+    return encoder.prompt(prompt, tools), chosen, rejected
 
 
 def fitting_groups(groups: Sequence[Group], config: PromptConfig, model: Path, report: Report) -> list[Group]:
@@ -97,8 +100,17 @@ def fitting_groups(groups: Sequence[Group], config: PromptConfig, model: Path, r
 
     Says how many are dropped; raises StageError where none is left.
     """
+    return _fitting(groups, config.max_prompt_tokens, config.max_response_tokens, context_length(model), report)
+
+
+def within_context(groups: Sequence[Group], model: Path, report: Report) -> list[Group]:
+    """The same where the model's own length is the only limit."""
     longest = context_length(model)
-    kept = [group.only(items) for group in groups if (items := _fitting_items(group, config, longest))]
+    return _fitting(groups, longest, longest, longest, report)
+
+
+def _fitting(groups: Sequence[Group], prompt: int, response: int, longest: int, report: Report) -> list[Group]:
+    kept = [group.only(items) for group in groups if (items := _fitting_items(group, prompt, response, longest))]
     count, left = (sum(len(group.items) for group in found) for found in (groups, kept))
     if left < count:
         report.message(
@@ -109,13 +121,13 @@ def fitting_groups(groups: Sequence[Group], config: PromptConfig, model: Path, r
     return kept
 
 
-def _fitting_items(group: Group, config: PromptConfig, longest: int) -> list[tuple[int, ...]]:
-    if len(group.prompt) > config.max_prompt_tokens:
+def _fitting_items(group: Group, prompt: int, response: int, longest: int) -> list[tuple[int, ...]]:
+    if len(group.prompt) > prompt:
         return []
     short = {
         index
         for index, ids in group.responses.items()
-        if len(group.scored(index)) <= config.max_response_tokens and len(group.prompt) + len(ids) <= longest
+        if len(group.scored(index)) <= response and len(group.prompt) + len(ids) <= longest
     }
     return [item for item in group.items if short.issuperset(item)]
 

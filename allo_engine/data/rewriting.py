@@ -41,4 +41,4 @@ class Rewriting:
         return singles(key, self._encoder.text(text, begin=True), sequences, [len(context) for context in contexts])
 
     def _without_end(self, ids: Ids) -> Ids:
-        return ids[:-1] if ids[-1] == self._encoder.end else ids
+        return ids[:-1] if ids[-1] in self._encoder.ends else ids

@@ -205,7 +205,7 @@ def _step_seconds(model: PreTrainedModel, rows: int) -> float:
     requests = [Request(number, [5, 6, 7, 8], 0) for number in range(rows)]
 
     def decode(tokens: int) -> float:
-        settings = Settings(tokens, end=-1, temperature=PEAKED, top_p=0.95, batch_size=rows)
+        settings = Settings(tokens, ends=(-1,), temperature=PEAKED, top_p=0.95, batch_size=rows)
         return _seconds(lambda: list(generate(model, requests, settings)))
 
     return max(decode(STEPS + 1) - decode(1), 1e-6) / STEPS

@@ -13,9 +13,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from allo_engine.checkpoints.folder import context_length
+from allo_engine.checkpoints.folder import context_length, ends_of
+from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
-from allo_engine.data.reading import fitting_groups, negatives, pairs, problems, supervised_examples
+from allo_engine.data.reading import fitting_groups, negatives, pairs, problems, supervised_examples, within_context
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.excerpt import LINES, Excerpt
@@ -43,7 +44,7 @@ class Workload:
     ) -> None:
         self._plan = {stage.name: stage for stage in plan}
         self._model, self._files, self._priors, self._seed = model, files, priors, seed
-        self._tokenizer = load_tokenizer(model)
+        self._tokenizer, self._ends = load_tokenizer(model), ends_of(model)
         if "sft" not in self._plan and priors.length > 1:
             self._priors = replace(priors, length=priors.length * UNTRAINED_LENGTH)
 
@@ -63,7 +64,8 @@ class Workload:
         return [count[name](stage.config) for name, stage in self._plan.items()]
 
     def _encoder(self, stage: str) -> Encoder:
-        return Encoder(self._tokenizer, getattr(self._plan[stage].config, "template", "{problem}"))
+        config = self._plan[stage].config
+        return Encoder(self._tokenizer, config if isinstance(config, PromptConfig) else None, self._ends)
 
     # stages that read the training file
 
@@ -124,6 +126,7 @@ class Workload:
         if config.source == "reward_model":
             rewriting = Rewriting(self._encoder("token_rewards"))
             judged = [rewriting.scoring(group.key, self._negatives[group.key]) for group in plain]
+            judged = within_context(judged, self._model, Report(io.StringIO())) if judged else []
         scored = [judged] if self._kept else [plain, judged]
         work = tuple(passes(rows_of(groups, config.micro_batch_tokens)).times(self._pair_scale) for groups in scored)
         return Load("token_rewards", forward=work, models=len(work), weight_bytes=_weight_bytes(config))

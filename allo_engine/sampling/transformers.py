@@ -33,10 +33,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """n responses a request; temperature 0 is greedy; `end` is the token that ends a response."""
+    """n responses a request; temperature 0 is greedy; any of `ends` ends a response."""
 
     max_tokens: int
-    end: int
+    ends: tuple[int, ...]
     n: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
@@ -53,7 +53,7 @@ class Response(NamedTuple):
 def generate(
     model: PreTrainedModel, requests: Sequence[Request], settings: Settings
 ) -> Iterator[dict[int, list[Response]]]:
-    """Responses by the request's number, a batch at a time; each ends with `end` or is `max_tokens` long.
+    """Responses by the request's number, a batch at a time; each ends with one of `ends` or is `max_tokens` long.
 
     Prompts of like length are decoded together.
     """
@@ -75,6 +75,7 @@ def _decode(model: PreTrainedModel, requests: Sequence[Request], settings: Setti
     uniforms = _uniforms(requests, settings).to(model.device)
     responses = [Response([], []) for _ in range(len(uniforms))]
     running = torch.arange(len(responses), device=model.device)  # the response that each row of the batch decodes
+    ends = torch.tensor(settings.ends, device=model.device)
     ended = torch.zeros(len(responses), dtype=torch.bool, device=model.device)
     for step in range(settings.max_tokens):
         tokens = draw(logits, uniforms[running, step], settings.temperature, settings.top_p)
@@ -83,7 +84,7 @@ def _decode(model: PreTrainedModel, requests: Sequence[Request], settings: Setti
             if not ended[row]:
                 responses[int(running[row])].ids.append(token)
                 responses[int(running[row])].logps.append(logp)
-        ended |= tokens == settings.end
+        ended |= torch.isin(tokens, ends)
         if bool(ended.all()) or step + 1 == settings.max_tokens:
             break
         if float((~ended).float().mean()) < _COMPACT_BELOW:

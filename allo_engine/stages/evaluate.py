@@ -23,7 +23,7 @@ from allo_engine.data.answers import Verdict, compare, reference
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
 from allo_engine.data.records import Problem, read_lines
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken, score
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, StageError, Stopped, Tick
@@ -111,7 +111,7 @@ def _with_delta(model: PreTrainedModel, delta: Path, start: Path) -> PreTrainedM
 
 def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple[int, Evaluation]:
     """How much work one model is, and the evaluation that the held-out file's format asks for."""
-    encoder = Encoder(load_tokenizer(inputs["base"]), config.template)
+    encoder = Encoder.of(inputs["base"], config)
     first = next(read_lines(inputs["heldout"] / UPLOADED))
     if "prompt" in first or "preferred_output" in first:
         return _on_pairs(config, inputs, encoder, report)
@@ -129,7 +129,7 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tu
     if not requests:
         raise StageError("nothing_to_evaluate", f"All held-out problems are longer than {longest} tokens.")
     room = context - max(len(request.prompt) for request in requests)
-    settings = Settings(min(config.max_response_tokens, room), encoder.end, batch_size=config.decoding_batch)
+    settings = Settings(min(config.max_response_tokens, room), encoder.ends, batch_size=config.decoding_batch)
 
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
         texts: dict[int, str] = {}

@@ -2,7 +2,7 @@
 
 L = −Σ_t w_t·logσ(−β(logπ_t − logπ_ref,t)) / #{w_t ≠ 0}, over a whole batch. The weights mark the unaligned tokens,
 those with a low P: w = 1[P < 0.5]. (The released script multiplies by P itself, and so forgets what the rewriter
-endorses: `legacy`.) The end of sequence is never forgotten. The reference is the model that forgetting starts from.
+endorses: `legacy`.) What ends a response is never forgotten. The reference is the model that forgetting starts from.
 With loss `simnpo` there is no reference: see `losses.simnpo`.
 """
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from allo_engine.checkpoints.delta import write_delta
 from allo_engine.config import ForgetConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import ScoredGroup
 from allo_engine.masking.entries import stored_values
 from allo_engine.masking.masks import positions_of
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
@@ -28,11 +29,11 @@ from allo_engine.training.objectives import Objective, SimNpo, TokenNpo
 
 
 def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    end = int(load_tokenizer(inputs["model"]).eos_token_id)
+    ends = torch.tensor(Encoder.of(inputs["model"], config).ends)
     scored = ScoredGroup.read(inputs["scores"] / "scores.jsonl")
     groups = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(scored)]
     weights = {
-        (key, index): token_weights(torch.tensor(probabilities), torch.tensor(ids) == end, config.weights)
+        (key, index): token_weights(torch.tensor(probabilities), torch.isin(torch.tensor(ids), ends), config.weights)
         for key, group in enumerate(scored)
         for index, (probabilities, ids) in enumerate(zip(group.probabilities, group.responses, strict=True))
     }

@@ -18,7 +18,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.entries import overlay, stored_values, within, write_into
 from allo_engine.masking.masks import positions_of
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.report import Report
 from allo_engine.training import losses
@@ -28,9 +28,7 @@ from allo_engine.training.objectives import PairObjective
 
 def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     start, delta = inputs["model"], outputs / "delta"
-    groups = fitting_groups(
-        pairs(inputs["pairs"], Encoder(load_tokenizer(start), config.template)), config, start, report
-    )
+    groups = fitting_groups(pairs(inputs["pairs"], Encoder.of(start, config)), config, start, report)
     model = load_model(start, dtype_of(config.precision))
     forgotten = read_delta(inputs["forgotten"], start)
     write_into(model, forgotten)

@@ -22,7 +22,7 @@ from allo_engine.masking.gradients import summed_gradients
 from allo_engine.masking.importance import Gradient, Least, Random, Update
 from allo_engine.masking.masks import begin_mask
 from allo_engine.masking.selection import Source, Threshold, count_of, masks, ones, thresholds
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError, Stopped, Tick
@@ -74,7 +74,7 @@ def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) 
 
 def pair_groups(config: LocateConfig, inputs: Inputs, report: Report) -> list[Group]:
     """The pairs whose loss the gradient is of."""
-    encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
+    encoder = Encoder.of(inputs["model"], config)
     return fitting_groups(pairs(inputs["pairs"], encoder), config, inputs["model"], report)
 
 

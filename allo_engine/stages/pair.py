@@ -19,14 +19,13 @@ from allo_engine.data.answers import Verdict, compare, reference
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, write_lines
-from allo_engine.model.loading import load_tokenizer
 from allo_engine.report import Report, StageError
 
 Ids = list[int]
 
 
 def run(config: PairConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:  # noqa: ARG001
-    encoder = Encoder(load_tokenizer(inputs["model"]), "{problem}")
+    encoder = Encoder.of(inputs["model"])
     sampled = SampledProblem.read(inputs["responses"] / "responses.jsonl")
     pair_groups: list[PairGroup] = []
     negative_groups: list[NegativeGroup] = []

@@ -15,15 +15,14 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, negatives
 from allo_engine.data.records import NegativeGroup, read_lines
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import load_tokenizer, save_model
+from allo_engine.model.loading import save_model
 from allo_engine.report import Report
 from allo_engine.training.loop import dense_trainer
 from allo_engine.training.objectives import CrossEntropy
 
 
 def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    tokenizer = load_tokenizer(inputs["model"])
-    encoder = Encoder(tokenizer, config.template)
+    encoder = Encoder.of(inputs["model"], config)
     if "corrections" in inputs:
         given = corrections(inputs["corrections"], encoder)
     else:
@@ -35,7 +34,7 @@ def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, re
     groups = fitting_groups(training, config, inputs["model"], report)
     model, trainer = dense_trainer(inputs["model"], config, report, work)
     metrics = trainer.train(groups, CrossEntropy())
-    save_model(model, tokenizer, outputs / "checkpoint")
+    save_model(model, encoder.tokenizer, outputs / "checkpoint")
     return {"examples": sum(len(group.items) for group in groups), **metrics}
 
 

@@ -19,7 +19,7 @@ from allo_engine.config import SampleConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, problems
 from allo_engine.data.records import SampledProblem, read_lines, write_lines
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report, StageError, Stopped
@@ -27,7 +27,7 @@ from allo_engine.sampling.transformers import Request, Response, Settings, gener
 
 
 def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
+    encoder = Encoder.of(inputs["model"], config)
     given = problems(inputs["problems"])
     prompts = [encoder.prompt(problem.problem) for problem in given]
     context = context_length(inputs["model"])
@@ -46,7 +46,7 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
     room = context - max(len(prompts[number]) for number in chosen)
     settings = Settings(
         min(config.max_response_tokens, room),
-        encoder.end,
+        encoder.ends,
         config.n,
         config.temperature,
         config.top_p,
@@ -66,7 +66,7 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
                 prompt_ids=prompts[number],
                 responses=responses[number],
                 texts=[encoder.decode(ids) for ids in responses[number]],
-                finished=[ids[-1] == encoder.end for ids in responses[number]],
+                finished=[ids[-1] in encoder.ends for ids in responses[number]],
             )
             for number in chosen
         ),
@@ -76,7 +76,7 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
         "problems": len(chosen),
         "responses": len(everything),
         "tokens": sum(map(len, everything)),
-        "finished_share": sum(ids[-1] == encoder.end for ids in everything) / len(everything),
+        "finished_share": sum(ids[-1] in encoder.ends for ids in everything) / len(everything),
     }
 
 

@@ -14,10 +14,10 @@ import torch
 from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import TokenRewardsConfig
 from allo_engine.data.prompts import Encoder
-from allo_engine.data.reading import Inputs, fitting_groups, negatives
+from allo_engine.data.reading import Inputs, fitting_groups, negatives, within_context
 from allo_engine.data.records import NegativeGroup, ScoredGroup, write_lines
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
 from allo_engine.model.rows import RowBudget
@@ -26,14 +26,17 @@ from allo_engine.report import Report, Stopped
 
 
 def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    encoder = Encoder(load_tokenizer(inputs["model"]), config.template)
+    encoder = Encoder.of(inputs["model"], config)
     given = negatives(inputs["negatives"], encoder)
     plain = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)]
     plain = fitting_groups(plain, config, inputs["model"], report)
-    rewriting = Rewriting(encoder)
-    rewritten = [rewriting.scoring(group.key, given[group.key]) for group in plain]
     scorer = _Scorer(config, inputs.get("cache", work), work, report)
     if config.source == "reward_model":
+        rewriting = Rewriting(encoder)
+        rewritten = [rewriting.scoring(group.key, given[group.key]).only(group.items) for group in plain]
+        rewritten = within_context(rewritten, inputs["reward_model"], report)
+        items = {group.key: group.items for group in rewritten}
+        plain = [group.only(items[group.key]) for group in plain if group.key in items]
         scorer.left = sum(group.tokens() for group in rewritten)
         reference = scorer(inputs["model"], plain)
         probabilities = {key: logps.exp() for key, logps in scorer(inputs["reward_model"], rewritten).items()}

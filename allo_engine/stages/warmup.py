@@ -12,7 +12,7 @@ from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import WarmupConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
-from allo_engine.model.loading import load_tokenizer, save_model
+from allo_engine.model.loading import save_model
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.report import Report
 from allo_engine.training import losses
@@ -21,10 +21,8 @@ from allo_engine.training.objectives import PairObjective
 
 
 def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    tokenizer = load_tokenizer(inputs["model"])
-    groups = fitting_groups(
-        pairs(inputs["pairs"], Encoder(tokenizer, config.template)), config, inputs["model"], report
-    )
+    encoder = Encoder.of(inputs["model"], config)
+    groups = fitting_groups(pairs(inputs["pairs"], encoder), config, inputs["model"], report)
     cache = LogpCache(inputs.get("cache", work), work, fingerprint(inputs["model"]), config.precision)
     model, trainer = dense_trainer(inputs["model"], config, report, work)
     objective = PairObjective(
@@ -33,5 +31,5 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
         lambda chosen, rejected: losses.dpo(chosen.sum(), rejected.sum(), config.beta),
     )
     metrics = trainer.train(groups, objective)
-    save_model(model, tokenizer, outputs / "checkpoint")
+    save_model(model, encoder.tokenizer, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), **metrics}

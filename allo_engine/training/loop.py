@@ -27,12 +27,15 @@ from allo_engine.model.logps import PerToken, computing, token_logps
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of
-from allo_engine.report import Report, Stopped
+from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
 from allo_engine.training.resuming import Cadence, Checkpoints
+
+MOST_PLANNED = 10**8
+"""Epochs times problems of a training: its batches are all known before its first step, and must fit the memory."""
 
 FORWARD_SHARE = 1 / 3
 """A forward pass alone takes about a third of a training pass: the work counted for it in progress."""
@@ -111,6 +114,11 @@ class Trainer:
 
     def _plan(self, groups: Sequence[Group]) -> list[Step]:
         config = self._config
+        if config.n_epochs * len(groups) > MOST_PLANNED:
+            raise StageError(
+                "too_many_steps",
+                f"{config.n_epochs} epochs of {len(groups)} problems are more than {MOST_PLANNED:,}: lower n_epochs.",
+            )
         return [
             (epoch, [groups[place] for place in batch])
             for epoch in range(config.n_epochs)

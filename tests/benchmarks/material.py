@@ -14,6 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import as_problem, read_lines
 from allo_engine.data.records import NegativeGroup, Problem
@@ -79,7 +80,7 @@ def chats(count: int) -> list[list[int]]:
 
 def sampled(count: int) -> list[tuple[Problem, list[int], list[list[int]]]]:
     """Problems with their prompt and SAMPLES distinct responses, as ids: their own solution and other problems'."""
-    encoder = Encoder(load_tokenizer(model()), TEMPLATE)
+    encoder = Encoder(load_tokenizer(model()), PromptConfig(template=TEMPLATE))
     given = problems(count * SAMPLES)
     ids = [encoder.response(problem.solution) for problem in given]
     return [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from allo_engine.config import TokenRewardsConfig
+from allo_engine.config import PromptConfig, TokenRewardsConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.model.loading import load_model, load_tokenizer
@@ -25,7 +25,7 @@ PROBLEMS = 6
 
 def sequences() -> tuple[list[Group], list[Group]]:
     """Wrong responses behind their prompt, as the reference reads them, and as the rewriter does."""
-    rewriting = Rewriting(Encoder(load_tokenizer(material.model()), material.TEMPLATE))
+    rewriting = Rewriting(Encoder(load_tokenizer(material.model()), PromptConfig(template=material.TEMPLATE)))
     given = material.negative_groups(PROBLEMS)
     plain = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)]
     return plain, [rewriting.scoring(key, group) for key, group in enumerate(given)]

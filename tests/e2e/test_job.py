@@ -127,7 +127,7 @@ def test_a_change_to_the_last_stage_pays_for_that_stage_alone(
 def test_cancel_while_a_stage_trains_leaves_no_process(
     service: Service, client: openai.OpenAI, files: dict[str, str]
 ) -> None:
-    job_id = submit(client, files, "supervised", {"sft": {"n_epochs": 100_000}})
+    job_id = submit(client, files, "supervised", {"sft": {"n_epochs": 10_000}})
     wait(client, job_id, lambda: bool(stages_of(client, job_id)["sft"]["metrics"]))
     assert service.processes("allo_engine")
     client.fine_tuning.jobs.cancel(job_id)

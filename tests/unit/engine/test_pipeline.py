@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from allo_engine.config import CONFIGS, ImproveConfig
 from allo_engine.pipeline import OUTPUTS, Data, Format, PlanError, digest, model_source, plan
@@ -121,6 +122,11 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("dpo", PROBLEMS, None, {"rank": 8}), "method.dpo.hyperparameters.rank", "learning_rate"),
         (("dpo", PROBLEMS, None, {"n_epochs": 0}), "method.dpo.stages.warmup.n_epochs", "greater than or equal to 1"),
         (("dpo", PROBLEMS, None, {MULTIPLIER: "x"}), f"method.dpo.hyperparameters.{MULTIPLIER}", "number"),
+        (("dpo", PROBLEMS, None, {MULTIPLIER: 10**400}), f"method.dpo.hyperparameters.{MULTIPLIER}", "at most 1e9"),
+        (("dpo", PROBLEMS, None, {MULTIPLIER: -(10**5000)}), f"method.dpo.hyperparameters.{MULTIPLIER}", "-a huge"),
+        (("dpo", PROBLEMS, None, {MULTIPLIER: float("nan")}), f"method.dpo.hyperparameters.{MULTIPLIER}", "given: nan"),
+        (("dpo", PROBLEMS, None, {"n_epochs": 10**11}), "method.dpo.stages.warmup.n_epochs", "equal to 10000"),
+        (("dpo", PROBLEMS, {"sample": {"n": 10**9}}), "method.dpo.stages.sample.n", "equal to 10000"),
     ],
 )  # fmt: skip
 def test_a_job_that_cannot_run_is_refused_with_the_field_to_change(arguments: Any, param: str, word: str) -> None:
@@ -129,6 +135,22 @@ def test_a_job_that_cannot_run_is_refused_with_the_field_to_change(arguments: An
     assert caught.value.param == param
     assert word in caught.value.message
     assert str(pickle.loads(pickle.dumps(caught.value))) == caught.value.message  # noqa: S301 - errors cross processes
+
+
+NUMBERS = [
+    (stage, name)
+    for stage, config in CONFIGS.items()
+    for name, field in config.model_fields.items()
+    if any(kind in str(field.annotation) for kind in ("int", "float"))
+]
+
+
+@pytest.mark.parametrize("value", [10**400, "inf", float("inf"), float("nan"), "NaN", -1, 1e300])
+@pytest.mark.parametrize(("stage", "name"), NUMBERS)
+def test_no_number_of_any_stage_is_without_bounds(stage: str, name: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CONFIGS[stage].model_validate({name: value})
+    assert {error["loc"][0] for error in caught.value.errors()} == {name}
 
 
 def test_shorthands_reach_every_stage_that_has_them_and_stages_override() -> None:

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from allo_engine.checkpoints.delta import read_delta, write_delta
-from allo_engine.config import LocateConfig
+from allo_engine.config import LocateConfig, PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.masking.entries import stored_values
 from allo_engine.masking.selection import positions
@@ -41,7 +41,7 @@ from tests.tiny import tiny_model
 def test_a_sequence_is_its_prompts_ids_and_its_responses_ids_whatever_the_joined_text_would_be(
     model_folder: Path,
 ) -> None:
-    encoder = Encoder(load_tokenizer(model_folder), "{problem}")
+    encoder = Encoder(load_tokenizer(model_folder), PromptConfig(template="{problem}"))
     prompt, response = encoder.prompt("What is 1"), encoder.response("00?")
     row = build_row([singles(0, prompt, [response])])
     assert row.ids[0].tolist() == [*prompt, *response[:-1]]

@@ -120,7 +120,7 @@ def test_decoding_is_counted_as_it_is_done(model_folder: Path) -> None:
     )
     random = Random(3)
     requests = [Request(n, [random.randrange(5, 261) for _ in range(3 + n % 5)], 0) for n in range(10)]
-    settings = Settings(24, end=11, n=2, temperature=3.0, batch_size=8)
+    settings = Settings(24, ends=(11,), n=2, temperature=3.0, batch_size=8)
     found: dict[int, list[Any]] = {}
     for batch in generate(model, requests, settings):
         found |= batch

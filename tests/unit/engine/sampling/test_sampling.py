@@ -17,7 +17,7 @@ PROMPTS = [[0, 10, 20], [0, 10, 20, 30], [0, 5], [0, 40, 41, 42, 43, 44, 45]]
 
 def sample(batch_size: int, seed: int = 0, prompts: list[list[int]] = PROMPTS) -> dict[int, list[list[int]]]:
     requests = [Request(number, prompt, seed) for number, prompt in enumerate(prompts)]
-    plan = Settings(max_tokens=12, end=1, n=3, temperature=1.0, top_p=0.9, batch_size=batch_size)
+    plan = Settings(max_tokens=12, ends=(1,), n=3, temperature=1.0, top_p=0.9, batch_size=batch_size)
     found: dict[int, list[list[int]]] = {}
     for batch in generate(tiny_model(), requests, plan):
         found |= {number: [response.ids for response in drawn] for number, drawn in batch.items()}
@@ -32,7 +32,7 @@ def test_what_a_request_gets_does_not_depend_on_its_batch() -> None:
 def test_the_kept_log_probabilities_are_those_of_a_plain_forward_pass() -> None:
     model = tiny_model()
     requests = [Request(number, prompt, 0) for number, prompt in enumerate(PROMPTS)]
-    plan = Settings(max_tokens=12, end=1, n=3, temperature=0.5, top_p=0.9, batch_size=64)
+    plan = Settings(max_tokens=12, ends=(1,), n=3, temperature=0.5, top_p=0.9, batch_size=64)
     (batch,) = generate(model, requests, plan)
     for number, drawn in batch.items():
         for response in drawn:
@@ -57,7 +57,7 @@ def test_a_response_ends_at_its_first_end_token_or_at_the_limit() -> None:
 def test_greedy_text_is_that_of_transformers() -> None:
     model = tiny_model()
     requests = [Request(number, prompt, 0) for number, prompt in enumerate(PROMPTS)]
-    (found,) = generate(model, requests, Settings(max_tokens=10, end=1))
+    (found,) = generate(model, requests, Settings(max_tokens=10, ends=(1,)))
     for number, prompt in enumerate(PROMPTS):
         ids = torch.tensor([prompt])
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
@@ -66,7 +66,7 @@ def test_greedy_text_is_that_of_transformers() -> None:
 
 def test_folded_heads_change_no_answer(model_folder: Path) -> None:
     requests = [Request(number, prompt, 0) for number, prompt in enumerate(PROMPTS)]
-    plan = Settings(max_tokens=12, end=1, n=3, temperature=1.0, top_p=0.9)
+    plan = Settings(max_tokens=12, ends=(1,), n=3, temperature=1.0, top_p=0.9)
     model, plain = load_model(model_folder, decoding=True), load_model(model_folder)
     assert (model.config._attn_implementation, plain.config._attn_implementation) == ("folded_heads", "forest")
     (ours,), (theirs,) = generate(model, requests, plan), generate(plain, requests, plan)

@@ -329,3 +329,9 @@ def test_where_memory_is_short_the_rows_are_and_the_result_stays(tmp_path: Path,
     warnings = [line for line in stream.lines() if line.get("level") == "warn"]
     assert [line["data"]["micro_batch_tokens"] for line in warnings] == [128, 64, 32]
     assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_plan_that_no_memory_would_hold_is_refused_before_it_is_made(tmp_path: Path, report: Report) -> None:
+    groups = pair_groups(1) * 20_000
+    with pytest.raises(StageError, match="lower n_epochs"):
+        dense(tiny_model(), SftConfig(n_epochs=10_000), tmp_path, report).train(groups, CrossEntropy())
