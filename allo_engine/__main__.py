@@ -23,16 +23,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads tha
 os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import argparse
+import atexit
 import contextlib
 import importlib
 import json
-import os
+import pkgutil
 import resource
 import signal
 import sys
+import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -42,13 +45,34 @@ from allo_engine.report import Report, StageError, Stopped
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
-def main() -> int:
-    arguments = _parser().parse_args()
+def main(arguments: Sequence[str]) -> int:
+    """Run the stage that the command line names; the exit status."""
+    options = _parser().parse_args(arguments)
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     report = Report(stream)
     signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stop_requested", True))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not stand among the report's lines
-        return _run(arguments.stage, Path(arguments.config), report)
+        return _run(options.stage, Path(options.config), report)
+
+
+def preload() -> None:
+    """Import what any stage may need, for a process that stages are forked from: nothing here may start a thread or
+    touch a device."""
+    import allo_engine.stages
+
+    for module in pkgutil.iter_modules(allo_engine.stages.__path__):
+        importlib.import_module(f"allo_engine.stages.{module.name}")
+
+
+def leave(status: int) -> NoReturn:
+    """End this process as an interpreter ends, but for taking apart what torch has loaded: that takes most of a
+    second, and the kernel does it at once."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # whoever listened is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(stage: str, path: Path, report: Report) -> int:
@@ -107,4 +131,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main(sys.argv[1:]))

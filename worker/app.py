@@ -14,12 +14,14 @@ from functools import cache, partial
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_shutting_down
+from celery.signals import worker_process_init, worker_shutting_down
 
 from service.db import Database
 from service.settings import Settings
 from service.storage import open_store
+from worker.engine import DEFAULT_COMMAND
 from worker.runner import Runner
+from worker.starting import Warm, start_cold
 from worker.supervisor import die_with
 
 settings = Settings.from_environment()
@@ -71,7 +73,21 @@ def draining() -> bool:
 @cache
 def runner() -> Runner:
     """The runner of this pool process, with connections that no other process has: made after the fork."""
-    return Runner(settings, Database(settings.database), open_store(settings.store), draining)
+    start = start_cold if settings.engine else warm().start
+    return Runner(settings, Database(settings.database), open_store(settings.store), draining, start)
+
+
+@cache
+def warm() -> Warm:
+    """The process that this pool process forks its stages from."""
+    return Warm(DEFAULT_COMMAND)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def load_the_engine(**_: Any) -> None:
+    """Have it loaded by the time that a stage comes."""
+    if not settings.engine:
+        warm().prepare()
 
 
 class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types

@@ -30,12 +30,14 @@ from worker.outcome import (
     Cancelled,
     Ending,
     Failed,
+    Interrupt,
     Outcome,
     Released,
     Succeeded,
     interrupted,
     judge,
 )
+from worker.starting import Start, start_cold
 from worker.sweep import sweep
 from worker.workspace import Workspace, open_workspace
 
@@ -46,12 +48,14 @@ Artifacts = Sequence[tuple[str, str, str, int]]
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs stages, one at a time. `draining` turns true when this worker is to give its stage back and end."""
+    """Runs stages, one at a time. `draining` turns true when this worker is to give its stage back and end; `start`
+    brings a stage's supervisor to life."""
 
     settings: Settings
     database: Database
     store: Store
     draining: Callable[[], bool] = lambda: False
+    start: Start = start_cold
     name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
     def run(self, stage_id: str, epoch: int) -> Outcome | None:
@@ -65,6 +69,10 @@ class Runner:
         with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.digest) as workspace:
             with Heart(self.database, claim, self._every, self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
+            if (
+                heart.interrupt is Interrupt.FENCED
+            ):  # its last beat tells at the latest: whatever came of it is nobody's
+                outcome = Abandoned()
             committed = self._commit(claim, outcome, artifacts)
             if isinstance(outcome, Succeeded | Cancelled) and committed:
                 workspace.forget_work()
@@ -97,7 +105,7 @@ class Runner:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
         last, drained = None, False
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
-        with Engine(command, claim.stage_id, claim.name, workspace, grace, lease) as engine:
+        with Engine(self.start, command, claim.stage_id, claim.name, workspace, grace, lease) as engine:
             heart.renewed = engine.beat
             for line in engine.lines():
                 if line is not None:

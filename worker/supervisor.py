@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,18 @@ SUPERVISOR_MARK = "ALLO_SUPERVISOR"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _POLL_SECONDS = 0.05
+
+
+def execute(command: list[str], marks: dict[str, str]) -> int:
+    """Start a command as a program of its own; its pid. The kernel kills it when this process ends."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | marks,
+        preexec_fn=partial(die_with, os.getpid()),  # safe: there is no other thread here
+    )
+    child.returncode = 0  # `reap` waits for it, not this object
+    return child.pid
 
 
 @dataclass
@@ -82,12 +95,15 @@ class Supervision:
         return code if code >= 0 else 128 - code
 
 
-def main(argv: list[str]) -> int:
-    """Run one command to the end of all that it started; the exit status is the command's."""
+def main(argv: list[str], start: Callable[[list[str], dict[str, str]], int] = execute) -> int:
+    """Run one command to the end of all that it started; the exit status is the command's.
+
+    `start` makes the command a child of this process, with these marks, and returns its pid.
+    """
     options = _parse(argv)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     supervision = Supervision(options.grace, options.lease)
-    supervision.command = _start(options.command)
+    supervision.command = start(options.command, {SUPERVISOR_MARK: f"{os.getpid()}:{process_start(os.getpid())}"})
     signal.signal(signal.SIGTERM, lambda *_: supervision.stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervise(supervision)
@@ -97,13 +113,15 @@ def main(argv: list[str]) -> int:
 
 def supervise(supervision: Supervision) -> None:
     """Return when the command has ended, or when it must."""
-    watched = [sys.stdin.fileno()]
+    ended, orders = os.pidfd_open(supervision.command), sys.stdin.fileno()
+    watched = [ended, orders]
     while supervision.status is None and not supervision.overdue():
         readable, _, _ = select.select(watched, [], [], _POLL_SECONDS)
-        if readable and not _obey(supervision):
-            watched = []
+        if orders in readable and not _obey(supervision):
+            watched.remove(orders)
             supervision.stop()
         reap(supervision)
+    os.close(ended)
 
 
 def end_descendants(supervision: Supervision) -> None:
@@ -150,18 +168,6 @@ def die_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _start(command: list[str]) -> int:
-    mark = f"{os.getpid()}:{process_start(os.getpid())}"
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {SUPERVISOR_MARK: mark},
-        preexec_fn=partial(die_with, os.getpid()),  # safe: there is no other thread here
-    )
-    child.returncode = 0  # `reap` waits for it, not this object
-    return child.pid
 
 
 def _obey(supervision: Supervision) -> bool:

@@ -12,20 +12,24 @@ import pytest
 
 from service.settings import Settings
 from tests.integration.worker.house import House, furnish
+from worker.starting import Warm
 
 QUICK = {"heartbeat_seconds": 0.2, "self_fence_seconds": 2, "lease_seconds": 3, "redispatch_seconds": 2}
 QUICK |= {"dispatch_seconds": 0.1, "grace_seconds": 2}
 
+COLD = (sys.executable, str(Path(__file__).with_name("stub_engine.py")))
+WARM = (sys.executable, "-m", "tests.integration.worker.stub_engine")
+
 
 @pytest.fixture
 def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    """Makes a house with these settings, in a folder of this name."""
+    """Makes a house with these settings and this trainer, in a folder of this name."""
     houses: list[House] = []
 
-    def make(name: str = "data", **settings: Any) -> House:
+    def make(name: str = "data", program: tuple[str, ...] = COLD, **settings: Any) -> House:
         control = tmp_path / f"{name}-control"
         control.mkdir()
-        engine = shlex.join([sys.executable, str(Path(__file__).with_name("stub_engine.py")), str(control)])
+        engine = shlex.join([*program, str(control)])
         houses.append(furnish(Settings(data_dir=tmp_path / name, engine=engine, **QUICK | settings), control))
         return houses[-1]
 
@@ -37,3 +41,11 @@ def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
 @pytest.fixture
 def house(make_house: Callable[..., House]) -> House:
     return make_house()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A warm process with the stub trainer."""
+    warm = Warm(WARM)
+    yield warm
+    warm.close()

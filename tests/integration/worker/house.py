@@ -18,6 +18,7 @@ from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
 from tests.waiting import until
+from worker.starting import Start, start_cold
 
 OWNER = "owner"
 
@@ -37,6 +38,7 @@ class House:
     database: Database
     store: Store
     control: Path
+    start: Start = start_cold
 
     def submit(self, seed: int = 0) -> str:
         """A supervised job with a validation file: the stages sft and evaluate."""

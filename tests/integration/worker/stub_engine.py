@@ -7,6 +7,7 @@ a line to `starts`, and `pid` and `child` name the present processes. Its result
 inputs alone, so that a resumed run must equal an uninterrupted one.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -17,8 +18,12 @@ import time
 from pathlib import Path
 
 
-def main() -> int:
-    control, stage = Path(sys.argv[1]), json.loads(Path(sys.argv[4]).read_text())
+def preload() -> None:
+    """There is nothing that takes long to load."""
+
+
+def main(arguments: list) -> int:
+    control, stage = Path(arguments[0]), json.loads(Path(arguments[3]).read_text())
     behaviour = {"steps": 4, "seconds": 0.02, "at": {}}
     if (control / "behaviour").exists():
         behaviour |= json.loads((control / "behaviour").read_text())
@@ -73,7 +78,15 @@ def misbehave(deed: str, control: Path) -> None:
     if deed == "babble":
         print("progress: 50%|####", flush=True)
         sys.stdout.buffer.write(b"\xff\xfe\n[1]\n{}\n")
-    if deed == "hang":
+    if deed == "segfault":
+        ctypes.string_at(0)
+    if deed == "fork":
+        daemon = os.fork()
+        if daemon == 0:
+            os.setsid()
+            time.sleep(600)
+        (control / "daemon").write_text(str(daemon))
+    if deed in ("hang", "fork"):
         time.sleep(600)
 
 
@@ -98,4 +111,4 @@ def say(**message: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

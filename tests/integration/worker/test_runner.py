@@ -1,21 +1,41 @@
-"""The runner with a real database and a stub trainer, without a broker: claim, run, publish, and every way to fail."""
+"""The runner with a real database and a stub trainer, without a broker: claim, run, publish, and every way to fail;
+all of it with a trainer that is executed, and with one that is forked from a warm process."""
 
 import os
 import signal
 import threading
 
 import psutil
+import pytest
 
 from service.jobs import attempts
+from tests.integration.worker.conftest import COLD, WARM
 from tests.integration.worker.house import House, alive
 from tests.waiting import until
 from worker.heart import Heart
 from worker.outcome import Abandoned, Cancelled, Failed, Interrupt, Released, Succeeded
 from worker.runner import Runner
+from worker.starting import start_cold
+
+
+@pytest.fixture(params=["cold", "warm"])
+def way(request, warm):
+    """How a trainer starts: its program, and who starts it."""
+    return (COLD, start_cold) if request.param == "cold" else (WARM, warm.start)
+
+
+@pytest.fixture
+def make_house(make_house, way):
+    def make(name="data", **settings):
+        house = make_house(name, program=way[0], **settings)
+        house.start = way[1]
+        return house
+
+    return make
 
 
 def run(house: House, **kwargs):
-    return Runner(house.settings, house.database, house.store, **kwargs)
+    return Runner(house.settings, house.database, house.store, start=house.start, **kwargs)
 
 
 def in_thread(house: House, **kwargs):
