@@ -33,7 +33,8 @@ def for_template(message: Message, knows_developers: bool = True) -> dict[str, A
 
     What OpenAI calls a developer's message is a system message where the template has no such role.
     """
-    given = {key: value for key, value in message.items() if key != "weight"} | {"content": content_of(message)}
+    given = {key: value for key, value in message.items() if key != "weight" and value is not None}
+    given["content"] = content_of(message)
     if message.get("role") == "developer" and not knows_developers:
         given["role"] = "system"
     if message.get("tool_calls"):

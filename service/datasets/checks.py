@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def chat(value: Any) -> Iterator[Fault]:
         yield Fault("[0].role", "is 'assistant'", "'system' or 'user': an answer comes after something")
     if all(message["role"] != "assistant" for message in value):
         yield Fault("", "has no assistant's answer", "at least one message of role 'assistant'")
+    elif all(message.get("weight") == 0 for message in value if message["role"] == "assistant"):
+        yield Fault("", "has no assistant's answer to learn from", "at least one without weight 0")
 
 
 def prompt(value: Any) -> Iterator[Fault]:
@@ -98,6 +101,27 @@ def wrapped_messages(value: Any) -> Iterator[Fault]:
         return
     for fault in messages(value["messages"]):
         yield Fault(f".messages{fault.path}", fault.wrong, fault.right)
+    for fault in tools(value.get("tools")):
+        yield Fault(f".tools{fault.path}", fault.wrong, fault.right)
+
+
+def tools(value: Any) -> Iterator[Fault]:
+    """The tools that a conversation may call, as OpenAI describes them; null says that there are none."""
+    right = '{"type": "function", "function": {"name": …, "parameters": …}}'
+    if value is not None and not isinstance(value, list):
+        yield Fault("", f"is {kind(value)}", f"a list of tools, each {right}")
+        return
+    for place, tool in enumerate(value or ()):
+        if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
+            yield Fault(f"[{place}]", "is no description of a function", right)
+        else:
+            yield from _below(f"[{place}].function.name", text, tool["function"], "name", "the function's name")
+
+
+def functions(value: Any) -> Iterator[Fault]:
+    """OpenAI's form before `tools`."""
+    if value is not None:
+        yield Fault("", "is OpenAI's old form", 'tools: [{"type": "function", "function": …}]')
 
 
 def kind(value: Any) -> str:
@@ -117,14 +141,86 @@ def _message(path: str, message: Any) -> Iterator[Fault]:
     if not isinstance(message, dict):
         yield Fault(path, f"is {kind(message)}", 'an object {"role": …, "content": …}')
         return
-    if message.get("role") not in ROLES:
-        wrong = f"is {message['role']!r:.40}" if "role" in message else "is missing"
-        yield Fault(f"{path}.role", wrong, f"one of {', '.join(ROLES)}")
-    if "content" not in message:
-        yield Fault(f"{path}.content", "is missing", "a text that is not empty")
-    else:
-        for fault in text(message["content"]):
-            yield Fault(f"{path}.content", fault.wrong, fault.right)
+    role = message.get("role")
+    if role not in ROLES:
+        wrong = f"is {role!r:.40}" if "role" in message else "is missing"
+        yield Fault(f"{path}.role", wrong, "'tool'" if role == "function" else f"one of {', '.join(ROLES)}")
+    if message.get("content") is not None or message.get("tool_calls") is None:
+        yield from _below(f"{path}.content", _content, message, "content", "a text that is not empty")
+    if "name" in message:
+        yield from _below(f"{path}.name", text, message, "name", "")
+    if role == "tool":
+        yield from _below(f"{path}.tool_call_id", text, message, "tool_call_id", "the id of the call that it answers")
+    for name, check in _ASSISTANTS.items():
+        if message.get(name) is None:
+            continue
+        if role == "assistant":
+            yield from _below(f"{path}.{name}", check, message, name, "")
+        else:
+            yield Fault(f"{path}.{name}", "is on a message that is not the assistant's", f"no {name} here")
+
+
+def _below(path: str, check: Check, holder: dict[str, Any], name: str, right: str) -> Iterator[Fault]:
+    """The faults of a field below `path`; one that is not there should be `right`."""
+    if name not in holder:
+        yield Fault(path, "is missing", right)
+        return
+    for fault in check(holder[name]):
+        yield Fault(path + fault.path, fault.wrong, fault.right)
+
+
+def _content(value: Any) -> Iterator[Fault]:
+    """A text, or the parts of one."""
+    if not isinstance(value, list) or not value:
+        yield from text(value)
+        return
+    for place, part in enumerate(value):
+        if not isinstance(part, dict):
+            yield Fault(f"[{place}]", f"is {kind(part)}", 'a text for all of it, or parts {"type": "text", "text": …}')
+        elif part.get("type") != "text":
+            wrong = f"is {part['type']!r:.40}" if "type" in part else "is missing"
+            yield Fault(f"[{place}].type", wrong, "'text': models here read nothing else")
+        else:
+            yield from _below(f"[{place}].text", text, part, "text", "a text that is not empty")
+
+
+def _weight(value: Any) -> Iterator[Fault]:
+    if isinstance(value, bool) or value not in (0, 1):
+        yield Fault("", f"is {value!r:.40}", "1 for an answer to learn from, 0 for one to read alone")
+
+
+def _tool_calls(value: Any) -> Iterator[Fault]:
+    right = '{"id": …, "type": "function", "function": {"name": …, "arguments": …}}'
+    if not isinstance(value, list) or not value:
+        yield Fault("", "is an empty list" if value == [] else f"is {kind(value)}", f"a list of calls, each {right}")
+        return
+    for place, call in enumerate(value):
+        if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+            yield Fault(f"[{place}]", "is no call of a function", right)
+            continue
+        yield from _below(f"[{place}].id", text, call, "id", "a text that the tool's message names")
+        yield from _below(f"[{place}].function.name", text, call["function"], "name", "the function's name")
+        yield from _below(f"[{place}].function.arguments", _arguments, call["function"], "arguments", _ARGUMENTS)
+
+
+_ARGUMENTS = 'a JSON object as a text, as in "{\\"city\\": \\"Paris\\"}"'
+
+
+def _arguments(value: Any) -> Iterator[Fault]:
+    try:
+        fine = isinstance(value, str) and isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        fine = False
+    if not fine:
+        yield Fault("", "is no JSON object in a text", _ARGUMENTS)
+
+
+def _old_form(_value: Any) -> Iterator[Fault]:
+    yield Fault("", "is OpenAI's old form", "tool_calls")
+
+
+_ASSISTANTS: dict[str, Check] = {"weight": _weight, "tool_calls": _tool_calls, "function_call": _old_form}
+"""What the assistant's messages alone may have."""
 
 
 def _lone_surrogate(value: str) -> bool:

@@ -26,6 +26,9 @@ class Field:
 PROBLEM = Field(("problem", "question", "input"))
 SOLUTION = Field(("solution", "output"))
 
+TOOLS = (Field(("tools",), checks.tools, required=False), Field(("functions",), checks.functions, required=False))
+"""What a line of messages may have beside them."""
+
 SHAPES: tuple[tuple[Format, tuple[Field, ...]], ...] = (
     ("corrections", (PROBLEM, SOLUTION, Field(("prediction",)), Field(("correction",)))),
     (
@@ -35,6 +38,7 @@ SHAPES: tuple[tuple[Format, tuple[Field, ...]], ...] = (
             Field(("chosen",), checks.response),
             Field(("rejected",), checks.response),
             Field(("solution",), checks.optional_text, required=False),
+            *TOOLS,
         ),
     ),
     (
@@ -46,7 +50,7 @@ SHAPES: tuple[tuple[Format, tuple[Field, ...]], ...] = (
             Field(("solution",), checks.optional_text, required=False),
         ),
     ),
-    ("chats", (Field(("messages",), checks.chat),)),
+    ("chats", (Field(("messages",), checks.chat), *TOOLS)),
     ("problems", (PROBLEM, SOLUTION, Field(("answer",), checks.answer, required=False))),
 )
 """Every shape that a line may have. OpenAI's preferences are a second shape of the same format."""

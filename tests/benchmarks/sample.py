@@ -23,7 +23,7 @@ def given() -> tuple[PreTrainedModel, list[list[int]]]:
 def ours() -> float:
     model, prompts = given()
     requests = [Request(number, prompt, 0) for number, prompt in enumerate(prompts)]
-    settings = Settings(LONGEST, END, N, temperature=0.7, top_p=0.95, batch_size=AT_ONCE * N)
+    settings = Settings(LONGEST, (END,), N, temperature=0.7, top_p=0.95, batch_size=AT_ONCE * N)
     began = time.perf_counter()
     batches = list(generate(model, requests, settings))
     drawn = sum(len(response.ids) for batch in batches for found in batch.values() for response in found)

@@ -31,6 +31,11 @@ def lines(*rows: Any) -> bytes:
 
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+DEVELOPER = {"role": "developer", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": " kind"}]}
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOLD = {"role": "tool", "tool_call_id": "1", "content": "2"}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 OPENAI = {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT], "non_preferred_output": [ASSISTANT]}
 GOOD: dict[str, list[dict[str, Any]]] = {
     "problems": [
@@ -42,8 +47,14 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"prompt": "p", "chosen": "c", "rejected": "r"},
         {"prompt": [USER], "chosen": [ASSISTANT], "rejected": "r", "solution": "s"},
         OPENAI,
+        {**OPENAI, "input": {"messages": [USER], "tools": TOOLS}, "preferred_output": [CALLING]},
     ],
-    "chats": [{"messages": [USER, ASSISTANT]}, {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]}],
+    "chats": [
+        {"messages": [USER, ASSISTANT]},
+        {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]},
+        {"messages": [DEVELOPER, USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1, "name": "x"}]},
+        {"messages": [USER, CALLING, TOLD, ASSISTANT], "tools": TOOLS, "parallel_tool_calls": False},
+    ],
     "corrections": [{"problem": "p", "solution": "s", "prediction": "x", "correction": "y"}],
 }
 
@@ -56,7 +67,7 @@ def test_each_format_is_told_by_its_first_line(format: str) -> None:
 
 def test_lines_without_a_solution_are_known_by_number() -> None:
     summary, _ = check(lines(*GOOD["preferences"]))
-    assert summary.lines_without_solution == (1, 3)
+    assert summary.lines_without_solution == (1, 3, 4)
     assert check(lines(*GOOD["problems"]))[0].lines_without_solution == ()
 
 
@@ -117,9 +128,28 @@ def test_a_bad_line_is_named_with_its_field_and_fault(line: bytes, field: str | 
         ({"messages": [USER, {"role": "robot", "content": "a"}]}, "messages[1].role", "is 'robot'"),
         ({"messages": [USER, {"content": "a"}]}, "messages[1].role", "is missing"),
         ({"messages": [USER, {"role": "assistant"}]}, "messages[1].content", "is missing"),
-        ({"messages": [USER, {"role": "assistant", "content": [1]}]}, "messages[1].content", "is a list"),
+        ({"messages": [USER, {"role": "assistant", "content": [1]}]}, "messages[1].content[0]", "is a number"),
         ({"messages": [USER]}, "messages", "no assistant's answer"),
         ({"messages": [ASSISTANT, USER]}, "messages[0].role", "is 'assistant'"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "messages", "to learn from"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "messages[1].weight", "is 0.5"),
+        ({"messages": [USER, {**ASSISTANT, "weight": True}]}, "messages[1].weight", "is True"),
+        ({"messages": [{**USER, "weight": 1}, ASSISTANT]}, "messages[0].weight", "not the assistant's"),
+        ({"messages": [{"role": "function", "content": "x"}, ASSISTANT]}, "messages[0].role", "is 'function'"),
+        ({"messages": [USER, {**CALLING, "tool_calls": []}]}, "messages[1].tool_calls", "is an empty list"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content", "is null"),
+        ({"messages": [USER, {**CALLING, "tool_calls": "x"}]}, "messages[1].tool_calls", "is a text"),
+        ({"messages": [USER, {**CALLING, "tool_calls": [{"id": "1"}]}]}, "messages[1].tool_calls[0]", "no call"),
+        ({"messages": [USER, {**ASSISTANT, "function_call": {}}]}, "messages[1].function_call", "old form"),
+        ({"messages": [USER, {"role": "tool", "content": "2"}]}, "messages[1].tool_call_id", "is missing"),
+        ({"messages": [USER, ASSISTANT], "tools": [{"name": "add"}]}, "tools[0]", "no description"),
+        ({"messages": [USER, ASSISTANT], "functions": [{"name": "add"}]}, "functions", "old form"),
+        ({**OPENAI, "input": {"messages": [USER], "tools": 3}}, "input.tools", "is a number"),
+        (
+            {"messages": [{**USER, "content": [{"type": "image_url"}]}, ASSISTANT]},
+            "messages[0].content[0].type",
+            "image",
+        ),
         ({"prompt": "p", "chosen": "c", "rejected": None}, "rejected", "is null"),
         ({"prompt": "p", "chosen": [USER], "rejected": "r"}, "chosen[0].role", "is 'user'"),
         ({"prompt": "p", "rejected": "r"}, "chosen", "is missing"),
@@ -133,6 +163,13 @@ def test_nested_faults_are_named_by_their_path(row: Any, field: str, wrong: str)
     _, report = check(lines(row))
     assert [found["field"] for found in report] == [field]
     assert wrong in report[0]["wrong"]
+
+
+@pytest.mark.parametrize("arguments", [None, {}, "", "x", "[1]", "[" * 50_000])
+def test_the_arguments_of_a_call_are_a_json_object_in_a_text(arguments: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    (found,) = check(lines({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}), 200_000)[1]
+    assert found["field"] == "messages[1].tool_calls[0].function.arguments"
 
 
 def test_a_line_too_long_is_passed_over_and_the_next_ones_keep_their_numbers() -> None:
