@@ -140,7 +140,7 @@ def measure(size: Size = WIDE) -> Calibration:
         narrow = _untrained(Path(root) / "narrow", NARROW)
         shape = shape_of(wide)
         forward, training, optimizer = _passes(load_model(wide), shape)
-        small, model = (load_model(folder, dtype_of("auto"), decoding=True) for folder in (narrow, wide))
+        small, model = (load_model(folder, dtype_of("auto")) for folder in (narrow, wide))
     layer = _step_seconds(small, 1) / LAYERS
     one, many = _step_seconds(model, 1), _step_seconds(model, ROWS)
     a_row = max(many - one, 0.1 * many) / (ROWS - 1)

@@ -1,31 +1,73 @@
-"""Attention that leaves out what it need not compute, where FlexAttention is not at hand.
+"""Attention of packed rows, whatever the architecture: our own entry among those that transformers chooses from.
 
-`forest`        rows of sequences that share their beginnings (see sequences.py): every block of a row attends to its
-                ancestors and itself, not to the whole row with most of it masked.
-`folded_heads`  one new token a row: query heads that share a head of keys and values (GQA, arXiv 2305.13245) stand in
-                its query dimension, so that the cache is not copied for each of them at each step.
+A model asks for a mask a layer type (full, within a sliding window, within a chunk) and hands what it gets to its
+layers' attention. Registered under one name stand
 
-Both give SDPA's numbers, and are SDPA where their case is not given.
+`mask`    inside `attending`, for a row that is a forest of sequences (see sequences.py): who descends from whom, and
+          what the model's own mask function allows at the tokens' positions. It answers with blocks, or on CUDA with
+          FlexAttention's BlockMask. Elsewhere, in decoding, the mask that SDPA has.
+`attend`  attends by what `mask` answered with. Every block of a row attends to what it sees, not to the whole row
+          with most of it masked; one new token a row (decoding) has the query heads that share a head of keys and
+          values (GQA, arXiv 2305.13245) in its query dimension, so that the cache is not copied for each of them.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-Name = Literal["forest", "folded_heads"]
+NAME = "forest"
+"""What a model's attn_implementation is where its rows are packed."""
 
 BLOCK = 128
-"""Trees of at most so many tokens are attended to as a whole: a smaller product would not be faster."""
+"""Trees of at most so many tokens are attended to as a whole: a smaller product would not be faster. Flex's, too."""
+
+MaskFunction = Callable[[Any, Any, Any, Any], Any]
+"""(batch, head, query, key) → whether the query attends to the key; all four broadcast."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Where a row's tokens stand: `ends[k]` [L] is where the tree below token k ends, `positions` [L] are theirs in
+    their own sequences."""
+
+    ends: Tensor
+    positions: Tensor
+
+    def attends(self, allowed: MaskFunction) -> MaskFunction:
+        """Token q of the row attends to token k: its ancestor or itself, as far as a model allows by position."""
+        ends, positions = self.ends, self.positions
+
+        def attends(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            below = (key <= query) & (query < ends[key])
+            return below & allowed(batch, head, positions[query], positions[key])
+
+        return attends
+
+
+_forest: ContextVar[Forest | None] = ContextVar("forest", default=None)
+
+
+@contextmanager
+def attending(ends_L: Tensor, positions_L: Tensor) -> Iterator[None]:
+    """Models called inside see one packed row. (Layers that run again for the backward pass keep their masks.)"""
+    token = _forest.set(Forest(ends_L, positions_L))
+    try:
+        yield
+    finally:
+        _forest.reset(token)
 
 
 @dataclass(frozen=True)
@@ -48,22 +90,30 @@ class Block:
         return self._folded[times, dtype]
 
 
-def blocks_of(ends_L: Tensor, size: int = BLOCK) -> list[Block]:
-    """A row cut into blocks, in order; `ends_L[k]` is where the tree below token k ends."""
-    ends: list[int] = ends_L.tolist()
-    cut = _cut(ends, 0, len(ends), [], size)
-    return [_block(start, stop, ancestors, ends_L) for start, stop, ancestors in cut]
+class Blocks(tuple[Block, ...]):
+    """A row's blocks, in order: what stands for a mask between `mask` and `attend`."""
+
+
+def blocks_of(forest: Forest, allowed: MaskFunction = causal_mask_function, size: int = BLOCK) -> Blocks:
+    """A row cut into blocks, in order."""
+    ends: list[int] = forest.ends.tolist()
+    attends = forest.attends(allowed)
+    return Blocks(_block(cut, attends, forest.ends.device) for cut in _cut(ends, 0, len(ends), [], size))
 
 
 def attended(ends_L: Tensor) -> int:
-    """The pairs of a query and a key that a row's attention computes."""
-    return sum(block.bias.numel() for block in blocks_of(ends_L))
+    """The pairs of a query and a key that a row's attention computes, where a model has no windows."""
+    ends: list[int] = ends_L.tolist()
+    cuts = _cut(ends, 0, len(ends), [], BLOCK)
+    return sum((stop - start) * (len(ancestors) + stop - start) for start, stop, ancestors in cuts)
 
 
-def _cut(
-    ends: Sequence[int], start: int, stop: int, ancestors: list[int], size: int
-) -> Iterator[tuple[int, int, list[int]]]:
-    """(start, stop, ancestors) of the blocks of the trees in [start, stop), which all have the same ancestors."""
+Cut = tuple[int, int, list[int]]
+"""(start, stop, ancestors) of a block."""
+
+
+def _cut(ends: Sequence[int], start: int, stop: int, ancestors: list[int], size: int) -> Iterator[Cut]:
+    """The blocks of the trees in [start, stop), which all have the same ancestors."""
     while start < stop:
         end = ends[start]
         if end - start > size:  # its trunk, then what grows on it
@@ -77,46 +127,87 @@ def _cut(
         start = end
 
 
-def _block(start: int, stop: int, ancestors: list[int], ends_L: Tensor) -> Block:
-    own = torch.arange(start, stop, device=ends_L.device)
-    seen = (own[None, :] <= own[:, None]) & (own[:, None] < ends_L[start:stop][None, :])
-    bias = torch.zeros(len(own), len(ancestors) + len(own), device=ends_L.device)
-    bias[:, len(ancestors) :].masked_fill_(~seen, -torch.inf)
-    return Block(start, stop, torch.cat([torch.tensor(ancestors, dtype=torch.long, device=own.device), own]), bias)
+def _block(cut: Cut, attends: MaskFunction, device: torch.device) -> Block:
+    start, stop, ancestors = cut
+    keys = torch.tensor([*ancestors, *range(start, stop)], device=device)
+    seen = attends(0, 0, torch.arange(start, stop, device=device)[:, None], keys[None, :])
+    near = seen.any(0)  # within a window, an ancestor that is too far from all of them is not read
+    bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -torch.inf)
+    return Block(start, stop, keys[near], bias[:, near])
 
 
-def forest(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    blocks: Sequence[Block] = (),
-    **more: Any,
-) -> tuple[Tensor, None]:
-    """query [1, H, L, D], key and value [1, K, L, D] of a row cut into blocks → [1, L, H, D]."""
-    if not blocks:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    parts = [
-        _folded(
-            query[:, :, block.start : block.stop],
-            key.index_select(2, block.keys),
-            value.index_select(2, block.keys),
-            block.folded(query.shape[1] // key.shape[1], query.dtype),
-            more.get("scaling"),
-        )
-        for block in blocks
-    ]
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+def block_mask(forest: Forest, allowed: MaskFunction = causal_mask_function, window: int | None = None) -> BlockMask:
+    """The same for FlexAttention, which skips the blocks where nothing attends. No mask of all pairs is made.
+
+    Tile (Q, K) has an attended pair only if K is not behind Q, a tree of K reaches into Q and, with a window, their
+    positions come near enough; it is whole if every tree of K reaches over all of Q and nothing but descent counts.
+    """
+    length = len(forest.ends)
+    tiles = -(-length // BLOCK)
+    room = tiles * BLOCK - length
+
+    def tiled(values_L: Tensor, filled: int) -> Tensor:
+        return nn.functional.pad(values_L, (0, room), value=filled).view(tiles, BLOCK)
+
+    place = torch.arange(tiles, device=forest.ends.device)
+    starts, before, same = place * BLOCK, place[None, :] < place[:, None], place[None, :] == place[:, None]
+    some = same | before & (tiled(forest.ends, 0).amax(1)[None, :] > starts[:, None])
+    stops = (starts + BLOCK).clamp(max=length)
+    whole = before & (tiled(forest.ends, length).amin(1)[None, :] >= stops[:, None])
+    if window is not None:
+        nearest = tiled(forest.positions, 2**31).amin(1)[:, None] - tiled(forest.positions, -1).amax(1)[None, :]
+        some &= nearest < window
+    if allowed is not causal_mask_function:
+        whole = torch.zeros_like(whole)
+    return BlockMask.from_kv_blocks(
+        *_listed(some & ~whole),
+        *_listed(whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=forest.attends(allowed),
+        seq_lengths=(length, length),
+    )
 
 
-def folded_heads(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
-) -> tuple[Tensor, None]:
-    """query [B, H, 1, D], key and value [B, K, L, D], mask [B, 1, 1, L] → [B, 1, H, D]; else it is SDPA's own."""
+def _listed(tiles_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tiles of a row of them are meant, and these tiles' numbers before the others', each with [1, 1, …]."""
+    order = tiles_QK.int().argsort(dim=-1, descending=True, stable=True)
+    return tiles_QK.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def mask(*, mask_function: MaskFunction, local_size: int | None = None, **asked: Any) -> Any:
+    """What a model's layers of one type attend to (see transformers' masking_utils)."""
+    forest = _forest.get()
+    if forest is None:
+        return sdpa_mask(mask_function=mask_function, local_size=local_size, **asked)
+    if forest.ends.device.type == "cuda":
+        return block_mask(forest, mask_function, local_size)
+    return blocks_of(forest, mask_function)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any
+) -> tuple[Tensor, Tensor | None]:
+    """query [B, H, N, D], key and value [B, K, L, D], and what `mask` gave → [B, N, H, D]."""
+    if isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, **more)
+    scaling, softcap, sinks = more.get("scaling"), more.get("softcap"), more.get("s_aux")
+    scored = softcap is not None or sinks is not None
+    if isinstance(attention_mask, Blocks):
+        parts = []
+        for block in attention_mask:
+            own = query[:, :, block.start : block.stop]
+            keys, values = key.index_select(2, block.keys), value.index_select(2, block.keys)
+            if scored:
+                parts.append(_scored(own, keys, values, block.bias, scaling, softcap, sinks))
+            else:
+                bias = block.folded(query.shape[1] // key.shape[1], query.dtype)
+                parts.append(_folded(own, keys, values, bias, scaling))
+        return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    if scored:
+        return _scored(query, key, value, attention_mask, scaling, softcap, sinks).transpose(1, 2).contiguous(), None
     if query.shape[2] != 1 or more.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    return _folded(query, key, value, attention_mask, more.get("scaling")).transpose(1, 2), None
+    return _folded(query, key, value, attention_mask, scaling).transpose(1, 2), None
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -127,16 +218,40 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     batch, heads, length, size = query.shape
     shared = key.shape[1]
     folded = query.reshape(batch, shared, heads // shared * length, size)
-    return scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling).reshape(query.shape)
+    found = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    return found.reshape(batch, heads, length, value.shape[-1])
 
 
-for _name, _function in (("forest", forest), ("folded_heads", folded_heads)):
-    AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, sdpa_mask)
+def _scored(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """What SDPA does not know, [B, H, N, D]: scores that are softly capped (Gemma 2), a sink a head (GPT-OSS).
+
+    The mask is boolean or added to the scores, [B, 1, N, L] or [N, L]; without one, attention is causal.
+    """
+    batch, heads, length, size = query.shape
+    shared = key.shape[1]
+    grouped = query.reshape(batch, shared, heads // shared, length, size)
+    scores = grouped @ key[:, :, None].transpose(-1, -2) * (size**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)
+    seen = mask if mask.dtype == torch.bool else mask > -torch.inf
+    seen = seen if seen.dim() == 2 else seen[:, :, None]
+    scores = scores.float().masked_fill(~seen, torch.finfo(torch.float32).min)
+    if sinks is not None:
+        column = sinks.float().view(1, shared, heads // shared, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], -1)
+    weights = scores.softmax(-1)[..., : key.shape[2]].to(value.dtype)
+    return (weights @ value[:, :, None]).reshape(batch, heads, length, value.shape[-1])
 
 
-def attend_by(model: PreTrainedModel, name: Name) -> None:
-    """Let a model attend so, if it lets its attention be chosen and hands on what it is given for it."""
-    handed_on = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.base_model.forward).parameters.values())
-    if model._can_set_attn_implementation() and handed_on:
-        model.set_attn_implementation(name)
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, mask)

@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allo_engine.config import Precision
-from allo_engine.model.attention import attend_by
+from allo_engine.model.attention import NAME
+from allo_engine.model.probe import verdict
 from allo_engine.report import StageError
 
 
 def device() -> torch.device:
     """The accelerator that is there, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -25,23 +26,23 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, decoding: bool = False) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone.
 
-    Packed rows go through FlexAttention on CUDA; it has no backward pass on a CPU and is not made for `decoding`, so
-    there attention is SDPA, on no more than it needs (see attention.py).
+    Where a probe finds that its rows may be packed, it attends as attention.py has it; else it is left as it is and
+    reads one sequence a row. Its weights go straight to the device.
     """
-    flex = device().type == "cuda" and not decoding
+    where = device()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation="flex_attention" if flex else "sdpa",
+        device_map=None if where.type == "cpu" else where,
         local_files_only=True,
         use_safetensors=True,
     )
-    if not flex:
-        attend_by(model, "folded_heads" if decoding else "forest")
-    return model.to(device()).eval()  # type: ignore[arg-type,no-any-return]  # its wrapper hides the signature
+    if verdict(model.config).packs:
+        model.set_attn_implementation(NAME)
+    return model.eval()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

@@ -1,8 +1,8 @@
-"""Log-probabilities of responses' tokens, in packed rows."""
+"""Log-probabilities of responses' tokens, in packed rows, or one sequence a row for models that cannot be packed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
 from allo_engine.model.ahead import ahead
-from allo_engine.model.attention import blocks_of
+from allo_engine.model.attention import NAME, attending
 from allo_engine.model.head import TokenLogps
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.sequences import Group, Row, build_row, rows_of
@@ -27,32 +27,55 @@ PerToken = Mapping[tuple[int, int], Tensor]
 def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
     """logπ of every predicted token of a row given all that it attends to: float32 [R], in nats.
 
-    The head runs on the positions that predict a token and on no other, a few at a time where it is a plain
-    projection; what a model does beyond that (a soft cap, a scale) is left to the model itself.
+    A model whose attention is not ours (see `load_model`) reads the row's sequences one after another.
     """
-    arguments = {"input_ids": row.ids, "position_ids": row.positions, "use_cache": False, **_attention(model, row)}
-    if not _has_plain_head(model):
-        logits_RV = model(**arguments, logits_to_keep=row.sources).logits[0]
-        return -cross_entropy(logits_RV.float(), row.targets, reduction="none")
-    hidden_RH = model.base_model(**arguments).last_hidden_state[0, row.sources]
+    predicted = _by_plain_head if _has_plain_head(model) else _by_whole_model
+    if model.config._attn_implementation != NAME:
+        return _alone(model, row, predicted)
+    with attending(row.ends, row.positions[0]):
+        return predicted(model, row.arguments(), row.sources, row.targets)
+
+
+Predicted = Callable[[PreTrainedModel, Mapping[str, Any], Tensor, Tensor], Tensor]
+"""From a model, its arguments for one row, and R places: logπ of the targets [R] that the logits there predict."""
+
+
+def _alone(model: PreTrainedModel, row: Row, predicted: Predicted) -> Tensor:
+    """Each prediction of a row from the first sequence that makes it, read by itself."""
+    wanted: dict[int, list[int]] = {}
+    for number, place in enumerate(row.sources.tolist()):
+        wanted.setdefault(place, []).append(number)
+    numbers: list[int] = []
+    found: list[Tensor] = []
+    for path in row.sequences():
+        own = [(depth, number) for depth, place in enumerate(path) for number in wanted.pop(place, ())]
+        if own:
+            numbers += [number for _, number in own]
+            arguments = {"input_ids": row.ids[:, path], "use_cache": False}
+            sources = torch.tensor([depth for depth, _ in own], device=row.ids.device)
+            found.append(predicted(model, arguments, sources, row.targets[[number for _, number in own]]))
+    return torch.cat(found)[torch.tensor(numbers, device=row.ids.device).argsort()]
+
+
+def _by_whole_model(
+    model: PreTrainedModel, arguments: Mapping[str, Any], sources_R: Tensor, targets_R: Tensor
+) -> Tensor:
+    """What a model does beyond a plain projection (a soft cap, a scale) is left to the model itself."""
+    logits_RV = model(**arguments, logits_to_keep=sources_R).logits[0]
+    return -cross_entropy(logits_RV.float(), targets_R, reduction="none")
+
+
+def _by_plain_head(
+    model: PreTrainedModel, arguments: Mapping[str, Any], sources_R: Tensor, targets_R: Tensor
+) -> Tensor:
+    """The head runs on the positions that predict a token and on no other, a few at a time."""
+    hidden_RH = model.base_model(**arguments).last_hidden_state[0, sources_R]
     head: torch.nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     weight_VH = head.weight
     if torch.is_autocast_enabled(hidden_RH.device.type):
         hidden_RH = hidden_RH.to(torch.get_autocast_dtype(hidden_RH.device.type))
         weight_VH = weight_VH.to(hidden_RH.dtype)
-    return TokenLogps.apply(hidden_RH, weight_VH, head.bias, row.targets)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def _attention(model: PreTrainedModel, row: Row) -> dict[str, Any]:
-    """What a row's tokens attend to, as the model's attention takes it."""
-    implementation = model.config._attn_implementation
-    if implementation == "flex_attention":
-        return {"attention_mask": row.block_mask()}
-    mask = row.mask()
-    if implementation == "forest":
-        return {"attention_mask": mask, "blocks": blocks_of(row.ends)}
-    added = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)  # made once here, not once a layer
-    return {"attention_mask": added.masked_fill_(~mask, -torch.inf)}
+    return TokenLogps.apply(hidden_RH, weight_VH, head.bias, targets_R)  # type: ignore[no-any-return,no-untyped-call]
 
 
 _plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

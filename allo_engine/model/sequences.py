@@ -20,12 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from allo_engine.model.ahead import to_device
 
@@ -92,19 +92,24 @@ class Row:
     members: Tensor
     parts: tuple[tuple[int, int, int], ...] = field(repr=False)
 
-    def mask(self) -> Tensor:
-        """[1, 1, L, L] bool: True where query (row) attends to key (column)."""
-        place = torch.arange(len(self.ends), device=self.ends.device)
-        return ((place[None, :] <= place[:, None]) & (place[:, None] < self.ends[None, :]))[None, None]
+    def arguments(self) -> dict[str, Any]:
+        """What a model takes for the whole row, inside `attending` (see attention.py).
 
-    def block_mask(self) -> BlockMask:
-        """The same for FlexAttention, which skips the blocks where nothing attends."""
-        length, ends = len(self.ends), self.ends
+        The mask of ones says that nothing is padding; without it transformers would guess sequences from positions.
+        """
+        padding = torch.ones_like(self.ids)
+        return {"input_ids": self.ids, "position_ids": self.positions, "attention_mask": padding, "use_cache": False}
 
-        def attends(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (key <= query) & (query < ends[key])
-
-        return create_block_mask(attends, None, None, length, length, device=str(ends.device))
+    def sequences(self) -> Iterator[list[int]]:
+        """The row's separate sequences, as places from first to last; those that others begin with are left out."""
+        ends: list[int] = self.ends.tolist()
+        path: list[int] = []
+        for place, end in enumerate(ends):
+            while path and ends[path[-1]] <= place:
+                path.pop()
+            path.append(place)
+            if end == place + 1:
+                yield list(path)
 
     def split(self, values_R: Tensor) -> dict[tuple[int, int], Tensor]:
         """Values of the scored tokens, by (place of the group in the row, response)."""

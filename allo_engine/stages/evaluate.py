@@ -94,7 +94,7 @@ def _compare_with_warmup(rows: list[Row]) -> None:
 
 def _models(config: EvaluateConfig, inputs: Inputs) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
     """Each model's name and how to load it. Sparse checkpoints are values of the model that alignment started from."""
-    load = partial(load_model, dtype=dtype_of(config.precision), decoding=True)
+    load = partial(load_model, dtype=dtype_of(config.precision))
     start = inputs.get("sft", inputs["base"])
     for name in ("base", "sft", "warmup"):
         if name in inputs:

@@ -95,7 +95,7 @@ def _generate(
     kept.parent.mkdir(parents=True, exist_ok=True)
     report.progress(len(done), len(requests))
     with kept.open("a") as stream:
-        model = load_model(folder, dtype_of(config.precision), decoding=True) if left else None
+        model = load_model(folder, dtype_of(config.precision)) if left else None
         for batch in generate(model, left, settings) if model else ():
             done |= batch
             stream.writelines(json.dumps({"number": key, "responses": drawn}) + "\n" for key, drawn in batch.items())

@@ -17,7 +17,7 @@ END = 2
 
 
 def given() -> tuple[PreTrainedModel, list[list[int]]]:
-    return load_model(material.model(), decoding=True), material.chats(PROBLEMS)
+    return load_model(material.model()), material.chats(PROBLEMS)
 
 
 def ours() -> float:

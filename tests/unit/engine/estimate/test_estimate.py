@@ -113,7 +113,7 @@ def test_doubling_rows_doubles_all_counts_but_the_longest(groups: list[tuple[int
 
 def test_decoding_is_counted_as_it_is_done(model_folder: Path) -> None:
     """Counted by a hook on the model: rows of each forward pass, and prompts as they are padded."""
-    model = load_model(model_folder, decoding=True)
+    model = load_model(model_folder)
     shapes: list[torch.Size] = []
     model.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allo_engine.model import memory
-from allo_engine.model.attention import attend_by
+from allo_engine.model.attention import NAME
 from allo_engine.model.logps import token_logps
 from allo_engine.model.memory import Kind, Shape, held_bytes, row_bytes, row_tokens, shape_of, token_bytes
 from allo_engine.model.sequences import build_row, singles
@@ -131,7 +131,7 @@ def _saved_bytes(layers: int, length: int) -> int:
     model.config.num_hidden_layers = layers
     model = type(model)(model.config).eval()
     weights = {weight.data_ptr() for weight in model.parameters()}
-    attend_by(model, "forest")
+    model.set_attn_implementation(NAME)
     row = build_row([singles(0, [3], [[3] * length])])
     kept: dict[int, int] = {}
 

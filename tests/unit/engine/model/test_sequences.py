@@ -11,12 +11,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from allo_engine.model.attention import attend_by, blocks_of
+from allo_engine.model.attention import NAME
 from allo_engine.model.logps import token_logps
-from allo_engine.model.sequences import Group, batches, build_row, rows_of, singles
+from allo_engine.model.sequences import Group, Row, batches, build_row, rows_of, singles
 from tests.tiny import tiny_model
 
 PROMPT = [0, 10, 11, 12, 13]
+
+
+def packing_model() -> LlamaForCausalLM:
+    model = tiny_model()
+    model.set_attn_implementation(NAME)
+    return model
+
+
+def dense_mask(row: Row) -> Tensor:
+    """[L, L] bool: True where query (row) attends to key (column)."""
+    place = torch.arange(len(row.ends))
+    return (place[None, :] <= place[:, None]) & (place[:, None] < row.ends[None, :])
 
 
 def responses(count: int, seed: int = 0) -> list[list[int]]:
@@ -39,7 +51,7 @@ def alone(model: LlamaForCausalLM, prompt: list[int], response: list[int], pad: 
 
 @pytest.mark.parametrize("pad", [None, "left", "right"])
 def test_packed_log_probabilities_are_those_of_separate_sequences(pad: str | None) -> None:
-    model = tiny_model()
+    model = packing_model()
     groups = [singles(0, PROMPT, responses(4)), singles(1, [0, 99], responses(3, seed=1))]
     row = build_row(groups)
     parts = row.split(token_logps(model, row))
@@ -49,7 +61,7 @@ def test_packed_log_probabilities_are_those_of_separate_sequences(pad: str | Non
 
 
 def test_equal_beginnings_stand_once_and_change_nothing() -> None:
-    model = tiny_model()
+    model = packing_model()
     texts = [[20, 21, 22, 1], [20, 21, 23, 24, 1], [20, 21, 22, 1], [20, 21], [30, 1]]
     groups = [singles(0, PROMPT, texts), singles(1, [*PROMPT[:3], 50], [[20, 1]])]
     row = build_row(groups)
@@ -69,7 +81,7 @@ tokens = st.lists(st.integers(5, 7), min_size=1, max_size=6)
 @given(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=4))
 def test_a_token_attends_to_its_own_sequence_alone(given_groups: list[tuple[list[int], list[list[int]]]]) -> None:
     row = build_row([singles(key, prompt, found) for key, (prompt, found) in enumerate(given_groups)])
-    ids, depth, mask = row.ids[0].tolist(), row.positions[0].tolist(), row.mask()[0, 0]
+    ids, depth, mask = row.ids[0].tolist(), row.positions[0].tolist(), dense_mask(row)
     seen = set()
     for query in range(len(ids)):
         places = torch.nonzero(mask[query])[:, 0].tolist()
@@ -90,39 +102,11 @@ def long_groups() -> list[Group]:
     return [singles(0, trunk, texts), singles(99, trunk[:30], responses(3)), *small]
 
 
-def test_blocks_cover_a_row_and_see_what_its_mask_shows() -> None:
-    row = build_row(long_groups())
-    blocks = blocks_of(row.ends)
-    assert [place for block in blocks for place in range(block.start, block.stop)] == list(range(row.ids.shape[1]))
-    assert len(blocks) > 6
-    assert sum(block.bias.numel() for block in blocks) < 0.5 * row.ids.shape[1] ** 2
-    seen = torch.zeros_like(row.mask()[0, 0])
-    for block in blocks:
-        queries, keys = torch.nonzero(block.bias == 0, as_tuple=True)
-        seen[queries + block.start, block.keys[keys]] = True
-    assert torch.equal(seen, row.mask()[0, 0])
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=4), st.integers(1, 9))
-def test_blocks_of_any_size_see_what_the_mask_shows(
-    given_groups: list[tuple[list[int], list[list[int]]]], size: int
-) -> None:
-    row = build_row([singles(key, prompt, found) for key, (prompt, found) in enumerate(given_groups)])
-    seen = torch.zeros_like(row.mask()[0, 0])
-    for block in blocks_of(row.ends, size):
-        queries, keys = torch.nonzero(block.bias == 0, as_tuple=True)
-        seen[queries + block.start, block.keys[keys]] = True
-    assert torch.equal(seen, row.mask()[0, 0])
-
-
-def test_attention_in_blocks_gives_the_same_values_and_gradients() -> None:
+def test_packed_attention_gives_the_values_and_gradients_of_one_sequence_a_row() -> None:
     found = []
-    for name in ("sdpa", "forest"):
+    for name in ("sdpa", NAME):
         model = tiny_model()
-        if name == "forest":
-            attend_by(model, "forest")
-        assert model.config._attn_implementation == name
+        model.set_attn_implementation(name)
         logps = token_logps(model, build_row(long_groups()))
         logps.sum().backward()
         found.append((logps, [weight.grad for weight in model.parameters()]))
@@ -133,19 +117,8 @@ def test_attention_in_blocks_gives_the_same_values_and_gradients() -> None:
         assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_sees_what_the_dense_mask_shows() -> None:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    row = build_row([singles(0, PROMPT, responses(4)), singles(1, [0, 99], responses(3, seed=1))])
-    length = row.ids.shape[1]
-    query, key, value = torch.randn(3, 1, 2, length, 16, generator=torch.Generator().manual_seed(0))
-    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, row.mask())
-    assert torch.allclose(flex_attention(query, key, value, block_mask=row.block_mask()), dense, atol=1e-5)
-
-
 def test_packed_gradients_are_those_of_separate_sequences() -> None:
-    packed, plain = tiny_model(), tiny_model()
+    packed, plain = packing_model(), tiny_model()
     group = singles(0, PROMPT, responses(5))
     row = build_row([group])
     token_logps(packed, row).sum().backward()
@@ -157,7 +130,7 @@ def test_packed_gradients_are_those_of_separate_sequences() -> None:
 
 
 def test_a_problems_responses_never_see_each_other() -> None:
-    model = tiny_model()
+    model = packing_model()
     first, second, other = [20, 21, 22, 1], [30, 31, 1], [40, 41, 42, 43, 1]
     ours = build_row([singles(0, PROMPT, [first, second])])
     changed = build_row([singles(0, PROMPT, [other, second])])

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 from allo_engine.checkpoints.delta import Values
 from allo_engine.config import ImproveConfig, SftConfig, TrainingConfig
 from allo_engine.masking.sparse import SparseModel
+from allo_engine.model.attention import NAME
 from allo_engine.model.loading import recompute_activations
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.logps import PerToken, token_logps
@@ -321,6 +322,7 @@ def test_where_memory_is_short_the_rows_are_and_the_result_stays(tmp_path: Path,
     found = []
     for number, small in enumerate((False, True)):
         model = tiny_model()
+        model.set_attn_implementation(NAME)
         model.model.__class__ = SmallDevice if small else LlamaModel
         config = SftConfig(learning_rate=1e-3, batch_size=100, n_epochs=2, epsilon=1e-3, micro_batch_tokens=256)
         trainer = dense(model, config, tmp_path / str(number), report)

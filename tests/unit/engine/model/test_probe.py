@@ -1,0 +1,58 @@
+"""The probe's verdict on every architecture, what is refused, and that the service's process never loads torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allo_engine.model.probe import probe
+from allo_engine.report import StageError
+from tests.architectures import ALONE, PACKED, save_random
+from tests.tiny import save_tiny
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_rows_of_what_only_attends_by_position_may_be_packed(name: str, tmp_path: Path) -> None:
+    found = probe(save_random(name, tmp_path))
+    assert found.packs, found.reason
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_is_recurrent_or_counts_places_is_trained_one_sequence_a_row(name: str, tmp_path: Path) -> None:
+    found = probe(save_random(name, tmp_path))
+    assert not found.packs
+    assert found.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "no_such_model"}, "transformers"),
+        ({"model_type": "vit"}, "no causal language model"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_sentence(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
+    config = save_tiny(tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(StageError, match=word) as caught:
+        probe(tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
+    (save_tiny(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(StageError, match="safetensors"):
+        probe(tmp_path)
+
+
+def test_the_command_prints_its_verdict(model_folder: Path) -> None:
+    command = [sys.executable, "-m", "allo_engine.model.probe", str(model_folder)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown) == {"packs": True, "reason": ""}
