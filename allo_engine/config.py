@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1, le=10**6)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Precision = Literal["auto", "float32", "bfloat16"]
+Train = Literal["all", "mask"]
 
 
 class StageConfig(BaseModel):
@@ -52,6 +53,11 @@ class PromptConfig(StageConfig):
 class TrainingConfig(PromptConfig):
     """What every stage that trains has. A batch is counted in items: responses, pairs or negatives."""
 
+    train: Train = Field(
+        default="all",
+        description="'all' trains every weight, in 16 bytes each; 'mask' trains the weights of a mask, which are all "
+        "that is held in float32, beside the model in the precision that it computes in.",
+    )
     learning_rate: Positive = 1e-6
     batch_size: Count = Field(default=32, description="Items an optimizer step.")
     n_epochs: Epochs = 1
@@ -75,7 +81,17 @@ class TrainingConfig(PromptConfig):
     checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
 
 
-class SftConfig(TrainingConfig):
+class OwnMaskConfig(TrainingConfig):
+    """What a stage has that comes before the masks of `locate`: under train 'mask' it locates a mask of its own."""
+
+    mask_ratio: Ratio = Field(
+        default=0.05,
+        description="Under train 'mask': the share of all weights that is trained, those where the gradient of the "
+        "stage's own loss over its own data is largest at its start.",
+    )
+
+
+class SftConfig(OwnMaskConfig):
     """Cross-entropy on response tokens: the model that alignment starts from."""
 
     learning_rate: Positive = 2e-5
@@ -99,8 +115,8 @@ class PairConfig(StageConfig):
     max_negatives: Count = Field(default=10, description="Distinct wrong responses a problem to forget.")
 
 
-class WarmupConfig(TrainingConfig):
-    """Vanilla DPO over all weights: it shows which weights alignment moves."""
+class WarmupConfig(OwnMaskConfig):
+    """Vanilla DPO over all weights unless told otherwise: it shows which weights alignment moves."""
 
     beta: Positive = 0.1
 
@@ -120,7 +136,7 @@ class LocateConfig(PromptConfig):
     )
 
 
-class RewardModelConfig(TrainingConfig):
+class RewardModelConfig(OwnMaskConfig):
     """SFT on the rewriting task: problem, solution, wrong response → corrected response."""
 
     learning_rate: Positive = 2e-5
@@ -146,6 +162,11 @@ class TokenRewardsConfig(PromptConfig):
 class ForgetConfig(TrainingConfig):
     """Token-weighted NPO on wrong responses, in the mask."""
 
+    train: Train = Field(
+        default="mask",
+        description="'mask' trains the weights that were located for this stage; 'all' trains every weight, a control.",
+    )
+
     learning_rate: Positive = 5e-7
     batch_size: Count = 128
     loss: Literal["npo", "simnpo"] = Field(
@@ -163,6 +184,11 @@ class ForgetConfig(TrainingConfig):
 
 class ImproveConfig(TrainingConfig):
     """Token-filtered DPO on pairs, in the mask."""
+
+    train: Train = Field(
+        default="mask",
+        description="'mask' trains the weights that were located for this stage; 'all' trains every weight, a control.",
+    )
 
     learning_rate: Positive = 5e-6
     batch_size: Count = 128

@@ -12,11 +12,11 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
-from allo_engine.config import CONFIGS, StageConfig
+from allo_engine.config import CONFIGS, LocateConfig, StageConfig, WarmupConfig
 
 Method = Literal["supervised", "dpo", "allo"]
 Format = Literal["problems", "preferences", "chats", "corrections"]
@@ -93,7 +93,8 @@ def plan(
     `stages` holds each stage's own settings and asks, by being there, for the optional ones: `sft`, and the baseline
     `warmup` of an `allo` job in which nothing reads it. `hyperparameters` are a shorthand: each is given to every stage
     that has a field of that name; `learning_rate_multiplier` scales every stage's default rate; "auto" means the
-    default. Raises PlanError, naming the field, for whatever cannot run.
+    default. `train: "mask"` among them leaves no stage dense, so that masks are located by gradient unless a warm-up is
+    asked for; `mask_ratio` among them is every mask's. Raises PlanError, naming the field, for whatever cannot run.
     """
     stages = stages or {}
     shorthand = {key: value for key, value in (hyperparameters or {}).items() if value not in ("auto", None)}
@@ -103,10 +104,15 @@ def plan(
 
     _check_multiplier(method, shorthand)
     _check_formats(method, data, method == "supervised" or "sft" in stages)
-    _check_masks(method, data, stages)
-    graph = _graph(method, data, stages, lambda stage, field: getattr(config(stage), field))
+
+    def setting(stage: str, field: str) -> object:
+        return getattr(config(stage), field)
+
+    _check_masks(method, data, stages, setting)
+    graph = _graph(method, data, stages, setting)
     _check_names(method, graph, stages, shorthand)
     _check_solutions(data, graph)
+    _check_update(graph, config)
     return tuple(PlannedStage(name, config(name), inputs) for name, inputs in graph.items())
 
 
@@ -167,7 +173,7 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: Setti
     """ALLO's own stages: where to train, on which tokens, and the training in the masks."""
     graph: dict[str, dict[str, str]] = {}
     updated = {"updated": "warmup.checkpoint"}
-    if not data.masks:
+    if not data.masks and _masked(setting):
         graph["locate"] = {"model": start, **({"pairs": pairs} if _by_gradient(setting) else updated)}
     if _by_log_ratio(setting):
         scorer = updated
@@ -175,17 +181,23 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: Setti
         corrections = {"corrections": "corrections_file"} if data.corrections else {}
         graph["reward_model"] = {"model": start, "negatives": negatives, **corrections}
         scorer = {"reward_model": "reward_model.checkpoint"}
-    masks = "masks" if data.masks else "locate.masks"
     graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
-    graph["forget"] = {"model": start, "scores": "token_rewards.scores", "masks": masks}
-    graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs, "masks": masks}
+    graph["forget"] = {"model": start, "scores": "token_rewards.scores"}
+    graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs}
+    for stage in _masked(setting):
+        graph[stage]["masks"] = "masks" if data.masks else "locate.masks"
     return graph
 
 
 def _warms_up(data: Data, asked: Container[str], setting: SettingOf) -> bool:
     """Whether anything reads the warm-up, or the user wants it as the baseline."""
-    located_by_it = not data.masks and not _by_gradient(setting)
+    located_by_it = bool(_masked(setting)) and not data.masks and not _by_gradient(setting)
     return located_by_it or _by_log_ratio(setting) or "warmup" in asked
+
+
+def _masked(setting: SettingOf) -> tuple[str, ...]:
+    """The stages that train in the masks of `locate`."""
+    return tuple(name for name in ("forget", "improve") if setting(name, "train") == "mask")
 
 
 def _by_gradient(setting: SettingOf) -> bool:
@@ -211,7 +223,8 @@ def _config(
     name: str, stages: Mapping[str, Mapping[str, Any]], shorthand: Mapping[str, Any], seed: int, method: Method
 ) -> StageConfig:
     cls = CONFIGS[name]
-    values: dict[str, Any] = {key: value for key, value in shorthand.items() if key in cls.model_fields}
+    common = {**_located(stages, shorthand), **shorthand} if name == "locate" else shorthand
+    values: dict[str, Any] = {key: value for key, value in common.items() if key in cls.model_fields}
     if "learning_rate_multiplier" in shorthand and "learning_rate" in cls.model_fields:
         values["learning_rate"] = cls.model_fields["learning_rate"].default * shorthand["learning_rate_multiplier"]
     try:
@@ -226,6 +239,13 @@ def _config(
             reason = first["msg"][0].lower() + first["msg"][1:]
         param = f"method.{method}.stages.{name}.{field}"
         raise PlanError(f"Stage {name}: {field} {reason}{given}.", param) from None
+
+
+def _located(stages: Container[str], shorthand: Mapping[str, Any]) -> dict[str, Any]:
+    """What the shorthand says of `locate` without naming its settings."""
+    by_gradient = {"importance": "gradient"} if shorthand.get("train") == "mask" and "warmup" not in stages else {}
+    ratios = dict.fromkeys(("forget_ratio", "improve_ratio"), shorthand.get("mask_ratio"))
+    return {**by_gradient, **{name: ratio for name, ratio in ratios.items() if ratio is not None}}
 
 
 def _check_names(
@@ -282,17 +302,39 @@ def _check_formats(method: Method, data: Data, with_sft: bool) -> None:
         )
 
 
-def _check_masks(method: Method, data: Data, stages: Mapping[str, Any]) -> None:
+def _check_masks(method: Method, data: Data, stages: Mapping[str, Any], setting: SettingOf) -> None:
     if not data.masks:
         return
     if method != "allo":
-        raise PlanError(f"Method {method} trains in no masks: leave masks out, or use method allo.", "masks")
+        raise PlanError(f"Method {method} takes over no masks: leave masks out, or use method allo.", "masks")
     if "locate" in stages:
         raise PlanError(
             "The job brings masks, so it has no stage locate to set: leave stages.locate out, or leave masks out to "
             "locate anew.",
             "method.allo.stages.locate",
         )
+    if not _masked(setting):
+        raise PlanError("The job brings masks and trains in none: set train to 'mask', or leave masks out.", "masks")
+
+
+def _check_update(graph: Mapping[str, Any], config: Callable[[str], StageConfig]) -> None:
+    """A warm-up in a mask says nothing of the weights outside it."""
+    if "locate" not in graph or "updated" not in graph["locate"]:
+        return
+    warmup, locate = cast(WarmupConfig, config("warmup")), cast(LocateConfig, config("locate"))
+    if warmup.train == "all" or locate.importance == "random":
+        return
+    most = max(locate.forget_ratio, locate.improve_ratio)
+    if locate.importance == "least" or warmup.mask_ratio < most:
+        raise PlanError(
+            f"Stage locate looks for the weights that the warm-up moved ({locate.importance}, {most:g} of all), and in "
+            f"a mask it moves {warmup.mask_ratio:g} of them: raise warmup.mask_ratio, set warmup.train to 'all', or "
+            "set locate.importance to 'gradient'.",
+            "method.allo.stages.warmup.mask_ratio" if locate.importance == "update" else _IMPORTANCE,
+        )
+
+
+_IMPORTANCE = "method.allo.stages.locate.importance"
 
 
 def _check_solutions(data: Data, graph: Mapping[str, Any]) -> None:

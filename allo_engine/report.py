@@ -39,13 +39,15 @@ class Report:
     def __init__(self, stream: TextIO, every_seconds: float = 0.5) -> None:
         self._stream, self._every, self._last = stream, every_seconds, 0.0
         self.stop_requested = False
+        self.before = 0
+        """Work that an earlier part of the stage has done: it is counted in all progress from then on."""
 
     def progress(self, step: int, total: int, metrics: Metrics | None = None) -> None:
         """Say how far the stage is. Lines without metrics are thinned out in time; those with metrics all go."""
         now = time.monotonic()
         if metrics or step >= total or now - self._last >= self._every:
             self._last = now
-            self._write("progress", step=step, total=total, metrics=dict(metrics or {}))
+            self._write("progress", step=self.before + step, total=self.before + total, metrics=dict(metrics or {}))
 
     def message(self, message: str, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
         self._write("message", level=level, message=message, data=dict(data or {}))

@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from allo_engine.checkpoints.folder import context_length, ends_of
-from allo_engine.config import PromptConfig
+from allo_engine.config import OwnMaskConfig, PromptConfig, TrainingConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import fitting_groups, negatives, pairs, problems, supervised_examples, within_context
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
@@ -23,6 +23,7 @@ from allo_engine.estimate.excerpt import LINES, Excerpt
 from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, passes
 from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
 from allo_engine.model.loading import dtype_of, load_tokenizer
+from allo_engine.model.memory import Kind
 from allo_engine.model.rows import fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.pipeline import PlannedStage
@@ -73,7 +74,7 @@ class Workload:
         file = self._files["training_file"]
         examples = supervised_examples(file.folder, self._encoder("sft"))
         groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
-        return self._trained("sft", self._fitting(groups, config), file.scale, "dense")
+        return self._trained("sft", self._fitting(groups, config), file.scale)
 
     def _sample(self, config: Any) -> Load:
         prompts = [len(found.prompt) for found in self._answers]
@@ -89,13 +90,13 @@ class Workload:
 
     def _warmup(self, config: Any) -> Load:
         groups = self._fitting(self._pairs, config)
-        load = self._trained("warmup", groups, self._pair_scale, "dense")
-        return load if self._kept else replace(load, forward=(self._reference("warmup", groups, "dense"),))
+        load = self._trained("warmup", groups, self._pair_scale)
+        return load if self._kept else replace(load, forward=(self._reference("warmup", groups),))
 
     def _improve(self, config: Any) -> Load:
-        groups, ratio = self._fitting(self._pairs, config), self._ratio("improve")
-        load = self._trained("improve", groups, self._pair_scale, "sparse", ratio)
-        return replace(load, forward=(self._reference("improve", groups, "sparse", ratio),), checkpoints=1, deltas=1)
+        groups = self._fitting(self._pairs, config)
+        load = self._trained("improve", groups, self._pair_scale)
+        return replace(load, forward=(self._reference("improve", groups),), checkpoints=1, deltas=1)
 
     def _locate(self, config: Any) -> Load:
         if "updated" in self._plan["locate"].inputs:
@@ -118,7 +119,7 @@ class Workload:
             scale = min(scale, config.max_problems / len(given))
         rewriting = Rewriting(encoder)
         groups = [rewriting.scoring(key, group) for key, group in enumerate(given)]
-        return self._trained("reward_model", self._fitting(groups, config), scale, "dense")
+        return self._trained("reward_model", self._fitting(groups, config), scale)
 
     def _token_rewards(self, config: Any) -> Load:
         plain = self._fitting(self._wrong(), config)
@@ -133,7 +134,7 @@ class Workload:
 
     def _forget(self, config: Any) -> Load:
         groups = self._fitting(self._wrong(), config)
-        load = self._trained("forget", groups, self._pair_scale, "sparse", self._ratio("forget"))
+        load = self._trained("forget", groups, self._pair_scale)
         return replace(load, checkpoints=0, deltas=1)
 
     # evaluation
@@ -244,23 +245,22 @@ class Workload:
     def _fitting(self, groups: Sequence[Group], config: Any) -> list[Group]:
         return fitting_groups(groups, config, self._model, Report(io.StringIO())) if groups else []
 
-    def _budget(self, stage: str, kind: Any, ratio: float) -> int:
-        return fitting_tokens(self._plan[stage].config, self._model, kind, ratio)  # type: ignore[arg-type]
+    def _budget(self, stage: str) -> int:
+        return fitting_tokens(self._plan[stage].config, self._model, self._kind(stage), self._ratio(stage))  # type: ignore[arg-type]
 
-    def _reference(self, stage: str, groups: list[Group], kind: Any, ratio: float = 1.0) -> Passes:
-        budget = self._budget(stage, kind, ratio)
-        return passes(rows_of(groups, budget)).times(self._pair_scale)
+    def _reference(self, stage: str, groups: list[Group]) -> Passes:
+        return passes(rows_of(groups, self._budget(stage))).times(self._pair_scale)
 
-    def _trained(self, stage: str, groups: list[Group], scale: float, kind: Any, ratio: float = 1.0) -> Load:
+    def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
         config: Any = self._plan[stage].config
-        budget = self._budget(stage, kind, ratio)
+        budget, kind = self._budget(stage), self._kind(stage)
         plan = [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
         work = passes(row for batch in plan for row in rows_of(batch, budget))
         return Load(
             stage,
             kind,
-            ratio,
-            training=work.times(scale * config.n_epochs),
+            self._ratio(stage),
+            training=work.times(scale * (config.n_epochs + self._locates(stage))),
             updates=len(plan) * scale * config.n_epochs,
             checkpoints=1,
             gradient_checkpointing=config.gradient_checkpointing,
@@ -268,10 +268,23 @@ class Workload:
             weight_bytes=4 if kind == "dense" else _weight_bytes(config),
         )
 
-    def _ratio(self, use: str) -> float:
+    def _kind(self, stage: str) -> Kind:
+        return "dense" if cast(TrainingConfig, self._plan[stage].config).train == "all" else "sparse"
+
+    def _locates(self, stage: str) -> bool:
+        """Whether a stage goes through its data once more, for a mask of its own."""
+        return self._kind(stage) == "sparse" and isinstance(self._plan[stage].config, OwnMaskConfig)
+
+    def _ratio(self, stage: str) -> float:
+        """The share of all weights that a stage trains."""
+        if self._kind(stage) == "dense":
+            return 1.0
+        config = self._plan[stage].config
+        if isinstance(config, OwnMaskConfig):
+            return config.mask_ratio
         if "locate" not in self._plan:
             return GIVEN_MASK
-        return float(getattr(self._plan["locate"].config, f"{use}_ratio"))
+        return float(getattr(self._plan["locate"].config, f"{stage}_ratio"))
 
 
 def _as_sampled(answer: Answered) -> SampledProblem:

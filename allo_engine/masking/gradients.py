@@ -1,8 +1,9 @@
-"""The gradient of the DPO loss over all pairs at the start model, without moments and without dense .grad buffers.
+"""The gradient of a stage's loss over all its data at its start model, without moments and without dense .grad buffers.
 
-There the reference is the model itself: every log-ratio is 0, σ(0) = ½, and the gradient of a pair's loss
-−logσ(β(Σd_chosen − Σd_rejected)) is (β/2)·∇(Σlogπ_rejected − Σlogπ_chosen). β/2 is one number for all weights and
-changes no order, so it is left out, and no reference is computed.
+Of cross-entropy over responses that is ∇(−Σlogπ). Of DPO over pairs, the reference is the model itself: every log-ratio
+is 0, σ(0) = ½, and the gradient of a pair's loss −logσ(β(Σd_chosen − Σd_rejected)) is
+(β/2)·∇(Σlogπ_rejected − Σlogπ_chosen). β/2, and what a mean is divided by, are one number for all weights and change no
+order, so they are left out, and no reference is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from allo_engine.report import Tick
 
 
 def summed_gradients(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> dict[str, Tensor]:
-    """Σ over all pairs (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen): float32 by the weight's name.
+    """Σ over all items (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen), float32 by the weight's name.
+
+    The item (chosen,) of a single response has nothing rejected.
 
     Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
     freed as soon as the backward pass has it. Tied weights are one weight.
@@ -38,8 +41,12 @@ def summed_gradients(model: PreTrainedModel, groups: Sequence[Group], budget: in
 
 
 def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor]) -> Tensor:
-    pairs = [(place, *item) for place, group in enumerate(groups) for item in group.items]
-    return torch.stack([logps[at, rejected].sum() - logps[at, chosen].sum() for at, chosen, rejected in pairs]).sum()
+    sums = {place: values.sum() for place, values in logps.items()}
+    terms = []
+    for at, group in enumerate(groups):
+        for chosen, *rejected in group.items:
+            terms += [-sums[at, chosen], *(sums[at, index] for index in rejected)]
+    return torch.stack(terms).sum()
 
 
 def _into(total: Tensor) -> Callable[[Tensor], None]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,11 +15,14 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from allo_engine.checkpoints.writing import header_bytes
-from allo_engine.masking.selection import positions
-from allo_engine.report import StageError
+from allo_engine.masking.selection import Source, Threshold, masks, ones, positions
+from allo_engine.report import StageError, Tick
 
 Positions = dict[str, NDArray[np.int64]]
 """Ascending flat positions in each weight, by its name."""
+
+Row = dict[str, int]
+"""What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""
 
 
 def begin_mask(path: Path, sizes: Mapping[str, int]) -> BinaryIO:
@@ -39,3 +45,28 @@ def positions_of(path: Path, model: nn.Module) -> Positions:
             raise StageError("wrong_base", f"The mask was made for another model: weight {name} does not fit.")
         found[name] = positions(bits, sizes[name])
     return found
+
+
+def write_masks(
+    source: Source, ranks: Mapping[str, int], found: Mapping[int, Threshold], folder: Path, tick: Tick
+) -> tuple[dict[str, Row], int]:
+    """Write the masks <use>.safetensors, each of its rank's number of weights, the most important ones.
+
+    What each takes of each tensor, and how many weights are in all masks.
+    """
+    rows = {name: {"weights": size, **dict.fromkeys(ranks, 0)} for name, size in source.sizes.items()}
+    shared = 0
+    paths = {rank: folder / f"{use}.safetensors" for use, rank in ranks.items()}  # equal ranks: one file
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as files:
+        streams = {rank: files.enter_context(begin_mask(path, source.sizes)) for rank, path in paths.items()}
+        for piece, bits in masks(source, found, tick):
+            for rank, stream in streams.items():
+                stream.write(bits[rank].data)
+            for use, rank in ranks.items():
+                rows[piece.name][use] += ones(bits[rank])
+            shared += ones(reduce(np.bitwise_and, bits.values()))
+    for use, rank in ranks.items():
+        if paths[rank].stem != use:
+            shutil.copyfile(paths[rank], folder / f"{use}.safetensors")
+    return rows, shared

@@ -18,18 +18,17 @@ from allo_engine.config import ForgetConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import ScoredGroup
-from allo_engine.masking.entries import stored_values
 from allo_engine.masking.masks import positions_of
-from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
-from allo_engine.training.loop import sparse_trainer
 from allo_engine.training.objectives import Objective, SimNpo, TokenNpo
+from allo_engine.training.trained import trained
 
 
 def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    ends = torch.tensor(Encoder.of(inputs["model"], config).ends)
+    start = inputs["model"]
+    ends = torch.tensor(Encoder.of(start, config).ends)
     scored = ScoredGroup.read(inputs["scores"] / "scores.jsonl")
     groups = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(scored)]
     weights = {
@@ -37,19 +36,18 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         for key, group in enumerate(scored)
         for index, (probabilities, ids) in enumerate(zip(group.probabilities, group.responses, strict=True))
     }
-    model = load_model(inputs["model"], dtype_of(config.precision))
-    start = stored_values(inputs["model"], positions_of(inputs["masks"] / "forget.safetensors", model))
     everything = torch.cat(list(weights.values()))
     metrics = {"responses": len(weights), "forgotten_share": float((everything != 0).float().mean())}
     if not everything.any():
         report.message("No token of the wrong responses is unaligned: nothing was forgotten.", "warn")
-        write_delta(start, inputs["model"], outputs / "delta")
+        write_delta({}, start, outputs / "delta")
         return {**metrics, "trained_weights": 0}
-    sparse, trainer = sparse_trainer(model, inputs["model"], start, config, report, work)
-    del start  # the sparse model has its own
-    metrics |= trainer.train(groups, _objective(config, scored, weights))
-    write_delta(sparse.trained(), inputs["model"], outputs / "delta")
-    return {**metrics, "trained_weights": sum(values.numel() for values in sparse.values.values())}
+    training = trained(
+        start, config, report, work, lambda model: positions_of(inputs["masks"] / "forget.safetensors", model)
+    )
+    metrics |= training.trainer.train(groups, _objective(config, scored, weights))
+    write_delta(training.changes(), start, outputs / "delta")
+    return {**metrics, "trained_weights": training.weights}
 
 
 def _objective(config: ForgetConfig, scored: list[ScoredGroup], weights: PerToken) -> Objective:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from allo_engine.checkpoints.reading import Checkpoint
@@ -20,15 +19,12 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.gradients import summed_gradients
 from allo_engine.masking.importance import Gradient, Least, Random, Update
-from allo_engine.masking.masks import begin_mask
-from allo_engine.masking.selection import Source, Threshold, count_of, masks, ones, thresholds
+from allo_engine.masking.masks import Row, write_masks
+from allo_engine.masking.selection import Source, Threshold, count_of, thresholds
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError, Stopped, Tick
-
-Row = dict[str, int]
-"""What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""
 
 
 def run(config: LocateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -42,8 +38,7 @@ def run(config: LocateConfig, inputs: Inputs, outputs: Path, work: Path, report:
         tick = _stopper(report) if config.importance == "gradient" else _ticker(report, 2 * total)
         found = _thresholds(source, ranks.values(), tick, config)
         folder = outputs / "masks"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows, shared = _write(source, ranks, found, folder, tick)
+        rows, shared = write_masks(source, ranks, found, folder, tick)
     where = {"tensors": rows, "layers": _by_layer(rows)}
     (folder / "where.json").write_text(json.dumps(where, indent=2))
     report.progress(1, 1)
@@ -108,26 +103,6 @@ def _thresholds(source: Source, ranks: Iterable[int], tick: Tick, config: Locate
         else:
             remedy = "The warm-up's update of weight {}: lower warmup.learning_rate."
         raise StageError("diverged", remedy.format(error)) from error
-
-
-def _write(
-    source: Source, ranks: Mapping[str, int], found: Mapping[int, Threshold], folder: Path, tick: Tick
-) -> tuple[dict[str, Row], int]:
-    """Write each use's mask. What it takes of each tensor, and how many weights are in both masks."""
-    rows = {name: {"weights": size, **dict.fromkeys(ranks, 0)} for name, size in source.sizes.items()}
-    shared = 0
-    paths = {rank: folder / f"{use}.safetensors" for use, rank in ranks.items()}  # equal ranks: one file
-    with ExitStack() as files:
-        streams = {rank: files.enter_context(begin_mask(path, source.sizes)) for rank, path in paths.items()}
-        for piece, bits in masks(source, found, tick):
-            for rank, stream in streams.items():
-                stream.write(bits[rank].data)
-            for use, rank in ranks.items():
-                rows[piece.name][use] += ones(bits[rank])
-            shared += ones(bits[ranks["forget"]] & bits[ranks["improve"]])
-    if len(paths) == 1:
-        shutil.copyfile(folder / "improve.safetensors", folder / "forget.safetensors")
-    return rows, shared
 
 
 def _by_layer(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:

@@ -15,14 +15,15 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, negatives
 from allo_engine.data.records import NegativeGroup, read_lines
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import save_model
 from allo_engine.report import Report
-from allo_engine.training.loop import dense_trainer
 from allo_engine.training.objectives import CrossEntropy
+from allo_engine.training.own_mask import OwnMask
+from allo_engine.training.trained import trained
 
 
 def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    encoder = Encoder.of(inputs["model"], config)
+    start = inputs["model"]
+    encoder = Encoder.of(start, config)
     if "corrections" in inputs:
         given = corrections(inputs["corrections"], encoder)
     else:
@@ -31,11 +32,11 @@ def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, re
         given = random.Random(config.seed).sample(given, config.max_problems)  # noqa: S311 - a draw, not a secret
     rewriting = Rewriting(encoder)
     training = [rewriting.training(key, group) for key, group in enumerate(given)]
-    groups = fitting_groups(training, config, inputs["model"], report)
-    model, trainer = dense_trainer(inputs["model"], config, report, work)
-    metrics = trainer.train(groups, CrossEntropy())
-    save_model(model, encoder.tokenizer, outputs / "checkpoint")
-    return {"examples": sum(len(group.items) for group in groups), **metrics}
+    groups = fitting_groups(training, config, start, report)
+    model = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
+    metrics = model.trainer.train(groups, CrossEntropy())
+    model.save(outputs / "checkpoint")
+    return {"examples": sum(len(group.items) for group in groups), "trained_weights": model.weights, **metrics}
 
 
 def corrections(folder: Path, encoder: Encoder) -> list[NegativeGroup]:

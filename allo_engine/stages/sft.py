@@ -7,23 +7,23 @@ from pathlib import Path
 from allo_engine.config import SftConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, supervised_examples
-from allo_engine.model.loading import save_model
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
-from allo_engine.training.loop import dense_trainer
 from allo_engine.training.objectives import CrossEntropy
+from allo_engine.training.own_mask import OwnMask
+from allo_engine.training.trained import trained
 
 
 def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    encoder = Encoder.of(inputs["model"], config)
-    examples = supervised_examples(inputs["examples"], encoder)
+    start = inputs["model"]
+    examples = supervised_examples(inputs["examples"], Encoder.of(start, config))
     groups = fitting_groups(
         [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)],
         config,
-        inputs["model"],
+        start,
         report,
     )
-    model, trainer = dense_trainer(inputs["model"], config, report, work)
-    metrics = trainer.train(groups, CrossEntropy())
-    save_model(model, encoder.tokenizer, outputs / "checkpoint")
-    return {"examples": len(groups), **metrics}
+    training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
+    metrics = training.trainer.train(groups, CrossEntropy())
+    training.save(outputs / "checkpoint")
+    return {"examples": len(groups), "trained_weights": training.weights, **metrics}

@@ -26,11 +26,17 @@ def write_problems(folder: Path, count: int = 8) -> Path:
 
 
 def run_job(
-    root: Path, method: Method, data: Data, given: dict[str, Path], stages: dict[str, Any], report: Report
+    root: Path,
+    method: Method,
+    data: Data,
+    given: dict[str, Path],
+    stages: dict[str, Any],
+    report: Report,
+    hyperparameters: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Every stage's metrics; outputs lie in root/<stage>/<output>."""
     metrics: dict[str, dict[str, float]] = {}
-    for stage in plan(method, data, stages):
+    for stage in plan(method, data, stages, hyperparameters):
         inputs = {
             name: root / source.replace(".", "/") if "." in source else given[source]
             for name, source in stage.inputs.items()

@@ -13,6 +13,8 @@ from allo_engine.pipeline import OUTPUTS, Data, Format, PlanError, digest, model
 
 PROBLEMS = Data("problems", validation="problems")
 LOCATE = "method.allo.stages.locate."
+WARMUP = "method.allo.stages.warmup."
+IN_A_MASK, LEAST = {"train": "mask"}, {"importance": "least"}
 MULTIPLIER = "learning_rate_multiplier"
 PREFERENCES = Data("preferences", lines_without_solution=(3, 7))
 IN_MASKS = Data("problems", masks=True)
@@ -97,6 +99,40 @@ def test_a_shorthand_changes_the_graph_as_the_stages_own_setting_does() -> None:
     assert plan("allo", PREFERENCES, None, shorthand) == plan("allo", PREFERENCES, stages)
 
 
+def test_one_word_leaves_no_stage_dense() -> None:
+    planned = plan("allo", PROBLEMS, {"sft": {}}, {"train": "mask", "mask_ratio": 0.02})
+    configs = {stage.name: stage.config.model_dump() for stage in planned}
+    assert "warmup" not in configs
+    assert {config["train"] for config in configs.values() if "train" in config} == {"mask"}
+    assert configs["locate"]["importance"] == "gradient"
+    assert (
+        configs["locate"]["forget_ratio"] == configs["locate"]["improve_ratio"] == configs["sft"]["mask_ratio"] == 0.02
+    )
+
+
+def test_plain_defaults_are_the_published_ones() -> None:
+    configs = {stage.name: stage.config.model_dump() for stage in plan("allo", PROBLEMS, {"sft": {}})}
+    trained = {name: config["train"] for name, config in configs.items() if "train" in config}
+    assert trained == {"sft": "all", "warmup": "all", "reward_model": "all", "forget": "mask", "improve": "mask"}
+    assert configs["locate"]["importance"] == "update"
+
+
+def test_a_warm_up_that_is_asked_for_is_what_masked_stages_are_located_by() -> None:
+    planned = {stage.name: stage for stage in plan("allo", PROBLEMS, {"warmup": {}}, {"train": "mask"})}
+    assert planned["locate"].inputs["updated"] == "warmup.checkpoint"
+    own = plan("allo", PROBLEMS, {"locate": {"importance": "update"}}, {"train": "mask"})
+    assert planned == {stage.name: stage for stage in own}
+
+
+def test_where_no_stage_trains_in_them_there_are_no_masks() -> None:
+    planned = {stage.name: stage for stage in plan("allo", PROBLEMS, None, {"train": "all"})}
+    assert not {"warmup", "locate"} & planned.keys()
+    assert "masks" not in planned["forget"].inputs.keys() | planned["improve"].inputs.keys()
+    half = {stage.name: stage.inputs for stage in plan("allo", PROBLEMS, {"forget": {"train": "all"}})}
+    assert half["improve"]["masks"] == "locate.masks"
+    assert "masks" not in half["forget"]
+
+
 def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
     assert model_source(names("allo", PROBLEMS)) == "improve.checkpoint"
     assert model_source(names("dpo", PROBLEMS, {"sft": {}})) == "warmup.checkpoint"
@@ -118,6 +154,10 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("allo", IN_MASKS, {"token_rewards": {"source": "x"}}), "method.allo.stages.token_rewards.source", "given"),
         (("allo", PROBLEMS, {"locate": {"forget_ratio": 0}}), LOCATE + "forget_ratio", "greater than 0"),
         (("allo", PROBLEMS, {"locate": {"improve_ratio": 1.5}}), LOCATE + "improve_ratio", "equal to 1"),
+        (("allo", PROBLEMS, {"improve": {"train": "some"}}), "method.allo.stages.improve.train", "'all' or 'mask'"),
+        (("allo", PROBLEMS, {"warmup": {"train": "mask", "mask_ratio": 0.01}}), WARMUP + "mask_ratio", "0.05 of all"),
+        (("allo", PROBLEMS, {"warmup": IN_A_MASK, "locate": LEAST}), LOCATE + "importance", "gradient"),
+        (("allo", IN_MASKS, None, {"train": "all"}), "masks", "leave masks out"),
         (("allo", PROBLEMS, {"improve": {"lr": 1}}), "method.allo.stages.improve.lr", "learning_rate"),
         (("dpo", PROBLEMS, None, {"rank": 8}), "method.dpo.hyperparameters.rank", "learning_rate"),
         (("dpo", PROBLEMS, None, {"n_epochs": 0}), "method.dpo.stages.warmup.n_epochs", "greater than or equal to 1"),

@@ -1,0 +1,99 @@
+"""What of a model a stage trains: all its weights, or the entries of a mask. Either way what it leaves has one form.
+
+A dense stage holds every weight in float32, with gradient and moments; a masked one holds the model in the precision
+that it computes in, and its masked entries beside it (see masking/sparse.py).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from allo_engine.checkpoints.delta import Values, merge, write_delta
+from allo_engine.checkpoints.reading import Checkpoint
+from allo_engine.config import TrainingConfig
+from allo_engine.masking.entries import overlay, stored_values, within, write_into
+from allo_engine.masking.masks import Positions
+from allo_engine.model.loading import dtype_of, load_model, load_tokenizer, save_model
+from allo_engine.report import Report
+from allo_engine.training.loop import Trainer, dense_trainer, sparse_trainer
+
+MaskOf = Callable[[PreTrainedModel], Positions]
+"""Where a masked stage trains, in the model that it starts from."""
+
+
+class Trained(Protocol):
+    """A model in training. `weights` is how many of its weights are trained."""
+
+    trainer: Trainer
+    weights: int
+
+    def changes(self) -> Values:
+        """What differs from the folder that the model was loaded from, with the values as they are now."""
+
+    def save(self, out: Path) -> None:
+        """A checkpoint in float32 that plain transformers loads."""
+
+
+class Dense:
+    """All weights of a folder's model, with the entries `over` on top."""
+
+    def __init__(self, folder: Path, config: TrainingConfig, report: Report, work: Path, over: Values) -> None:
+        self._folder = folder
+        self._model, self.trainer = dense_trainer(folder, config, report, work)
+        write_into(self._model, over)
+        self.weights = self._model.num_parameters()
+
+    def changes(self) -> Values:
+        changed: Values = {}
+        with Checkpoint(self._folder) as stored:
+            for name, weight in self._model.named_parameters():
+                now = weight.detach().cpu().numpy().reshape(-1)
+                before = stored.tensors[name].read(0, stored.tensors[name].size)
+                places = np.flatnonzero(now.view(np.int32) != before.view(np.int32))
+                changed[name] = places, now[places]
+        return changed
+
+    def save(self, out: Path) -> None:
+        save_model(self._model, load_tokenizer(self._folder), out)
+
+
+class Masked:
+    """The entries of a mask, in a folder's model with the entries `over` on top."""
+
+    def __init__(
+        self, folder: Path, config: TrainingConfig, report: Report, work: Path, mask: MaskOf, over: Values
+    ) -> None:
+        self._folder, self._work, self._over = folder, work, over
+        model = load_model(folder, dtype_of(config.precision))
+        write_into(model, over)
+        positions = mask(model)
+        start = within(overlay(stored_values(folder, positions), over), positions)
+        self._sparse, self.trainer = sparse_trainer(model, folder, start, config, report, work)
+        self.weights = sum(len(places) for places in positions.values())
+
+    def changes(self) -> Values:
+        return overlay(self._over, self._sparse.trained())
+
+    def save(self, out: Path) -> None:
+        delta = self._work / "delta"
+        write_delta(self.changes(), self._folder, delta)
+        shutil.rmtree(out, ignore_errors=True)  # of an earlier run into the same folder
+        merge(self._folder, delta, out)
+
+
+def trained(
+    folder: Path, config: TrainingConfig, report: Report, work: Path, mask: MaskOf, over: Values | None = None
+) -> Trained:
+    """A folder's model, with the entries `over` on top, in training as the stage's settings have it.
+
+    `mask` is asked only where they say train 'mask'.
+    """
+    if config.train == "all":
+        return Dense(folder, config, report, work, over or {})
+    return Masked(folder, config, report, work, mask, over or {})
