@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,15 +29,26 @@ def token_logps(model: PreTrainedModel, row: Row) -> Tensor:
 
     A model whose attention is not ours (see `load_model`) reads the row's sequences one after another.
     """
-    predicted = _by_plain_head if _has_plain_head(model) else _by_whole_model
     if model.config._attn_implementation != NAME:
-        return _alone(model, row, predicted)
+        with _products_alike(model):
+            return _alone(model, row, _prediction(model))
+    predicted = _prediction(model)
     with attending(row.ends, row.positions[0]):
         return predicted(model, row.arguments(), row.sources, row.targets)
 
 
+def _products_alike(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Some recurrent layers keep float32 states among 16-bit weights (Mamba): autocast brings both into a product."""
+    narrow = model.dtype != torch.float32
+    return torch.autocast(model.device.type, model.dtype) if narrow else nullcontext()
+
+
 Predicted = Callable[[PreTrainedModel, Mapping[str, Any], Tensor, Tensor], Tensor]
 """From a model, its arguments for one row, and R places: logπ of the targets [R] that the logits there predict."""
+
+
+def _prediction(model: PreTrainedModel) -> Predicted:
+    return _by_plain_head if _has_plain_head(model) else _by_whole_model
 
 
 def _alone(model: PreTrainedModel, row: Row, predicted: Predicted) -> Tensor:
@@ -85,13 +96,17 @@ _plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 def _has_plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are the hidden states times the head's weight and nothing else, found by trying."""
     if model not in _plain_heads:
-        ids = torch.arange(4, device=model.device)[None]
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        _plain_heads[model] = isinstance(head, torch.nn.Linear) and torch.equal(
-            head(hidden), model(input_ids=ids, use_cache=False).logits
-        )
+        _plain_heads[model] = _tried_head(model)
     return _plain_heads[model]
+
+
+def _tried_head(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, torch.nn.Linear) or model.base_model is model:
+        return False
+    ids = torch.arange(4, device=model.device)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
 
 
 def score(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> PerToken:

@@ -164,7 +164,8 @@ def _verdict(text: str, problem: Problem) -> Verdict:
 
 def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
     groups = fitting_groups(pairs(inputs["heldout"], encoder), config, inputs["base"], report)
-    reference = _sums(load_model(inputs.get("sft", inputs["base"])), groups, config, lambda _: None)
+    start = inputs.get("sft", inputs["base"])  # in the policies' precision: a model against itself has margin 0
+    reference = _sums(load_model(start, dtype_of(config.precision)), groups, config, lambda _: None)
 
     def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
         sums = _sums(model, groups, config, tick)
