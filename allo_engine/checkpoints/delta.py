@@ -20,19 +20,18 @@ and for each of these weights two tensors of bytes, U8 [length], each one zlib s
 So the trained value's bits come back exactly, whatever they are, and alignment's small steps leave the two high planes
 nearly empty. A weight is named as in the base; tied weights are one weight; one without entries is not stored.
 
-`python -m allo_engine.checkpoints.delta --help` shows the commands that merge a delta into its base and that say what
-one holds.
+`allo merge` merges a delta into its base, and `allo info` says what one holds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -41,10 +40,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from allo_engine.checkpoints import coding
-from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
-from allo_engine.checkpoints.writing import DTYPES, gathered, pieces, rewrite, write_tensors
+from allo_engine.checkpoints.folder import fingerprint, tied
+from allo_engine.checkpoints.reading import Checkpoint, StoredTensor, same_values
+from allo_engine.checkpoints.writing import gathered, rewrite, write_tensors
 from allo_engine.report import StageError
+
+if TYPE_CHECKING:  # transformers comes with these
+    from transformers import PreTrainedModel
+
+    from allo_engine.checkpoints.names import Names
 
 FILE = "delta.safetensors"
 FORMAT = "allo-delta-1"
@@ -83,18 +87,27 @@ def read_delta(folder: Path, base: Path) -> Values:
     return dict(_read(folder, base))
 
 
-@torch.no_grad()
-def apply_delta(model: nn.Module, folder: Path, base: Path) -> None:
+def apply_delta(model: PreTrainedModel, folder: Path, base: Path) -> None:
     """Write a delta's values into a model that was loaded from `base`, in each weight's own dtype.
 
     Raises StageError: wrong_base where the delta belongs to another base or model, bad_delta if damaged.
     """
+    from allo_engine.checkpoints.names import names_of
+
+    write_into(model, _read(folder, base), names_of(model, base))
+
+
+@torch.no_grad()
+def write_into(model: nn.Module, values: Iterable[tuple[str, Entries]], names: Names) -> None:
+    """Set a model's weights at entries of its stored weights, in the precision that they have there."""
     weights = dict(model.named_parameters())
-    for name, (positions, values) in _read(folder, base):
-        if name not in weights or weights[name].numel() <= positions[-1]:
+    for name, (positions, numbers) in values:
+        place = names.places.get(name)
+        if place is None or (len(positions) and place.size <= positions[-1]):
             raise StageError("wrong_base", f"The sparse checkpoint's weight {name} does not fit the model.")
-        flat = weights[name].view(-1)
-        flat[torch.from_numpy(positions).to(flat.device)] = torch.from_numpy(values).to(flat.device, flat.dtype)
+        flat = weights[place.weight].view(-1)
+        at = torch.from_numpy(place.in_weight(positions)).to(flat.device)
+        flat[at] = torch.from_numpy(numbers).to(flat.device, flat.dtype)
 
 
 def merge(base: Path, delta: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -109,7 +122,26 @@ def merge(base: Path, delta: Path, out: Path, dtype: torch.dtype = torch.float32
         for name in source.counts:
             _weight(stored, name)  # each is there, before anything is written
         names = {name: name for name in source.counts} | _copies(base, stored, source.counts.keys())
-    rewrite(base, out, dtype, lambda name, weight: source.entries(names[name], weight) if name in names else None)
+
+    def contents(name: str, weight: StoredTensor) -> StoredTensor | _Changed:
+        return _Changed(weight, source.entries(names[name], weight)) if name in names else weight
+
+    rewrite(base, out, dtype, contents)
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """A stored weight with other values at some entries."""
+
+    weight: StoredTensor
+    entries: Entries
+
+    def read(self, start: int, count: int) -> NDArray[np.float32]:
+        places, values = self.entries
+        piece = self.weight.read(start, count)
+        first, last = np.searchsorted(places, (start, start + count))
+        piece[places[first:last] - start] = values[first:last]
+        return piece
 
 
 def _copies(base: Path, stored: Checkpoint, changed: Set[str]) -> dict[str, str]:
@@ -117,23 +149,17 @@ def _copies(base: Path, stored: Checkpoint, changed: Set[str]) -> dict[str, str]
 
     A model of tied weights names them once, and transformers ties two that are stored only while they are equal.
     """
-    path = base / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not config.get("tie_word_embeddings", True):
+    if not tied(base):
         return {}
-    embeddings = [name for name, weight in stored.tensors.items() if weight.shape[:1] == (config.get("vocab_size"),)]
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    vocabulary = config.get("text_config", config).get("vocab_size")
+    embeddings = [name for name, weight in stored.tensors.items() if weight.shape[:1] == (vocabulary,)]
     return {
         copy: name
         for copy in embeddings
         for name in embeddings
-        if copy not in changed and name in changed and _equal(stored.tensors[copy], stored.tensors[name])
+        if copy not in changed and name in changed and same_values(stored.tensors[copy], stored.tensors[name])
     }
-
-
-def _equal(first: StoredTensor, second: StoredTensor) -> bool:
-    return first.shape == second.shape and all(
-        np.array_equal(first.read(*piece), second.read(*piece)) for piece in pieces(first.size)
-    )
 
 
 def _read(folder: Path, base: Path) -> Iterator[tuple[str, Entries]]:
@@ -208,66 +234,3 @@ def _counts(text: str) -> dict[str, int]:
     if not isinstance(counts, dict) or not all(type(count) is int and count > 0 for count in counts.values()):
         raise ValueError("its numbers of entries are none")
     return counts
-
-
-# --- the command
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except (StageError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-def _merge_command(arguments: argparse.Namespace) -> None:
-    dtype = next(dtype for dtype in DTYPES if str(dtype) == f"torch.{arguments.dtype}")
-    merge(arguments.base, arguments.delta, arguments.out, dtype)
-
-
-def _info_command(arguments: argparse.Namespace) -> None:
-    delta = Delta(arguments.delta)
-    size = delta.path.stat().st_size
-    entries = sum(delta.counts.values())
-    lines = {
-        "weights": len(delta.counts),
-        "entries": entries,
-        "bytes": f"{size} ({size / max(entries, 1):.2f} an entry)",
-        "base": delta.base,
-    }
-    sys.stdout.writelines(f"{name:8} {value}\n" for name, value in lines.items())
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m allo_engine.checkpoints.delta",
-        description="Sparse checkpoints: merge one into its base, or look at one.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    merging = commands.add_parser(
-        "merge",
-        help="write the whole aligned checkpoint: base and delta in one folder",
-        description="Write a checkpoint that plain transformers loads: the base's weights with the delta's values.",
-        epilog="example: python -m allo_engine.checkpoints.delta merge ./SmolLM2-135M ./delta ./aligned",
-    )
-    merging.add_argument("base", type=Path, help="the folder of the checkpoint that the delta was trained from")
-    merging.add_argument("delta", type=Path, help=f"the folder that holds {FILE}")
-    merging.add_argument("out", type=Path, help="the folder to write; new or empty")
-    merging.add_argument(
-        "--dtype",
-        choices=[str(dtype).removeprefix("torch.") for dtype in DTYPES],
-        default="float32",
-        help="what to write the weights in; float32 (the default) keeps every bit that training left",
-    )
-    merging.set_defaults(run=_merge_command)
-    info = commands.add_parser("info", help="say what a delta holds", description="Say what a delta holds.")
-    info.add_argument("delta", type=Path, help=f"the folder that holds {FILE}")
-    info.set_defaults(run=_info_command)
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,12 +41,29 @@ def ends_of(folder: Path) -> tuple[int, ...]:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over a checkpoint's weight files: what a delta names as its base."""
+    """sha256 over a checkpoint's weight files: what a delta names as its base. A file is read once a process."""
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        now = path.stat()
+        total.update(_digest(path.resolve(), now.st_ino, now.st_size, now.st_mtime_ns))
     return total.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, inode: int, size: int, written: int) -> bytes:  # noqa: ARG001 - what tells it from a changed one
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def tied(folder: Path) -> bool:
+    """Whether a model's input and output embeddings are one weight: as its configuration says, or else its class."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tie_word_embeddings": False}
+    if "tie_word_embeddings" in config:
+        return bool(config["tie_word_embeddings"])
+    from transformers import AutoConfig  # here, because most configurations say it, and this takes a second
+
+    return bool(getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "tie_word_embeddings", False))
 
 
 def weight_files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -57,6 +75,12 @@ def weight_files(folder: Path) -> Iterator[tuple[str, Path]]:
         names = dict.fromkeys(tensors(folder / "model.safetensors"), "model.safetensors")
     for name in sorted(names):
         yield name, folder / names[name]
+
+
+def stored_tensors(folder: Path) -> Header:
+    """Every stored tensor of a checkpoint by name, in the order of names."""
+    files = {path: tensors(path) for path in {path for _, path in weight_files(folder)}}
+    return {name: files[path][name] for name, path in weight_files(folder)}
 
 
 def header(file: BinaryIO) -> tuple[Header, int]:

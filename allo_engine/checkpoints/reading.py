@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from allo_engine.checkpoints.folder import header, weight_files
 from allo_engine.report import StageError
 
-_TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+FLOATS: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+"""What weights are stored in, by safetensors' name; of bfloat16, its bits."""
+
+_PIECE = 1 << 20
 
 _PAGE = 4096
 
@@ -28,21 +32,33 @@ class StoredTensor:
     offset: int
     dtype: str
     shape: tuple[int, ...]
+    length: int
+    """Bytes."""
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def numbers(self) -> bool:
+        """Whether `read` can read it: it is stored as floating-point numbers of a known kind."""
+        return self.dtype in FLOATS
+
     def read(self, start: int, count: int) -> NDArray[np.float32]:
         """`count` values from a flat position on, as float32: exactly the stored numbers."""
-        item = np.dtype(_TYPES[self.dtype])
-        offset = self.offset + start * item.itemsize
-        room = _room(count * item.itemsize, offset)
-        self._fill(room.data, offset)
-        raw = room.view(item)
+        if not self.numbers:
+            known = ", ".join(FLOATS)
+            raise StageError("bad_model", f"A weight is stored as {self.dtype}; what can be trained is {known}.")
+        item = np.dtype(FLOATS[self.dtype])
+        raw = self.read_bytes(start * item.itemsize, count * item.itemsize).view(item)
         if self.dtype == "BF16":  # the upper half of a float32
             return (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32, copy=False)
+
+    def read_bytes(self, start: int, count: int) -> NDArray[np.uint8]:
+        room = _room(count, self.offset + start)
+        self._fill(room.data, self.offset + start)
+        return room
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         while buffer:
@@ -61,6 +77,17 @@ def _room(size: int, offset: int) -> NDArray[np.uint8]:
     room = np.empty(size + _PAGE, dtype=np.uint8)
     begin = (offset + _PAGE // 2 - room.ctypes.data) % _PAGE
     return room[begin : begin + size]
+
+
+def pieces(size: int) -> Iterator[tuple[int, int]]:
+    """A weight's flat positions cut into (start, count)."""
+    return ((start, min(_PIECE, size - start)) for start in range(0, size, _PIECE))
+
+
+def same_values(first: StoredTensor, second: StoredTensor) -> bool:
+    return first.shape == second.shape and all(
+        np.array_equal(first.read(*piece), second.read(*piece)) for piece in pieces(first.size)
+    )
 
 
 class Checkpoint:
@@ -89,8 +116,6 @@ def _tensors(file: BinaryIO) -> dict[str, StoredTensor]:
     entries, begin = header(file)
     found = {}
     for name, entry in entries.items():
-        if entry["dtype"] not in _TYPES:
-            known = ", ".join(_TYPES)
-            raise StageError("bad_model", f"Weight {name} is stored as {entry['dtype']}; known are {known}.")
-        found[name] = StoredTensor(file, begin + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        first, last = entry["data_offsets"]
+        found[name] = StoredTensor(file, begin + first, entry["dtype"], tuple(entry["shape"]), last - first)
     return found

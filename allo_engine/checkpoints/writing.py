@@ -7,14 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from allo_engine.checkpoints.coding import Floats, Places
 from allo_engine.checkpoints.folder import weight_files
-from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
+from allo_engine.checkpoints.reading import Checkpoint, StoredTensor, pieces
 from allo_engine.report import StageError
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -23,16 +23,18 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 Layout = Mapping[str, tuple[str, list[int], int]]
 """A file's tensors in the order of their data: name → (dtype as safetensors names it, shape, bytes)."""
 
-Changes = Callable[[str, StoredTensor], tuple[Places, Floats] | None]
-"""From a weight's name and its stored self: ascending positions and what stands there instead, or None."""
 
-_PIECE = 1 << 20
+class Values(Protocol):
+    """What a weight is made of: a stored one, or what stands in its stead."""
+
+    def read(self, start: int, count: int, /) -> Floats:
+        """`count` values from a flat position on."""
+
+
+Contents = Callable[[str, StoredTensor], Values]
+"""From a weight's name and its stored self: what is written for it."""
+
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-
-
-def pieces(size: int) -> Iterator[tuple[int, int]]:
-    """A weight's flat positions cut into (start, count)."""
-    return ((start, min(_PIECE, size - start)) for start in range(0, size, _PIECE))
 
 
 def gathered(weight: StoredTensor, places_K: Places) -> Floats:
@@ -45,11 +47,11 @@ def gathered(weight: StoredTensor, places_K: Places) -> Floats:
     return values_K
 
 
-def rewrite(base: Path, out: Path, dtype: torch.dtype, changes: Changes) -> None:
-    """Write to `out` the checkpoint `base` with some entries changed, all weights in `dtype`, in the same files.
+def rewrite(base: Path, out: Path, dtype: torch.dtype, contents: Contents) -> None:
+    """Write to `out` the checkpoint `base` with other contents, all weights in `dtype`, in the same files.
 
-    Values are rounded once, from float32. The folder is written aside and renamed when it is whole; raises
-    StageError where `out` holds something already.
+    Values are rounded once, from float32; what is not stored in floating point stays as it is. The folder is written
+    aside and renamed when it is whole; raises StageError where `out` holds something already.
     """
     if out.exists() and any(out.iterdir()):
         raise StageError("not_empty", f"{out} holds something already: name another folder.")
@@ -57,7 +59,7 @@ def rewrite(base: Path, out: Path, dtype: torch.dtype, changes: Changes) -> None
     shutil.rmtree(aside, ignore_errors=True)  # what an interrupted run left
     aside.mkdir(parents=True)
     try:
-        size = _write_weights(base, aside, dtype, changes)
+        size = _write_weights(base, aside, dtype, contents)
         _copy_the_rest(base, aside, dtype, size)
         aside.replace(out)
         _flush(out.parent)
@@ -65,31 +67,35 @@ def rewrite(base: Path, out: Path, dtype: torch.dtype, changes: Changes) -> None
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_weights(base: Path, out: Path, dtype: torch.dtype, changes: Changes) -> int:
+def _write_weights(base: Path, out: Path, dtype: torch.dtype, contents: Contents) -> int:
     """The bytes of all weights."""
+    total = 0
     with Checkpoint(base) as stored:
         files: dict[Path, dict[str, StoredTensor]] = {}
         for name, path in sorted(weight_files(base), key=lambda found: stored.tensors[found[0]].offset):
             files.setdefault(path, {})[name] = stored.tensors[name]
         for path, weights in files.items():
-            layout = {
-                name: (DTYPES[dtype], list(weight.shape), weight.size * dtype.itemsize)
-                for name, weight in weights.items()
-            }
-            parts = (part for name in weights for part in _changed(weights[name], changes(name, weights[name]), dtype))
+            layout = {name: _entry(weight, dtype) for name, weight in weights.items()}
+            parts = (part for name, weight in weights.items() for part in _parts(name, weight, dtype, contents))
             write_tensors(out / path.name, layout, {"format": "pt"}, parts)
-        return sum(weight.size for weight in stored.tensors.values()) * dtype.itemsize
+            total += sum(size for _, _, size in layout.values())
+    return total
 
 
-def _changed(weight: StoredTensor, change: tuple[Places, Floats] | None, dtype: torch.dtype) -> Iterator[memoryview]:
-    """A weight's bytes with its changes, piece by piece."""
-    for start, count in pieces(weight.size):
-        piece = weight.read(start, count)
-        if change:
-            places, values = change
-            first, last = np.searchsorted(places, (start, start + count))
-            piece[places[first:last] - start] = values[first:last]
-        yield torch.from_numpy(piece).to(dtype).view(torch.uint8).numpy().data
+def _entry(weight: StoredTensor, dtype: torch.dtype) -> tuple[str, list[int], int]:
+    if not weight.numbers:
+        return weight.dtype, list(weight.shape), weight.length
+    return DTYPES[dtype], list(weight.shape), weight.size * dtype.itemsize
+
+
+def _parts(name: str, weight: StoredTensor, dtype: torch.dtype, contents: Contents) -> Iterator[memoryview]:
+    """A weight's new bytes, piece by piece."""
+    if not weight.numbers:
+        yield weight.read_bytes(0, weight.length).data
+        return
+    values = contents(name, weight)
+    for piece in pieces(weight.size):
+        yield torch.from_numpy(values.read(*piece)).to(dtype).view(torch.uint8).numpy().data
 
 
 def _copy_the_rest(base: Path, out: Path, dtype: torch.dtype, size: int) -> None:

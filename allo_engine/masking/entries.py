@@ -1,4 +1,4 @@
-"""Masked entries beside a model: their places in each weight, and their float32 values."""
+"""Masked entries beside a model: their places in each stored weight, and their float32 values."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from allo_engine.checkpoints.delta import Entries, Values
 from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.report import StageError
 
 Positions = Mapping[str, NDArray[Any]]
-"""Ascending flat positions in each weight, by its name."""
+"""Ascending flat positions in each stored weight, by its name."""
 
 
 def stored_values(folder: Path, positions: Positions) -> Values:
@@ -54,15 +52,6 @@ def within(values: Values, positions: Positions) -> Values:
         for name, places in positions.items()
         if len(places)
     }
-
-
-@torch.no_grad()
-def write_into(model: nn.Module, values: Values) -> None:
-    """Set a model's weights at the entries, in the precision that they have there."""
-    weights = dict(model.named_parameters())
-    for name, (places, numbers) in values.items():
-        flat = weights[name].view(-1)
-        flat[torch.from_numpy(places).to(flat.device)] = torch.from_numpy(numbers).to(flat.device, flat.dtype)
 
 
 _NONE: Entries = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from allo_engine.checkpoints.names import text_weights
 from allo_engine.model.ahead import ahead
 from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import Group, build_row, rows_of
@@ -29,9 +30,10 @@ def summed_gradients(model: PreTrainedModel, groups: Sequence[Group], budget: in
     Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
     freed as soon as the backward pass has it. Tied weights are one weight.
     """
-    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in model.named_parameters()}
+    weights = text_weights(model)
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     with ExitStack() as hooks:
-        for name, weight in model.named_parameters():
+        for name, weight in weights.items():
             hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
         rows = ahead((row_groups, build_row(row_groups, model.device)) for row_groups in rows_of(groups, budget))
         for row_groups, row in hooks.enter_context(closing(rows)):

@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from allo_engine.checkpoints.names import Names
 from allo_engine.checkpoints.reading import StoredTensor
 from allo_engine.masking.selection import END, Patterns
 from allo_engine.report import StageError
@@ -28,20 +30,21 @@ _DRAWS = 8
 
 
 class Update:
-    """|θ' − θ| of two checkpoints' weights.
+    """|θ' − θ| of two checkpoints' weights, of those that are named.
 
     Raises StageError where the second is of another model.
     """
 
-    def __init__(self, before: Stored, after: Stored) -> None:
-        for name, tensor in before.items():
+    def __init__(self, before: Stored, after: Stored, names: Iterable[str]) -> None:
+        self.sizes = {name: before[name].size for name in names}
+        for name in self.sizes:
+            tensor = before[name]
             if name not in after or after[name].shape != tensor.shape:
                 raise StageError(
                     "wrong_base",
                     f"The warm-up's checkpoint is of another model: weight {name} is not in it, or differs.",
                 )
         self._before, self._after = before, after
-        self.sizes = {name: tensor.size for name, tensor in before.items()}
 
     def patterns(self, name: str, start: int, count: int) -> Patterns:
         values = self._after[name].read(start, count)
@@ -72,11 +75,18 @@ class Random:
 
 
 class Gradient:
-    """|g| of gradients in memory, float32 by the weight's name."""
+    """|g| of gradients in memory, float32 by the weight's name there."""
 
-    def __init__(self, gradients: Mapping[str, Tensor]) -> None:
-        self._flat = {name: gradients[name].reshape(-1) for name in sorted(gradients)}
-        self.sizes = {name: gradient.numel() for name, gradient in self._flat.items()}
+    def __init__(self, gradients: Mapping[str, Tensor], names: Names) -> None:
+        self._flat = {name: gradient.reshape(-1) for name, gradient in gradients.items()}
+        self._places = names.places
+        self.sizes = names.sizes
 
     def patterns(self, name: str, start: int, count: int) -> Patterns:
-        return self._flat[name][start : start + count].cpu().numpy().view(np.uint32) & _MAGNITUDE
+        place = self._places[name]
+        gradient = self._flat[place.weight]
+        if place.plain:
+            found = gradient[start : start + count]
+        else:
+            found = gradient[torch.from_numpy(place.in_weight(np.arange(start, start + count))).to(gradient.device)]
+        return found.cpu().numpy().view(np.uint32) & _MAGNITUDE

@@ -1,4 +1,4 @@
-"""A mask on disk: for every weight of a model, by name, a bit an entry (safetensors of uint8)."""
+"""A mask on disk: for every weight of a model, as it is stored, a bit an entry (safetensors of uint8)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from torch import nn
 
 from allo_engine.checkpoints.writing import header_bytes
 from allo_engine.masking.selection import Source, Threshold, masks, ones, positions
 from allo_engine.report import StageError, Tick
 
 Positions = dict[str, NDArray[np.int64]]
-"""Ascending flat positions in each weight, by its name."""
+"""Ascending flat positions in each stored weight, by its name."""
 
 Row = dict[str, int]
 """What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""
@@ -36,9 +35,8 @@ def begin_mask(path: Path, sizes: Mapping[str, int]) -> BinaryIO:
     return stream
 
 
-def positions_of(path: Path, model: nn.Module) -> Positions:
-    """The flat positions that a mask selects in each weight of a model."""
-    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+def positions_of(path: Path, sizes: Mapping[str, int]) -> Positions:
+    """The flat positions that a mask selects in each stored weight of a model, whose entries `sizes` counts."""
     found = {}
     for name, bits in load_file(path).items():
         if name not in sizes or len(bits) != (sizes[name] + 7) // 8:

@@ -12,13 +12,17 @@ the values into the weights. So the reference model is the same weights before t
 
 from __future__ import annotations
 
+from collections import defaultdict
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from allo_engine.checkpoints.delta import Values
+from allo_engine.checkpoints.names import Names, own_names
 from allo_engine.report import StageError
 
 _LARGEST_INT32 = 2**31 - 1
@@ -57,25 +61,32 @@ class MaskedEntries(nn.Module):
 
 
 class SparseModel:
-    """A model that trains in a mask alone: `values` are its parameters, by the weight's name."""
+    """A model that trains in a mask alone: `values` are its parameters, by the name that a weight has in memory."""
 
-    def __init__(self, model: nn.Module, start: Values) -> None:
-        """`start` gives each weight's masked flat positions and the float32 values that they have there.
+    def __init__(self, model: nn.Module, start: Values, names: Names | None = None) -> None:
+        """`start` gives each stored weight's masked flat positions and the float32 values that they have there.
 
-        Raises StageError where a name is not a weight of the model.
+        `names` says where stored weights lie in the model's; without it, they are called as in memory. Raises
+        StageError where a name is not a weight of the model.
         """
-        owners = _owners(model)
-        unknown = sorted(set(start) - set(owners))
+        self._places = (names or own_names(model)).places
+        unknown = sorted(set(start) - set(self._places))
         if unknown:
             raise StageError(
                 "bad_mask", f"The mask names weights that the model does not have: {', '.join(unknown[:3])}."
             )
         model.requires_grad_(False)
+        self._counts: dict[str, dict[str, int]] = defaultdict(dict)  # entries, by weight and by where they are stored
+        for name, (positions, _) in start.items():
+            if len(positions):
+                self._counts[self._places[name].weight][name] = len(positions)
         self._weights: dict[str, Tensor] = {}
         self._entries: dict[str, MaskedEntries] = {}
-        for name, (positions, values) in start.items():
-            if len(positions):
-                self._attach(name, owners[name], torch.from_numpy(positions), torch.from_numpy(values))
+        owners = _owners(model)
+        for weight, stored in self._counts.items():
+            places = [torch.from_numpy(self._places[name].in_weight(start[name][0])) for name in stored]
+            values = [torch.from_numpy(start[name][1]) for name in stored]
+            self._attach(weight, owners[weight], torch.cat(places), torch.cat(values))
 
     def _attach(self, name: str, owners: list[tuple[nn.Module, str]], positions_K: Tensor, values_K: Tensor) -> None:
         weight = getattr(*owners[0])
@@ -97,11 +108,15 @@ class SparseModel:
             weight.view(-1).index_copy_(0, entries.positions.long(), entries.values.to(weight.dtype))
 
     def trained(self) -> Values:
-        """Every weight's masked positions with the values as they are now."""
-        return {
-            name: (entries.positions.long().cpu().numpy(), entries.values.detach().cpu().numpy())
-            for name, entries in self._entries.items()
-        }
+        """Every stored weight's masked positions with the values as they are now."""
+        found: Values = {}
+        for weight, counts in self._counts.items():
+            entries, cuts = self._entries[weight], [*accumulate(counts.values())][:-1]
+            positions = np.split(entries.positions.long().cpu().numpy(), cuts)
+            values = np.split(entries.values.detach().cpu().numpy(), cuts)
+            for name, places_K, values_K in zip(counts, positions, values, strict=True):
+                found[name] = self._places[name].in_stored(places_K), values_K
+        return found
 
 
 def _owners(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from allo_engine.checkpoints.names import names_of
+from allo_engine.checkpoints.reading import StoredTensor
+from allo_engine.checkpoints.writing import rewrite
 from allo_engine.config import Precision
 from allo_engine.model.attention import NAME
 from allo_engine.model.probe import verdict
@@ -60,7 +68,27 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A checkpoint that plain transformers loads, in the precision it was trained in: float32."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def save_model(model: PreTrainedModel, base: Path, folder: Path) -> None:
+    """A checkpoint that plain transformers loads: all that `base` stores, as it names it, with the model's weights.
+
+    In float32, the precision that they were trained in.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run into the same folder
+    names, weights = names_of(model, base), dict(model.named_parameters())
+
+    def contents(name: str, stored: StoredTensor) -> StoredTensor | _Trained:
+        place = names.place(name)
+        return stored if place is None else _Trained(place.view(weights[place.weight]).reshape(-1))
+
+    rewrite(base, folder, torch.float32, contents)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A weight as it is in a model, in the order in which it is stored."""
+
+    flat: Tensor
+
+    def read(self, start: int, count: int) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.flat[start : start + count].to("cpu", torch.float32).numpy()
+        return found

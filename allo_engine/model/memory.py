@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from allo_engine.checkpoints.folder import tensors, weight_files
+from allo_engine.checkpoints.folder import stored_tensors, tied
 
 Kind = Literal["forward", "dense", "sparse", "gradient"]
 
@@ -69,10 +69,10 @@ def shape_of(folder: Path) -> Shape:
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
-    tied = bool(config.get("tie_word_embeddings", False))
-    files = sorted({path for _, path in weight_files(folder)})
-    stored = {name: tensor for path in files for name, tensor in tensors(path).items()}
-    entries = [math.prod(tensor["shape"]) for name, tensor in stored.items() if not (tied and name == "lm_head.weight")]
+    one_embedding = tied(folder)
+    stored = stored_tensors(folder)
+    counted = [tensor for name, tensor in stored.items() if not (one_embedding and name == "lm_head.weight")]
+    entries = [math.prod(tensor["shape"]) for tensor in counted]
     heads = config["num_attention_heads"]
     return Shape(
         weights=sum(entries),
@@ -84,7 +84,7 @@ def shape_of(folder: Path) -> Shape:
         kv_heads=config.get("num_key_value_heads") or heads,
         head_size=config.get("head_dim") or config["hidden_size"] // heads,
         vocabulary=config["vocab_size"],
-        tied=tied,
+        tied=one_embedding,
         largest=max(entries),
     )
 

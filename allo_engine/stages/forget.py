@@ -43,7 +43,7 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         write_delta({}, start, outputs / "delta")
         return {**metrics, "trained_weights": 0}
     training = trained(
-        start, config, report, work, lambda model: positions_of(inputs["masks"] / "forget.safetensors", model)
+        start, config, report, work, lambda _, names: positions_of(inputs["masks"] / "forget.safetensors", names.sizes)
     )
     metrics |= training.trainer.train(groups, _objective(config, scored, weights))
     write_delta(training.changes(), start, outputs / "delta")

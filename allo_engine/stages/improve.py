@@ -33,7 +33,7 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         config,
         report,
         work,
-        lambda model: positions_of(inputs["masks"] / "improve.safetensors", model),
+        lambda _, names: positions_of(inputs["masks"] / "improve.safetensors", names.sizes),
         forgotten,
     )
     weights = f"{fingerprint(start)}+{fingerprint(inputs['forgotten'])}"

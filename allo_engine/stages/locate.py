@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from allo_engine.checkpoints.names import names_of, trained_sizes
 from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import LocateConfig
 from allo_engine.data.prompts import Encoder
@@ -51,12 +52,13 @@ def _source(config: LocateConfig, inputs: Inputs, work: Path, report: Report) ->
     if config.importance == "gradient":
         yield _gradient(config, inputs, work, report)
         return
+    sizes = trained_sizes(inputs["model"])
     with Checkpoint(inputs["model"]) as before, Checkpoint(inputs["updated"]) as after:
         if config.importance == "random":
-            yield Random({name: tensor.size for name, tensor in before.tensors.items()}, config.seed)
+            yield Random(sizes, config.seed)
         else:
             importance = Least if config.importance == "least" else Update
-            yield importance(before.tensors, after.tensors)
+            yield importance(before.tensors, after.tensors, sizes)
 
 
 def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) -> Gradient:
@@ -64,7 +66,8 @@ def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) 
     model = load_model(inputs["model"], dtype_of(config.precision))
     tick = _ticker(report, sum(group.tokens() for group in groups))
     rows = RowBudget(config.micro_batch_tokens, work, report)
-    return Gradient(rows.fit(lambda budget: summed_gradients(model, groups, budget, tick), groups))
+    gradients = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick), groups)
+    return Gradient(gradients, names_of(model, inputs["model"]))
 
 
 def pair_groups(config: LocateConfig, inputs: Inputs, report: Report) -> list[Group]:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values
+from allo_engine.checkpoints.names import Names, text_weights
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import load_model, recompute_activations
@@ -247,14 +248,20 @@ def dense_trainer(folder: Path, config: TrainingConfig, report: Report, work: Pa
     """A folder's model with all its weights as parameters, in float32 whatever it computes in."""
     rows = RowBudget(fitting_tokens(config, folder, "dense"), work, report)
     model = load_model(folder)
-    return model, Trainer(model, dict(model.named_parameters()), config, report, work, rows)
+    return model, Trainer(model, text_weights(model), config, report, work, rows)
 
 
 def sparse_trainer(
-    model: PreTrainedModel, folder: Path, start: Values, config: TrainingConfig, report: Report, work: Path
+    model: PreTrainedModel,
+    folder: Path,
+    names: Names,
+    start: Values,
+    config: TrainingConfig,
+    report: Report,
+    work: Path,
 ) -> tuple[SparseModel, Trainer]:
-    """A folder's model with the entries `start` as parameters, which are float32 whatever the model is."""
+    """A folder's model with the stored entries `start` as parameters, which are float32 whatever the model is."""
     ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
     rows = RowBudget(fitting_tokens(config, folder, "sparse", ratio), work, report)
-    sparse = SparseModel(model, start)
+    sparse = SparseModel(model, start, names)
     return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from allo_engine.checkpoints.names import Names
 from allo_engine.config import OwnMaskConfig
 from allo_engine.masking.gradients import summed_gradients
 from allo_engine.masking.importance import Gradient
@@ -32,18 +33,18 @@ class OwnMask:
         self._work, self._report = work / "mask", report
         self._tokens = sum(group.tokens() for group in groups)
 
-    def __call__(self, model: PreTrainedModel) -> Positions:
+    def __call__(self, model: PreTrainedModel, names: Names) -> Positions:
         """Its positions, in the start model as it is loaded."""
         found = self._work / "own.safetensors"
         if not found.exists():
-            self._locate(model, self._work / "aside")
+            self._locate(model, names, self._work / "aside")
             (self._work / "aside" / found.name).replace(found)
         self._report.before = self._tokens
-        return positions_of(found, model)
+        return positions_of(found, names.sizes)
 
-    def _locate(self, model: PreTrainedModel, folder: Path) -> None:
+    def _locate(self, model: PreTrainedModel, names: Names, folder: Path) -> None:
         rows = RowBudget(fitting_tokens(self._config, self._folder, "gradient"), self._work, self._report)
-        source = Gradient(rows.fit(lambda budget: self._gradients(model, budget), self._groups))
+        source = Gradient(rows.fit(lambda budget: self._gradients(model, budget), self._groups), names)
         rank = count_of(self._config.mask_ratio, sum(source.sizes.values()))
         try:
             found = thresholds(source, [rank], self._stop_if_asked)

@@ -14,17 +14,18 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from allo_engine.checkpoints.delta import Values, merge, write_delta
+from allo_engine.checkpoints.delta import Values, merge, write_delta, write_into
+from allo_engine.checkpoints.names import Names, names_of
 from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import TrainingConfig
-from allo_engine.masking.entries import overlay, stored_values, within, write_into
+from allo_engine.masking.entries import overlay, stored_values, within
 from allo_engine.masking.masks import Positions
-from allo_engine.model.loading import dtype_of, load_model, load_tokenizer, save_model
+from allo_engine.model.loading import dtype_of, load_model, save_model
 from allo_engine.report import Report
 from allo_engine.training.loop import Trainer, dense_trainer, sparse_trainer
 
-MaskOf = Callable[[PreTrainedModel], Positions]
-"""Where a masked stage trains, in the model that it starts from."""
+MaskOf = Callable[[PreTrainedModel, Names], Positions]
+"""Where a masked stage trains: of the model that it starts from, and how its weights are stored, the positions."""
 
 
 class Trained(Protocol):
@@ -46,21 +47,23 @@ class Dense:
     def __init__(self, folder: Path, config: TrainingConfig, report: Report, work: Path, over: Values) -> None:
         self._folder = folder
         self._model, self.trainer = dense_trainer(folder, config, report, work)
-        write_into(self._model, over)
-        self.weights = self._model.num_parameters()
+        self._names = names_of(self._model, folder)
+        write_into(self._model, over.items(), self._names)
+        self.weights = sum(self._names.sizes.values())
 
     def changes(self) -> Values:
         changed: Values = {}
+        weights = dict(self._model.named_parameters())
         with Checkpoint(self._folder) as stored:
-            for name, weight in self._model.named_parameters():
-                now = weight.detach().cpu().numpy().reshape(-1)
+            for name, place in self._names.places.items():
+                now = place.view(weights[place.weight]).cpu().numpy().reshape(-1)
                 before = stored.tensors[name].read(0, stored.tensors[name].size)
                 places = np.flatnonzero(now.view(np.int32) != before.view(np.int32))
                 changed[name] = places, now[places]
         return changed
 
     def save(self, out: Path) -> None:
-        save_model(self._model, load_tokenizer(self._folder), out)
+        save_model(self._model, self._folder, out)
 
 
 class Masked:
@@ -71,10 +74,11 @@ class Masked:
     ) -> None:
         self._folder, self._work, self._over = folder, work, over
         model = load_model(folder, dtype_of(config.precision))
-        write_into(model, over)
-        positions = mask(model)
+        names = names_of(model, folder)
+        write_into(model, over.items(), names)
+        positions = mask(model, names)
         start = within(overlay(stored_values(folder, positions), over), positions)
-        self._sparse, self.trainer = sparse_trainer(model, folder, start, config, report, work)
+        self._sparse, self.trainer = sparse_trainer(model, folder, names, start, config, report, work)
         self.weights = sum(len(places) for places in positions.values())
 
     def changes(self) -> Values:

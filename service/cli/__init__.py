@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from service.cli import api, doctor, jobs, local, up
+from service.cli import api, deltas, doctor, jobs, local, up
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_submit(commands)
     jobs.add_watch(commands)
     jobs.add_download(commands)
+    deltas.add(commands)
     local.add_models(commands)
     local.add_keys(commands)
     _add_bench(commands)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints import coding
-from allo_engine.checkpoints.delta import FILE, FORMAT, Values, apply_delta, main, merge, read_delta, write_delta
+from allo_engine.checkpoints.delta import FILE, FORMAT, Values, apply_delta, merge, read_delta, write_delta
 from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.report import StageError
 from tests.tiny import save_tiny
@@ -332,11 +332,12 @@ def test_entries_that_the_base_does_not_have_are_not_written(folder: Path) -> No
     assert not (folder / "delta").exists()
 
 
-def test_a_model_without_the_weight_is_refused(folder: Path) -> None:
-    base = base_of(folder, torch.ones(8))
-    write_delta({"w0": (np.array([7]), np.float32([2.0]))}, base, folder / "delta")
-    with pytest.raises(StageError, match="w0 does not fit the model"):
-        apply_delta(torch.nn.Linear(2, 2), folder / "delta", base)
+def test_a_weight_that_the_model_does_not_take_is_refused(tiny: Path, folder: Path) -> None:
+    weights = load_file(tiny / "model.safetensors")
+    save_file(weights | {"another": torch.ones(8)}, tiny / "model.safetensors", metadata={"format": "pt"})
+    write_delta({"another": (np.array([7]), np.float32([2.0]))}, tiny, folder / "delta")
+    with pytest.raises(StageError, match="another does not fit the model"):
+        apply_delta(AutoModelForCausalLM.from_pretrained(tiny), folder / "delta", tiny)
 
 
 def small_delta(folder: Path) -> tuple[Path, Values]:
@@ -472,24 +473,3 @@ def test_a_write_that_fails_leaves_the_delta_that_was_there(folder: Path) -> Non
         write_delta({"w9": values["w0"]}, base, folder / "delta")
     assert [path.name for path in (folder / "delta").iterdir()] == [FILE]
     assert same(read_delta(folder / "delta", base), values)
-
-
-# --- the command
-
-
-def test_the_command_merges_and_tells(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base, values = small_delta(folder)
-    assert main(["merge", str(base), str(folder / "delta"), str(folder / "merged"), "--dtype", "bfloat16"]) == 0
-    merged = load_file(folder / "merged" / "model.safetensors")
-    places, trained = values["w0"]
-    assert torch.equal(merged["w0"][torch.from_numpy(places)], torch.from_numpy(trained).bfloat16())
-    assert main(["info", str(folder / "delta")]) == 0
-    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert told["weights"] == "2"
-    assert told["entries"] == str(sum(len(places) for places, _ in values.values()))
-    assert told["base"] == fingerprint(base)
-
-
-def test_the_command_says_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(folder)]) == 1
-    assert "no whole sparse checkpoint" in capsys.readouterr().err

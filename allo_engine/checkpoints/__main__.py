@@ -1,0 +1,55 @@
+"""What `allo merge` and `allo info` run in a process of their own: `merge BASE DELTA OUT DTYPE`, `info DELTA`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from allo_engine.checkpoints.delta import Delta
+from allo_engine.checkpoints.delta import merge as merge_into
+from allo_engine.checkpoints.writing import DTYPES
+from allo_engine.report import StageError
+
+
+def main(argv: list[str]) -> int:
+    """The exit status; what is wrong goes to standard error in one line."""
+    try:
+        _run(*argv)
+    except StageError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or 'A file'}: {error.strerror or error}\n")
+        return 1
+    return 0
+
+
+def _run(command: str, *arguments: str) -> None:
+    if command == "merge":
+        merge(*arguments)
+    else:
+        info(*arguments)
+
+
+def merge(base: str, delta: str, out: str, dtype: str) -> None:
+    folder = Path(base)
+    if not any(folder.glob("*.safetensors")):
+        raise StageError("bad_model", f"{base} holds no *.safetensors: name the folder of the model that was aligned.")
+    merge_into(folder, Path(delta), Path(out), {str(kind): kind for kind in DTYPES}[f"torch.{dtype}"])
+    sys.stdout.write(f"wrote {out}\n")
+
+
+def info(folder: str) -> None:
+    delta = Delta(Path(folder))
+    size, entries = delta.path.stat().st_size, sum(delta.counts.values())
+    lines = {
+        "weights": len(delta.counts),
+        "entries": entries,
+        "bytes": f"{size} ({size / max(entries, 1):.2f} an entry)",
+        "base": delta.base,
+    }
+    sys.stdout.writelines(f"{name:8} {value}\n" for name, value in lines.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
