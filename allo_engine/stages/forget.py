@@ -2,8 +2,8 @@
 
 L = −Σ_t w_t·logσ(−β(logπ_t − logπ_ref,t)) / #{w_t ≠ 0}, over a whole batch. The weights mark the unaligned tokens,
 those with a low P: w = 1[P < 0.5]. (The released script multiplies by P itself, and so forgets what the rewriter
-endorses: `legacy`.) What ends a response is never forgotten. The reference is the model that forgetting starts from.
-With loss `simnpo` there is no reference: see `losses.simnpo`.
+endorses: `legacy`.) What ends a response is never forgotten. The reference is the model that forgetting starts from, as
+token_rewards scored it; in 16 bits it is scored anew (see logp_cache.py). With loss `simnpo` there is none.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from allo_engine.checkpoints.delta import write_delta
+from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ForgetConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import ScoredGroup
 from allo_engine.masking.masks import positions_of
+from allo_engine.model.loading import dtype_of
+from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
@@ -45,20 +48,25 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
     training = trained(
         start, config, report, work, lambda _, names: positions_of(inputs["masks"] / "forget.safetensors", names.sizes)
     )
-    metrics |= training.trainer.train(groups, _objective(config, scored, weights))
+    if config.loss == "simnpo":
+        objective: Objective = SimNpo(weights, config.beta, config.gamma)
+    elif dtype_of(config.precision) == torch.float32:
+        objective = TokenNpo(_reference(scored), weights, config.beta)
+    else:  # what another stage scored, in other rows, would not be 0 away from the model
+        cache = LogpCache(work, work, fingerprint(start), config.precision)
+        objective = TokenNpo(training.trainer.reference(groups, cache), weights, config.beta)
+    metrics |= training.trainer.train(groups, objective)
     write_delta(training.changes(), start, outputs / "delta")
     return {**metrics, "trained_weights": training.weights}
 
 
-def _objective(config: ForgetConfig, scored: list[ScoredGroup], weights: PerToken) -> Objective:
-    if config.loss == "simnpo":
-        return SimNpo(weights, config.beta, config.gamma)
-    reference = {
+def _reference(scored: list[ScoredGroup]) -> PerToken:
+    """logπ_ref as token_rewards left it."""
+    return {
         (key, index): torch.tensor(logps)
         for key, group in enumerate(scored)
         for index, logps in enumerate(group.reference_logps)
     }
-    return TokenNpo(reference, weights, config.beta)
 
 
 def token_weights(probabilities_T: Tensor, is_end_T: Tensor, kind: str) -> Tensor:

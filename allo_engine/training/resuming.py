@@ -72,14 +72,17 @@ class Checkpoints:
                 value.copy_(file.get_tensor(f"values/{name}"))
                 kept = {key: f"{key}/{name}" for key in _STATE if f"{key}/{name}" in stored}
                 state = {key: file.get_tensor(place) for key, place in kept.items()}
-                self._optimizer.state[value] = {key: self._placed(tensor, value) for key, tensor in state.items()}
+                self._optimizer.state[value] = {
+                    key: placed(tensor, value, self._optimizer) for key, tensor in state.items()
+                }
             metadata = file.metadata()
         return int(metadata["step"]), json.loads(metadata["totals"])
 
-    def _placed(self, state: Tensor, value: Tensor) -> Tensor:
-        """Moments stand beside their parameter; the count of steps, a single number, does where AdamW is fused."""
-        beside = state.shape == value.shape or self._optimizer.defaults["fused"]
-        return state.to(value.device) if beside else state
+
+def placed(state: Tensor, value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Moments stand beside their parameter; the count of steps, a single number, does where AdamW is fused."""
+    beside = state.shape == value.shape or optimizer.defaults["fused"]
+    return state.to(value.device) if beside else state
 
 
 class Cadence:

@@ -55,3 +55,28 @@ def _given(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     leaves = (torch.randn(size).to(dtype).requires_grad_() for size in [(POSITIONS, HIDDEN), (VOCABULARY, HIDDEN)])
     bias = torch.randn(VOCABULARY).to(dtype).requires_grad_()
     return *leaves, bias, torch.randint(VOCABULARY, (POSITIONS,)), torch.randn(POSITIONS)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20], ids=["computed_again", "kept"])
+def test_a_bias_stays_float32_where_the_products_are_16_bits(monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """As under autocast, in a head that has a bias (Phi-2)."""
+    monkeypatch.setattr(head, "HEAD_KEPT_BYTES", kept)
+    hidden, weight, bias, targets, grads = _given(torch.bfloat16)
+    wide_bias = bias.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logps = TokenLogps.apply(hidden, weight, wide_bias, targets)
+    found = torch.autograd.grad(logps, [hidden, weight, wide_bias], grads)
+    leaves = [leaf.detach().float().requires_grad_() for leaf in (hidden, weight, wide_bias)]
+    expected = (leaves[0] @ leaves[1].T + leaves[2]).log_softmax(-1)[torch.arange(POSITIONS), targets]
+    for ours, theirs in zip(found, torch.autograd.grad(expected, leaves, grads), strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)
+    assert found[2].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_gives_the_very_bits_of_training(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(head, "HEAD_CHUNK_BYTES", {"cpu": 4 * 4 * VOCABULARY})
+    hidden, weight, bias, targets, _ = _given(dtype)
+    with torch.no_grad():
+        scored = TokenLogps.apply(hidden, weight, bias, targets)
+    assert torch.equal(scored, TokenLogps.apply(hidden, weight, bias, targets))
