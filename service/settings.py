@@ -57,6 +57,9 @@ class Settings(BaseModel):
         default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
     )
     slots: int = Field(default=1, ge=1, description="Stages that run at once on this machine.")
+    devices: str = Field(
+        default="", description="Devices that the slots take in turn, as in CUDA_VISIBLE_DEVICES; empty: all there are."
+    )
     total_slots: int = Field(default=0, ge=0, description="Stages that run at once on all machines; 0: this one alone.")
     engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
 

@@ -13,12 +13,14 @@ import sys
 from functools import cache, partial
 from typing import Any
 
+from billiard.process import current_process
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_shutting_down
 
 from service.db import Database
 from service.settings import Settings
 from service.storage import open_store
+from worker.devices import device_of, devices
 from worker.engine import DEFAULT_COMMAND
 from worker.runner import Runner
 from worker.starting import Warm, start_cold
@@ -59,6 +61,15 @@ _DRAIN = os.eventfd(0, os.EFD_CLOEXEC)
 """Readable once this worker shuts down. Every pool process inherits it, and no lock is involved."""
 
 
+_NUDGE = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+"""Readable once a stage of this worker has ended: the scheduler need not wait to look for what follows it."""
+
+
+def nudge() -> None:
+    """Have the scheduler look now."""
+    os.eventfd_write(_NUDGE, 1)
+
+
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def start_draining(**_: Any) -> None:
     """A warm shutdown waits for its tasks; this tells them to checkpoint, give their stage back and end."""
@@ -84,8 +95,9 @@ def warm() -> Warm:
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
-def load_the_engine(**_: Any) -> None:
-    """Have it loaded by the time that a stage comes."""
+def open_slot(**_: Any) -> None:
+    """Take the slot's device, for all that starts from here, and have the engine loaded by the time a stage comes."""
+    os.environ.update(device_of(current_process().index, devices(settings.devices, os.environ)))
     if not settings.engine:
         warm().prepare()
 
@@ -113,8 +125,8 @@ class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery sh
 
     def _tend(self) -> None:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "worker.scheduler"]
-            self._process = subprocess.Popen(command, preexec_fn=partial(die_with, os.getpid()))
+            command = [sys.executable, "-m", "worker.scheduler", str(_NUDGE)]
+            self._process = subprocess.Popen(command, preexec_fn=partial(die_with, os.getpid()), pass_fds=[_NUDGE])
 
 
 app.steps["worker"].add(SchedulerStep)

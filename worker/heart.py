@@ -61,7 +61,7 @@ class Heart:
         self._metrics: Event | None = None
         self._metrics_at = 0.0
         self._last_success = boot_seconds()
-        self._stopped = threading.Event()
+        self._due, self._ended = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=f"heart of {claim.stage_id}", daemon=True)
 
     def tell(self, event: Event) -> None:
@@ -69,8 +69,12 @@ class Heart:
         self._events.append(event)
 
     def advance(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
-        """Note how far the stage is. Metrics become an event at most once a second, the last ones always."""
+        """Note how far the stage is; its first progress is told at once. Metrics become an event at most once a second,
+        the last ones always."""
+        first = self._progress.step is None
         self._progress = Progress(step, total, metrics or self._progress.metrics)
+        if first:
+            self._due.set()
         if metrics:
             self._metrics = Event(
                 "info", f"Step {step} of {total}.", {"step": step, "total": total, **metrics}, "metrics"
@@ -85,11 +89,16 @@ class Heart:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopped.set()
+        self._ended = True
+        self._due.set()
         self._thread.join(self._patience)  # a database that hangs must not hang us too
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._every):
+        while True:
+            self._due.wait(self._every)
+            self._due.clear()  # before what is due is read: whatever comes later makes it due again
+            if self._ended:
+                break
             self._beat()
         self._tell_metrics()
         self._beat()

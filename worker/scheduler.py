@@ -1,15 +1,18 @@
 """The dispatcher and the reaper as a process: looks, decides, acts, sleeps.
 
-    python -m worker.scheduler
+    python -m worker.scheduler NUDGE
 
-Every worker starts one; of all that run, one acts (`worker.leader`). What it decides is in `worker.scheduling`.
+NUDGE is an event descriptor: once it is written to, the next look comes at once. Every worker starts a scheduler; of
+all that run, one acts (`worker.leader`). What it decides is in `worker.scheduling`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
-import threading
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,11 +82,29 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(slots, settings.redispatch_seconds, settings.lease_seconds, blind)
 
 
-def serve(settings: Settings, leader: Leadership, hands: Hands, stopped: threading.Event) -> None:
+class Nudges:
+    """Shortens the time between two looks, and ends it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        os.eventfd_write(self._descriptor, 1)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until nudged; whether to stop."""
+        if select.select([self._descriptor], [], [], seconds)[0]:
+            os.eventfd_read(self._descriptor)
+        return self.stopped
+
+
+def serve(settings: Settings, leader: Leadership, hands: Hands, nudges: Nudges) -> None:
     """Tick while this process leads, until it is stopped. A database that is away is waited for."""
     policy = policy_of(settings)
     scheduler = Scheduler(policy)
-    while not stopped.wait(settings.dispatch_seconds):
+    while not nudges.wait(settings.dispatch_seconds):
         try:
             if leader.held():
                 tick(scheduler, hands)
@@ -97,12 +118,12 @@ def main() -> None:
     """Run until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings.from_environment()
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    nudges = Nudges(int(sys.argv[1]))
+    signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
     migrate(settings.database)
     database = Database(settings.database)
     hands = Hands(database, open_store(settings.store), CeleryBroker(settings.broker_url, settings.queue))
-    serve(settings, leadership(database.engine, settings.data_dir), hands, stopped)
+    serve(settings, leadership(database.engine, settings.data_dir), hands, nudges)
 
 
 if __name__ == "__main__":

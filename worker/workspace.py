@@ -75,7 +75,7 @@ class Workspace:
         for path in sorted(self.outputs.rglob("*")):
             if path.is_file() and not path.is_symlink() and proceed():
                 output, _, relative = path.relative_to(self.outputs).as_posix().partition("/")
-                blob = store.put(path)
+                blob = store.take(path)  # the processes that wrote it are gone
                 published.append((output, relative, blob.sha256, blob.size))
         return published
 

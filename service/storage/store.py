@@ -47,6 +47,10 @@ class Store(Protocol):
     def put(self, path: Path) -> Blob:
         """Stores a copy of the file at `path`; returns only once it would survive a power cut."""
 
+    def take(self, path: Path) -> Blob:
+        """Stores the file at `path`, which nothing writes to any more: like `put`, but without a second copy where the
+        file can be shared. It may be read-only from then on."""
+
     def put_stream(self, chunks: Iterable[bytes]) -> Blob:
         """Stores bytes as they come, in bounded memory."""
 

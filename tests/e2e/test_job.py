@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,6 +75,18 @@ def test_a_job_whose_worker_was_killed_goes_on_and_succeeds(client: openai.OpenA
     assert improve["attempt"] == 2
     messages = [event.message for event in client.fine_tuning.jobs.list_events(finished, limit=100)]
     assert any("Resumed behind step" in message for message in messages)
+
+
+def test_torch_is_loaded_where_stages_are_forked_and_nowhere_else_in_the_worker(
+    service: Service, finished: str
+) -> None:
+    assert len(service.processes("worker")) >= 2, "the worker and its slot"
+    assert not any(map(maps_torch, service.processes("worker") + service.processes("worker.scheduler")))
+    until(lambda: any(map(maps_torch, service.processes("worker.warm"))))
+
+
+def maps_torch(process: psutil.Process) -> bool:
+    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 def test_the_aligned_model_is_downloaded_and_loads_with_plain_transformers(

@@ -142,6 +142,20 @@ def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, wor
     assert alive(parts["child"])
 
 
+def test_every_slot_has_a_device_of_its_own(make_house, broker):
+    house = make_house("data", broker_url=broker_url(broker.data_dir), slots=2, devices="7,GPU-5f3c")
+    house.behave(at={"1": "hang"})
+    jobs = [house.submit(seed) for seed in (1, 2)]
+    worker = Worker(house)
+    until(lambda: len(house.starts()) == 2)
+    trainers = [int(line.split()[1]) for line in (house.control / "starts").read_text().splitlines()]
+    assert {psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] for pid in trainers} == {"7", "GPU-5f3c"}
+    for job in jobs:
+        house.cancel(job)
+    until(lambda: not leftovers(house))
+    worker.stop()
+
+
 def test_the_same_message_a_hundred_times_is_one_run(house, worker):
     house.behave(steps=10, seconds=0.05)
     job = house.submit()

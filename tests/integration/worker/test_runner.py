@@ -66,6 +66,16 @@ def test_a_job_runs_to_its_end(house):
     assert not any((house.settings.data_dir / "work").iterdir())
 
 
+def test_the_first_progress_is_told_at_once(make_house):
+    house = make_house(heartbeat_seconds=3600, self_fence_seconds=7200, lease_seconds=7200)
+    house.behave(at={"1": "hang"})
+    job = house.submit()
+    join = in_thread(house)
+    until(lambda: house.stage(job).step == 1)
+    os.kill(house.trainer()["pid"], signal.SIGKILL)
+    join()
+
+
 def test_fifty_rings_make_one_run(house):
     house.submit()
     message = house.dispatch()

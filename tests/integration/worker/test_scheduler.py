@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from service.jobs import attempts
 from tests.integration.worker.house import House
 from tests.waiting import until
 from worker.leader import FileLeadership, PostgresLeadership, leadership
-from worker.scheduler import Hands, policy_of, serve, tick
+from worker.scheduler import Hands, Nudges, policy_of, serve, tick
 from worker.scheduling import Scheduler
 
 
@@ -92,18 +94,32 @@ def test_of_two_schedulers_one_acts_until_it_ends(house, hands):
     house.submit()
     first, second = (FileLeadership(house.settings.data_dir / "scheduler.lock") for _ in range(2))
     assert first.held()
-    stopped = threading.Event()
-    thread = threading.Thread(target=serve, args=(house.settings, second, hands, stopped))
+    nudges = Nudges(os.eventfd(0))
+    thread = threading.Thread(target=serve, args=(house.settings, second, hands, nudges))
     thread.start()
     try:
-        assert not stopped.wait(0.5)
+        time.sleep(0.5)
         assert hands.broker.rings == []
         first.close()
         until(lambda: hands.broker.rings)
     finally:
-        stopped.set()
+        nudges.stop()
         thread.join()
         second.close()
+
+
+def test_a_nudge_brings_the_next_look_at_once(house, hands):
+    nudge, patient = os.eventfd(0), house.settings.model_copy(update={"dispatch_seconds": 3600})
+    leader = FileLeadership(house.settings.data_dir / "scheduler.lock")
+    nudges = Nudges(nudge)
+    thread = threading.Thread(target=serve, args=(patient, leader, hands, nudges))
+    thread.start()
+    house.submit()
+    os.eventfd_write(nudge, 1)
+    until(lambda: hands.broker.rings)
+    nudges.stop()
+    thread.join()
+    leader.close()
 
 
 @pytest.fixture

@@ -39,6 +39,28 @@ def test_what_is_put_comes_back(store: LocalStore, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == LARGE
 
 
+@pytest.mark.parametrize("content", [LARGE, b""])
+def test_what_is_taken_is_stored_without_a_copy(store: LocalStore, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    blob = store.take(tmp_path / "file")
+    assert (blob.sha256, blob.size) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert b"".join(store.open(blob.sha256)) == content
+    stored = blob_path(store, blob.sha256).stat()
+    assert stored.st_ino == (tmp_path / "file").stat().st_ino
+    assert stored.st_mode & 0o777 == 0o444
+    (tmp_path / "file").unlink()
+    assert b"".join(store.open(blob.sha256)) == content
+    assert not any((tmp_path / "store" / "incoming").iterdir())
+
+
+def test_what_is_taken_twice_is_stored_once(store: LocalStore, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).write_bytes(LARGE)
+        store.take(tmp_path / name)
+    assert blob_path(store, SHA256).stat().st_ino == (tmp_path / "one").stat().st_ino
+    assert b"".join(store.open(SHA256)) == LARGE
+
+
 @given(st.integers(0, len(LARGE) + 5), st.integers(0, len(LARGE) + 5))
 def test_a_part_is_that_part(tmp_path_factory: pytest.TempPathFactory, start: int, end: int) -> None:
     store = LocalStore(tmp_path_factory.getbasetemp() / "parts")
