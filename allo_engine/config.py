@@ -105,7 +105,10 @@ class SampleConfig(PromptConfig):
     n: Count = Field(default=10, le=10_000, description="Responses a problem.")
     temperature: float = Field(default=0.7, ge=0, le=10)
     top_p: Ratio = 0.95
-    decoding_batch: Count = Field(default=64, description="Responses decoded at once: bounds memory.")
+    decoding_batch: Count = Field(
+        default=64,
+        description="Responses decoded at once, fewer where memory is too small; never changes what is drawn.",
+    )
 
 
 class PairConfig(StageConfig):
@@ -205,7 +208,7 @@ class ImproveConfig(TrainingConfig):
 class EvaluateConfig(PromptConfig):
     """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
 
-    decoding_batch: Count = 64
+    decoding_batch: Count = Field(default=64, description="Answers decoded at once, fewer where memory is too small.")
     micro_batch_tokens: Tokens = 1024
     beta: Positive = 0.1
     examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")

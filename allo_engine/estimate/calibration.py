@@ -4,7 +4,7 @@
     python -m allo_engine.estimate.calibration --again    measured anew: after a change of the machine
 
 A small randomly initialised Llama does what the stages do: rows through `token_logps`, forward and backward; AdamW;
-`sampling.generate`. Rates are per FLOP, byte or weight, so that they hold for other models. Kept in
+`Sampler.sample`. Rates are per FLOP, byte or weight, so that they hold for other models. Kept in
 $XDG_CACHE_HOME/allo/calibration.json, by device, version of torch and number of threads.
 """
 
@@ -36,7 +36,7 @@ from allo_engine.model.loading import device, dtype_of, load_model
 from allo_engine.model.logps import computing, token_logps
 from allo_engine.model.memory import Shape, shape_of
 from allo_engine.model.sequences import build_row, singles
-from allo_engine.sampling.transformers import Request, Settings, generate
+from allo_engine.sampling import Request, Settings, TransformersSampler
 
 REPEATS = 3
 """Each figure is the median of so many measurements."""
@@ -202,11 +202,12 @@ def _passes(model: PreTrainedModel, shape: Shape) -> tuple[float, float, float]:
 
 def _step_seconds(model: PreTrainedModel, rows: int) -> float:
     """Seconds of one step of decoding with so many rows, drawn as `sample` draws."""
-    requests = [Request(number, [5, 6, 7, 8], 0) for number in range(rows)]
+    sampler = TransformersSampler(model)
+    settings = Settings(ends=(), temperature=PEAKED, top_p=0.95, rows=rows)
 
     def decode(tokens: int) -> float:
-        settings = Settings(tokens, ends=(-1,), temperature=PEAKED, top_p=0.95, batch_size=rows)
-        return _seconds(lambda: list(generate(model, requests, settings)))
+        requests = [Request(0, [5, 6, 7, 8], 0, tokens, range(rows))]
+        return _seconds(lambda: list(sampler.sample(requests, settings)))
 
     return max(decode(STEPS + 1) - decode(1), 1e-6) / STEPS
 

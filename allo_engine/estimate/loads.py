@@ -1,20 +1,19 @@
 """What a stage computes, in counts that its settings and data alone decide: rows, tokens, steps, bytes.
 
-The rows are those that the stage itself would pack, the batches of decoding those that it would decode.
+The rows are those that the stage itself would pack, the steps of decoding those that it would take.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from allo_engine.model.attention import attended
 from allo_engine.model.memory import Kind
 from allo_engine.model.sequences import Group, build_row
-
-COMPACT_BELOW = 0.75
-"""Decoding takes out the rows that ended when fewer than this share still run (see sampling.py)."""
+from allo_engine.sampling import Request
+from allo_engine.sampling.transformers import in_order, next_tasks
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def passes(rows: Iterable[list[Group]]) -> Passes:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Batches of responses decoded: prompts as they are padded, steps, rows of all steps, cached tokens that they read,
-    and what is decoded. `widest` is the most tokens that a batch holds in its cache.
+    """Responses decoded: prompts as they are padded, steps, rows of all steps, cached tokens that they read, and what
+    is decoded. `widest` is the most tokens that the cache holds.
     """
 
     prompts: Passes = Passes()
@@ -87,33 +86,43 @@ class Decoding:
 
 
 def decoding(prompts: Sequence[int], lengths: Sequence[Sequence[int]], batch: int) -> Decoding:
-    """What `sampling.generate` does with prompts and the lengths of their responses: batches of like prompts, padded to
-    the longest, rows that leave when enough of them have ended.
+    """What `Sampler.sample` does with prompts and the lengths of their responses, where rows are decoded in place: the
+    tasks that it reads, rows that others take when they end.
     """
-    n = len(lengths[0])
-    order = sorted(range(len(prompts)), key=lambda place: prompts[place])
-    size = max(1, batch // n)
-    total = Decoding()
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        width = max(prompts[place] for place in chosen)
-        total = total.plus(_batch(width, len(chosen), sorted(length for place in chosen for length in lengths[place])))
-    return total
+    requests = [
+        Request(number, range(prompt), 0, max(lengths[number]), range(len(lengths[number])))
+        for number, prompt in enumerate(prompts)
+    ]
+    tasks, read = deque(in_order(requests)), deque[tuple[int, int]]()
+    rows = min(batch, len(tasks))
+    running: list[tuple[int, int]] = []  # (the step at which a row ends, how much further than the step it stands)
+    total, now = Decoding(decoded=sum(map(sum, lengths))), 0
+    while tasks or read or running:
+        while len(running) < rows and (read or tasks):
+            if not read:
+                taken = next_tasks(tasks, rows - len(running), rows, joins=True)
+                read.extend((prompts[request.number], lengths[request.number][sample]) for request, sample in taken)
+                total = total.plus(_reading([len(request.prompt) for request in {task[0] for task in taken}]))
+            prompt, length = read.popleft()
+            running.append((now + length, prompt - now))
+        until = min(end for end, _ in running)
+        total = total.plus(_steps(len(running), now, until, max(offset for _, offset in running)))
+        running, now = [row for row in running if row[0] > until], until
+    return replace(total, widest=rows * (max(prompts) + max(map(max, lengths))))
 
 
-def _batch(width: int, count: int, lengths: Sequence[int]) -> Decoding:
-    """One batch, `lengths` ascending. The first tokens come with the prompts, each further one with a step."""
-    rows, row_steps, cached = len(lengths), 0, 0
-    for step in range(1, lengths[-1]):
-        running = len(lengths) - bisect_right(lengths, step)
-        if running < COMPACT_BELOW * rows:
-            rows = running
-        row_steps += rows
-        cached += rows * (width + step)
-    tokens = width * count
-    prompts = Passes(tokens, tokens * width, count, 1, tokens)
-    widest = len(lengths) * (width + lengths[-1])
-    return Decoding(prompts, lengths[-1] - 1, row_steps, cached, sum(lengths), widest)
+def _reading(prompts: Sequence[int]) -> Decoding:
+    """Prompts read together but for their last tokens, padded to the longest."""
+    width = max(prompts) - 1
+    tokens = width * len(prompts)
+    return Decoding(Passes(tokens, tokens * width, 0, int(width > 0), tokens))
+
+
+def _steps(rows: int, start: int, stop: int, offset: int) -> Decoding:
+    """Steps [start, stop) of as many rows, each of which reads as many tokens as the longest stands at."""
+    count = stop - start
+    cached = rows * (count * (start + offset) + count * (count - 1) // 2)
+    return Decoding(steps=count, row_steps=rows * count, cached=cached)
 
 
 @dataclass(frozen=True)

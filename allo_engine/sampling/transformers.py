@@ -1,154 +1,148 @@
-"""Decoding with the transformers backend: one prefill a problem, rows leave the batch when they end, exact top-p.
+"""The transformers backend: rows decoded together and refilled as they end, each prompt read once for all its samples.
 
-Each response draws its uniforms from a random stream of its own and inverts the distribution function of the nucleus,
-so that what it gets does not depend on the batch (up to the rounding of a matrix product).
+Where a model's rows cannot be decoded in place (see probe.py), prompts of one length are decoded together in the cache
+that the model makes for itself: slower, and right for whatever it keeps.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-_COMPACT_BELOW = 0.75
-"""Rows that ended are taken out of the batch when fewer than this share still run: taking them out copies the cache."""
+from allo_engine.model.memory import available_bytes
+from allo_engine.model.rows import give_back_freed_memory, is_out_of_memory
+from allo_engine.report import Report, StageError
+from allo_engine.sampling.batch import Batch
+from allo_engine.sampling.caches import InPlace, Own, Rows
+from allo_engine.sampling.probe import token_bytes_in_place
+from allo_engine.sampling.requests import Finished, Request, Settings
 
-_CANDIDATES = 64
-"""How many of the likeliest tokens are looked at first for the nucleus."""
+READ_TOKENS = 8192
+"""Prompts are read so many tokens at a time, padded, or one alone."""
 
+READ_AHEAD = 4
+"""Prompts are read for a quarter of the rows at least: one at a time would cost a step each."""
 
-@dataclass(frozen=True)
-class Request:
-    """A problem to answer: its number and seed name its random streams."""
+SHARE = 0.8
+"""Of the free memory, what rows are fitted to; the rest is for reading prompts and for what an operation needs."""
 
-    number: int
-    prompt: Sequence[int]
-    seed: int
+LOGITS_BYTES = 24
+"""Bytes a token of the vocabulary that drawing holds a row: logits in two precisions, scaled, exponentials, sorted."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """n responses a request; temperature 0 is greedy; any of `ends` ends a response."""
-
-    max_tokens: int
-    ends: tuple[int, ...]
-    n: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    batch_size: int = 64
+Task = tuple[Request, int]
+"""A request and one of its samples."""
 
 
-class Response(NamedTuple):
-    """A response's ids, and each token's logπ under the model itself: at temperature 1, in nats."""
+class TransformersSampler:
+    """Answers with a model in memory. `report` is told where rows do not fit."""
 
-    ids: list[int]
-    logps: list[float]
+    def __init__(self, model: PreTrainedModel, report: Report | None = None) -> None:
+        self._model, self._report = model, report
+        self._token_bytes = token_bytes_in_place(model)
+
+    @property
+    def in_place(self) -> bool:
+        return self._token_bytes > 0
+
+    def close(self) -> None:
+        """Let the model go."""
+        del self._model
+        give_back_freed_memory()
+
+    def sample(self, requests: Sequence[Request], settings: Settings) -> Iterator[Finished]:
+        """Responses as they end. Raises StageError "out_of_memory" where a single one does not fit."""
+        left = {(request.number, sample): (request, sample) for request, sample in in_order(requests)}
+        most = settings.rows
+        while left:
+            shelf, rows = self._shelf(list(left.values()), most)
+            try:
+                for finished in self._decode(deque(shelf), settings, rows):
+                    del left[finished.number, finished.sample]
+                    yield finished
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                most = rows // 2
+            if most < 1:
+                raise StageError("out_of_memory", _TOO_LARGE)
+            if most < rows:
+                give_back_freed_memory()
+                self._tell(most)
+
+    def _tell(self, rows: int) -> None:
+        if self._report:
+            text = f"The device's memory was full: going on with {rows} responses at once."
+            self._report.message(text, "warn", {"decoding_batch": rows})
+
+    def _shelf(self, tasks: list[Task], most: int) -> tuple[list[Task], int]:
+        """What is decoded next, and in how many rows: all, or where memory is too small for that, what is about as long
+        as the longest, so that the others have more rows."""
+        rows = min(most, self._fitting(tasks))
+        if rows < min(most, len(tasks)):
+            half = max(map(_need, tasks)) // 2
+            tasks = [task for task in tasks if _need(task) > half]
+        return tasks, min(rows, len(tasks))
+
+    def _fitting(self, tasks: Sequence[Task]) -> int:
+        """How many rows the free memory has room for: each as long as the longest, with a prompt that is read ahead."""
+        config = self._model.config.get_text_config()
+        tokens = max(map(_need, tasks)) + max(len(request.prompt) for request, _ in tasks)
+        free = SHARE * available_bytes(self._model.device.type)
+        return max(1, int(free // (self._token_bytes * tokens + LOGITS_BYTES * config.vocab_size)))
+
+    def _decode(self, tasks: deque[Task], settings: Settings, rows: int) -> Iterator[Finished]:
+        length = max(map(_need, tasks))
+        kept: Rows = InPlace(self._model, rows, length) if self.in_place else Own(self._model)
+        batch = Batch(kept, settings, rows, max(request.max_tokens for request, _ in tasks), self._model.device)
+        read: deque[tuple[int, Task]] = deque()
+        while tasks or read or batch.running:
+            while batch.free() and (read or tasks) and (kept.joins or not batch.running):
+                read = read or _read(kept, next_tasks(tasks, batch.free(), rows, kept.joins))
+                begun = [read.popleft() for _ in range(min(batch.free(), len(read)))]
+                batch.admit([prompt for prompt, _ in begun], [task for _, task in begun])
+            yield from batch.step()
 
 
-def generate(
-    model: PreTrainedModel, requests: Sequence[Request], settings: Settings
-) -> Iterator[dict[int, list[Response]]]:
-    """Responses by the request's number, a batch at a time; each ends with one of `ends` or is `max_tokens` long.
-
-    Prompts of like length are decoded together.
-    """
-    ordered = sorted(requests, key=lambda request: (len(request.prompt), request.number))
-    size = max(1, settings.batch_size // settings.n)
-    for start in range(0, len(ordered), size):
-        yield _decode(model, ordered[start : start + size], settings)
+def _need(task: Task) -> int:
+    """Tokens that a row keeps at most: its prompt and its response but the last token."""
+    return len(task[0].prompt) + task[0].max_tokens - 1
 
 
 @torch.inference_mode()
-def _decode(model: PreTrainedModel, requests: Sequence[Request], settings: Settings) -> dict[int, list[Response]]:
-    ids, mask = _left_padded([request.prompt for request in requests], model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    logits = _next_logits(model, ids, mask, positions, cache).repeat_interleave(settings.n, 0)
-    cache.batch_repeat_interleave(settings.n)
-    mask = mask.repeat_interleave(settings.n, 0)
-    position = positions[:, -1:].repeat_interleave(settings.n, 0)
-    uniforms = _uniforms(requests, settings).to(model.device)
-    responses = [Response([], []) for _ in range(len(uniforms))]
-    running = torch.arange(len(responses), device=model.device)  # the response that each row of the batch decodes
-    ends = torch.tensor(settings.ends, device=model.device)
-    ended = torch.zeros(len(responses), dtype=torch.bool, device=model.device)
-    for step in range(settings.max_tokens):
-        tokens = draw(logits, uniforms[running, step], settings.temperature, settings.top_p)
-        logps = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
-        for row, (token, logp) in enumerate(zip(tokens.tolist(), logps.tolist(), strict=True)):
-            if not ended[row]:
-                responses[int(running[row])].ids.append(token)
-                responses[int(running[row])].logps.append(logp)
-        ended |= torch.isin(tokens, ends)
-        if bool(ended.all()) or step + 1 == settings.max_tokens:
-            break
-        if float((~ended).float().mean()) < _COMPACT_BELOW:
-            kept = torch.nonzero(~ended)[:, 0]
-            cache.batch_select_indices(kept)
-            tokens, mask, position, running, ended = (x[kept] for x in (tokens, mask, position, running, ended))
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        position = position + 1
-        logits = _next_logits(model, tokens[:, None], mask, position, cache)
-    n = settings.n
-    return {request.number: responses[place * n : place * n + n] for place, request in enumerate(requests)}
+def _read(kept: Rows, tasks: Sequence[Task]) -> deque[tuple[int, Task]]:
+    """Read the tasks' prompts, each once: the tasks with their prompts' places."""
+    prompts = {request.number: request.prompt for request, _ in tasks}
+    kept.read(list(prompts.values()))
+    places = {number: place for place, number in enumerate(prompts)}
+    return deque((places[task[0].number], task) for task in tasks)
 
 
-def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits of the next token, float32 [B, V]. A mask without padding is left out: attention is faster without one."""
-    attention = None if bool(mask.all()) else mask
-    output = model(
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1].float()  # type: ignore[no-any-return]
+def in_order(requests: Sequence[Request]) -> list[Task]:
+    """The longest prompts first: what does not fit shows at once, and prompts of like length are read together."""
+    ordered = sorted(requests, key=lambda request: (-len(request.prompt), request.number))
+    return [(request, sample) for request in ordered for sample in request.samples]
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
+def next_tasks(tasks: deque[Task], free: int, rows: int, joins: bool) -> list[Task]:
+    """Take the tasks whose prompts are read next: for all free rows and, where rows join later, some for then."""
+    enough = max(free, rows // READ_AHEAD) if joins else free
+    taken: list[Task] = []
+    prompts = 0
+    while tasks and not (len(taken) >= enough and (not joins or tasks[0][0] is not taken[-1][0])):
+        first, request = (taken or tasks)[0][0], tasks[0][0]
+        if not taken or request is not taken[-1][0]:
+            prompts += 1
+            too_many = prompts > 1 and prompts * len(first.prompt) > READ_TOKENS
+            if too_many or not (joins or len(request.prompt) == len(first.prompt)):
+                break
+        taken.append(tasks.popleft())
+    return taken
 
 
-def _uniforms(requests: Sequence[Request], settings: Settings) -> Tensor:
-    """Uniforms in [0, 1) of every response and step, float64 [requests · n, max_tokens]."""
-    if settings.temperature == 0:
-        return torch.zeros(len(requests) * settings.n, settings.max_tokens, dtype=torch.float64)
-    streams = [
-        np.random.Generator(np.random.Philox(key=[request.seed, request.number * 65536 + sample]))
-        for request in requests
-        for sample in range(settings.n)
-    ]
-    return torch.from_numpy(np.stack([stream.random(settings.max_tokens) for stream in streams]))
-
-
-def draw(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: float) -> Tensor:
-    """One token a row, [B]: the likeliest at temperature 0, else by inverting the nucleus' distribution function.
-
-    The nucleus is the smallest set of likeliest tokens whose probability reaches top_p (arXiv 1904.09751). It is looked
-    for among the few likeliest tokens, and among more of them only as long as some row's nucleus is larger.
-    """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    probs_BV = torch.softmax(logits_BV / temperature, -1)
-    vocabulary = probs_BV.shape[-1]
-    candidates = min(_CANDIDATES, vocabulary)
-    while True:
-        probs_BK, tokens_BK = probs_BV.topk(candidates, -1)
-        mass_BK = probs_BK.double().cumsum(-1)
-        if candidates == vocabulary or bool((mass_BK[:, -1] >= top_p).all()):
-            break
-        candidates = min(candidates * 8, vocabulary)
-    size_B = (mass_BK < top_p).sum(-1, keepdim=True).clamp(max=candidates - 1)
-    target = uniforms_B[:, None] * mass_BK.gather(1, size_B)
-    chosen = torch.searchsorted(mass_BK, target, right=True).clamp(max=size_B)
-    return tokens_BK.gather(1, chosen)[:, 0]
+_TOO_LARGE = (
+    "The device's memory is full with a single response at once: lower max_prompt_tokens and max_response_tokens, or "
+    "take a smaller model."
+)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from allo_engine import sampling
 from allo_engine.checkpoints.delta import apply_delta
 from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import EvaluateConfig
@@ -27,13 +28,28 @@ from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken, score
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, StageError, Stopped, Tick
-from allo_engine.sampling.transformers import Request, Settings, generate
+from allo_engine.sampling import Request, Settings
 from allo_engine.training.objectives import reward_figures
 
 Row = dict[str, Any]
 """One model's line of the report."""
 
-Evaluation = Callable[[PreTrainedModel, Tick], Row]
+
+@dataclass(frozen=True)
+class Source:
+    """A model's folder, and the sparse checkpoint whose values it takes, if any."""
+
+    folder: Path
+    delta: Path | None = None
+
+    def load(self, config: EvaluateConfig) -> PreTrainedModel:
+        model = load_model(self.folder, dtype_of(config.precision))
+        if self.delta is not None:
+            apply_delta(model, self.delta, self.folder)
+        return model
+
+
+Evaluation = Callable[[Source, Tick], Row]
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -49,10 +65,10 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
             raise Stopped
 
     rows: list[Row] = []
-    for name, load in _models(config, inputs):
+    for name, source in _models(inputs):
         kept = work / f"{name}.json"
         if not kept.exists():
-            row = {"model": name, **evaluation(load(), tick)}
+            row = {"model": name, **evaluation(source, tick)}
             work.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(row))
             kept.with_suffix(".tmp").replace(kept)
@@ -92,21 +108,14 @@ def _compare_with_warmup(rows: list[Row]) -> None:
         rows[-1]["against_warmup"] = paired_difference(rows[-1]["cases"], warmup["cases"])
 
 
-def _models(config: EvaluateConfig, inputs: Inputs) -> Iterator[tuple[str, Callable[[], PreTrainedModel]]]:
-    """Each model's name and how to load it. Sparse checkpoints are values of the model that alignment started from."""
-    load = partial(load_model, dtype=dtype_of(config.precision))
-    start = inputs.get("sft", inputs["base"])
+def _models(inputs: Inputs) -> Iterator[tuple[str, Source]]:
+    """Each model by its name. Sparse checkpoints are values of the model that alignment started from."""
     for name in ("base", "sft", "warmup"):
         if name in inputs:
-            yield name, lambda name=name: load(inputs[name])  # type: ignore[misc]
+            yield name, Source(inputs[name])
     for name in ("forget", "improve"):
         if name in inputs:
-            yield name, lambda name=name: _with_delta(load(start), inputs[name], start)  # type: ignore[misc]
-
-
-def _with_delta(model: PreTrainedModel, delta: Path, start: Path) -> PreTrainedModel:
-    apply_delta(model, delta, start)
-    return model
+            yield name, Source(inputs.get("sft", inputs["base"]), inputs[name])
 
 
 def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple[int, Evaluation]:
@@ -117,26 +126,29 @@ def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple
         return _on_pairs(config, inputs, encoder, report)
     if "messages" in first:
         return _on_chats(config, inputs, encoder, report)
-    return _on_problems(config, inputs, encoder)
+    return _on_problems(config, inputs, encoder, report)
 
 
-def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder) -> tuple[int, Evaluation]:
+def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
     given = problems(inputs["heldout"])
-    requests = [Request(number, encoder.prompt(problem.problem), config.seed) for number, problem in enumerate(given)]
+    prompts = [encoder.prompt(problem.problem) for problem in given]
     context = context_length(inputs["base"])
     longest = min(config.max_prompt_tokens, context - 1)
-    requests = [request for request in requests if len(request.prompt) <= longest]
+    requests = [
+        Request(number, prompt, config.seed, min(config.max_response_tokens, context - len(prompt)))
+        for number, prompt in enumerate(prompts)
+        if len(prompt) <= longest
+    ]
     if not requests:
         raise StageError("nothing_to_evaluate", f"All held-out problems are longer than {longest} tokens.")
-    room = context - max(len(request.prompt) for request in requests)
-    settings = Settings(min(config.max_response_tokens, room), encoder.ends, batch_size=config.decoding_batch)
+    settings = Settings(encoder.ends, rows=config.decoding_batch)
 
-    def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
+    def evaluate(source: Source, tick: Tick) -> Row:
         texts: dict[int, str] = {}
-        for batch in generate(model, requests, settings):
-            for number, (response,) in batch.items():
+        with sampling.open(source.folder, source.delta, dtype_of(config.precision), report) as sampler:
+            for number, _, response in sampler.sample(requests, settings):
                 texts[number] = encoder.decode(response.ids)
-            tick(len(batch))
+                tick(1)
         verdicts = {number: _verdict(text, given[number]) for number, text in texts.items()}
         right = sum(verdict is Verdict.RIGHT for verdict in verdicts.values())
         low, high = wilson(right, len(requests))
@@ -167,8 +179,8 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     start = inputs.get("sft", inputs["base"])  # in the policies' precision: a model against itself has margin 0
     reference = _sums(load_model(start, dtype_of(config.precision)), groups, config, lambda _: None)
 
-    def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
-        sums = _sums(model, groups, config, tick)
+    def evaluate(source: Source, tick: Tick) -> Row:
+        sums = _sums(source.load(config), groups, config, tick)
         ratio = {key: value - reference[key] for key, value in sums.items()}
         found = [
             (ratio[group.key, chosen], ratio[group.key, rejected])
@@ -197,8 +209,9 @@ def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     groups = fitting_groups(groups, config, inputs["base"], report)
     tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
 
-    def evaluate(model: PreTrainedModel, tick: Tick) -> Row:
-        return {"cross_entropy": -sum(_sums(model, groups, config, tick).values()) / tokens, "tokens": tokens}
+    def evaluate(source: Source, tick: Tick) -> Row:
+        sums = _sums(source.load(config), groups, config, tick)
+        return {"cross_entropy": -sum(sums.values()) / tokens, "tokens": tokens}
 
     return sum(group.tokens() for group in groups), evaluate
 

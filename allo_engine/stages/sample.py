@@ -8,22 +8,24 @@ kept for the stages that take this model as their reference.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Container, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from allo_engine import sampling
 from allo_engine.checkpoints.folder import context_length, fingerprint
 from allo_engine.config import SampleConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, problems
 from allo_engine.data.records import SampledProblem, read_lines, write_lines
-from allo_engine.model.loading import dtype_of, load_model
+from allo_engine.model.loading import dtype_of
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.sampling.transformers import Request, Response, Settings, generate
+from allo_engine.sampling import Request, Response, Settings
 
 
 def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -43,17 +45,12 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
             "nothing_to_train_on",
             f"All {len(given)} problems are longer than {longest} tokens: raise max_prompt_tokens or shorten them.",
         )
-    room = context - max(len(prompts[number]) for number in chosen)
-    settings = Settings(
-        min(config.max_response_tokens, room),
-        encoder.ends,
-        config.n,
-        config.temperature,
-        config.top_p,
-        config.decoding_batch,
-    )
-    requests = [Request(number, prompts[number], config.seed) for number in chosen]
-    found = _generate(config, inputs["model"], requests, settings, work / "responses.jsonl", report)
+    requests = [
+        Request(number, prompts[number], config.seed, _room(config, context, prompts[number]), range(config.n))
+        for number in chosen
+    ]
+    settings = Settings(encoder.ends, config.temperature, config.top_p, config.decoding_batch)
+    found = _sampled(config, inputs["model"], requests, settings, work / "responses.jsonl", report)
     if dtype_of(config.precision) == torch.float32:  # in 16 bits decoding rounds more than training moves
         cache = LogpCache(inputs.get("cache", work), work, fingerprint(inputs["model"]), config.precision)
         _keep(cache, prompts, found)
@@ -86,24 +83,34 @@ def _keep(cache: LogpCache, prompts: list[list[int]], found: dict[int, list[Resp
     cache.write(groups, logps)
 
 
-def _generate(
+def _sampled(
     config: SampleConfig, folder: Path, requests: list[Request], settings: Settings, kept: Path, report: Report
 ) -> dict[int, list[Response]]:
-    """Responses by problem. Each finished batch is kept, so that a resumed run goes on behind it."""
-    done = {line["number"]: [Response(*drawn) for drawn in line["responses"]] for line in _whole_lines(kept)}
-    left = [request for request in requests if request.number not in done]
+    """Responses by problem. Each is kept as it ends, so that a resumed run goes on behind it."""
+    done = {(line["number"], line["sample"]): Response(*line["response"]) for line in _whole_lines(kept)}
+    total = config.n * len(requests)
+    left = [_without(request, done) for request in requests]
     kept.parent.mkdir(parents=True, exist_ok=True)
-    report.progress(len(done), len(requests))
-    with kept.open("a") as stream:
-        model = load_model(folder, dtype_of(config.precision)) if left else None
-        for batch in generate(model, left, settings) if model else ():
-            done |= batch
-            stream.writelines(json.dumps({"number": key, "responses": drawn}) + "\n" for key, drawn in batch.items())
-            stream.flush()
-            report.progress(len(done), len(requests))
-            if report.stop_requested and len(done) < len(requests):
-                raise Stopped
-    return done
+    report.progress(len(done), total)
+    if len(done) < total:
+        with kept.open("a") as stream, sampling.open(folder, None, dtype_of(config.precision), report) as sampler:
+            for number, sample, response in sampler.sample(left, settings):
+                done[number, sample] = response
+                stream.write(json.dumps({"number": number, "sample": sample, "response": response}) + "\n")
+                stream.flush()
+                report.progress(len(done), total)
+                if report.stop_requested and len(done) < total:
+                    raise Stopped
+    return {request.number: [done[request.number, sample] for sample in range(config.n)] for request in requests}
+
+
+def _without(request: Request, done: Container[tuple[int, int]]) -> Request:
+    return replace(request, samples=[sample for sample in request.samples if (request.number, sample) not in done])
+
+
+def _room(config: SampleConfig, context: int, prompt: Sequence[int]) -> int:
+    """A response's tokens at most: behind its own prompt, whatever the others'."""
+    return min(config.max_response_tokens, context - len(prompt))
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:  # what a killed run left may end in the middle of a line

@@ -25,7 +25,7 @@ from allo_engine.model.memory import Shape, shape_of
 from allo_engine.model.sequences import Group, singles
 from allo_engine.pipeline import Data, Method, PlanError
 from allo_engine.report import Report, StageError
-from allo_engine.sampling.transformers import Request, Settings, generate
+from allo_engine.sampling import Request, Settings, TransformersSampler
 from tests.unit.engine.pipeline import run_job, write_problems
 
 RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
@@ -112,23 +112,22 @@ def test_doubling_rows_doubles_all_counts_but_the_longest(groups: list[tuple[int
 
 
 def test_decoding_is_counted_as_it_is_done(model_folder: Path) -> None:
-    """Counted by a hook on the model: rows of each forward pass, and prompts as they are padded."""
+    """Counted by a hook on the model: rows of each step, and prompts as they are padded. Nuclei are small here: a row
+    whose nucleus grows beyond the few candidates takes a step more, which is not counted."""
     model = load_model(model_folder)
+    sampler = TransformersSampler(model)
     shapes: list[torch.Size] = []
-    model.register_forward_pre_hook(
+    model.base_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
     )
+    plan = Settings(tuple(range(20)), temperature=0.7, top_p=0.5, rows=8)
     random = Random(3)
-    requests = [Request(n, [random.randrange(5, 261) for _ in range(3 + n % 5)], 0) for n in range(10)]
-    settings = Settings(24, ends=(11,), n=2, temperature=3.0, batch_size=8)
-    found: dict[int, list[Any]] = {}
-    for batch in generate(model, requests, settings):
-        found |= batch
-    lengths = [[len(response.ids) for response in found[request.number]] for request in requests]
+    requests = [Request(n, [random.randrange(5, 261) for _ in range(3 + n % 5)], 0, 24, range(2)) for n in range(10)]
+    found = {(number, sample): len(response.ids) for number, sample, response in sampler.sample(requests, plan)}
+    lengths = [[found[request.number, sample] for sample in range(2)] for request in requests]
     work = decoding([len(request.prompt) for request in requests], lengths, 8)
-    prefills = [shape for shape in shapes if shape[1] > 1]
+    assert work.prompts.tokens == sum(shape.numel() for shape in shapes if shape[1] > 1)
     steps = [shape for shape in shapes if shape[1] == 1]
-    assert work.prompts.tokens == sum(shape.numel() for shape in prefills)
     assert (work.steps, work.row_steps) == (len(steps), sum(shape[0] for shape in steps))
     assert work.decoded == sum(map(sum, lengths))
 

@@ -1,0 +1,45 @@
+"""Tokens drawn from the nucleus: the fewest likeliest tokens whose probability reaches top_p (arXiv 1904.09751).
+
+A token is drawn by inverting the nucleus' distribution function at a uniform, so that it depends on its row alone. The
+nucleus is looked for among a few candidates. Whether it was found there is an answer that stays on the device with the
+others, so that drawing waits for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 64
+"""How many of the likeliest tokens are looked at where no more are asked for."""
+
+
+class Drawn(NamedTuple):
+    """Tokens, the sizes of their nuclei, and whether all of a nucleus was looked at, else neither counts: [B] each."""
+
+    tokens: Tensor
+    sizes: Tensor
+    found: Tensor
+
+
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: float, candidates: int | None = None
+) -> Drawn:
+    """One token a row: the likeliest at temperature 0. `candidates` None looks at the whole vocabulary."""
+    if temperature == 0:
+        tokens_B = logits_BV.argmax(-1)
+        ones_B = torch.ones_like(tokens_B)
+        return Drawn(tokens_B, ones_B, ones_B.bool())
+    vocabulary = logits_BV.shape[-1]
+    scaled_BV = logits_BV / temperature
+    looked_at = vocabulary if candidates is None else min(candidates, vocabulary)
+    top_BK, tokens_BK = scaled_BV.topk(looked_at, -1)
+    mass_BK = (top_BK - scaled_BV.logsumexp(-1, keepdim=True)).double().exp().cumsum(-1)
+    before_B = (mass_BK < top_p).sum(-1, keepdim=True)  # tokens of the nucleus but its last
+    last_B = before_B.clamp(max=looked_at - 1)
+    target = uniforms_B[:, None] * mass_BK.gather(1, last_B)
+    chosen = torch.searchsorted(mass_BK, target, right=True).clamp(max=last_B)
+    found_B = (before_B[:, 0] < looked_at) | (looked_at == vocabulary)  # rounding may leave the whole below top_p
+    return Drawn(tokens_BK.gather(1, chosen)[:, 0], last_B[:, 0] + 1, found_B)
