@@ -26,18 +26,24 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each exp
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number. `percent` says that it was written with a per-cent sign: 50 % stands for 50 and for 0.5."""
+    """A number. `percent` says that it was written with a per-cent sign: 50 % stands for 50 and for 0.5. One that is
+    not `certain` may be something else: 3,14 is a number or two."""
 
     value: Fraction
     percent: bool = False
+    certain: bool = True
 
 
-def same_quantity(a: Quantity, b: Quantity) -> bool:
-    """Equal up to TOLERANCE; a percentage equals both its figure and its value, as graders of maths take it."""
+def same_quantity(a: Quantity, b: Quantity) -> bool | None:
+    """Whole numbers are equal or not, others up to TOLERANCE; a percentage equals both its figure and its value, as
+    graders of maths take it. None for two that differ and are not both certainly numbers."""
     readings = [(a.value, b.value)]
     if a.percent != b.percent:
         readings += [(a.value / 100, b.value) if a.percent else (a.value, b.value / 100)]
-    return any(abs(x - y) <= TOLERANCE * max(Fraction(1), abs(x), abs(y)) for x, y in readings)
+    if a.value.denominator == b.value.denominator == 1 and a.percent == b.percent:
+        return a.value == b.value or (False if a.certain and b.certain else None)
+    same = any(abs(x - y) <= TOLERANCE * max(Fraction(1), abs(x), abs(y)) for x, y in readings)
+    return same or (False if a.certain and b.certain else None)
 
 
 # ---- numbers
@@ -47,6 +53,11 @@ _TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: i for i, word in enumerate(_ONES + _TEENS)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _SPOKEN = re.compile(rf"\b(?:({'|'.join(_TENS)})[- ]({'|'.join(_ONES[1:])})|({'|'.join(_WORDS)}))\b")
+_COUNTS = {"a": 1, "an": 1} | {word: number for word, number in _WORDS.items() if 0 < number < 20}
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
+_PARTS = {"half": 2, "halve": 2, "quarter": 4} | {word: i for i, word in enumerate(_ORDINALS, 1) if i > 2}
+_SPOKEN_FRACTION = re.compile(rf"\b({'|'.join(_COUNTS)})[- ]({'|'.join(_PARTS)})s?\b")
+_ORDINAL = re.compile(rf"(?:the )?(?:(\d{{1,9}})(?:st|nd|rd|th)|({'|'.join(_ORDINALS)}))")
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d])|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60}"
 _NUMBER = re.compile(
@@ -62,9 +73,29 @@ _REASON = re.compile(r"[,;]?\s+(?:because|since|so that|which|as)\b")
 
 def whole_number(text: str) -> Quantity | None:
     """The number that `text` is, with nothing beside it but a currency or per-cent sign."""
-    plain = _HEDGE.sub("", plain_number_text(text))
+    plain = _HEDGE.sub("", plain_number_text(text)).strip().rstrip(" .")
+    ordinal = _ORDINAL.fullmatch(plain)
+    if ordinal:
+        return Quantity(Fraction(ordinal[1] or _ORDINALS.index(ordinal[2]) + 1))
+    if re.fullmatch(r"-?\d{1,20},(?:\d{1,2}|\d{4,9})", plain):
+        return Quantity(Fraction(plain.replace(",", ".")), certain=False)
+    plain = _ungrouped(plain)
     found = _NUMBER.match(plain)
     return _quantity(found) if found and not plain[found.end() :].strip(" .") else None
+
+
+_SPACED = re.compile(r"(-?)(\d{1,3}(?:([ '’])\d{3})(?:\3\d{3})*)((?:[.,]\d+)?)")
+_DOTTED = re.compile(r"(-?)(\d{1,3}(?:(\.)\d{3}){2,}|\d{1,3}(?:\.\d{3})+(?=,))((?:,\d+)?)")
+_INDIAN = re.compile(r"(-?)(\d{1,2}(?:(,)\d\d)+,\d{3})((?:\.\d+)?)")
+
+
+def _ungrouped(figure: str) -> str:
+    """A figure without the separators that other countries have between thousands: 1 000, 1'000, 1.234,5, 1,00,000."""
+    for style in (_SPACED, _DOTTED, _INDIAN):
+        found = style.fullmatch(figure)
+        if found:
+            return found[1] + re.sub(r"\D", "", found[2]) + found[4].replace(",", ".")
+    return figure
 
 
 def stated_number(text: str) -> Quantity | None:
@@ -85,14 +116,35 @@ def stated_number(text: str) -> Quantity | None:
 
 
 def plain_number_text(text: str) -> str:
-    """`text` in lower case with LaTeX, currency and number words written as plain figures."""
+    """`plain_text` without signs of currencies and degrees."""
+    return re.sub(r"[$€£¥₹°]", "", plain_text(text)).strip()
+
+
+def plain_text(text: str) -> str:
+    """`text` in lower case, with LaTeX, powers of ten and number words written as plain figures."""
     text = re.sub(r"(?<=\d)(?=[¼½¾⅓⅔⅛])", " ", text)
+    text = re.sub(r"[⁻⁰¹²³⁴-⁹]+", lambda match: "^" + match[0].translate(_RAISED), text)
     text = unicodedata.normalize("NFKC", text).translate(str.maketrans("−–⁄", "--/"))
-    text = re.sub(r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))", r" \1\2/\3\4", text)
+    text = re.sub(r"(?<!\d)(\d{0,15})\.(\d{0,9})\\(?:overline|bar)\s*\{(\d{1,9})\}", _repeating, text)
+    text = re.sub(r"\\[cdt]?frac\s*(?:\{\s*([-+]?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))", r" \1\2/\3\4", text)
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|boxed)\s*\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"\\\(|\\\)|\\\[|\\\]|\\[,;! ]|\^\s*\{?\\circ\}?|[$€£¥₹°`_{}]|\*\*", "", text.replace("{,}", ","))
+    text = re.sub(r"\^\s*\{?\\circ\}?", "°", text.replace("\\$", "$"))
+    text = re.sub(r"\\\(|\\\)|\\\[|\\\]|\\[,;! ]|[`_{}]|\*\*", "", text.replace("{,}", ","))
     text = text.replace("\\%", "%").lower()
+    text = re.sub(r"(?<=\d)\s*(?:[×x*·]|\\times|\\cdot)\s*10\s*\^\s*\(?([-+]?\d{1,2})\)?(?!\d)", r"e\1", text)
+    text = _SPOKEN_FRACTION.sub(lambda m: f"{_COUNTS[m[1]]}/{_PARTS[m[2]]}", text)
     return _SPOKEN.sub(lambda m: str(sum(_WORDS[word] for word in m.groups() if word)), text).strip()
+
+
+_RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} as the fraction that it is."""
+    whole, fixed, period = match.groups()
+    nines = Fraction(int(period), 10 ** len(fixed) * (10 ** len(period) - 1))
+    value = Fraction(int(whole + fixed or 0), 10 ** len(fixed)) + nines
+    return f"{value.numerator}/{value.denominator}"
 
 
 def _quantity(match: re.Match[str]) -> Quantity | None:
@@ -153,6 +205,7 @@ def is_bounded(text: str) -> bool:
 def _tree(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
+    text = re.sub(r"(?<![\w.}^])(\d+)\s*/\s*(\d+)(?=\s*\\|\s+[a-z])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"√\s*(\d+|[a-z]|\([^()]*\))", r"\\sqrt{\1}", text.replace("**", "^"))
     text = re.sub(r"(?<!\\)\b(sqrt|pi|sin|cos|tan|log|ln)\b", r"\\\1", text.replace("π", "\\pi "))
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)

@@ -1,7 +1,4 @@
-"""Answers of every shape, labelled by what is right: written before the reader that is held against them.
-
-Some labels no reader reaches yet: test_answers.py says how many. None of them may be called what it is not.
-"""
+"""Answers of every shape, labelled by what is right: written before the reader that is held against them."""
 
 from __future__ import annotations
 
