@@ -64,6 +64,13 @@ def preload() -> None:
         importlib.import_module(f"allo_engine.stages.{module.name}")
 
 
+def forked_well() -> bool:
+    """Whether torch can reach a device in this fork. Not where something that was imported had asked for one before."""
+    import torch
+
+    return not torch.cuda._is_in_bad_fork()
+
+
 def leave(status: int) -> NoReturn:
     """End this process as an interpreter ends, but for taking apart what torch has loaded: that takes most of a
     second, and the kernel does it at once."""

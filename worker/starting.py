@@ -92,7 +92,8 @@ def engine_environment() -> dict[str, str]:
 
 class Warm:
     """The warm process of one slot, which ends with its owner. `program` is a command line `PYTHON -m MODULE`, whose
-    module has `preload()`, which loads what every stage needs, and `main(arguments) -> exit status`."""
+    module has `preload()`, which loads what every stage needs, `main(arguments) -> exit status`, and `forked_well()`,
+    which says in a fork whether that can run `main`."""
 
     def __init__(self, program: Sequence[str]) -> None:
         self._program = list(program)

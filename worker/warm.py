@@ -8,7 +8,8 @@ BLAS has threads, and takes them down and up again around a fork by itself.)
 
 A forked stage is what an executed one is: its supervisor leads a session of its own, is the subreaper of all that the
 stage starts, and bears the stage's mark; its program dies with its supervisor, bears its mark too, and has the command
-line, folder, standard streams and exit status that it would have as a program of its own.
+line, folder, standard streams and exit status that it would have as a program of its own. It becomes one where its
+fork cannot serve.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ class _Stage:
             os.dup2(nothing.fileno(), 0)
         self._present({**self._marks, **marks}, command)
         sys.argv = [str(self._module.__file__), *self._arguments]
+        if not self._module.forked_well():
+            os.execv(command[0], command)  # noqa: S606 - our own argv
         return int(self._module.main(self._arguments))
 
     def _present(self, marks: Mapping[str, str], command: Sequence[str]) -> None:

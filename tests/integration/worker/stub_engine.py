@@ -22,6 +22,10 @@ def preload() -> None:
     """There is nothing that takes long to load."""
 
 
+def forked_well() -> bool:
+    return not (Path(sys.argv[1]) / "spoilt").exists()
+
+
 def main(arguments: list) -> int:
     control, stage = Path(arguments[0]), json.loads(Path(arguments[3]).read_text())
     behaviour = {"steps": 4, "seconds": 0.02, "at": {}}

@@ -61,6 +61,7 @@ def test_a_forked_trainer_looks_like_a_program_of_its_own(house, warm):
     assert supervisor
     assert supervisor.ppid() == warm.pid
     assert trainer.cmdline()[:4] == [*WARM, str(house.control)]
+    assert trainer.cmdline()[-1] == "", "it was not executed: there is room left"
     assert trainer.cwd() == str(next((house.settings.data_dir / "runs").iterdir()))
     assert os.getsid(trainer.pid) == supervisor.pid
     stage = house.stage(job)
@@ -145,6 +146,23 @@ def test_a_warm_process_that_cannot_load_leaves_the_stage_a_cold_start(make_hous
     house.submit()
     assert runner(house, warm).run(*house.dispatch()) == Succeeded({"loss": 0.5})
     assert warm.pid is None
+
+
+def test_a_fork_that_cannot_serve_becomes_a_program_of_its_own(house, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    warm = Warm(WARM)
+    (house.control / "spoilt").touch()
+    house.behave(at={"1": "hang"})
+    job = house.submit()
+    join = in_thread(house, warm)
+    trainer = psutil.Process(pid_in(house, "pid"))
+    assert trainer.environ()[SUPERVISOR_MARK].startswith(f"{trainer.ppid()}:")
+    assert trainer.cmdline()[-1].endswith("stage.json"), "it was executed: a fork has room left behind it"
+    assert psutil.Process(trainer.ppid()).ppid() == warm.pid
+    house.cancel(job)
+    join()
+    assert not alive(trainer.pid)
+    warm.close()
 
 
 def test_a_warm_process_ends_with_its_owner(tmp_path):

@@ -95,3 +95,13 @@ def test_settings_that_are_wrong_are_told_by_field(tmp_path: Path, model_folder:
     status, lines = finish(start("sft", config))
     assert status == 2
     assert "learning_rate" in lines[-1]["message"]
+
+
+def test_what_is_loaded_ahead_starts_no_thread_and_asks_for_no_device() -> None:
+    look = "import os, sys, allo_engine.__main__ as engine; engine.preload(); import torch\n"
+    look += "assert 'transformers' in sys.modules and not torch.cuda.is_initialized()\n"
+    look += "assert len(os.listdir('/proc/self/task')) == 1, 'a fork would lose the other threads'\n"
+    look += "pid = os.fork()\nif pid == 0: os._exit(0 if engine.forked_well() else 1)\n"
+    look += "assert os.waitpid(pid, 0)[1] == 0"
+    alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads know how to fork
+    subprocess.run([sys.executable, "-c", look], check=True, env=alone)
