@@ -25,7 +25,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from allo_engine.checkpoints.folder import Header, stored_tensors
-from allo_engine.checkpoints.reading import FLOATS, Checkpoint, same_values
+from allo_engine.checkpoints.reading import FLOATS, Checkpoint, pieces, same_values
 from allo_engine.report import StageError
 
 Flat = NDArray[np.int64]
@@ -242,14 +242,31 @@ class _Conversion:
         for made, codes in enumerate(self(numbers).values()):
             if codes.dtype != kind or codes.min() < 0 or codes.max() >= ends[-1]:
                 raise _bad(f"the values of {self.target} are computed from what is stored")
-            where = np.full(ends[-1], -1, dtype=codes.numpy().dtype)
-            where[codes.numpy().reshape(-1)] = np.arange(codes.numel(), dtype=where.dtype)
+            where = _inverse(codes.numpy().reshape(-1), ends[-1])
+            last: tuple[Place, Flat] | None = None
             for part, (end, size) in enumerate(zip(ends, sizes, strict=True)):
-                if where[end - size : end].min() >= 0:
-                    found[part] = strided(str(made), where[end - size : end])
+                positions = where[end - size : end]
+                if positions.min() >= 0:
+                    last = _like(last, positions) or (strided(str(made), positions), positions - positions[0])
+                    found[part] = last[0]
         if len(found) < len(sizes):
             raise _bad(f"a stored weight is divided among several to make {self.target}")
         return [found[part] for part in range(len(sizes))]
+
+
+def _inverse(numbers: Flat, size: int) -> Flat:
+    """Where each number below `size` stands, −1 where nowhere; piece by piece, as these are a layer's experts."""
+    where = np.full(size, -1, dtype=numbers.dtype)
+    for start, count in pieces(len(numbers)):
+        where[numbers[start : start + count]] = np.arange(start, start + count, dtype=where.dtype)
+    return where
+
+
+def _like(known: tuple[Place, Flat] | None, positions: Flat) -> tuple[Place, Flat] | None:
+    """The place of entries that lie as those of a known one do (given from its first on), further on in the weight."""
+    if known is None or not np.array_equal(positions - positions[0], known[1]):
+        return None
+    return replace(known[0], offset=int(positions[0])), known[1]
 
 
 def strided(weight: str, positions: Flat) -> Place:

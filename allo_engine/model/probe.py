@@ -3,7 +3,8 @@
 Of the architecture that a config.json describes a small model is made, in float32 on the CPU, with random weights: one
 layer of each type, few tokens, short windows. A row that packs some sequences must give it the log-probabilities that
 these have alone under transformers' own attention. What is recurrent or convolutional, counts places instead of
-positions (ALiBi), or attends in ways that ours does not know, does not: it is trained one sequence a row.
+positions (ALiBi), or attends in ways that ours does not know, does not: it is trained one sequence a row. And what the
+checkpoint stores must map onto the model's weights, whole: that is told from names and shapes (checkpoints/names.py).
 
     python -m allo_engine.model.probe FOLDER     prints {"packs": …, "reason": …}, or {"refused": "one sentence"}
 """
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from allo_engine.checkpoints.names import names_of, skeleton
 from allo_engine.model.attention import NAME, attending
 from allo_engine.model.sequences import build_row, singles
 from allo_engine.report import StageError
@@ -63,6 +65,7 @@ def probe(folder: Path) -> Verdict:
         raise _refused(f"transformers cannot read its config.json: {_line(error)}") from None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _refused(f"transformers has no causal language model of type {config.model_type!r}.")
+    names_of(skeleton(folder), folder)
     return verdict(config)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from allo_engine.model.probe import probe
 from allo_engine.report import StageError
@@ -50,6 +51,16 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     (save_tiny(tmp_path) / "model.safetensors").unlink()
     with pytest.raises(StageError, match="safetensors"):
         probe(tmp_path)
+
+
+def test_a_checkpoint_without_one_of_its_model_s_weights_is_refused(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path) / "model.safetensors"
+    stored = load_file(path)
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, path, metadata={"format": "pt"})
+    with pytest.raises(StageError, match=r"model\.layers\.1\.mlp\.up_proj\.weight, 0 entries of 2048") as caught:
+        probe(tmp_path)
+    assert caught.value.code == "bad_model"
 
 
 def test_the_command_prints_its_verdict(model_folder: Path) -> None:

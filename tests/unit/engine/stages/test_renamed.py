@@ -69,3 +69,25 @@ def test_a_model_is_aligned_in_the_names_of_its_checkpoint(
     apply_delta(model, tmp_path / "improve" / "delta", base)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "improve" / "checkpoint").state_dict()
     assert all(torch.equal(weight, merged[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_what_all_weights_became_is_told_in_the_names_of_the_checkpoint(
+    tmp_path: Path, pairs: Path, kind: str, report: Report
+) -> None:
+    """A stage in a mask of its own, and stages over all weights behind it."""
+    base = save_renamed(kind, tmp_path / "base", torch.bfloat16)
+    everywhere = {name: {**STAGES[name], "train": "all"} for name in ("forget", "improve")}
+    scored = {"token_rewards": STAGES["token_rewards"]}  # without `locate`, which nothing here reads
+    stages = {"warmup": {**STAGES["warmup"], "train": "mask"}} | scored | everywhere
+    given = {"model": base, "training_file": pairs}
+    run_job(tmp_path, "allo", Data("preferences"), given, stages, report)
+    delta = read_delta(tmp_path / "improve" / "delta", base)
+    stored = load_file(base / "model.safetensors")
+    assert delta.keys() <= stored.keys()
+    assert not any("vision" in name or "projector" in name for name in delta)
+    assert sum(len(places) for places, _ in delta.values()) > 1000
+    updated = load_file(tmp_path / "warmup" / "checkpoint" / "model.safetensors")
+    assert updated.keys() == stored.keys()
+    moved = sum(int((updated[name] != stored[name].float()).sum()) for name in stored)
+    assert 0 < moved < 0.1 * sum(weight.numel() for weight in stored.values())
