@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from allo_engine.data.prompts import Encoder
-from allo_engine.data.records import NegativeGroup
+from allo_engine.data.records import Ids, NegativeGroup
 from allo_engine.model.sequences import Group, singles
 
 PROBLEM = "Problem:\n{problem}\n\nCorrect solution:\n{solution}\n\nPrediction:\n"
 INSTRUCTION = "\n\nThe prediction, modified as little as possible to be correct:\n"
-
-Ids = list[int]
 
 
 class Rewriting:

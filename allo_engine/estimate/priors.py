@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from allo_engine.data.records import Problem
-
-Ids = list[int]
+from allo_engine.data.records import Ids, Problem
 
 
 @dataclass(frozen=True)

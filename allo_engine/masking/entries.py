@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from allo_engine.checkpoints.delta import Entries, Values
 from allo_engine.checkpoints.reading import Checkpoint
+from allo_engine.masking.masks import Positions
 from allo_engine.report import StageError
-
-Positions = Mapping[str, NDArray[Any]]
-"""Ascending flat positions in each stored weight, by its name."""
 
 
 def stored_values(folder: Path, positions: Positions) -> Values:

@@ -20,7 +20,7 @@ from allo_engine.report import StageError, Tick
 Positions = dict[str, NDArray[np.int64]]
 """Ascending flat positions in each stored weight, by its name."""
 
-Row = dict[str, int]
+Counts = dict[str, int]
 """What is counted of a tensor: its `weights`, and how many of them each use's mask takes."""
 
 
@@ -47,7 +47,7 @@ def positions_of(path: Path, sizes: Mapping[str, int]) -> Positions:
 
 def write_masks(
     source: Source, ranks: Mapping[str, int], found: Mapping[int, Threshold], folder: Path, tick: Tick
-) -> tuple[dict[str, Row], int]:
+) -> tuple[dict[str, Counts], int]:
     """Write the masks <use>.safetensors, each of its rank's number of weights, the most important ones.
 
     What each takes of each tensor, and how many weights are in all masks.

@@ -31,7 +31,7 @@ from allo_engine.report import Report, StageError, Stopped, Tick
 from allo_engine.sampling import Request, Settings
 from allo_engine.training.objectives import reward_figures
 
-Row = dict[str, Any]
+Line = dict[str, Any]
 """One model's line of the report."""
 
 
@@ -49,7 +49,7 @@ class Source:
         return model
 
 
-Evaluation = Callable[[Source, Tick], Row]
+Evaluation = Callable[[Source, Tick], Line]
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -64,7 +64,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
         if report.stop_requested:
             raise Stopped
 
-    rows: list[Row] = []
+    rows: list[Line] = []
     for name, source in _models(inputs):
         kept = work / f"{name}.json"
         if not kept.exists():
@@ -101,7 +101,7 @@ def paired_difference(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
     return {"difference": difference, "low": difference - half, "high": difference + half}
 
 
-def _compare_with_warmup(rows: list[Row]) -> None:
+def _compare_with_warmup(rows: list[Line]) -> None:
     """Say of the newest model how far it is from the warm-up, which is vanilla DPO, on the very same cases."""
     warmup = next((row for row in rows if row["model"] == "warmup"), None)
     if warmup and rows[-1] is not warmup and "cases" in warmup:
@@ -143,7 +143,7 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, repor
         raise StageError("nothing_to_evaluate", f"All held-out problems are longer than {longest} tokens.")
     settings = Settings(encoder.ends, rows=config.decoding_batch)
 
-    def evaluate(source: Source, tick: Tick) -> Row:
+    def evaluate(source: Source, tick: Tick) -> Line:
         texts: dict[int, str] = {}
         with sampling.open(source.folder, source.delta, dtype_of(config.precision), report) as sampler:
             for number, _, response in sampler.sample(requests, settings):
@@ -179,7 +179,7 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     start = inputs.get("sft", inputs["base"])  # in the policies' precision: a model against itself has margin 0
     reference = _sums(load_model(start, dtype_of(config.precision)), groups, config, lambda _: None)
 
-    def evaluate(source: Source, tick: Tick) -> Row:
+    def evaluate(source: Source, tick: Tick) -> Line:
         sums = _sums(source.load(config), groups, config, tick)
         ratio = {key: value - reference[key] for key, value in sums.items()}
         found = [
@@ -209,7 +209,7 @@ def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     groups = fitting_groups(groups, config, inputs["base"], report)
     tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
 
-    def evaluate(source: Source, tick: Tick) -> Row:
+    def evaluate(source: Source, tick: Tick) -> Line:
         sums = _sums(source.load(config), groups, config, tick)
         return {"cross_entropy": -sum(sums.values()) / tokens, "tokens": tokens}
 
@@ -224,5 +224,5 @@ def _sums(
     return {key: float(logps.sum()) for key, logps in scores.items()}
 
 
-def _figures(row: Row) -> dict[str, float]:
+def _figures(row: Line) -> dict[str, float]:
     return {key: value for key, value in row.items() if isinstance(value, int | float)}

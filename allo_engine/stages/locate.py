@@ -20,7 +20,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.gradients import summed_gradients
 from allo_engine.masking.importance import Gradient, Least, Random, Update
-from allo_engine.masking.masks import Row, write_masks
+from allo_engine.masking.masks import Counts, write_masks
 from allo_engine.masking.selection import Source, Threshold, count_of, thresholds
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.rows import RowBudget
@@ -108,9 +108,9 @@ def _thresholds(source: Source, ranks: Iterable[int], tick: Tick, config: Locate
         raise StageError("diverged", remedy.format(error)) from error
 
 
-def _by_layer(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]:
+def _by_layer(rows: Mapping[str, Counts]) -> dict[str, dict[str, dict[str, float]]]:
     """Layer → module → its weights, and the share of them that each mask takes."""
-    sums: dict[str, dict[str, Row]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+    sums: dict[str, dict[str, Counts]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     for name, row in rows.items():
         layer, module = place_of(name)
         for key, count in row.items():
@@ -121,7 +121,7 @@ def _by_layer(rows: Mapping[str, Row]) -> dict[str, dict[str, dict[str, float]]]
     }
 
 
-def _shares(row: Row) -> dict[str, float]:
+def _shares(row: Counts) -> dict[str, float]:
     return {key: count if key == "weights" else round(count / row["weights"], 6) for key, count in row.items()}
 
 

@@ -18,10 +18,8 @@ from allo_engine.config import PairConfig
 from allo_engine.data.answers import Verdict, compare, reference
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
-from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, write_lines
+from allo_engine.data.records import Ids, NegativeGroup, PairGroup, SampledProblem, write_lines
 from allo_engine.report import Report, StageError
-
-Ids = list[int]
 
 
 def run(config: PairConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:  # noqa: ARG001
