@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
-from allo_engine.model.ahead import ahead
+from allo_engine.model.ahead import ahead, to_device
 from allo_engine.model.attention import NAME, attending
 from allo_engine.model.head import TokenLogps
 from allo_engine.model.loading import dtype_of
@@ -54,18 +54,21 @@ def _prediction(model: PreTrainedModel) -> Predicted:
 def _alone(model: PreTrainedModel, row: Row, predicted: Predicted) -> Tensor:
     """Each prediction of a row from the first sequence that makes it, read by itself."""
     wanted: dict[int, list[int]] = {}
-    for number, place in enumerate(row.sources.tolist()):
+    for number, place in enumerate(row.host_sources.tolist()):
         wanted.setdefault(place, []).append(number)
-    numbers: list[int] = []
-    found: list[Tensor] = []
+    columns: list[list[int]] = []
     for path in row.sequences():
         own = [(depth, number) for depth, place in enumerate(path) for number in wanted.pop(place, ())]
         if own:
-            numbers += [number for _, number in own]
-            arguments = {"input_ids": row.ids[:, path], "use_cache": False}
-            sources = torch.tensor([depth for depth, _ in own], device=row.ids.device)
-            found.append(predicted(model, arguments, sources, row.targets[[number for _, number in own]]))
-    return torch.cat(found)[torch.tensor(numbers, device=row.ids.device).argsort()]
+            depths, numbers = zip(*own, strict=True)
+            columns += [path, list(depths), list(numbers)]
+    packed = to_device(torch.tensor([place for column in columns for place in column]), row.ids.device)
+    pieces = packed.split([len(column) for column in columns])
+    found = [
+        predicted(model, {"input_ids": row.ids[:, path], "use_cache": False}, sources, row.targets[numbers])
+        for path, sources, numbers in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)
+    ]
+    return torch.cat(found)[torch.cat(pieces[2::3]).argsort()]
 
 
 def _by_whole_model(

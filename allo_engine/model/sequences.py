@@ -81,7 +81,8 @@ class Row:
 
     ids, positions [1, L]; ends [L]; sources, targets [R]: the logits at place sources[r] predict token targets[r], each
     such prediction once. A response's scored tokens are `parts`' (place of the group in the row, response, length), in
-    this order: places in R, one after another in `members`.
+    this order: places in R, one after another in `members`. `host_ends` and `host_sources` are on the host, where to
+    read them is not to wait for the device.
     """
 
     ids: Tensor
@@ -90,6 +91,8 @@ class Row:
     sources: Tensor
     targets: Tensor
     members: Tensor
+    host_ends: Places = field(repr=False)
+    host_sources: Places = field(repr=False)
     parts: tuple[tuple[int, int, int], ...] = field(repr=False)
 
     def arguments(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Row:
 
     def sequences(self) -> Iterator[list[int]]:
         """The row's separate sequences, as places from first to last; those that others begin with are left out."""
-        ends: list[int] = self.ends.tolist()
+        ends: list[int] = self.host_ends.tolist()
         path: list[int] = []
         for place, end in enumerate(ends):
             while path and ends[path[-1]] <= place:
@@ -172,11 +175,12 @@ def build_row(groups: Sequence[Group], device: torch.device | str = "cpu") -> Ro
     sources = np.concatenate([path[len(path) - len(ids) :] for path, ids in zip(paths, scored, strict=True)])
     targets = np.frombuffer(array("q", chain.from_iterable(scored)), np.int64)
     predicted, among = np.unique(sources << 32 | targets, return_inverse=True)  # ids are far below 2³²
-    columns = (forest.ids(), forest.positions(), ends, predicted >> 32, predicted & 0xFFFFFFFF, among)
+    sources = predicted >> 32
+    columns = (forest.ids(), forest.positions(), ends, sources, predicted & 0xFFFFFFFF, among)
     packed = to_device(torch.from_numpy(np.concatenate(columns)), torch.device(device))
     ids_L, positions_L, ends_L, sources_R, targets_R, members_M = packed.split([len(column) for column in columns])
     parts = tuple((*member, len(ids)) for member, ids in zip(members, scored, strict=True))
-    return Row(ids_L[None], positions_L[None], ends_L, sources_R, targets_R, members_M, parts)
+    return Row(ids_L[None], positions_L[None], ends_L, sources_R, targets_R, members_M, ends, sources, parts)
 
 
 def split_group(group: Group, budget: int) -> list[Group]:

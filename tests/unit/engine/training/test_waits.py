@@ -176,6 +176,17 @@ def test_scoring_waits_once_a_row(tmp_path: Path) -> None:
     assert waits.count() == len(rows) + in_attention(rows), waits.found
 
 
+def test_where_sequences_are_read_one_after_another_they_are_found_without_a_wait() -> None:
+    """Transformers itself asks once a sequence whether it is a packed one."""
+    groups, model = pairs(6), tiny_model()
+    score(model, groups[:1], 100, lambda _: None)
+    sequences = [path for row in rows_of(groups, 100) for path in build_row(row).sequences()]
+    with Waits() as waits:
+        score(model, groups, 100, lambda _: None)
+    assert waits.found["cpu"] == len(rows_of(groups, 100))
+    assert +waits.found == Counter(cpu=waits.found["cpu"], **{"aten::_local_scalar_dense": len(sequences)})
+
+
 def test_gradients_of_all_pairs_wait_for_nothing() -> None:
     groups, model = pairs(6), packing_model()
     score(model, groups[:1], 100, lambda _: None)
