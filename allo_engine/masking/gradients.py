@@ -4,6 +4,10 @@ Of cross-entropy over responses that is ∇(−Σlogπ). Of DPO over pairs, the 
 is 0, σ(0) = ½, and the gradient of a pair's loss −logσ(β(Σd_chosen − Σd_rejected)) is
 (β/2)·∇(Σlogπ_rejected − Σlogπ_chosen). β/2, and what a mean is divided by, are one number for all weights and change no
 order, so they are left out, and no reference is computed.
+
+The sums are float32, four bytes a weight. Where they would take most of an accelerator's free memory they stand in the
+machine's: each weight's gradient goes there as soon as the backward pass has it, so that the device holds the weights,
+a row, and the largest weight's gradient. An addition of float32 is the same on either side.
 """
 
 from __future__ import annotations
@@ -12,26 +16,44 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import text_weights
 from allo_engine.model.ahead import ahead
 from allo_engine.model.logps import token_logps
+from allo_engine.model.memory import available_bytes
 from allo_engine.model.sequences import Group, build_row, rows_of
 from allo_engine.report import Tick
 
+SUM_BYTES = 4
+"""A weight's sum, in float32."""
 
-def summed_gradients(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> dict[str, Tensor]:
+
+def summing_device(model: nn.Module) -> torch.device:
+    """Where the sums for a loaded model stand: beside it while half of what is free there is left for rows."""
+    where = next(model.parameters()).device
+    if where.type == "cpu" or 2 * SUM_BYTES * _weights(model) <= available_bytes(where.type):
+        return where
+    return torch.device("cpu")
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def summed_gradients(
+    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick, where: torch.device
+) -> dict[str, Tensor]:
     """Σ over all items (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen), float32 by the weight's name.
 
     The item (chosen,) of a single response has nothing rejected.
 
     Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
-    freed as soon as the backward pass has it. Tied weights are one weight.
+    freed as soon as the backward pass has it. The sums stand on the device `where`. Tied weights are one weight.
     """
     weights = text_weights(model)
-    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32, device=where) for name, weight in weights.items()}
     with ExitStack() as hooks:
         for name, weight in weights.items():
             hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
@@ -54,7 +76,7 @@ def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor]) -> T
 def _into(total: Tensor) -> Callable[[Tensor], None]:
     def add(weight: Tensor) -> None:
         assert weight.grad is not None  # the hook is called when it is there
-        total.add_(weight.grad)
+        total.add_(weight.grad.to(total.device))
         weight.grad = None
 
     return add

@@ -18,7 +18,7 @@ from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import LocateConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
-from allo_engine.masking.gradients import summed_gradients
+from allo_engine.masking.gradients import summed_gradients, summing_device
 from allo_engine.masking.importance import Gradient, Least, Random, Update
 from allo_engine.masking.masks import Counts, write_masks
 from allo_engine.masking.selection import Source, Threshold, count_of, thresholds
@@ -66,7 +66,8 @@ def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) 
     model = load_model(inputs["model"], dtype_of(config.precision))
     tick = _ticker(report, sum(group.tokens() for group in groups))
     rows = RowBudget(config.micro_batch_tokens, work, report)
-    gradients = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick), groups)
+    where = summing_device(model)
+    gradients = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where), groups)
     return Gradient(gradients, names_of(model, inputs["model"]))
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import Names
 from allo_engine.config import OwnMaskConfig
-from allo_engine.masking.gradients import summed_gradients
+from allo_engine.masking.gradients import summed_gradients, summing_device
 from allo_engine.masking.importance import Gradient
 from allo_engine.masking.masks import Positions, positions_of, write_masks
 from allo_engine.masking.selection import count_of, thresholds
+from allo_engine.model.memory import Kind
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError, Stopped
@@ -43,8 +45,11 @@ class OwnMask:
         return positions_of(found, names.sizes)
 
     def _locate(self, model: PreTrainedModel, names: Names, folder: Path) -> None:
-        rows = RowBudget(fitting_tokens(self._config, self._folder, "gradient"), self._work, self._report)
-        source = Gradient(rows.fit(lambda budget: self._gradients(model, budget), self._groups), names)
+        where = summing_device(model)
+        # sums on the host leave the device as a mask of no weights would
+        kind: Kind = "gradient" if where == model.device else "sparse"
+        rows = RowBudget(fitting_tokens(self._config, self._folder, kind, ratio=0), self._work, self._report)
+        source = Gradient(rows.fit(lambda budget: self._gradients(model, budget, where), self._groups), names)
         rank = count_of(self._config.mask_ratio, sum(source.sizes.values()))
         try:
             found = thresholds(source, [rank], self._stop_if_asked)
@@ -53,7 +58,7 @@ class OwnMask:
             raise StageError("diverged", f"The gradient of weight {error}: {remedy}.") from error
         write_masks(source, {"own": rank}, found, folder, self._stop_if_asked)
 
-    def _gradients(self, model: PreTrainedModel, budget: int) -> dict[str, Tensor]:
+    def _gradients(self, model: PreTrainedModel, budget: int, where: torch.device) -> dict[str, Tensor]:
         done = 0
 
         def tick(count: int) -> None:
@@ -62,7 +67,7 @@ class OwnMask:
             self._report.progress(done, (1 + self._config.n_epochs) * self._tokens)
             self._stop_if_asked(count)
 
-        return summed_gradients(model, self._groups, budget, tick)
+        return summed_gradients(model, self._groups, budget, tick, where)
 
     def _stop_if_asked(self, _: int) -> None:
         if self._report.stop_requested:

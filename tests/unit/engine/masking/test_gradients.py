@@ -13,7 +13,7 @@ from allo_engine.masking.gradients import summed_gradients
 from allo_engine.model.sequences import Group
 from tests.tiny import tiny_model
 
-BETA = 0.3
+BETA, CPU = 0.3, torch.device("cpu")
 
 
 def by_plain_autograd(model: PreTrainedModel, groups: list[Group]) -> dict[str, torch.Tensor]:
@@ -46,7 +46,7 @@ def pair_groups() -> list[Group]:
 def test_the_gradient_is_that_of_dpo_over_separate_sequences(tied: bool, budget: int) -> None:
     model, groups = tiny_model(tied=tied), pair_groups()
     told: list[int] = []
-    found = summed_gradients(model, groups, budget, told.append)
+    found = summed_gradients(model, groups, budget, told.append, CPU)
     expected = by_plain_autograd(model, groups)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -56,13 +56,30 @@ def test_the_gradient_is_that_of_dpo_over_separate_sequences(tied: bool, budget:
 
 def test_16_bit_weights_are_summed_in_float32_and_no_gradient_is_left_behind() -> None:
     model = tiny_model().bfloat16()
-    found = summed_gradients(model, pair_groups(), 64, lambda _: None)
+    found = summed_gradients(model, pair_groups(), 64, lambda _: None, CPU)
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
     assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_the_model_is_left_without_hooks() -> None:
     model = tiny_model()
-    summed_gradients(model, pair_groups(), 64, lambda _: None)
+    summed_gradients(model, pair_groups(), 64, lambda _: None, CPU)
     model(torch.tensor([[0, 5, 6]])).logits.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_on_the_host_are_the_bits_that_the_device_would_sum(dtype: torch.dtype) -> None:
+    """What a device does, gradient by gradient in float32, with plain tensors; and what stands on the host."""
+    model, groups = tiny_model().to(dtype), pair_groups()
+    on_host = summed_gradients(model, groups, 64, lambda _: None, torch.device("cpu"))
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in on_host}
+    for name, weight in model.named_parameters():
+        weight.register_hook(lambda gradient, name=name: seen[name].append(gradient.clone()))
+    summed_gradients(model, groups, 64, lambda _: None, torch.device("cpu"))
+    for name, gradients in seen.items():
+        assert len(gradients) > 1
+        total = torch.zeros_like(gradients[0], dtype=torch.float32)
+        for gradient in gradients:
+            total += gradient.float()
+        assert torch.equal(total, on_host[name]), name
