@@ -20,6 +20,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Train = Literal["all", "mask"]
 
 
+TEACHER_KEY = "ALLO_TEACHER_API_KEY"
+"""The variable of the worker's environment that holds the key of a corrections' teacher."""
+
+
 class StageConfig(BaseModel):
     """What every stage has: a seed. Everything random in a stage is a function of it."""
 
@@ -139,8 +143,38 @@ class LocateConfig(PromptConfig):
     )
 
 
+class Teacher(BaseModel):
+    """A model behind an OpenAI-compatible endpoint, asked at <base_url>/chat/completions.
+
+    Its key is the worker's variable ALLO_TEACHER_API_KEY and stands in no setting.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    base_url: str = Field(
+        pattern=r"^https?://[^/@\s?#]+(/[^@\s?#]*)?$",
+        description="As OpenAI's client takes it, 'https://api.openai.com/v1'; the service's operator says which hosts "
+        "may be asked.",
+    )
+    model: str = Field(min_length=1, description="The model's name there.")
+    max_tokens: Tokens | None = Field(default=None, description="Tokens of an answer; null: as the endpoint has it.")
+    concurrency: int = Field(default=8, ge=1, le=64, description="Questions that are asked at once.")
+    timeout_seconds: Positive = Field(default=120.0, description="For how long an answer is waited for.")
+
+
 class RewardModelConfig(OwnMaskConfig):
     """SFT on the rewriting task: problem, solution, wrong response → corrected response."""
+
+    model: str | None = Field(
+        default=None,
+        description="The registered model that becomes the rewriter, a smaller one of the same vocabulary; null: the "
+        "model that the job aligns.",
+    )
+    corrections: Teacher | None = Field(
+        default=None,
+        description="Who writes the corrections: {base_url, model} of an OpenAI-compatible endpoint; null: each wrong "
+        "response's correction is the right response nearest to it.",
+    )
 
     learning_rate: Positive = 2e-5
     batch_size: Count = 128

@@ -1,7 +1,8 @@
 """A method as a graph of stages: what each reads and what it writes. Free of torch.
 
-An input is named by where it comes from: `model`, `training_file`, `validation_file`, `corrections_file`, `masks`, or
-`<stage>.<output>`. Every input and output is a folder of files; an uploaded file is a folder that holds `data.jsonl`.
+An input is named by where it comes from: `model`, `training_file`, `validation_file`, `corrections_file`, `masks`,
+`rewriter`, or `<stage>.<output>`. Every input and output is a folder of files; an uploaded file is a folder that holds
+`data.jsonl`.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def plan(
     _check_names(method, graph, stages, shorthand)
     _check_solutions(data, graph)
     _check_update(graph, config)
+    _check_corrections(data, graph, setting)
     return tuple(PlannedStage(name, config(name), inputs) for name, inputs in graph.items())
 
 
@@ -179,7 +181,9 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: Setti
         scorer = updated
     else:
         corrections = {"corrections": "corrections_file"} if data.corrections else {}
-        graph["reward_model"] = {"model": start, "negatives": negatives, **corrections}
+        # a rewriter of its own writes with the ids of the model that the job aligns
+        own = {"model": "rewriter", "policy": "model"} if setting("reward_model", "model") else {"model": start}
+        graph["reward_model"] = {**own, "negatives": negatives, **corrections}
         scorer = {"reward_model": "reward_model.checkpoint"}
     graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
     graph["forget"] = {"model": start, "scores": "token_rewards.scores"}
@@ -331,6 +335,14 @@ def _check_update(graph: Mapping[str, Any], config: Callable[[str], StageConfig]
             f"a mask it moves {warmup.mask_ratio:g} of them: raise warmup.mask_ratio, set warmup.train to 'all', or "
             "set locate.importance to 'gradient'.",
             "method.allo.stages.warmup.mask_ratio" if locate.importance == "update" else _IMPORTANCE,
+        )
+
+
+def _check_corrections(data: Data, graph: Mapping[str, Any], setting: SettingOf) -> None:
+    if data.corrections and "reward_model" in graph and setting("reward_model", "corrections") is not None:
+        raise PlanError(
+            "The job has a corrections file and a teacher to write corrections: leave one of them out.",
+            "method.allo.stages.reward_model.corrections",
         )
 
 

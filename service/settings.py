@@ -12,12 +12,14 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from allo_engine.config import TEACHER_KEY
+
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
 PREFIX = "ALLO_"
-OF_CLIENTS = {"ALLO_API_KEY", "ALLO_URL"}
-"""What `allo submit` and its like read, on a machine that may run the service too."""
+OF_OTHERS = {"ALLO_API_KEY", "ALLO_URL", TEACHER_KEY}
+"""What `allo submit` and its like read, on a machine that may run the service too, and what stages read."""
 
 
 class Settings(BaseModel):
@@ -56,6 +58,11 @@ class Settings(BaseModel):
     grace_seconds: Seconds = Field(
         default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
     )
+    teacher_hosts: str = Field(
+        default="",
+        description="Hosts, separated by commas, that stage reward_model may ask for corrections: 'api.openai.com', or "
+        "'127.0.0.1:8000' for that port alone. Empty: none. Their key is ALLO_TEACHER_API_KEY, at the workers.",
+    )
     slots: int = Field(default=1, ge=1, description="Stages that run at once on this machine.")
     devices: str = Field(
         default="", description="Devices that the slots take in turn, as in CUDA_VISIBLE_DEVICES; empty: all there are."
@@ -66,7 +73,7 @@ class Settings(BaseModel):
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """The settings of this process. An unknown ALLO_ variable is an error: most likely it is misspelt."""
-        ours = {key: value for key, value in environment.items() if key.startswith(PREFIX) and key not in OF_CLIENTS}
+        ours = {key: value for key, value in environment.items() if key.startswith(PREFIX) and key not in OF_OTHERS}
         return cls.model_validate({key.removeprefix(PREFIX).lower(): value for key, value in ours.items()})
 
     def to_environment(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from allo_engine.config import TEACHER_KEY
 from allo_engine.pipeline import code_version
 from worker import supervisor
 from worker.procfs import with_room, with_space
@@ -87,7 +88,7 @@ def start_cold(launch: Launch) -> Started:
 
 def engine_environment() -> dict[str, str]:
     """Ours without the service's settings, which hold secrets that the engine has no use for."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("ALLO_")}
+    return {key: value for key, value in os.environ.items() if not key.startswith("ALLO_") or key == TEACHER_KEY}
 
 
 class Warm:

@@ -65,6 +65,7 @@ class NegativeGroup(Record):
     prompt_ids: Ids
     responses: list[Ids]
     corrections: list[Ids]
+    answer: str | None = None
 
 
 @dataclass(frozen=True)

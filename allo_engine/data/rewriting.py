@@ -28,6 +28,11 @@ class Rewriting:
         """Each prediction with its correction: what the rewriter learns to write."""
         return self._group(key, group, group.corrections)
 
+    def question(self, group: NegativeGroup, index: int) -> str:
+        """The task as a text, for a model that answers in text: response `index` to be corrected."""
+        problem = PROBLEM.replace("{problem}", group.problem).replace("{solution}", group.solution)
+        return f"{problem}{self._encoder.decode(group.responses[index])}{INSTRUCTION}"
+
     def scoring(self, key: int, group: NegativeGroup) -> Group:
         """Each prediction with itself: how far the rewriter would keep each of its tokens."""
         return self._group(key, group, group.responses)

@@ -73,7 +73,7 @@ def pair_up(prompt: Ids, right: Sequence[Ids], wrong: Sequence[Ids], most: int, 
 
 def negatives_of(problem: SampledProblem, wrong: list[Ids], candidates: Sequence[Ids]) -> NegativeGroup:
     corrections = [min(candidates, key=lambda ids: int(Levenshtein.distance(ids, response))) for response in wrong]
-    return NegativeGroup(problem.problem, problem.solution, problem.prompt_ids, wrong, corrections)
+    return NegativeGroup(problem.problem, problem.solution, problem.prompt_ids, wrong, corrections, problem.answer)
 
 
 def _require_pairs(groups: Sequence[PairGroup], counts: Counter[Verdict]) -> None:

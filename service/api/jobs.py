@@ -97,6 +97,7 @@ def _sender(parts: Context, key: ApiKey, body: CreateJob, idempotency_key: str |
         is_retry=is_retry,
         retry_window=parts.settings.retry_window_seconds,
         max_active_jobs=parts.settings.max_active_jobs,
+        teacher_hosts=parts.settings.teacher_hosts,
     )
 
 

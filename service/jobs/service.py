@@ -40,7 +40,7 @@ def submit(database: Database, store: Store, new: NewJob, sender: Sender) -> Job
         job = repeated(session, sender, now)
         if job is None:
             check_limit(session, sender)
-            job = create(session, new, sender.owner, now)
+            job = create(session, store, new, sender, now)
             advance(session, store, job, now)
             remember(session, sender, job, now)
         return _view(session, job)

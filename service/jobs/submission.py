@@ -15,7 +15,9 @@ from service.jobs.ids import new_id
 from service.jobs.lifecycle import JobStatus, StageStatus
 from service.jobs.masks import find_masks
 from service.jobs.progression import add_event
+from service.jobs.rewriters import check_teacher, find_rewriter
 from service.jobs.tables import File, Idempotency, Job, Model, Stage
+from service.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Sender:
     is_retry: bool = False
     retry_window: float = 600
     max_active_jobs: int = 100
+    teacher_hosts: str = ""
 
 
 def _token(sender: Sender) -> str:
@@ -87,15 +90,18 @@ def check_limit(session: Session, sender: Sender) -> None:
         raise TooMany(f"You have {sender.max_active_jobs} unfinished jobs: wait for one to end, or cancel one.")
 
 
-def create(session: Session, new: NewJob, owner: str, now: int) -> Job:
+def create(session: Session, store: Store, new: NewJob, sender: Sender, now: int) -> Job:
     """The job's row, its stages' and its first event. Raises for what cannot run."""
+    owner = sender.owner
     model, files = _model(session, owner, new.model), _files(session, owner, new, now)
     masks = {} if new.masks is None else {"masks": find_masks(session, owner, new.masks)}
     planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
+    check_teacher(planned, sender.teacher_hosts)
+    rewriter = find_rewriter(session, store, owner, planned, model)
     job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
     job.training_file, job.validation_file = new.training_file, new.validation_file
     job.corrections_file, job.masks = new.corrections_file, new.masks
-    job.sources, job.seed, job.suffix = {**_sources(model, files), **masks}, new.seed, new.suffix
+    job.sources, job.seed, job.suffix = {**_sources(model, files), **masks, **rewriter}, new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0

@@ -14,6 +14,10 @@ from allo_engine.pipeline import OUTPUTS, Data, Format, PlanError, digest, model
 PROBLEMS = Data("problems", validation="problems")
 LOCATE = "method.allo.stages.locate."
 WARMUP = "method.allo.stages.warmup."
+TEACHER = "method.allo.stages.reward_model.corrections."
+BY_FTP = {"corrections": {"base_url": "ftp://x", "model": "t"}}
+NO_MODEL = {"corrections": {"base_url": "http://x"}}
+TAUGHT = {"corrections": {"base_url": "http://x/v1", "model": "t"}}
 IN_A_MASK, LEAST = {"train": "mask"}, {"importance": "least"}
 MULTIPLIER = "learning_rate_multiplier"
 PREFERENCES = Data("preferences", lines_without_solution=(3, 7))
@@ -158,6 +162,9 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("allo", PROBLEMS, {"warmup": {"train": "mask", "mask_ratio": 0.01}}), WARMUP + "mask_ratio", "0.05 of all"),
         (("allo", PROBLEMS, {"warmup": IN_A_MASK, "locate": LEAST}), LOCATE + "importance", "gradient"),
         (("allo", IN_MASKS, None, {"train": "all"}), "masks", "leave masks out"),
+        (("allo", Data("problems", corrections=True), {"reward_model": TAUGHT}), TEACHER[:-1], "leave one"),
+        (("allo", PROBLEMS, {"reward_model": BY_FTP}), TEACHER + "base_url", "pattern"),
+        (("allo", PROBLEMS, {"reward_model": NO_MODEL}), TEACHER + "model", "required"),
         (("allo", PROBLEMS, {"improve": {"lr": 1}}), "method.allo.stages.improve.lr", "learning_rate"),
         (("dpo", PROBLEMS, None, {"rank": 8}), "method.dpo.hyperparameters.rank", "learning_rate"),
         (("dpo", PROBLEMS, None, {"n_epochs": 0}), "method.dpo.stages.warmup.n_epochs", "greater than or equal to 1"),

@@ -1,0 +1,76 @@
+"""What stage reward_model names outside the job: a model of its own, and a teacher. Both are checked at submit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from sqlalchemy.orm import Session
+
+from allo_engine.config import RewardModelConfig
+from allo_engine.pipeline import PlannedStage
+from service.jobs import repository
+from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.tables import Model
+from service.storage.store import Store
+
+_STAGE = "method.allo.stages.reward_model"
+_TOKENIZER = "tokenizer.json"
+
+
+def find_rewriter(
+    session: Session, store: Store, owner: str, planned: Sequence[PlannedStage], model: Model
+) -> dict[str, list[Any]]:
+    """The source `rewriter`, where stage reward_model names a model of its own: its files as [path, sha256, bytes].
+
+    Raises NotFound where the owner may see no such model, InvalidRequest where its vocabulary is not the job's.
+    """
+    config = _config(planned)
+    if config is None or config.model is None:
+        return {}
+    rewriter = repository.model(session, owner, config.model)
+    if rewriter is None:
+        raise NotFound(f"The model {config.model!r} does not exist.", f"{_STAGE}.model", "model_not_found")
+    if _vocabulary(store, rewriter) != _vocabulary(store, model):
+        raise InvalidRequest(
+            f"Models {rewriter.id!r} and {model.id!r} have different vocabularies, so that the one cannot judge the "
+            "other's tokens: name a model of the same family, or leave reward_model.model out.",
+            f"{_STAGE}.model",
+        )
+    return {"rewriter": [[file["path"], file["sha256"], file["bytes"]] for file in rewriter.files]}
+
+
+def check_teacher(planned: Sequence[PlannedStage], hosts: str) -> None:
+    """Raises InvalidRequest where the corrections' teacher is at a host that the operator does not allow."""
+    config = _config(planned)
+    if config is None or config.corrections is None:
+        return
+    url = urlsplit(config.corrections.base_url)
+    allowed = {host.strip().lower() for host in hosts.split(",") if host.strip()}
+    if not {url.netloc.lower(), url.hostname} & allowed:
+        raise InvalidRequest(
+            f"This service asks no teacher at {url.netloc!r}; it asks {', '.join(sorted(allowed)) or 'none'}. Its "
+            "operator allows hosts with ALLO_TEACHER_HOSTS.",
+            f"{_STAGE}.corrections.base_url",
+        )
+
+
+def _config(planned: Sequence[PlannedStage]) -> RewardModelConfig | None:
+    return next((cast(RewardModelConfig, stage.config) for stage in planned if stage.name == "reward_model"), None)
+
+
+def _vocabulary(store: Store, model: Model) -> Any:
+    """What text becomes which ids: the parts of tokenizer.json that ids depend on."""
+    sha256 = next((file["sha256"] for file in model.files if file["path"] == _TOKENIZER), None)
+    if sha256 is None:
+        raise InvalidRequest(
+            f"Model {model.id!r} has no {_TOKENIZER} to compare: add it to the model's folder and register that.",
+            f"{_STAGE}.model",
+        )
+    found = json.loads(b"".join(store.open(sha256)))
+    parts = found["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts.get("merges") or []]
+    added = {token["id"]: token["content"] for token in found.get("added_tokens") or []}
+    return parts.get("type"), parts["vocab"], merges, added
