@@ -43,17 +43,21 @@ def _weights(model: nn.Module) -> int:
 
 
 def summed_gradients(
-    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick, where: torch.device
+    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick, where: torch.device | None = None
 ) -> dict[str, Tensor]:
     """Σ over all items (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen), float32 by the weight's name.
 
     The item (chosen,) of a single response has nothing rejected.
 
     Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
-    freed as soon as the backward pass has it. The sums stand on the device `where`. Tied weights are one weight.
+    freed as soon as the backward pass has it. The sums stand on the device `where`, else beside the model. Tied weights
+    are one weight.
     """
     weights = text_weights(model)
-    sums = {name: torch.zeros_like(weight, dtype=torch.float32, device=where) for name, weight in weights.items()}
+    sums = {
+        name: torch.zeros_like(weight, dtype=torch.float32, device=where or weight.device)
+        for name, weight in weights.items()
+    }
     with ExitStack() as hooks:
         for name, weight in weights.items():
             hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
