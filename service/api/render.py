@@ -133,6 +133,7 @@ def model(row: Model) -> dict[str, Any]:
         "owned_by": row.owner or "system",
         "job_id": row.job_id,
         "bytes": sum(file["bytes"] for file in row.files),
+        "verdict": row.verdict,
     }
 
 

@@ -14,7 +14,7 @@ from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.db import Database, migrate
 from service.jobs import keys, models
-from service.jobs.tables import ApiKey
+from service.jobs.tables import ApiKey, Model
 from service.settings import Settings
 from service.storage import open_store
 
@@ -32,7 +32,9 @@ examples:
   allo models add smollm2 ./SmolLM2-135M-Instruct    a folder with config.json, tokenizer and *.safetensors
   allo models list
 
-Adding copies the files into the data folder. Pickled weights and models with code of their own are refused.
+Adding copies the files into the data folder. Pickled weights and models with code of their own are refused, and so is
+what cannot be trained: a small model of the same architecture is tried. Rows of a training batch hold several sequences
+(packed) where that changes nothing, else one: right in any case, only slower.
 """
 
 
@@ -128,15 +130,23 @@ def _add_model(args: argparse.Namespace) -> int:
     with _opened(args) as (settings, database), out.status(f"Adding {args.path} …"):
         model = models.register_model(database, open_store(settings.store), args.name, args.path)
     size = sum(file["bytes"] for file in model.files)
-    out.print(f"{model.id}: {len(model.files)} files, {size / 2**20:.0f} MiB.")
+    out.print(f"{model.id}: {len(model.files)} files, {size / 2**20:.0f} MiB, trained on {_rows(model)}.")
+    if model.verdict and model.verdict["reason"]:
+        out.print(model.verdict["reason"], markup=False)
     return 0
 
 
+def _rows(model: Model) -> str:
+    if model.verdict is None:
+        return "rows that a stage chooses"
+    return "packed rows" if model.verdict["packs"] else "one sequence a row"
+
+
 def _list_models(args: argparse.Namespace) -> int:
-    table = Table("name", "MiB", "made by")
+    table = Table("name", "MiB", "made by", "rows")
     with _opened(args) as (_, database):
         for model in models.read_models(database, "local"):
             size = sum(file["bytes"] for file in model.files)
-            table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator")
+            table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator", _rows(model))
     out.print(table)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from service.jobs.tables import Model
+from service.jobs.verdicts import Verdict, probed
 from service.storage.store import Store
 
 _NAME = re.compile(r"(?!ft:)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -37,14 +38,23 @@ KNOWN = {
 INDEX = "model.safetensors.index.json"
 
 
-def register_model(database: Database, store: Store, name: str, folder: Path, owner: str | None = None) -> Model:
+def register_model(
+    database: Database,
+    store: Store,
+    name: str,
+    folder: Path,
+    owner: str | None = None,
+    probe: Callable[[Path], Verdict] = probed,
+) -> Model:
     """Copies a model from a local folder into the store, under `name`; without an owner it is everyone's.
 
     Takes safetensors and the known configuration files alone, and refuses whatever could run code or lead out of the
-    folder. The same files under the same name again change nothing. Raises InvalidRequest or Conflict.
+    folder, and what a probe finds that it cannot be trained. The same files under the same name again change nothing,
+    but for the probe's verdict, which is kept. Raises InvalidRequest or Conflict.
     """
     check_name(name)
     paths = _checked(folder)
+    verdict = probe(folder)
     blobs = {path.name: store.put(path) for path in paths}
     files = [{"path": key, "bytes": blob.size, "sha256": blob.sha256} for key, blob in sorted(blobs.items())]
     with database.transaction() as session:
@@ -54,6 +64,7 @@ def register_model(database: Database, store: Store, name: str, folder: Path, ow
             session.add(model)
         elif (model.files, model.owner) != (files, owner):
             raise Conflict(f"There is another model {name!r}: choose another name, or delete that one first.", "name")
+        model.verdict = verdict
         return model
 
 

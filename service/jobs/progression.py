@@ -184,7 +184,9 @@ def _register(session: Session, job: Job, name: str, stage: Stage, now: int) -> 
     rows = [row for row in repository.artifacts(session, [stage.id]) if row.output == "checkpoint"]
     files = [{"path": row.path, "bytes": row.bytes, "sha256": row.sha256} for row in rows]
     if files:
-        session.merge(Model(id=name, owner=job.owner, created_at=now, job_id=job.id, files=files))
+        base = session.get(Model, job.model)
+        verdict = base.verdict if base else None
+        session.merge(Model(id=name, owner=job.owner, created_at=now, job_id=job.id, files=files, verdict=verdict))
 
 
 def _succeed(session: Session, job: Job, stages: Sequence[Stage], now: int) -> None:

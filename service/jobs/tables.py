@@ -59,7 +59,8 @@ class File(Base):
 class Model(Base):
     """A model that jobs can start from and people can download. `files` holds {path, bytes, sha256} for each file.
 
-    Without an owner it is everyone's: a base model that the operator registered.
+    Without an owner it is everyone's: a base model that the operator registered. `verdict` is what a probe found of it
+    (see verdicts.py), or of the model that its job began with; None where it was registered before there were probes.
     """
 
     __tablename__ = "models"
@@ -69,6 +70,7 @@ class Model(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
     job_id: Mapped[str | None] = mapped_column(String(64), index=True)
     files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Job(Base):

@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from allo_engine.masking.sparse import SparseModel
+from allo_engine.model.attention import NAME
 from allo_engine.model.loading import device
 from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import build_row, singles
@@ -26,9 +27,10 @@ def model() -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-        attn_implementation="flex_attention" if device().type == "cuda" else "sdpa",
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(device(), torch.bfloat16).eval()
+    model = LlamaForCausalLM(config).to(device(), torch.bfloat16).eval()
+    model.set_attn_implementation(NAME)
+    return model
 
 
 def products() -> float:

@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import psutil
 import pytest
 
 from service.cli import main
+from tests.tiny import save_tiny
 from tests.waiting import PATIENCE, until
 
 STUB = Path(__file__).parents[1] / "worker" / "stub_engine.py"
@@ -80,20 +80,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A service with a model and a training file, which the tests of this module share."""
     place = Place(tmp_path_factory.mktemp("allo"))
     place.up()
-    write_model(place.data.parent / "tiny")
+    save_tiny(place.data.parent / "tiny")
     problem = {"problem": "1 + 1", "solution": "2", "answer": "2"}
     (place.data.parent / "train.jsonl").write_text("".join(json.dumps(problem) + "\n" for _ in range(4)))
     added = place.allo("models", "add", "tiny", str(place.data.parent / "tiny"))
     assert added.returncode == 0, added.stderr
+    assert "packed rows" in added.stdout
     yield place
     place.close()
-
-
-def write_model(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
 
 
 def submit(place: Place, *options: str) -> subprocess.CompletedProcess[str]:

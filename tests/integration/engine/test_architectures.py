@@ -36,10 +36,6 @@ PAIRS = [
     ("say blue", "it is blue", "it is grey"),
     ("say", "red or blue", "no"),
 ]
-RENAMED = {"Qwen3 MoE", "Mixtral", "Gemma 3 (multimodal)", "GPT-NeoX", "DeepSeek-V3", "Qwen3-Next"}
-"""What transformers stores under other names than its parameters have: masks and deltas cannot name them yet."""
-
-PIPELINED = [name for name in ARCHITECTURES if name not in RENAMED]
 FAST: dict[str, Any] = {"learning_rate": 3e-3, "warmup_ratio": 0.0, "schedule": "constant"}
 
 
@@ -115,7 +111,7 @@ def align(root: Path, base: Path, precision: str, report: Report) -> dict[str, d
     return metrics | run_job(root / "job", "allo", Data("preferences", validation="preferences"), given, stages, report)
 
 
-@pytest.mark.parametrize("name", PIPELINED)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_a_job_reports_is_what_plain_transformers_computes(
     name: str, tmp_path: Path, report: Report, stream: Lines
 ) -> None:
@@ -143,7 +139,7 @@ def test_what_a_job_reports_is_what_plain_transformers_computes(
     assert first_loss(stream) == pytest.approx(math.log(2), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", PIPELINED)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_in_bfloat16_a_job_runs_and_a_model_against_itself_is_no_better(
     name: str, tmp_path: Path, report: Report, stream: Lines
 ) -> None:

@@ -1,10 +1,8 @@
-"""The probe's verdict on every architecture, what is refused, and that the service's process never loads torch."""
+"""The probe's verdict on every architecture, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +59,3 @@ def test_a_checkpoint_without_one_of_its_model_s_weights_is_refused(tmp_path: Pa
     with pytest.raises(StageError, match=r"model\.layers\.1\.mlp\.up_proj\.weight, 0 entries of 2048") as caught:
         probe(tmp_path)
     assert caught.value.code == "bad_model"
-
-
-def test_the_command_prints_its_verdict(model_folder: Path) -> None:
-    command = [sys.executable, "-m", "allo_engine.model.probe", str(model_folder)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert json.loads(shown) == {"packs": True, "reason": ""}

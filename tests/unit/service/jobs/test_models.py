@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from service.db import Database, migrate
+from service.jobs import models
 from service.jobs.errors import Conflict, InvalidRequest
-from service.jobs.models import read_model, register_model
+from service.jobs.models import read_model
+from service.jobs.tables import Model
 from service.storage import Store, open_store
+from tests.tiny import save_tiny
 
 
 def safetensors(values: bytes = b"\0" * 8) -> bytes:
     header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, len(values)]}}).encode()
     return struct.pack("<Q", len(header)) + header + values
+
+
+PACKED = {"packs": True, "reason": ""}
+
+
+def register_model(database: Database, store: Store, name: str, folder: Path) -> Model:
+    """Of files that are no real model: what a probe would say is given."""
+    return models.register_model(database, store, name, folder, probe=lambda _: PACKED)
 
 
 @pytest.fixture
@@ -121,3 +134,31 @@ def test_a_link_out_of_the_folder_is_refused(database: Database, store: Store, f
 def test_a_folder_that_is_not_there_is_refused(database: Database, store: Store, folder: Path) -> None:
     with pytest.raises(InvalidRequest, match="is no folder"):
         register_model(database, store, "tiny", folder / "none")
+
+
+def test_the_verdict_is_kept_with_the_model_and_renewed(database: Database, store: Store, folder: Path) -> None:
+    register_model(database, store, "tiny", folder)
+    assert read_model(database, "anyone", "tiny").verdict == PACKED
+    alone = {"packs": False, "reason": "It is recurrent."}
+    models.register_model(database, store, "tiny", folder, probe=lambda _: alone)
+    assert read_model(database, "anyone", "tiny").verdict == alone
+
+
+def test_what_the_engine_cannot_train_is_refused_and_nothing_is_kept(
+    database: Database, store: Store, folder: Path
+) -> None:
+    (folder / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    with pytest.raises(InvalidRequest, match="encoder-decoder") as caught:
+        models.register_model(database, store, "tiny", folder)
+    assert caught.value.param == "path"
+    assert models.read_models(database, "anyone") == []
+
+
+def test_the_engine_is_asked_in_another_process(tmp_path: Path) -> None:
+    code = """
+import sys, service.jobs.verdicts as v, pathlib
+print(v.probed(pathlib.Path(sys.argv[1])), "torch" in sys.modules)
+"""
+    folder = save_tiny(tmp_path / "tiny")
+    shown = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout
+    assert shown == f"{PACKED} False\n"
