@@ -1,8 +1,11 @@
 """Tokens drawn from the nucleus: the fewest likeliest tokens whose probability reaches top_p (arXiv 1904.09751).
 
 A token is drawn by inverting the nucleus' distribution function at a uniform, so that it depends on its row alone. The
-nucleus is looked for among a few candidates. Whether it was found there is an answer that stays on the device with the
-others, so that drawing waits for nothing.
+function runs in the order of ids: in that of probabilities, two tokens of nearly the same would change places with the
+rounding of a matrix product, which differs from batch to batch.
+
+The nucleus is looked for among a few candidates. Whether it was found there is an answer that stays on the device with
+the others, so that drawing waits for nothing.
 """
 
 from __future__ import annotations
@@ -36,10 +39,14 @@ def draw(
     scaled_BV = logits_BV / temperature
     looked_at = vocabulary if candidates is None else min(candidates, vocabulary)
     top_BK, tokens_BK = scaled_BV.topk(looked_at, -1)
-    mass_BK = (top_BK - scaled_BV.logsumexp(-1, keepdim=True)).double().exp().cumsum(-1)
-    before_B = (mass_BK < top_p).sum(-1, keepdim=True)  # tokens of the nucleus but its last
+    probs_BK = (top_BK - scaled_BV.logsumexp(-1, keepdim=True)).double().exp()
+    before_B = (probs_BK.cumsum(-1) < top_p).sum(-1, keepdim=True)  # tokens of the nucleus but its last
     last_B = before_B.clamp(max=looked_at - 1)
-    target = uniforms_B[:, None] * mass_BK.gather(1, last_B)
-    chosen = torch.searchsorted(mass_BK, target, right=True).clamp(max=last_B)
+    outside_BK = torch.arange(looked_at, device=logits_BV.device) > last_B
+    by_token_BK, order_BK = tokens_BK.sort(-1)
+    mass_BK = probs_BK.masked_fill(outside_BK, 0).gather(1, order_BK).cumsum(-1)
+    whole_B = mass_BK[:, -1:]
+    target = (uniforms_B[:, None] * whole_B).minimum(whole_B.nextafter(torch.zeros_like(whole_B)))
+    chosen = torch.searchsorted(mass_BK, target, right=True)
     found_B = (before_B[:, 0] < looked_at) | (looked_at == vocabulary)  # rounding may leave the whole below top_p
-    return Drawn(tokens_BK.gather(1, chosen)[:, 0], last_B[:, 0] + 1, found_B)
+    return Drawn(by_token_BK.gather(1, chosen)[:, 0], last_B[:, 0] + 1, found_B)

@@ -37,10 +37,10 @@ Task = tuple[Request, int]
 
 
 class TransformersSampler:
-    """Answers with a model in memory. `report` is told where rows do not fit."""
+    """Answers with a model in memory. `report` is told where rows do not fit; `free_bytes` None: what is free then."""
 
-    def __init__(self, model: PreTrainedModel, report: Report | None = None) -> None:
-        self._model, self._report = model, report
+    def __init__(self, model: PreTrainedModel, report: Report | None = None, free_bytes: int | None = None) -> None:
+        self._model, self._report, self._free_bytes = model, report, free_bytes
         self._token_bytes = token_bytes_in_place(model)
 
     @property
@@ -90,8 +90,8 @@ class TransformersSampler:
         """How many rows the free memory has room for: each as long as the longest, with a prompt that is read ahead."""
         config = self._model.config.get_text_config()
         tokens = max(map(_need, tasks)) + max(len(request.prompt) for request, _ in tasks)
-        free = SHARE * available_bytes(self._model.device.type)
-        return max(1, int(free // (self._token_bytes * tokens + LOGITS_BYTES * config.vocab_size)))
+        free = available_bytes(self._model.device.type) if self._free_bytes is None else self._free_bytes
+        return max(1, int(SHARE * free // (self._token_bytes * tokens + LOGITS_BYTES * config.vocab_size)))
 
     def _decode(self, tasks: deque[Task], settings: Settings, rows: int) -> Iterator[Finished]:
         length = max(map(_need, tasks))

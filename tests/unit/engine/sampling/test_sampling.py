@@ -164,6 +164,34 @@ def test_rows_are_halved_where_memory_is_full_and_what_has_ended_is_kept(report:
     assert messages == [{"decoding_batch": 4}, {"decoding_batch": 2}]
 
 
+def test_rows_are_fitted_to_memory_and_a_long_prompt_takes_no_others_rows() -> None:
+    """A tiny row's token is 2 layers · 2 (key, value) · 2 heads · 8 · 4 bytes; memory has room for 16 short rows."""
+    model, prompts = tiny_model(), [*[[0, 5]] * 30, [0, *range(10, 210)]]
+    short = 256 * (2 + 12 - 1 + 2) + 24 * 261
+    sampler = TransformersSampler(model, free_bytes=round(16.5 * short / 0.8))
+    rows: list[tuple[int, int]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _module, _args, given: rows.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    found = drawn(sampler, requests(prompts=prompts), Settings((), 1.0, 0.9))
+    read = [width for _, width in rows if width > 1]
+    assert read[0] == 200
+    assert {count for count, width in rows[:13]} == {1}, "the long one has its row to itself"
+    assert max(count for count, width in rows if width == 1) == 16
+    expected = drawn(TransformersSampler(tiny_model()), requests(prompts=prompts), Settings((), 1.0, 0.9))
+    assert ids_of(found) == ids_of(expected)
+
+
+def test_16_bits_round_and_change_nothing_else() -> None:
+    model = tiny_model().bfloat16()
+    sampler = TransformersSampler(model)
+    assert sampler.in_place
+    found = drawn(sampler, requests(n=3), Settings((END,), 1.0, 0.9, rows=4))
+    for (number, _), response in found.items():
+        expected = logps_of_a_plain_forward(tiny_model().bfloat16(), PROMPTS[number], response.ids)
+        assert torch.allclose(torch.tensor(response.logps), expected, atol=0.15)
+
+
 def test_what_does_not_fit_alone_says_what_to_change(report: Report) -> None:
     model = tiny_model()
     sampler = TransformersSampler(model, report)
