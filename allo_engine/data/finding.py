@@ -35,6 +35,7 @@ _NO_ANSWER = re.compile(
     re.I,
 )
 _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>")
+_BLANKS = re.compile(r"\s{3,}")
 _SENTENCE_END = re.compile(
     r"(?<!\bmr)(?<!\bmrs)(?<!\bdr)(?<!\bst)(?<!\bmt)(?<!\bvs)(?<!\.\w)[.!?]['\"*)]*\s+(?=[\W\d]*[a-z\\])", re.I
 )
@@ -68,8 +69,13 @@ class Found:
         return [*cuts, clause] if trim(clause) and isinstance(parse(trim(sentence)), Text) else cuts
 
 
+def _narrowed(blanks: re.Match[str]) -> str:
+    """Long blanks shortened: patterns that begin with any number of them take the square of that to find nothing."""
+    return "\n\n" if blanks[0].count("\n") > 1 else "\n" if "\n" in blanks[0] else " "
+
+
 def find(text: str) -> Found | None:
-    text = _SPECIAL.sub(" ", text[-20_000:]).strip()
+    text = _BLANKS.sub(_narrowed, _SPECIAL.sub(" ", text[-20_000:])).strip()
     follow_up = _NEXT_PROBLEM.search(text)
     if follow_up and text[: follow_up.start()].strip():
         text = text[: follow_up.start()].rstrip()  # the model went on to a problem of its own
@@ -122,7 +128,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 def trim(text: str) -> str:
     """`text` without markup, quotes and a full stop around it. Brackets stay: (3, 4) and (B) mean something."""
-    text = text.strip(" \t\n*_`'\"“”‘’#")
+    text = _BLANKS.sub(_narrowed, text).strip(" \t\n*_`'\"“”‘’#")
     for left, right in (("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         bare = text.rstrip(".")
         if len(bare) > len(left + right) and bare.startswith(left) and bare.endswith(right):

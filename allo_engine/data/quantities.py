@@ -132,6 +132,7 @@ def plain_text(text: str) -> str:
     text = re.sub(r"\\\(|\\\)|\\\[|\\\]|\\[,;! ]|[`_{}]|\*\*", "", text.replace("{,}", ","))
     text = text.replace("\\%", "%").lower()
     text = re.sub(r"(?<=\d)\s*(?:[×x*·]|\\times|\\cdot)\s*10\s*\^\s*\(?([-+]?\d{1,2})\)?(?!\d)", r"e\1", text)
+    text = re.sub(rf"\s+and (?:an?|one) ({'|'.join(_PARTS)})\b", lambda m: f" 1/{_PARTS[m[1]]}", text)
     text = _SPOKEN_FRACTION.sub(lambda m: f"{_COUNTS[m[1]]}/{_PARTS[m[2]]}", text)
     return _SPOKEN.sub(lambda m: str(sum(_WORDS[word] for word in m.groups() if word)), text).strip()
 

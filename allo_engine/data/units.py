@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from allo_engine.data.quantities import Quantity, plain_text, stated_number, whole_number
 
@@ -95,7 +96,7 @@ def unit_of(text: str) -> _Unit | None:
 
 
 def amount(text: str) -> Amount | None:
-    """The amount that `text` is, with nothing beside it: a figure with its unit, or several of time that add up."""
+    """The amount that `text` is, with nothing beside it: a figure with its unit, or several that add up."""
     plain = _ABOUT.sub("", " ".join(plain_text(text).split())).strip(" .")
     signed = _SIGNED.fullmatch(plain)
     if signed:
@@ -120,9 +121,12 @@ def stated_amount(text: str) -> Amount | None:
 
 
 def _sum(numbers: list[Quantity | None], units: list[_Unit | None]) -> Amount | None:
-    """What the numbers of units are together; None where one cannot be read, or two are not of time."""
+    """What the numbers of units are together; None unless each is a smaller unit of the same thing."""
     parts = [(number.value, unit) for number, unit in zip(numbers, units, strict=True) if number and unit]
-    if not parts or len(parts) < len(units) or (len(parts) > 1 and any(unit.dimension != "time" for _, unit in parts)):
+    falling = all(
+        a.dimension == b.dimension and a.factor > b.factor and not a.offset for (_, a), (_, b) in pairwise(parts)
+    )
+    if not parts or len(parts) < len(units) or not falling:
         return None
     total = sum((unit.offset + value * unit.factor for value, unit in parts), Fraction(0))
     return Amount(total, parts[0][1].dimension, parts[0][0] if len(parts) == 1 else None)

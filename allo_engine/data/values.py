@@ -88,6 +88,10 @@ class Text:
 Value = Options | Number | Amount | Time | Ratio | Date | Items | Matrix | Truth | Formula | Text
 
 
+MOST_FORMULAS = 5
+"""Formulas of a set that are held against those of another, each with each: each time may take its seconds."""
+
+
 def same(a: Value, b: Value) -> bool | None:
     """Whether two values are one; None where that cannot be told."""
     match a, b:
@@ -96,7 +100,7 @@ def same(a: Value, b: Value) -> bool | None:
         case ((Number() | Formula()), (Number() | Formula())):
             return _same_formula(a.text, b.text)
         case Amount(), Amount():
-            return a.dimension == b.dimension and _close(a.value, b.value)
+            return _close(a.value, b.value) if a.dimension == b.dimension else None  # degrees, pounds and months
         case (Amount(), Number()) | (Number(), Amount()):
             return _same_figure(a, b)
         case Time(), Time():
@@ -144,10 +148,12 @@ def _same_figure(a: Value, b: Value) -> bool | None:
 
 
 def _same_time(a: Time, b: Time) -> bool | None:
-    if a.settled and b.settled:
+    if a == b or (a.settled and b.settled):
         return a.minutes == b.minutes
-    half = 12 * 60
-    return None if a.minutes % half == b.minutes % half and a.minutes != b.minutes else a.minutes == b.minutes
+    (hours, minutes), (others, of_others) = divmod(a.minutes, 60), divmod(b.minutes, 60)
+    may_be_ratios = hours * of_others == others * minutes
+    other_half = a.minutes % 720 == b.minutes % 720
+    return True if a.minutes == b.minutes else None if may_be_ratios or other_half else False
 
 
 def _proportional(a: Sequence[Fraction], b: Sequence[Fraction]) -> bool:
@@ -161,6 +167,8 @@ def _same_items(a: Items, b: Items) -> bool | None:
     if a.brackets != b.brackets and {a.brackets, b.brackets} & {"[)", "(]"}:
         return False if a.ordered and b.ordered else None
     if not a.ordered:
+        if len(a.items) > MOST_FORMULAS and any(isinstance(item, Formula) for item in (*a.items, *b.items)):
+            return None
         return _all_matched(list(a.items), list(b.items))
     found = _all([same(x, y) for x, y in zip(a.items, b.items, strict=True)])
     return found if b.brackets in ("", a.brackets) or (found is False and b.ordered) else None

@@ -309,6 +309,27 @@ def test_no_right_answer_of_cases_that_the_reader_was_not_made_by_is_called_wron
 
 
 @pytest.mark.parametrize(
+    ("response", "gold", "verdict"),
+    [
+        ("212°F", "100 degrees", U),  # an angle, or a temperature
+        ("£5", "5 pounds", U),
+        ("365 days", "1 year", U),
+        ("6:40", "3:20", U),  # two times, or one ratio
+        ("14:30", "2:30", U),
+        ("[3, 4]", "(3, 4)", U),  # a list, or an interval and a point
+        ("3,14", "3.41", U),
+        ("5 feet 6 inches", "66 inches", R),
+        ("5 feet 6 inches", "5 feet 5 inches", W),
+        ("3 dollars and 50 cents", "$3.50", R),
+        ("one and a half", "1.5", R),
+        ("1000001", "1000000", W),
+    ],
+)
+def test_what_may_mean_two_things_is_not_called_wrong(response: str, gold: str, verdict: Verdict) -> None:
+    assert compare(f"The answer is {response}", gold) is verdict
+
+
+@pytest.mark.parametrize(
     ("text", "answer"),
     [
         ("4*6=24, 24/3=8. The answer is 8", ("8", Number)),
@@ -399,12 +420,19 @@ HOSTILE = [
     "(" * 5000,
     " " * 20000 + "x",
     "is the answer" * 2000,
+    "x" + " " * 15000 + "<",
+    "x" + "\n" * 15000 + "<",
+    "1, " * 3000,
+    "5 km and " * 1000,
+    ", ".join(f"\\sqrt{{{number}}}" for number in range(16)),
     "\x00\ud800",
 ]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("gold", ["7", "x+1", "B", "food"])
+@pytest.mark.parametrize(
+    "gold", ["7", "x+1", "B", "food", "10:30", ", ".join(f"\\sqrt{{{50 + i}}}" for i in range(16))]
+)
 def test_hostile_text_neither_hangs_nor_raises(text: str, gold: str) -> None:
     started = time.monotonic()
     assert compare(f"The answer is {text}", gold) is not R
