@@ -21,6 +21,8 @@ examples:
   allo submit train.jsonl --validation heldout.jsonl --model smollm2 --stage sft --set improve.learning_rate=1e-5
   allo submit pairs.jsonl --model smollm2 --method dpo --set n_epochs=2
   allo submit train.jsonl --model smollm2 --masks ftjob-… --set improve.beta=0.2
+  allo submit train.jsonl --model llama-8b --set train=mask --set mask_ratio=0.02        no stage over all weights
+  allo submit train.jsonl --model qwen-7b --set reward_model.model=qwen-0.5b
 
 Training files are JSON lines: problems {"problem", "solution", "answer"?} or preferences {"prompt", "chosen",
 "rejected"}. STAGE.FIELD=VALUE sets one stage; FIELD=VALUE every stage that has the field. A file that was uploaded
