@@ -18,6 +18,7 @@ Epochs = Annotated[int, Field(ge=1, le=10_000)]
 Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Precision = Literal["auto", "float32", "bfloat16"]
 Train = Literal["all", "mask"]
+Moments = Literal["float32", "8bit"]
 
 
 TEACHER_KEY = "ALLO_TEACHER_API_KEY"
@@ -54,7 +55,19 @@ class PromptConfig(StageConfig):
     )
 
 
-class TrainingConfig(PromptConfig):
+class RowsConfig(PromptConfig):
+    """What every stage has that packs sequences into rows."""
+
+    micro_batch_tokens: Tokens | None = Field(
+        default=None,
+        description="Tokens of one forward pass: bounds memory and never changes the result. null: as many as fit.",
+    )
+    memory_gb: Positive | None = Field(
+        default=None, description="Memory, in GiB, that the micro-batch is fitted to. null: what is free at the start."
+    )
+
+
+class TrainingConfig(RowsConfig):
     """What every stage that trains has. A batch is counted in items: responses, pairs or negatives."""
 
     train: Train = Field(
@@ -72,15 +85,15 @@ class TrainingConfig(PromptConfig):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: Positive = 1e-8
-    micro_batch_tokens: Tokens | None = Field(
-        default=None,
-        description="Tokens of one forward pass: bounds memory and never changes the result. null: as many as fit.",
+    moments: Moments = Field(
+        default="float32",
+        description="What AdamW keeps of its two moments: '8bit' is a quarter as much, rounded in blocks of 256 "
+        "(arXiv 2110.02861), by bitsandbytes, which must be installed.",
     )
-    memory_gb: Positive | None = Field(
-        default=None, description="Memory, in GiB, that the micro-batch is fitted to. null: what is free at the start."
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Compute activations twice instead of keeping them: a third slower, far leaner."
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Compute activations twice instead of keeping them: a third slower, far leaner. 'auto': where the "
+        "longest item, or rows of a sensible length, would not fit otherwise.",
     )
     checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
 
@@ -128,7 +141,7 @@ class WarmupConfig(OwnMaskConfig):
     beta: Positive = 0.1
 
 
-class LocateConfig(PromptConfig):
+class LocateConfig(RowsConfig):
     """The weights that alignment moves most: exact global top-k, nested ratios from one pass."""
 
     importance: Literal["update", "gradient", "least", "random"] = Field(
@@ -138,9 +151,6 @@ class LocateConfig(PromptConfig):
     )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05
-    micro_batch_tokens: Tokens = Field(
-        default=512, description="Tokens of one forward pass of 'gradient': bounds memory and never changes the result."
-    )
 
 
 class Teacher(BaseModel):
@@ -185,7 +195,7 @@ class RewardModelConfig(OwnMaskConfig):
     )
 
 
-class TokenRewardsConfig(PromptConfig):
+class TokenRewardsConfig(RowsConfig):
     """The probability that the rewriter keeps each token of a wrong response."""
 
     source: Literal["reward_model", "log_ratio"] = Field(
@@ -193,7 +203,6 @@ class TokenRewardsConfig(PromptConfig):
         description="'reward_model' trains the rewriter; 'log_ratio' reads the warm-up model against the start "
         "model and needs neither rewriter nor solutions.",
     )
-    micro_batch_tokens: Tokens = 1024
 
 
 class ForgetConfig(TrainingConfig):
@@ -239,11 +248,10 @@ class ImproveConfig(TrainingConfig):
     )
 
 
-class EvaluateConfig(PromptConfig):
+class EvaluateConfig(RowsConfig):
     """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
 
     decoding_batch: Count = Field(default=64, description="Answers decoded at once, fewer where memory is too small.")
-    micro_batch_tokens: Tokens = 1024
     beta: Positive = 0.1
     examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")
 

@@ -34,8 +34,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from allo_engine.model.attention import attended
 from allo_engine.model.loading import device, dtype_of, load_model
 from allo_engine.model.logps import computing, token_logps
-from allo_engine.model.memory import Shape, shape_of
 from allo_engine.model.sequences import build_row, singles
+from allo_engine.model.shape import Shape, shape_of
 from allo_engine.sampling import Request, Settings, TransformersSampler
 
 REPEATS = 3

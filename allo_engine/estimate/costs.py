@@ -5,9 +5,12 @@ Work is counted, not timed: rows of tokens through the model, steps of an optimi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from allo_engine.estimate.calibration import TRAINING, Calibration, flops
 from allo_engine.estimate.loads import Load, Passes
-from allo_engine.model.memory import Shape, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
+from allo_engine.model.memory import Use, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
+from allo_engine.model.shape import Shape
 
 NOISE = 0.2
 """The same stage takes up to this share more or less from one run to the next, on a machine that others share."""
@@ -116,25 +119,20 @@ def peak_bytes(load: Load, shape: Shape, device_type: str) -> int:
     base = PROCESS_BYTES.get(device_type, 0)
     if not load.models:
         return base
-    held = held_bytes(shape, load.kind, load.ratio, load.weight_bytes)
+    use = Use(load.kind, load.weight_bytes, load.ratio, load.moments, load.gradient_checkpointing, device_type)
+    scoring = replace(use, kind="forward")
     longest = max([0, *(found.longest for found in load.forward)])
-    forward = row_bytes(shape, longest, load.weight_bytes, False, False, device_type) if longest else 0
-    training = _row_of_training(load, shape, device_type)
-    return base + held + max(forward, training, _decoding_bytes(load, shape, device_type))
+    forward = row_bytes(shape, scoring, longest) if longest else 0
+    training = row_bytes(shape, use, load.training.longest) if load.training.longest else 0
+    return base + held_bytes(shape, use) + max(forward, training, _decoding_bytes(load, shape, scoring))
 
 
-def _row_of_training(load: Load, shape: Shape, device_type: str) -> int:
-    longest = load.training.longest
-    checkpointing = load.gradient_checkpointing
-    return row_bytes(shape, longest, load.weight_bytes, True, checkpointing, device_type) if longest else 0
-
-
-def _decoding_bytes(load: Load, shape: Shape, device_type: str) -> int:
+def _decoding_bytes(load: Load, shape: Shape, use: Use) -> int:
     work = load.decoding
     if not work.widest:
         return 0
-    prefill = work.prompts.longest * token_bytes(shape, load.weight_bytes, training=False)
-    return work.widest * cache_bytes(shape, load.weight_bytes) + prefill + head_bytes(shape, device_type)
+    prefill = work.prompts.longest * token_bytes(shape, use)
+    return work.widest * cache_bytes(shape, load.weight_bytes) + prefill + head_bytes(shape, use)
 
 
 def disk_bytes(load: Load, shape: Shape) -> int:

@@ -16,7 +16,7 @@ from allo_engine.estimate.loads import Load
 from allo_engine.estimate.priors import EXPECTED, FEWER, MORE
 from allo_engine.estimate.workload import Workload
 from allo_engine.model.loading import device
-from allo_engine.model.memory import Shape, shape_of
+from allo_engine.model.shape import Shape, shape_of
 from allo_engine.pipeline import METHODS, Data, Method, plan
 
 FILES = ("training_file", "validation_file", "corrections_file")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from allo_engine.config import Moments
 from allo_engine.model.attention import attended
 from allo_engine.model.memory import Kind
 from allo_engine.model.sequences import Group, build_row
@@ -145,6 +146,7 @@ class Load:
     deltas: int = 0
     masks: int = 0
     gradient_checkpointing: bool = False
+    moments: Moments = "float32"
     checkpoint_seconds: float = 60.0
     weight_bytes: int = 4
 

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, cast
 
 from allo_engine.checkpoints.folder import context_length, ends_of
-from allo_engine.config import OwnMaskConfig, PromptConfig, TrainingConfig
+from allo_engine.config import OwnMaskConfig, PromptConfig, RowsConfig, TrainingConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import fitting_groups, negatives, pairs, problems, supervised_examples, within_context
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
@@ -24,7 +24,7 @@ from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, passes
 from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
 from allo_engine.model.loading import dtype_of, load_tokenizer
 from allo_engine.model.memory import Kind
-from allo_engine.model.rows import fitting_tokens
+from allo_engine.model.rows import fitting_rows, fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.pipeline import PlannedStage
 from allo_engine.report import Report, StageError
@@ -101,7 +101,7 @@ class Workload:
     def _locate(self, config: Any) -> Load:
         if "updated" in self._plan["locate"].inputs:
             return Load("locate", streamed=True, models=2, masks=2)
-        rows = rows_of(self._fitting(self._pairs, config), config.micro_batch_tokens)
+        rows = rows_of(self._fitting(self._pairs, config), self._budget("locate", "gradient"))
         work = passes(rows).times(self._pair_scale)
         return Load("locate", "gradient", training=work, masks=2, weight_bytes=_weight_bytes(config))
 
@@ -129,7 +129,8 @@ class Workload:
             judged = [rewriting.scoring(group.key, self._negatives[group.key]) for group in plain]
             judged = within_context(judged, self._model, Report(io.StringIO())) if judged else []
         scored = [judged] if self._kept else [plain, judged]
-        work = tuple(passes(rows_of(groups, config.micro_batch_tokens)).times(self._pair_scale) for groups in scored)
+        budget = self._budget("token_rewards", "forward")
+        work = tuple(passes(rows_of(groups, budget)).times(self._pair_scale) for groups in scored)
         return Load("token_rewards", forward=work, models=len(work), weight_bytes=_weight_bytes(config))
 
     def _forget(self, config: Any) -> Load:
@@ -152,7 +153,8 @@ class Workload:
         else:
             examples = supervised_examples(file.folder, encoder)
             groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
-        work = passes(rows_of(self._fitting(groups, config), config.micro_batch_tokens)).times(file.scale)
+        budget = self._budget("evaluate", "forward")
+        work = passes(rows_of(self._fitting(groups, config), budget)).times(file.scale)
         return replace(load, forward=(work,) * len(models), models=len(models))
 
     def _answered_heldout(self, config: Any, models: Sequence[str], encoder: Encoder) -> Decoding:
@@ -245,15 +247,22 @@ class Workload:
     def _fitting(self, groups: Sequence[Group], config: Any) -> list[Group]:
         return fitting_groups(groups, config, self._model, Report(io.StringIO())) if groups else []
 
-    def _budget(self, stage: str) -> int:
-        return fitting_tokens(self._plan[stage].config, self._model, self._kind(stage), self._ratio(stage))  # type: ignore[arg-type]
+    def _budget(self, stage: str, kind: Kind | None = None) -> int:
+        config = cast(RowsConfig, self._plan[stage].config)
+        if kind is not None:
+            return fitting_tokens(config, self._model, kind)
+        return fitting_tokens(config, self._model, self._kind(stage), self._ratio(stage))
 
     def _reference(self, stage: str, groups: list[Group]) -> Passes:
         return passes(rows_of(groups, self._budget(stage))).times(self._pair_scale)
 
     def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
         config: Any = self._plan[stage].config
-        budget, kind = self._budget(stage), self._kind(stage)
+        kind = self._kind(stage)
+        budget, choice = fitting_rows(config, self._model, kind, self._ratio(stage))
+        again = config.gradient_checkpointing is True
+        if choice is not None and choice.needed(groups):
+            budget, again = choice.tokens, True
         plan = [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
         work = passes(row for batch in plan for row in rows_of(batch, budget))
         return Load(
@@ -263,9 +272,10 @@ class Workload:
             training=work.times(scale * (config.n_epochs + self._locates(stage))),
             updates=len(plan) * scale * config.n_epochs,
             checkpoints=1,
-            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing=again,
             checkpoint_seconds=config.checkpoint_seconds,
-            weight_bytes=4 if kind == "dense" else _weight_bytes(config),
+            weight_bytes=_weight_bytes(config),
+            moments=config.moments,
         )
 
     def _kind(self, stage: str) -> Kind:

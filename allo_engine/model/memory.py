@@ -1,158 +1,170 @@
 """What a stage holds in memory, from a model's shape alone: for choosing row lengths, and for estimates. Free of torch.
 
-Bytes a weight that a stage holds, whatever the row (w = bytes of a stored weight, ρ = the mask's share):
+Bytes a weight that a stage holds, whatever the row (w = bytes of a weight in the precision that is computed in, ρ = the
+mask's share, m = bytes of a moment: 4, or 1 and a scale for each 256):
 
-    forward    w
-    dense      16            float32 weight, gradient and AdamW's two moments
-    sparse     w + 20ρ       masked values, their gradient, two moments, and places of 4 bytes
-    gradient   w + 4         a float32 accumulator of the gradient
+    forward      w
+    dense        8 + 2m         float32 weight and gradient, AdamW's two moments
+    sparse       w + ρ(12 + 2m) masked values, their gradient and places, two moments
+    gradient     w + 4          a float32 accumulator of the gradient; on the host, where it is told so, w
 
-`sparse` and `gradient` also hold the largest weight's dense gradient, in float32 and in the weight's own precision,
-while its entries are gathered. Activations were counted with autograd's saved tensors on a Llama of transformers 5: see
-`_layer_bytes`.
+What a row adds is what autograd keeps of it (counted with its own hooks: see `_kept_bytes`), the attention's masks, the
+head's logits, and what stands a moment: the largest weight's gradient while it is gathered or added, and the 16-bit
+copies that autocast makes of float32 weights. `allo bench memory-formula` holds the sum against measured peaks.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from allo_engine.checkpoints.folder import stored_tensors, tied
+from allo_engine.config import Moments
+from allo_engine.model.shape import Shape
 
-Kind = Literal["forward", "dense", "sparse", "gradient"]
+Kind = Literal["forward", "dense", "sparse", "gradient", "gradient_on_host"]
 
 SMALLEST_ROW = 32
 """Rows are not made shorter than this: what still does not fit then is a single sequence."""
 
 HEAD_CHUNK_BYTES = {"cpu": 32 << 20}
-HEAD_CHUNK_BYTES_ELSEWHERE = 512 << 20
+HEAD_CHUNK_BYTES_ELSEWHERE = 256 << 20
 """The head's float32 logits that are held at once (see head.py)."""
 
 HEAD_KEPT_BYTES = 96 << 20
 """Logits of a training row that are kept for its backward pass, where they are so few, instead of made again."""
 
-HEAD_COPIES = 2
-"""So many such chunks stand at a time: the logits, and what is made of them."""
+SPARE = 0.95
+"""Rows are fitted to this share of a budget: blocks of unlike sizes leave gaps, and libraries want a little too."""
 
-ALLOCATOR = 1.25
-"""Activations take so many times their bytes: what the allocator has cut up, and what one operation needs meanwhile."""
+CONTEXT_BYTES = {"cpu": 0}
+CONTEXT_BYTES_ELSEWHERE = 600_000_000
+"""What a process takes of an accelerator before its first tensor: the driver's context, kernels, cuBLAS's workspace."""
 
-DENSE_BYTES, MASKED_BYTES, ACCUMULATOR_BYTES = 16, 20, 4
+MOMENT_BYTES: Mapping[Moments, float] = {"float32": 4, "8bit": 1 + 4 / 256}
+"""A moment; in 8 bits it has a float32 scale for each 256."""
+
+LONGEST = 1 << 20
+"""No row is longer, however much memory there is."""
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A causal language model's sizes: tied weights count once; `largest` is the largest tensor's entries."""
+class Use:
+    """How a stage uses a model. `weight_bytes` is of the precision it computes in, `ratio` the mask's share.
 
-    weights: int
-    stored_bytes: int
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    tied: bool
-    largest: int
-
-
-def shape_of(folder: Path) -> Shape:
-    """A model's shape from its config.json and the headers of its safetensors files; no weight is read.
-
-    Raises OSError or ValueError where these files are missing or damaged, KeyError where a size is not named.
+    A dense stage has float32 weights, whatever it computes in.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    one_embedding = tied(folder)
-    stored = stored_tensors(folder)
-    counted = [tensor for name, tensor in stored.items() if not (one_embedding and name == "lm_head.weight")]
-    entries = [math.prod(tensor["shape"]) for tensor in counted]
-    heads = config["num_attention_heads"]
-    return Shape(
-        weights=sum(entries),
-        stored_bytes=sum(end - begin for begin, end in (tensor["data_offsets"] for tensor in stored.values())),
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or config["hidden_size"] // heads,
-        vocabulary=config["vocab_size"],
-        tied=one_embedding,
-        largest=max(entries),
-    )
+
+    kind: Kind
+    weight_bytes: int
+    ratio: float = 1.0
+    moments: Moments = "float32"
+    checkpointing: bool = False
+    device_type: str = "cpu"
+
+    @property
+    def training(self) -> bool:
+        return self.kind != "forward"
+
+    @property
+    def autocast(self) -> bool:
+        return self.kind == "dense" and self.weight_bytes < 4
 
 
-def held_bytes(shape: Shape, kind: Kind, ratio: float, weight_bytes: int) -> int:
-    """What a stage holds whatever its rows; `ratio` is the mask's share (kind "sparse")."""
-    transient = shape.largest * (4 if weight_bytes == 4 else 4 + weight_bytes)
-    if kind == "dense":
-        return DENSE_BYTES * shape.weights
-    if kind == "sparse":
-        return weight_bytes * shape.weights + round(MASKED_BYTES * ratio * shape.weights) + transient
-    if kind == "gradient":
-        return (weight_bytes + ACCUMULATOR_BYTES) * shape.weights + transient
-    return weight_bytes * shape.weights
+def held_bytes(shape: Shape, use: Use) -> int:
+    """What a stage holds whatever its rows."""
+    moments = 2 * MOMENT_BYTES[use.moments]
+    a_weight = {
+        "forward": use.weight_bytes,
+        "dense": 8 + moments,
+        "sparse": use.weight_bytes + use.ratio * (12 + moments),
+        "gradient": use.weight_bytes + 4,
+        "gradient_on_host": use.weight_bytes,
+    }
+    return round(a_weight[use.kind] * shape.weights)
 
 
-def token_bytes(shape: Shape, weight_bytes: int, training: bool, gradient_checkpointing: bool = False) -> int:
+def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
+    """The most that a row of so many tokens adds to what is held, at any moment of its passes."""
+    mask, head = mask_bytes(shape, use, tokens), head_bytes(shape, use, tokens)
+    if not use.training:
+        return mask + max(tokens * _passing_bytes(shape, use), head)
+    kept = tokens * _inputs_bytes(shape, use) if use.checkpointing else tokens * token_bytes(shape, use)
+    again = tokens * _kept_bytes(shape, use) if use.checkpointing else 0
+    at_the_head = max(head, _head_backward(shape, use, tokens))
+    behind_the_head = 6 * shape.vocabulary * shape.hidden if use.autocast else 0
+    in_a_layer = again + tokens * _backward_bytes(shape, use) + _waiting_gradient(shape, use)
+    at_the_end = 2 * max(_waiting_gradient(shape, use), _gradient_bytes(use) * shape.largest // 2)
+    return mask + max(_copied_weights(shape, use) + kept + max(at_the_head, behind_the_head, in_a_layer), at_the_end)
+
+
+def row_tokens(shape: Shape, use: Use, budget_bytes: int) -> int:
+    """The longest row that fits a budget of memory for model, optimizer and activations; at least SMALLEST_ROW."""
+    room = SPARE * budget_bytes - held_bytes(shape, use)
+    fits, fails = SMALLEST_ROW, LONGEST
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        fits, fails = (middle, fails) if row_bytes(shape, use, middle) <= room else (fits, middle)
+    return fits
+
+
+def token_bytes(shape: Shape, use: Use) -> int:
     """Activations that one token of a row adds.
 
     Training keeps every layer's; gradient checkpointing keeps every layer's input and one layer's rest; a forward pass
     alone holds about one layer's.
     """
-    layer = _layer_bytes(shape, weight_bytes)
-    if not training:
-        return layer
-    if gradient_checkpointing:
-        return shape.layers * shape.hidden * weight_bytes + layer
-    return shape.layers * layer
+    if not use.training:
+        return _passing_bytes(shape, use)
+    if use.checkpointing:
+        return _inputs_bytes(shape, use) + _kept_bytes(shape, use)
+    return shape.layers * _kept_bytes(shape, use) + _behind_the_layers(shape, use)
 
 
-def row_bytes(
-    shape: Shape,
-    tokens: int,
-    weight_bytes: int,
-    training: bool,
-    gradient_checkpointing: bool = False,
-    device_type: str = "cpu",
-) -> int:
-    """What a row of so many tokens adds to what is held: activations and the head's logits."""
-    activations = tokens * token_bytes(shape, weight_bytes, training, gradient_checkpointing)
-    kept = HEAD_KEPT_BYTES if training else 0
-    return round(ALLOCATOR * activations) + head_bytes(shape, device_type) + kept
+def head_bytes(shape: Shape, use: Use, tokens: int | None = None) -> int:
+    """The head's logits in float32, if every token of a row is predicted; without `tokens`, of a long row.
 
-
-def head_bytes(shape: Shape, device_type: str = "cpu") -> int:
-    """The head's logits, in float32, a chunk of positions at a time; one position at least."""
-    chunk = HEAD_CHUNK_BYTES.get(device_type, HEAD_CHUNK_BYTES_ELSEWHERE)
-    return HEAD_COPIES * max(chunk, 4 * shape.vocabulary)
-
-
-def row_tokens(
-    shape: Shape,
-    kind: Kind,
-    ratio: float,
-    weight_bytes: int,
-    budget_bytes: int,
-    gradient_checkpointing: bool = False,
-    device_type: str = "cpu",
-) -> int:
-    """The longest row that fits a budget of memory for model, optimizer and activations; at least SMALLEST_ROW.
-
-    The budget is what is left when the process has started and the model is not loaded yet.
+    All of them where a training row has few, else a chunk at a time; and as much as a chunk again, which its log-sums
+    are made of.
     """
-    training = kind != "forward"
-    room = budget_bytes - held_bytes(shape, kind, ratio, weight_bytes) - head_bytes(shape, device_type)
-    room -= HEAD_KEPT_BYTES if training else 0
-    longest = room / (ALLOCATOR * token_bytes(shape, weight_bytes, training, gradient_checkpointing))
-    return max(SMALLEST_ROW, math.floor(longest))
+    chunk, size = _head_chunk(shape, use, tokens)
+    return (size if _kept_logits(use, size) else min(chunk, size)) + min(chunk, size)
+
+
+def _head_chunk(shape: Shape, use: Use, tokens: int | None) -> tuple[int, int]:
+    """(bytes of the logits that are held at once, of all logits)."""
+    chunk = max(HEAD_CHUNK_BYTES.get(use.device_type, HEAD_CHUNK_BYTES_ELSEWHERE), 4 * shape.vocabulary)
+    return chunk, chunk if tokens is None else 4 * shape.vocabulary * tokens
+
+
+def _kept_logits(use: Use, size: int) -> bool:
+    return use.training and size <= HEAD_KEPT_BYTES
+
+
+def _head_backward(shape: Shape, use: Use, tokens: int) -> int:
+    """Logits and, where it is computed in 16 bits, the same in 16 bits; the weight's gradient, in the precision that is
+    computed in; and that of the head's input, which is summed in float32.
+    """
+    chunk, size = _head_chunk(shape, use, tokens)
+    logits = size if _kept_logits(use, size) else min(chunk, size)
+    weight = shape.vocabulary * shape.hidden * use.weight_bytes
+    narrow = logits // 2 if use.weight_bytes < 4 else 0
+    return logits + narrow + weight + tokens * shape.hidden * (4 + 2 * use.weight_bytes)
+
+
+def mask_bytes(shape: Shape, use: Use, tokens: int) -> int:
+    """What says which tokens a row's tokens see, for all layers.
+
+    On a CPU, of a row that is a single sequence: a number a pair, and again for the query heads that share a key (see
+    attention.py). Elsewhere the blocks of 128 × 128 pairs that FlexAttention visits, four indices each.
+    """
+    if use.device_type != "cpu":
+        return 16 * math.ceil(tokens / 128) ** 2
+    return (4 + shape.heads // shape.kv_heads * (4 if use.autocast else use.weight_bytes)) * tokens**2
 
 
 def cache_bytes(shape: Shape, weight_bytes: int) -> int:
@@ -160,21 +172,74 @@ def cache_bytes(shape: Shape, weight_bytes: int) -> int:
     return 2 * shape.layers * shape.kv_heads * shape.head_size * weight_bytes
 
 
-def _layer_bytes(shape: Shape, weight_bytes: int) -> int:
-    """What one layer keeps of one token: six tensors of the hidden size (two norms: input, normalised, scaled), four of
-    the attention's (query, key and value repeated for all heads, output), four of the intermediate size (gate, its
-    activation, up, product). Norms keep two of theirs in float32 where weights are shorter.
+def _kept_bytes(shape: Shape, use: Use) -> int:
+    """What autograd keeps of one token in one layer, from one layer's input to the next.
+
+    A norm keeps its input in float32 and what it was scaled to. Products keep their inputs: the first ones' of the
+    attention and of the feed-forward part, once where autocast does not cast them for each of five. Attention keeps
+    queries, keys and values, its output as it is and as the next product takes it, and a number a head; the
+    feed-forward part gate, activation, up and their product.
     """
-    entries = 6 * shape.hidden + 4 * shape.heads * shape.head_size + 4 * shape.intermediate
-    return entries * weight_bytes + (4 - weight_bytes) * 2 * shape.hidden
+    width = use.weight_bytes
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    scaled, inputs = (4, 5) if use.autocast else (width, 2)
+    norms = shape.norms * (4 + scaled) * shape.hidden + shape.head_norms * (4 + width) * (queries + keys)
+    products = (inputs * shape.hidden + 3 * queries + 2 * keys + 4 * shape.intermediate) * width
+    return norms + products + 4 * (shape.heads + shape.norms)
+
+
+def _inputs_bytes(shape: Shape, use: Use) -> int:
+    """What gradient checkpointing keeps of one token: every layer's input, and what is behind the layers."""
+    return shape.layers * shape.hidden * (4 if use.autocast else use.weight_bytes) + _behind_the_layers(shape, use)
+
+
+def _behind_the_layers(shape: Shape, use: Use) -> int:
+    """What the last norm and the head keep of one token."""
+    return (4 + (6 if use.autocast else 2 * use.weight_bytes)) * shape.hidden
+
+
+def _passing_bytes(shape: Shape, use: Use) -> int:
+    """What one token takes at the widest place of a forward pass: activation, up and product, or the attention's
+    tensors; beside its input, and a norm's in float32.
+    """
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    widest = max(3 * shape.intermediate, 4 * queries + 6 * keys)
+    return widest * use.weight_bytes + (2 * use.weight_bytes + 4) * shape.hidden
+
+
+def _backward_bytes(shape: Shape, use: Use) -> int:
+    """What one token takes at the widest place of a layer's backward pass, beside what is kept: the gradients of a
+    product's two factors, and that of the layer's output.
+    """
+    return 2 * shape.intermediate * use.weight_bytes + (4 if use.autocast else use.weight_bytes) * shape.hidden
+
+
+def _copied_weights(shape: Shape, use: Use) -> int:
+    """The copies in 16 bits that autocast makes of the float32 weights of all products; the embedding is looked up."""
+    looked_up = 0 if shape.tied else shape.vocabulary * shape.hidden
+    return use.weight_bytes * (shape.weights - looked_up) if use.autocast else 0
+
+
+def _gradient_bytes(use: Use) -> int:
+    """Of an entry of a weight's gradient as the backward pass hands it on."""
+    return 4 if use.kind == "dense" else use.weight_bytes
+
+
+def _waiting_gradient(shape: Shape, use: Use) -> int:
+    """A tied head's gradient waits for the embedding's to the end of the backward pass; masked entries do not."""
+    waits = shape.tied and use.kind != "sparse"
+    return _gradient_bytes(use) * shape.vocabulary * shape.hidden if waits else 0
 
 
 def available_bytes(device_type: str) -> int:
-    """Free memory: the accelerator's on "cuda", else the machine's or, if lower, what this process's cgroup leaves."""
+    """Free memory: on "cuda" the accelerator's, with what torch has of it and does not use; else the machine's or, if
+    lower, what this process's cgroup leaves.
+    """
     if device_type == "cuda":
         import torch  # here: the rest of this module is free of it
 
-        return int(torch.cuda.mem_get_info()[0])
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + unused
     return min([machine_bytes(), *cgroup_bytes()])
 
 

@@ -3,52 +3,124 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 
-from allo_engine.config import TrainingConfig
+from allo_engine.config import RowsConfig, TrainingConfig
 from allo_engine.model.loading import device, dtype_of
-from allo_engine.model.memory import SMALLEST_ROW, Kind, available_bytes, row_tokens, shape_of
+from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
 from allo_engine.model.sequences import Group
+from allo_engine.model.shape import shape_of
 from allo_engine.report import Report, StageError
 
 Result = TypeVar("Result")
 
-LONGEST_ROW = {"cpu": 512}
+LONGEST_ROW, LONGEST_ROW_SCORED = {"cpu": 512}, {"cpu": 1024}
 LONGEST_ROW_ELSEWHERE = 16384
 """Longer rows gain nothing: on a CPU the matrix products are at their full speed long before."""
 
+SENSIBLE_ROW = 2048
+"""An accelerator is not busy with shorter rows: there activations are better computed twice."""
 
-def fitting_tokens(config: TrainingConfig, folder: Path, kind: Kind, ratio: float = 1.0) -> int:
-    """The longest row that the model in a folder can train on in the memory that is free; not yet loaded."""
-    if config.micro_batch_tokens is not None:
-        return config.micro_batch_tokens
-    where = device().type
-    longest = LONGEST_ROW.get(where, LONGEST_ROW_ELSEWHERE)
-    budget = available_bytes(where) if config.memory_gb is None else round(config.memory_gb * 2**30)
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether activations are computed twice, where that is left to us: rows of `wanted` tokens, or the longest item if
+    that is longer, must fit. Without, `without` tokens fit; with it, rows have `tokens`.
+    """
+
+    wanted: int
+    without: int
+    tokens: int
+
+    def needed(self, groups: Iterable[Group]) -> bool:
+        items = (group.prompt_and(item) for group in groups for item in group.items)
+        return max([self.wanted, *items]) > self.without
+
+
+def use_of(config: RowsConfig, kind: Kind, ratio: float = 1.0, checkpointing: bool = False) -> Use:
+    """What a stage of these settings does with its model on this machine."""
+    moments = config.moments if isinstance(config, TrainingConfig) else "float32"
+    return Use(kind, dtype_of(config.precision).itemsize, ratio, moments, checkpointing, device().type)
+
+
+def fitting_rows(
+    config: RowsConfig, folder: Path, kind: Kind, ratio: float = 1.0, loaded: nn.Module | None = None
+) -> tuple[int, Choice | None]:
+    """The tokens of a row of a folder's model in the memory that is free, and what computing activations twice would
+    change, where that is left to us. What the model itself takes counts as free, where it is `loaded` already.
+    """
+    asked, setting = config.micro_batch_tokens, getattr(config, "gradient_checkpointing", False)
+    use = use_of(config, kind, ratio, setting is True)
+    limits = LONGEST_ROW if use.training else LONGEST_ROW_SCORED
+    longest = limits.get(use.device_type, LONGEST_ROW_ELSEWHERE) if asked is None else asked
     try:
         shape = shape_of(folder)
     except KeyError:  # a model whose sizes have other names: rows shrink as soon as one does not fit
-        return longest
-    weight_bytes = dtype_of(config.precision).itemsize if kind == "sparse" else 4
-    return min(longest, row_tokens(shape, kind, ratio, weight_bytes, budget, config.gradient_checkpointing, where))
+        return longest, None
+    budget = free_bytes(config, use.device_type, loaded)
+    without, with_it = (row_tokens(shape, replace(use, checkpointing=again), budget) for again in (False, True))
+    fits = with_it if use.checkpointing else without
+    tokens, leaner = (longest, longest) if asked else (min(longest, fits), min(longest, with_it))
+    choice = Choice(longest if asked else min(longest, SENSIBLE_ROW), without, leaner)
+    return tokens, choice if setting == "auto" and use.training else None
+
+
+def fitting_tokens(
+    config: RowsConfig, folder: Path, kind: Kind, ratio: float = 1.0, loaded: nn.Module | None = None
+) -> int:
+    """The tokens of a row alone: see fitting_rows."""
+    return fitting_rows(config, folder, kind, ratio, loaded)[0]
+
+
+def free_bytes(config: RowsConfig, device_type: str, loaded: nn.Module | None) -> int:
+    """What a stage may hold in all, its model included: a setting, or what is free and what its model has already."""
+    if config.memory_gb is not None:
+        return round(config.memory_gb * 2**30)
+    own = sum(weight.nbytes for weight in loaded.parameters()) if loaded else 0
+    return available_bytes(device_type) + own
 
 
 class RowBudget:
-    """The tokens of a row, kept in the work folder: a resumed run cuts its rows as the first one did."""
+    """The tokens of a row, and whether its activations are computed twice; kept in the work folder, so that a resumed
+    run cuts its rows as the first one did.
+    """
 
-    def __init__(self, tokens: int, work: Path, report: Report) -> None:
-        self._kept, self._report = work / "micro_batch_tokens", report
-        self.tokens = int(self._kept.read_text()) if self._kept.exists() else self._keep(tokens)
+    def __init__(self, tokens: int, work: Path, report: Report, choice: Choice | None = None) -> None:
+        self._file, self._report, self._choice = work / "rows.json", report, choice
+        self.tokens, self.checkpointing = tokens, False
+        if self._file.exists():
+            kept = json.loads(self._file.read_text())
+            self.tokens, self.checkpointing = kept["tokens"], kept["checkpointing"]
+            self._choice = None
+        elif choice is None:
+            self._keep()
 
-    def _keep(self, tokens: int) -> int:
-        self._kept.parent.mkdir(parents=True, exist_ok=True)
-        self._kept.with_suffix(".tmp").write_text(str(tokens))
-        self._kept.with_suffix(".tmp").replace(self._kept)
-        return tokens
+    def _keep(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        aside = self._file.with_suffix(".tmp")
+        aside.write_text(json.dumps({"tokens": self.tokens, "checkpointing": self.checkpointing}))
+        aside.replace(self._file)
+
+    def settle(self, groups: Iterable[Group]) -> bool:
+        """Whether activations are computed twice. Decided once, from the longest item of a stage's data."""
+        if self._choice is not None:
+            if self._choice.needed(groups):
+                self.tokens, self.checkpointing = self._choice.tokens, True
+                self._report.message(
+                    f"Activations are computed twice, as rows of {self._choice.wanted} tokens, or the longest item, do "
+                    "not fit the memory otherwise: gradient_checkpointing is on.",
+                    data={"gradient_checkpointing": True, "micro_batch_tokens": self.tokens},
+                )
+            self._choice = None
+            self._keep()
+        return self.checkpointing
 
     def fit(
         self, work: Callable[[int], Result], groups: Iterable[Group], undo: Callable[[], None] = lambda: None
@@ -69,7 +141,8 @@ class RowBudget:
             longest = max((group.only([item]).tokens() for group in groups for item in group.items), default=0)
             if self.tokens <= max(longest, SMALLEST_ROW):
                 raise StageError("out_of_memory", _TOO_LONG.format(longest))
-            self.tokens = self._keep(max(self.tokens // 2, longest, SMALLEST_ROW))
+            self.tokens = max(self.tokens // 2, longest, SMALLEST_ROW)
+            self._keep()
             self._report.message(
                 f"The device's memory was full: going on with micro_batch_tokens = {self.tokens}.",
                 "warn",

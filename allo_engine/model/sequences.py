@@ -64,6 +64,10 @@ class Group:
         """Tokens that a row needs for this group."""
         return self._tokens
 
+    def prompt_and(self, item: tuple[int, ...]) -> int:
+        """Tokens that a row needs for one item at most: its responses may share their first words, too."""
+        return len(self.prompt) + sum(len(self.responses[index]) for index in item)
+
     @cached_property
     def _tokens(self) -> int:
         return _Forest([(self.prompt, ids) for ids in self.responses.values()]).size

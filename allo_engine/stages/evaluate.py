@@ -26,6 +26,7 @@ from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, pairs, pr
 from allo_engine.data.records import Problem, read_lines
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken, score
+from allo_engine.model.rows import fitting_tokens
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, StageError, Stopped, Tick
 from allo_engine.sampling import Request, Settings
@@ -176,11 +177,12 @@ def _verdict(text: str, problem: Problem) -> Verdict:
 
 def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
     groups = fitting_groups(pairs(inputs["heldout"], encoder), config, inputs["base"], report)
+    longest = fitting_tokens(config, inputs["base"], "forward")  # once: equal rows give equal bits
     start = inputs.get("sft", inputs["base"])  # in the policies' precision: a model against itself has margin 0
-    reference = _sums(load_model(start, dtype_of(config.precision)), groups, config, lambda _: None)
+    reference = _sums(load_model(start, dtype_of(config.precision)), groups, longest, lambda _: None)
 
     def evaluate(source: Source, tick: Tick) -> Line:
-        sums = _sums(source.load(config), groups, config, tick)
+        sums = _sums(source.load(config), groups, longest, tick)
         ratio = {key: value - reference[key] for key, value in sums.items()}
         found = [
             (ratio[group.key, chosen], ratio[group.key, rejected])
@@ -207,20 +209,21 @@ def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     examples = supervised_examples(inputs["heldout"], encoder)
     groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
     groups = fitting_groups(groups, config, inputs["base"], report)
+    longest = fitting_tokens(config, inputs["base"], "forward")
     tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
 
     def evaluate(source: Source, tick: Tick) -> Line:
-        sums = _sums(source.load(config), groups, config, tick)
+        sums = _sums(source.load(config), groups, longest, tick)
         return {"cross_entropy": -sum(sums.values()) / tokens, "tokens": tokens}
 
     return sum(group.tokens() for group in groups), evaluate
 
 
 def _sums(
-    model: PreTrainedModel, groups: list[Group], config: EvaluateConfig, tick: Tick
+    model: PreTrainedModel, groups: list[Group], longest: int, tick: Tick
 ) -> dict[tuple[int, int], float]:
     """Σ logπ of each response, by (group key, response)."""
-    scores: PerToken = score(model, groups, config.micro_batch_tokens, tick)
+    scores: PerToken = score(model, groups, longest, tick)
     return {key: float(logps.sum()) for key, logps in scores.items()}
 
 

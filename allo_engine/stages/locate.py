@@ -23,7 +23,8 @@ from allo_engine.masking.importance import Gradient, Least, Random, Update
 from allo_engine.masking.masks import Counts, write_masks
 from allo_engine.masking.selection import Source, Threshold, count_of, thresholds
 from allo_engine.model.loading import dtype_of, load_model
-from allo_engine.model.rows import RowBudget
+from allo_engine.model.memory import Kind
+from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError, Stopped, Tick
 
@@ -65,8 +66,9 @@ def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) 
     groups = pair_groups(config, inputs, report)
     model = load_model(inputs["model"], dtype_of(config.precision))
     tick = _ticker(report, sum(group.tokens() for group in groups))
-    rows = RowBudget(config.micro_batch_tokens, work, report)
     where = summing_device(model)
+    kind: Kind = "gradient" if where == model.device else "gradient_on_host"
+    rows = RowBudget(fitting_tokens(config, inputs["model"], kind, loaded=model), work, report)
     gradients = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where), groups)
     return Gradient(gradients, names_of(model, inputs["model"]))
 

@@ -20,7 +20,7 @@ from allo_engine.data.rewriting import Rewriting
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
-from allo_engine.model.rows import RowBudget
+from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, Stopped
 
@@ -30,7 +30,8 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
     given = negatives(inputs["negatives"], encoder)
     plain = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)]
     plain = fitting_groups(plain, config, inputs["model"], report)
-    scorer = _Scorer(config, inputs.get("cache", work), work, report)
+    rows = RowBudget(fitting_tokens(config, inputs["model"], "forward"), work, report)
+    scorer = _Scorer(config, inputs.get("cache", work), work, rows, report)
     if config.source == "reward_model":
         rewriting = Rewriting(encoder)
         rewritten = [rewriting.scoring(group.key, given[group.key]).only(group.items) for group in plain]
@@ -61,9 +62,8 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
 class _Scorer:
     """Scores with one model after the other; `left` is the work of the models behind the one that is at work."""
 
-    def __init__(self, config: TokenRewardsConfig, shared: Path, work: Path, report: Report) -> None:
-        self._config, self._shared, self._work, self._report = config, shared, work, report
-        self._rows = RowBudget(config.micro_batch_tokens, work, report)
+    def __init__(self, config: TokenRewardsConfig, shared: Path, work: Path, rows: RowBudget, report: Report) -> None:
+        self._config, self._shared, self._work, self._rows, self._report = config, shared, work, rows, report
         self._before, self._done, self.left = 0, 0, 0
 
     def __call__(self, folder: Path, groups: list[Group]) -> PerToken:

@@ -26,7 +26,7 @@ from allo_engine.model.loading import load_model, recompute_activations
 from allo_engine.model.logp_cache import LogpCache, known_or_scored, responses_apart
 from allo_engine.model.logps import PerToken, computing, token_logps
 from allo_engine.model.memory import keep_freed_memory
-from allo_engine.model.rows import RowBudget, fitting_tokens
+from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches, rows_of
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.divergence import Strikes, diverged
@@ -66,7 +66,7 @@ class Trainer:
         self._before = 0
         if model.device.type == "cpu":
             keep_freed_memory()
-        if config.gradient_checkpointing:
+        if config.gradient_checkpointing is True:
             recompute_activations(model)
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -88,6 +88,7 @@ class Trainer:
         the very rows of the first epoch, and the log-ratio is exactly 0; but of a group that is longer than a row, a
         response that stands in several of its rows has the reference of one of them.
         """
+        self._settle(groups)
         training = self._config.n_epochs * sum(group.tokens() for group in groups)
 
         def tick(done: int, total: int) -> None:
@@ -108,10 +109,16 @@ class Trainer:
         Raises Stopped after a checkpoint when the report asks to stop, and StageError "diverged" when the loss stays
         something other than a finite number.
         """
+        self._settle(groups)
         plan = self._plan(groups)
         with closing(Feed([batch for _, batch in plan], objective.given, self._model.device)) as feed:
             totals = self._steps(plan, feed, objective)
         return {"steps": len(plan), "trained_tokens": sum(_tokens(batch) for _, batch in plan), **totals.means()}
+
+    def _settle(self, groups: Sequence[Group]) -> None:
+        """Compute activations twice from here on, where memory asks for it."""
+        if self._rows.settle(groups):
+            recompute_activations(self._model)
 
     def _plan(self, groups: Sequence[Group]) -> list[Step]:
         config = self._config
@@ -246,7 +253,8 @@ def _tokens(batch: Iterable[Group]) -> int:
 
 def dense_trainer(folder: Path, config: TrainingConfig, report: Report, work: Path) -> tuple[PreTrainedModel, Trainer]:
     """A folder's model with all its weights as parameters, in float32 whatever it computes in."""
-    rows = RowBudget(fitting_tokens(config, folder, "dense"), work, report)
+    tokens, choice = fitting_rows(config, folder, "dense")
+    rows = RowBudget(tokens, work, report, choice)
     model = load_model(folder)
     return model, Trainer(model, text_weights(model), config, report, work, rows)
 
@@ -262,6 +270,7 @@ def sparse_trainer(
 ) -> tuple[SparseModel, Trainer]:
     """A folder's model with the stored entries `start` as parameters, which are float32 whatever the model is."""
     ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
-    rows = RowBudget(fitting_tokens(config, folder, "sparse", ratio), work, report)
+    tokens, choice = fitting_rows(config, folder, "sparse", ratio, loaded=model)
+    rows = RowBudget(tokens, work, report, choice)
     sparse = SparseModel(model, start, names)
     return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)

@@ -46,9 +46,8 @@ class OwnMask:
 
     def _locate(self, model: PreTrainedModel, names: Names, folder: Path) -> None:
         where = summing_device(model)
-        # sums on the host leave the device as a mask of no weights would
-        kind: Kind = "gradient" if where == model.device else "sparse"
-        rows = RowBudget(fitting_tokens(self._config, self._folder, kind, ratio=0), self._work, self._report)
+        kind: Kind = "gradient" if where == model.device else "gradient_on_host"
+        rows = RowBudget(fitting_tokens(self._config, self._folder, kind, loaded=model), self._work, self._report)
         source = Gradient(rows.fit(lambda budget: self._gradients(model, budget, where), self._groups), names)
         rank = count_of(self._config.mask_ratio, sum(source.sizes.values()))
         try:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from allo_engine.config import PromptConfig, TokenRewardsConfig
+from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.model.loading import load_model, load_tokenizer
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
-from allo_engine.model.rows import RowBudget
+from allo_engine.model.rows import LONGEST_ROW_SCORED, RowBudget
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report
 from tests.benchmarks import material
@@ -40,7 +40,7 @@ def ours(cached: bool) -> float:
     plain, rewritten = sequences()
     model = load_model(material.model())
     with tempfile.TemporaryDirectory() as work:
-        rows = RowBudget(TokenRewardsConfig().micro_batch_tokens, Path(work), Report(io.StringIO()))
+        rows = RowBudget(LONGEST_ROW_SCORED["cpu"], Path(work), Report(io.StringIO()))
         start, rewriter = (LogpCache(Path(work), Path(work), name, "auto") for name in ("start", "rewriter"))
         if cached:
             known_or_scored(lambda: model, plain, start, rows, lambda *_: None)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from allo_engine.estimate.calibration import Calibration, calibrated, flops, machine, measure
-from allo_engine.model.memory import Shape, shape_of
+from allo_engine.model.shape import Shape, shape_of
 from tests.tiny import tiny_model
 
 RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)

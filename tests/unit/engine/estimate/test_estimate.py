@@ -21,8 +21,8 @@ from allo_engine.estimate.job import Estimate, Job, estimate
 from allo_engine.estimate.loads import Load, Passes, decoding, passes
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.model.loading import load_model
-from allo_engine.model.memory import Shape, shape_of
 from allo_engine.model.sequences import Group, singles
+from allo_engine.model.shape import Shape, shape_of
 from allo_engine.pipeline import Data, Method, PlanError
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Settings, TransformersSampler

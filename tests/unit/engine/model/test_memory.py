@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from allo_engine.model import memory
 from allo_engine.model.attention import NAME
 from allo_engine.model.logps import token_logps
-from allo_engine.model.memory import Kind, Shape, held_bytes, row_bytes, row_tokens, shape_of, token_bytes
+from allo_engine.model.memory import LONGEST, SPARE, Kind, Use, held_bytes, row_bytes, row_tokens, token_bytes
 from allo_engine.model.sequences import build_row, singles
+from allo_engine.model.shape import Shape, shape_from, shape_of
 from tests.tiny import tiny_model
 
 GIB = 2**30
@@ -54,43 +55,88 @@ def test_sixteen_bit_weights_are_half_as_many_bytes(tmp_path: Path) -> None:
     assert shape.stored_bytes == 2 * shape.weights
 
 
-@pytest.mark.parametrize("weights", [7_000_000_000, 70_000_000_000])
-def test_a_twentieth_of_16_bit_weights_trains_in_3_bytes_a_weight_where_dense_takes_16(weights: int) -> None:
-    shape = replace(SEVEN_B, weights=weights)
-    largest_gradient = 32000 * 4096 * (4 + 2)
-    assert held_bytes(shape, "sparse", 0.05, 2) == 3 * weights + largest_gradient
-    assert held_bytes(shape, "gradient", 0.05, 2) == 6 * weights + largest_gradient
-    assert held_bytes(shape, "dense", 0.05, 2) == 16 * weights
-    assert held_bytes(shape, "forward", 0.05, 2) == 2 * weights
+@pytest.mark.parametrize(
+    ("use", "bytes_a_weight"),
+    [
+        (Use("forward", 2), 2),
+        (Use("dense", 4), 16),
+        (Use("dense", 2), 16),
+        (Use("dense", 2, moments="8bit"), 10 + 2 * 4 / 256),
+        (Use("sparse", 2, 0.05), 2 + 20 * 0.05),
+        (Use("sparse", 2, 0.05, moments="8bit"), 2 + (14 + 2 * 4 / 256) * 0.05),
+        (Use("gradient", 2), 2 + 4),
+        (Use("gradient_on_host", 2), 2),
+    ],
+)
+def test_what_is_held_is_counted_by_the_weight(use: Use, bytes_a_weight: float) -> None:
+    assert held_bytes(SEVEN_B, use) == pytest.approx(bytes_a_weight * SEVEN_B.weights)
 
 
-def test_token_bytes_are_what_autograd_keeps_of_one_token() -> None:
+def test_autocasts_copies_of_the_weights_are_counted() -> None:
+    """Two bytes of every weight of a product: all but the embedding, which is looked up."""
+    copies = 2 * (SEVEN_B.weights - 32000 * 4096)
+    narrow, wide = (row_bytes(SEVEN_B, Use("dense", width, checkpointing=True), 64) for width in (2, 4))
+    assert narrow - wide == pytest.approx(copies, rel=0.05)
+
+
+@pytest.mark.parametrize("length", [64, 100])
+@pytest.mark.parametrize("width", [4, 2])
+def test_token_bytes_are_what_autograd_keeps_of_one_token(length: int, width: int) -> None:
     """Counted with autograd's own hooks: a third layer keeps what `token_bytes` says."""
-    length = 64
-    shape = _tiny_shape(layers=1)
-    extra = _saved_bytes(3, length) - _saved_bytes(2, length)
-    assert extra == pytest.approx(length * token_bytes(shape, 4, training=True), rel=0.02)
+    use = Use("sparse", width)
+    layers = [token_bytes(_tiny_shape(layers), use) for layers in (2, 3)]
+    extra = _saved_bytes(3, length, width) - _saved_bytes(2, length, width)
+    assert extra == pytest.approx(length * (layers[1] - layers[0]), rel=0.02)
 
 
 def test_gradient_checkpointing_keeps_the_layers_inputs_and_one_layer() -> None:
-    one_layer = token_bytes(SEVEN_B, 2, training=False)
-    assert token_bytes(SEVEN_B, 2, True, gradient_checkpointing=True) == 32 * 4096 * 2 + one_layer
-    assert token_bytes(SEVEN_B, 2, True) == 32 * one_layer
+    kept, again = (token_bytes(SEVEN_B, Use("sparse", 2, checkpointing=on)) for on in (False, True))
+    more = replace(SEVEN_B, layers=33)
+    assert token_bytes(more, Use("sparse", 2, checkpointing=True)) - again == 4096 * 2
+    one_layer = token_bytes(more, Use("sparse", 2)) - kept
+    assert again == pytest.approx(32 * 4096 * 2 + one_layer, rel=0.1)
 
 
 @given(
-    st.sampled_from(["forward", "dense", "sparse", "gradient"]), st.floats(0.001, 1), st.integers(0, 200), st.booleans()
+    st.sampled_from(["forward", "dense", "sparse", "gradient", "gradient_on_host"]),
+    st.floats(0.001, 1),
+    st.integers(0, 200),
+    st.booleans(),
+    st.sampled_from(["cpu", "cuda"]),
 )
 def test_the_longest_row_fits_its_budget_and_a_longer_one_does_not(
-    kind: Kind, ratio: float, gibibytes: int, checkpointing: bool
+    kind: Kind, ratio: float, gibibytes: int, checkpointing: bool, device_type: str
 ) -> None:
-    budget = gibibytes * GIB
-    tokens = row_tokens(SEVEN_B, kind, ratio, 2, budget, checkpointing)
-    held = held_bytes(SEVEN_B, kind, ratio, 2)
-    needed = [held + row_bytes(SEVEN_B, n, 2, kind != "forward", checkpointing) for n in (tokens, tokens + 1)]
+    budget, use = gibibytes * GIB, Use(kind, 2, ratio, checkpointing=checkpointing, device_type=device_type)
+    tokens = row_tokens(SEVEN_B, use, budget)
+    needed = [held_bytes(SEVEN_B, use) + row_bytes(SEVEN_B, use, n) for n in (tokens, tokens + 1)]
     assert tokens >= 32
-    assert needed[1] > budget
-    assert tokens == 32 or needed[0] <= budget
+    assert needed[1] > SPARE * budget or tokens == LONGEST - 1
+    assert tokens == 32 or needed[0] <= SPARE * budget
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"n_embd": 8, "n_layer": 3, "n_head": 2}, (3, 8, 32, 2, 2, 4)),
+        (
+            {
+                "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "head_dim": 16, "intermediate_size": 100, "num_experts_per_tok": 2, "moe_intermediate_size": 10,
+                "shared_expert_intermediate_size": 5,
+            },
+            (3, 8, 25, 4, 2, 16),
+        ),
+        ({"text_config": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 5,
+                          "intermediate_size": 9}}, (1, 8, 9, 2, 2, 4)),
+    ],
+    ids=["gpt2", "experts", "inside_another"],
+)  # fmt: skip
+def test_sizes_go_by_several_names(config: dict[str, object], expected: tuple[int, ...]) -> None:
+    shape = shape_from({"vocab_size": 5, **config}, {"embedding.weight": [5, 8], "lm_head.weight": [5, 8]}, False)
+    found = (shape.layers, shape.hidden, shape.intermediate, shape.heads, shape.kv_heads, shape.head_size)
+    assert found == expected
+    assert (shape.tied, shape.weights) == (False, 80)
 
 
 def test_free_memory_is_no_more_than_a_groups_limit_leaves(tmp_path: Path) -> None:
@@ -125,11 +171,11 @@ def _tiny_shape(layers: int) -> Shape:
     return Shape(0, 0, layers, 32, 64, 4, 2, 8, 261, True, 0)
 
 
-def _saved_bytes(layers: int, length: int) -> int:
+def _saved_bytes(layers: int, length: int, width: int) -> int:
     """Bytes of the distinct storages that a forward pass keeps for its backward pass, weights apart."""
     model = tiny_model()
     model.config.num_hidden_layers = layers
-    model = type(model)(model.config).eval()
+    model = type(model)(model.config).to(torch.float32 if width == 4 else torch.bfloat16).eval()
     weights = {weight.data_ptr() for weight in model.parameters()}
     model.set_attn_implementation(NAME)
     row = build_row([singles(0, [3], [[3] * length])])

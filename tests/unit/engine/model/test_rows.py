@@ -11,8 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from allo_engine.model.rows import RowBudget, is_out_of_memory
+from allo_engine.config import EvaluateConfig, LocateConfig, SftConfig, TokenRewardsConfig
+from allo_engine.model.loading import load_model
+from allo_engine.model.memory import available_bytes, held_bytes, row_bytes
+from allo_engine.model.rows import (
+    LONGEST_ROW,
+    LONGEST_ROW_SCORED,
+    RowBudget,
+    fitting_rows,
+    fitting_tokens,
+    free_bytes,
+    is_out_of_memory,
+    use_of,
+)
 from allo_engine.model.sequences import Group, rows_of, singles
+from allo_engine.model.shape import shape_of
 from allo_engine.report import Report, StageError
 from tests.unit.engine.conftest import Lines
 
@@ -87,6 +100,71 @@ def test_another_error_is_raised_as_it_is(tmp_path: Path, report: Report) -> Non
 
     with pytest.raises(RuntimeError, match="device-side"):
         RowBudget(64, tmp_path, report).fit(work, long_and_short(50))
+
+
+def memory_for(folder: Path, tokens: int, checkpointing: bool = False) -> float:
+    """GiB in which so many tokens a row just fit a dense training."""
+    shape, use = shape_of(folder), use_of(SftConfig(), "dense", checkpointing=checkpointing)
+    return (held_bytes(shape, use) + row_bytes(shape, use, tokens)) / 0.9499 / 2**30
+
+
+def test_rows_fit_the_memory_that_a_job_is_given(tmp_path: Path, model_folder: Path, report: Report) -> None:
+    assert fitting_tokens(SftConfig(micro_batch_tokens=77), model_folder, "dense") == 77
+    assert fitting_tokens(SftConfig(memory_gb=8), model_folder, "dense") == LONGEST_ROW["cpu"]
+    little = memory_for(model_folder, 200)
+    assert fitting_tokens(SftConfig(memory_gb=little), model_folder, "dense") == 200
+    assert fitting_tokens(SftConfig(memory_gb=little, gradient_checkpointing=True), model_folder, "dense") > 200
+    assert RowBudget(128, tmp_path, report).tokens == 128
+    assert RowBudget(999, tmp_path, report).tokens == 128, "a resumed run cuts its rows as the first one did"
+
+
+def test_every_stage_that_packs_rows_takes_as_many_tokens_as_fit(model_folder: Path) -> None:
+    for config, kind, longest in (
+        (LocateConfig(), "gradient", LONGEST_ROW["cpu"]),
+        (TokenRewardsConfig(), "forward", LONGEST_ROW_SCORED["cpu"]),
+        (EvaluateConfig(), "forward", LONGEST_ROW_SCORED["cpu"]),
+    ):
+        assert fitting_tokens(config, model_folder, kind) == longest
+        assert fitting_tokens(config.model_copy(update={"memory_gb": 1e-4}), model_folder, kind) == 32
+        assert fitting_tokens(config.model_copy(update={"micro_batch_tokens": 99}), model_folder, kind) == 99
+
+
+def test_what_a_loaded_model_takes_is_not_taken_away_twice(model_folder: Path) -> None:
+    """Of a budget that the model alone would fill, rows are as long before it is loaded as after."""
+    model = load_model(model_folder)
+    before = available_bytes("cpu")
+    assert free_bytes(SftConfig(), "cpu", model) >= before + shape_of(model_folder).stored_bytes - 2**30
+    assert free_bytes(SftConfig(memory_gb=3), "cpu", model) == 3 * 2**30
+
+
+@pytest.mark.parametrize(("longest", "switched_on"), [(150, False), (300, True)])
+def test_activations_are_computed_twice_where_the_longest_item_does_not_fit_otherwise(
+    tmp_path: Path, model_folder: Path, report: Report, longest: int, switched_on: bool
+) -> None:
+    config = SftConfig(memory_gb=memory_for(model_folder, 200), micro_batch_tokens=100)
+    tokens, choice = fitting_rows(config, model_folder, "dense")
+    rows = RowBudget(tokens, tmp_path, report, choice)
+    assert rows.settle(long_and_short(longest)) is switched_on
+    assert rows.tokens == 100
+    again = RowBudget(tokens, tmp_path, report, choice)
+    assert again.settle(long_and_short(1000)) is switched_on, "a resumed run does as the first one did"
+
+
+def test_activations_are_computed_twice_where_rows_of_a_sensible_length_do_not_fit_otherwise(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    tokens, choice = fitting_rows(SftConfig(memory_gb=memory_for(model_folder, 200)), model_folder, "dense")
+    assert choice is not None
+    rows = RowBudget(tokens, tmp_path, report, choice)
+    assert tokens == 200
+    assert rows.settle(long_and_short(10))
+    assert 200 < rows.tokens == choice.tokens <= LONGEST_ROW["cpu"]
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_a_setting_is_not_decided_again(model_folder: Path, setting: bool) -> None:
+    config = SftConfig(memory_gb=memory_for(model_folder, 200), gradient_checkpointing=setting)
+    assert fitting_rows(config, model_folder, "dense")[1] is None
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from allo_engine.model.attention import NAME
 from allo_engine.model.loading import recompute_activations
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.logps import PerToken, token_logps
-from allo_engine.model.rows import LONGEST_ROW, RowBudget, fitting_tokens
+from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, build_row, singles
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training import losses
@@ -288,17 +288,6 @@ def test_a_dense_stage_computes_in_16_bits_around_float32_weights(tmp_path: Path
     wide = torch.cat([(exact[name] - weight).flatten() for name, weight in before.items()])
     assert float((steps != 0).float().mean()) > 0.9, "steps of 1e-6 survive, as the weights are not rounded"
     assert float(torch.nn.functional.cosine_similarity(steps, wide, dim=0)) > 0.8
-
-
-def test_rows_fit_the_memory_that_a_job_is_given(tmp_path: Path, model_folder: Path, report: Report) -> None:
-    assert fitting_tokens(SftConfig(micro_batch_tokens=77), model_folder, "dense") == 77
-    plenty, little = (fitting_tokens(SftConfig(memory_gb=gb), model_folder, "dense") for gb in (8, 0.1587))
-    assert plenty == LONGEST_ROW["cpu"]
-    assert 32 <= little < plenty
-    leaner = fitting_tokens(SftConfig(memory_gb=0.1587, gradient_checkpointing=True), model_folder, "dense")
-    assert leaner > little
-    assert RowBudget(128, tmp_path, report).tokens == 128
-    assert RowBudget(999, tmp_path, report).tokens == 128, "a resumed run cuts its rows as the first one did"
 
 
 def test_sft_learns_its_examples(tmp_path: Path, report: Report) -> None:
