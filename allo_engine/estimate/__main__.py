@@ -2,6 +2,7 @@
 
     python -m allo_engine.estimate --config job.json           a table
     python -m allo_engine.estimate --config job.json --json    the same as JSON, in seconds and bytes
+    python -m allo_engine.estimate fit MODEL --device-gb 24    which stages fit a device, from config.json alone
 
 job.json names the job as it would be submitted, with folders and files of this machine:
 
@@ -32,7 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from allo_engine.estimate import calibration
+from allo_engine.estimate import calibration, fit
 from allo_engine.estimate.calibration import Calibration
 from allo_engine.estimate.job import Estimate, Job, StageEstimate, estimate
 from allo_engine.pipeline import PlanError
@@ -86,6 +87,8 @@ def as_json(found: Estimate, machine: str, rates: Calibration) -> dict[str, Any]
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["fit"]:
+        return fit.main(sys.argv[2:])
     arguments = _parser().parse_args()
     try:
         job = Job.read(arguments.config)

@@ -247,14 +247,13 @@ class Workload:
     def _fitting(self, groups: Sequence[Group], config: Any) -> list[Group]:
         return fitting_groups(groups, config, self._model, Report(io.StringIO())) if groups else []
 
-    def _budget(self, stage: str, kind: Kind | None = None) -> int:
-        config = cast(RowsConfig, self._plan[stage].config)
-        if kind is not None:
-            return fitting_tokens(config, self._model, kind)
-        return fitting_tokens(config, self._model, self._kind(stage), self._ratio(stage))
+    def _budget(self, stage: str, kind: Kind, ratio: float = 1.0) -> int:
+        return fitting_tokens(cast(RowsConfig, self._plan[stage].config), self._model, kind, ratio)
 
     def _reference(self, stage: str, groups: list[Group]) -> Passes:
-        return passes(rows_of(groups, self._budget(stage))).times(self._pair_scale)
+        return passes(rows_of(groups, self._budget(stage, self._kind(stage), self._ratio(stage)))).times(
+            self._pair_scale
+        )
 
     def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
         config: Any = self._plan[stage].config

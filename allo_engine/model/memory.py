@@ -95,11 +95,14 @@ def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
         return mask + max(tokens * _passing_bytes(shape, use), head)
     kept = tokens * _inputs_bytes(shape, use) if use.checkpointing else tokens * token_bytes(shape, use)
     again = tokens * _kept_bytes(shape, use) if use.checkpointing else 0
-    at_the_head = max(head, _head_backward(shape, use, tokens))
+    copies = _copied_weights(shape, use)
+    forward = copies + kept + head
+    copies = min(copies, _copies_made_again(shape, use)) if use.checkpointing else copies
+    at_the_head = _head_backward(shape, use, tokens)
     behind_the_head = 6 * shape.vocabulary * shape.hidden if use.autocast else 0
     in_a_layer = again + tokens * _backward_bytes(shape, use) + _waiting_gradient(shape, use)
     at_the_end = 2 * max(_waiting_gradient(shape, use), _gradient_bytes(use) * shape.largest // 2)
-    return mask + max(_copied_weights(shape, use) + kept + max(at_the_head, behind_the_head, in_a_layer), at_the_end)
+    return mask + max(forward, copies + kept + max(at_the_head, behind_the_head, in_a_layer), at_the_end)
 
 
 def row_tokens(shape: Shape, use: Use, budget_bytes: int) -> int:
@@ -218,6 +221,13 @@ def _copied_weights(shape: Shape, use: Use) -> int:
     """The copies in 16 bits that autocast makes of the float32 weights of all products; the embedding is looked up."""
     looked_up = 0 if shape.tied else shape.vocabulary * shape.hidden
     return use.weight_bytes * (shape.weights - looked_up) if use.autocast else 0
+
+
+def _copies_made_again(shape: Shape, use: Use) -> int:
+    """Where activations are computed twice the backward pass makes a layer's copies again; it has kept the head's."""
+    head = shape.vocabulary * shape.hidden
+    layers = shape.weights - head * (1 if shape.tied else 2)
+    return use.weight_bytes * (head + layers // shape.layers) if use.autocast else 0
 
 
 def _gradient_bytes(use: Use) -> int:

@@ -219,9 +219,7 @@ def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     return sum(group.tokens() for group in groups), evaluate
 
 
-def _sums(
-    model: PreTrainedModel, groups: list[Group], longest: int, tick: Tick
-) -> dict[tuple[int, int], float]:
+def _sums(model: PreTrainedModel, groups: list[Group], longest: int, tick: Tick) -> dict[tuple[int, int], float]:
     """Σ logπ of each response, by (group key, response)."""
     scores: PerToken = score(model, groups, longest, tick)
     return {key: float(logps.sum()) for key, logps in scores.items()}

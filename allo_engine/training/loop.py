@@ -33,6 +33,7 @@ from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
+from allo_engine.training.optimizer import optimizer_of
 from allo_engine.training.resuming import Cadence, Checkpoints
 
 MOST_PLANNED = 10**8
@@ -68,14 +69,7 @@ class Trainer:
             keep_freed_memory()
         if config.gradient_checkpointing is True:
             recompute_activations(model)
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            fused=model.device.type in ("cpu", "cuda"),
-        )
+        self._optimizer = optimizer_of(self._parameters.values(), config, model.device.type)
         for parameter in self._parameters.values():  # made once, apart from a row's activations, and kept
             parameter.grad = torch.zeros_like(parameter)
         self._checkpoints = Checkpoints(work, self._parameters, self._optimizer, report)

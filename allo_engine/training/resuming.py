@@ -19,9 +19,6 @@ from allo_engine.report import Report
 
 Sums = Mapping[str, list[float]]
 
-_STATE = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps of a parameter; of one that was not stepped yet it keeps nothing."""
-
 _SHARE = 20
 
 
@@ -39,7 +36,7 @@ class Checkpoints:
             path.unlink()
         tensors = {f"values/{name}": value.detach() for name, value in self._parameters.items()}
         for name, value in self._parameters.items():
-            tensors |= {f"{key}/{name}": state.detach() for key, state in self._optimizer.state[value].items()}
+            tensors |= {f"{key}/{name}": _apart(state) for key, state in self._optimizer.state[value].items()}
         self._work.mkdir(parents=True, exist_ok=True)
         aside = self._work / "checkpoint.tmp"
         save_file(
@@ -67,22 +64,34 @@ class Checkpoints:
     @torch.no_grad()
     def _load(self, path: Path) -> tuple[int, Sums]:
         with safe_open(path, framework="pt") as file:
-            stored = set(file.keys())
-            for name, value in self._parameters.items():
-                value.copy_(file.get_tensor(f"values/{name}"))
-                kept = {key: f"{key}/{name}" for key in _STATE if f"{key}/{name}" in stored}
-                state = {key: file.get_tensor(place) for key, place in kept.items()}
-                self._optimizer.state[value] = {
-                    key: placed(tensor, value, self._optimizer) for key, tensor in state.items()
-                }
+            for value in self._parameters.values():  # of a parameter that was not stepped yet, there is no state
+                self._optimizer.state[value] = {}
+            for place in file.keys():  # noqa: SIM118 - it is no mapping
+                key, _, name = place.partition("/")
+                value, tensor = self._parameters[name], file.get_tensor(place)
+                if key == "values":
+                    value.copy_(tensor)
+                else:
+                    self._optimizer.state[value][key] = placed(tensor, value, self._optimizer)
             metadata = file.metadata()
         return int(metadata["step"]), json.loads(metadata["totals"])
 
 
-def placed(state: Tensor, value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Moments stand beside their parameter; the count of steps, a single number, does where AdamW is fused."""
-    beside = state.shape == value.shape or optimizer.defaults["fused"]
+def placed(state: Tensor, value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | int:
+    """Moments, and what their 8 bits mean, stand beside their parameter.
+
+    So does the count of steps, a single number, where AdamW is fused; in 8 bits it is a plain number.
+    """
+    if not state.ndim and not state.is_floating_point():
+        return int(state)
+    beside = state.ndim or state.shape == value.shape or optimizer.defaults["fused"]
     return state.to(value.device) if beside else state
+
+
+def _apart(state: Tensor | int) -> Tensor:
+    """As a file can hold it: what is small may be shared by all parameters, as is the map of 8 bits to numbers."""
+    tensor = torch.as_tensor(state).detach()
+    return tensor.clone() if tensor.numel() <= 256 else tensor
 
 
 class Cadence:

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from allo_engine.masking.sparse import SparseModel
-from allo_engine.model.attention import attend_by
+from allo_engine.model.attention import NAME
 from allo_engine.model.loading import recompute_activations
 from allo_engine.model.logps import computing, token_logps
 from allo_engine.model.memory import Use, held_bytes, row_bytes
@@ -87,8 +87,10 @@ def random_model(name: str, dtype: torch.dtype) -> tuple[Shape, PreTrainedModel]
     config = AutoConfig.for_model(**values)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    attend_by(model, "forest")
-    return shape_from(values, {key: list(weight.shape) for key, weight in model.named_parameters()}, values["tie_word_embeddings"]), model
+    model.set_attn_implementation(NAME)
+    return shape_from(
+        values, {key: list(weight.shape) for key, weight in model.named_parameters()}, values["tie_word_embeddings"]
+    ), model
 
 
 def row_of(case: Measured) -> Row:

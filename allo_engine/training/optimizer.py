@@ -1,0 +1,35 @@
+"""AdamW, with its moments in float32 or in 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from allo_engine.config import TrainingConfig
+from allo_engine.report import StageError
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter], config: TrainingConfig, device_type: str) -> torch.optim.Optimizer:
+    """Raises StageError where the library that keeps moments in 8 bits is not installed."""
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if config.moments == "8bit":
+        return _eight_bit()(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=device_type in ("cpu", "cuda"), **settings)
+
+
+def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit  # here: it takes two seconds, and few stages want it
+    except ImportError:
+        raise StageError(
+            "bad_config", "moments '8bit' needs bitsandbytes: pip install 'allo[eight-bit]', or leave moments out."
+        ) from None
+    return AdamW8bit
