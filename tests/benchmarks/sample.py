@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from allo_engine.model.loading import load_model
+from allo_engine.model.loading import device, load_model
 from allo_engine.sampling import Request, Settings, TransformersSampler
 from tests.benchmarks import material
 from tests.benchmarks.case import Case, transformers_version
@@ -79,7 +79,7 @@ class Ends(StoppingCriteria):
     """A row has ended when its response is as long as was given."""
 
     def __init__(self, prompt: int, lengths: Sequence[int]) -> None:
-        self._stops = prompt + torch.tensor(lengths)
+        self._stops = prompt + torch.tensor(lengths, device=device())
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         return self._stops <= input_ids.shape[1]
@@ -111,7 +111,7 @@ def batches(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, 
 
 def generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, longest: int, **how: object) -> Tensor:
     found: Tensor = model.generate(
-        ids, attention_mask=mask, do_sample=True, temperature=0.7, top_p=0.95, top_k=0,
+        ids.to(model.device), attention_mask=mask.to(model.device), do_sample=True, temperature=0.7, top_p=0.95, top_k=0,
         num_return_sequences=N, max_new_tokens=longest, pad_token_id=END, **how,
     )  # fmt: skip
     return found[:, ids.shape[1] :]
