@@ -111,8 +111,8 @@ def batches(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, 
 
 def generated(model: PreTrainedModel, ids: Tensor, mask: Tensor, longest: int, **how: object) -> Tensor:
     found: Tensor = model.generate(
-        ids.to(model.device), attention_mask=mask.to(model.device), do_sample=True, temperature=0.7, top_p=0.95, top_k=0,
-        num_return_sequences=N, max_new_tokens=longest, pad_token_id=END, **how,
+        ids.to(model.device), attention_mask=mask.to(model.device), do_sample=True, temperature=0.7, top_p=0.95,
+        top_k=0, num_return_sequences=N, max_new_tokens=longest, pad_token_id=END, **how,
     )  # fmt: skip
     return found[:, ids.shape[1] :]
 
