@@ -57,6 +57,7 @@ class TransformersSampler:
         left = {(request.number, sample): (request, sample) for request, sample in in_order(requests)}
         most = settings.rows
         while left:
+            give_back_freed_memory()
             shelf, rows = self._shelf(list(left.values()), most)
             try:
                 for finished in self._decode(deque(shelf), settings, rows):
@@ -69,7 +70,6 @@ class TransformersSampler:
             if most < 1:
                 raise StageError("out_of_memory", _TOO_LARGE)
             if most < rows:
-                give_back_freed_memory()
                 self._tell(most)
 
     def _tell(self, rows: int) -> None:
