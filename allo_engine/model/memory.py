@@ -92,7 +92,7 @@ def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
     """The most that a row of so many tokens adds to what is held, at any moment of its passes."""
     mask, head = mask_bytes(shape, use, tokens), head_bytes(shape, use, tokens)
     if not use.training:
-        return mask + max(tokens * _passing_bytes(shape, use), head)
+        return max(mask + tokens * _passing_bytes(shape, use), head)
     kept = tokens * _inputs_bytes(shape, use) if use.checkpointing else tokens * token_bytes(shape, use)
     again = tokens * _kept_bytes(shape, use) if use.checkpointing else 0
     copies = _copied_weights(shape, use)

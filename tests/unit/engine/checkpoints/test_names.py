@@ -22,7 +22,7 @@ from allo_engine.checkpoints.names import names_of, skeleton, strided, text_weig
 from allo_engine.masking.entries import stored_values
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import save_model
-from allo_engine.model.memory import shape_of
+from allo_engine.model.shape import shape_of
 from allo_engine.report import StageError
 from tests.tiny import save_tiny, tiny_model
 from tests.unit.engine.renamed import RENAMED, save_renamed

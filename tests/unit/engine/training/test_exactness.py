@@ -114,7 +114,8 @@ def test_a_resumed_run_in_16_bits_has_the_reference_of_the_first_one(tmp_path: P
     groups = pairs(8)
     cache = LogpCache(tmp_path / "shared", tmp_path, "tiny", "bfloat16")
     first = trainer(tmp_path, report, "bfloat16", masked=True).reference(groups, cache)
-    (tmp_path / "micro_batch_tokens").write_text("64")  # the first run met full memory later on
+    kept = '{"tokens": 64, "checkpointing": false}'
+    (tmp_path / "rows.json").write_text(kept)  # the first run met full memory later on
     again = trainer(tmp_path, report, "bfloat16", masked=True).reference(groups, cache)
     assert all(torch.equal(logps, again[key]) for key, logps in first.items())
 
