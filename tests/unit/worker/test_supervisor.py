@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.waiting import PATIENCE, until
 from worker.supervisor import EXIT_LEASE_LOST
 from worker.sweep import STAGE_MARK, sweep, sweep_outlived
 
@@ -48,8 +49,11 @@ RUNNER = textwrap.dedent("""
 class Family:
     """A supervisor over a command with a child and a daemon, each known by its pid."""
 
-    def __init__(self, notes: Path, seconds: float, *manners: str, lease: float = 30, by_runner: bool = False) -> None:
-        supervisor = [sys.executable, "-m", "worker.supervisor", "--grace", "0.5", "--lease", str(lease), "--"]
+    def __init__(
+        self, notes: Path, seconds: float, *manners: str, lease: float = 30, grace: float = 0.5, by_runner: bool = False
+    ) -> None:
+        times = ["--grace", str(grace), "--lease", str(lease)]
+        supervisor = [sys.executable, "-m", "worker.supervisor", *times, "--"]
         argv = [*supervisor, sys.executable, "-c", TREE, str(notes), str(seconds), *manners]
         environment = os.environ | {STAGE_MARK: f"stage-{notes.name}"}
         self.stage_id = environment[STAGE_MARK]
@@ -68,8 +72,8 @@ class Family:
         everyone = self.pids | {"supervisor": self.supervisor}
         return {name for name, pid in everyone.items() if _alive(pid)}
 
-    def gone_within(self, seconds: float) -> bool:
-        return _until(lambda: not self.left(), seconds)
+    def is_gone(self) -> bool:
+        return not self.left()
 
     def close(self) -> None:
         self.top.kill()
@@ -95,21 +99,21 @@ def start(tmp_path: Path) -> Iterator[object]:
 
 def test_the_commands_end_ends_what_it_started_and_gives_its_status(start):
     family = start(0.2)
-    assert family.top.wait(5) == 3
+    assert family.top.wait(PATIENCE) == 3
     assert family.left() == set()
 
 
 def test_a_signal_that_ended_the_command_shows_in_the_status(start):
     family = start(60)
     os.kill(family.pids["command"], signal.SIGKILL)
-    assert family.top.wait(5) == 128 + signal.SIGKILL
+    assert family.top.wait(PATIENCE) == 128 + signal.SIGKILL
     assert family.left() == set()
 
 
 def test_stop_gives_the_command_time_to_save(start, tmp_path):
     family = start(60, "polite")
     family.say(b"stop")
-    assert family.top.wait(5) == 75
+    assert family.top.wait(PATIENCE) == 75
     assert (tmp_path / "saved").exists()
     assert family.left() == set()
 
@@ -118,50 +122,48 @@ def test_a_command_that_ignores_sigterm_is_killed_after_the_grace(start):
     family = start(60, "stubborn")
     started = time.monotonic()
     family.top.send_signal(signal.SIGTERM)
-    assert family.top.wait(5) == 128 + signal.SIGKILL
+    assert family.top.wait(PATIENCE) == 128 + signal.SIGKILL
     assert time.monotonic() - started >= 0.5
     assert family.left() == set()
 
 
 def test_kill_waits_for_nobody(start):
-    family = start(60, "stubborn")
-    started = time.monotonic()
+    family = start(2 * PATIENCE, "stubborn", grace=2 * PATIENCE)
     family.say(b"kill")
-    family.top.wait(5)
-    assert time.monotonic() - started < 0.45
+    family.top.wait(PATIENCE)
     assert family.left() == set()
 
 
 def test_no_beat_for_a_lease_kills_everything(start):
-    family = start(60, "polite", lease=1.5)
-    for _ in range(4):
+    family = start(60, "polite", lease=3)
+    for _ in range(8):
         time.sleep(0.5)
         family.say(b"beat")
     assert family.left() == {"supervisor", "command", "child", "daemon"}
-    assert family.top.wait(5) == EXIT_LEASE_LOST
+    assert family.top.wait(PATIENCE) == EXIT_LEASE_LOST
     assert family.left() == set()
 
 
 def test_a_frozen_runner_loses_its_tree_with_its_lease(start):
     family = start(60, lease=1, by_runner=True)
     family.top.send_signal(signal.SIGSTOP)
-    assert family.gone_within(5) or family.left() == {"supervisor"}  # a zombie until the runner thaws
+    until(lambda: family.left() <= {"supervisor"})  # a zombie until the runner thaws
     family.top.send_signal(signal.SIGCONT)
 
 
 def test_sigkill_of_the_runner_leaves_nothing(start):
     family = start(60, "polite", by_runner=True)
     family.top.kill()
-    assert family.gone_within(5)
+    until(family.is_gone)
 
 
 def test_sigkill_of_the_supervisor_ends_the_command_and_a_sweep_the_rest(start):
     family = start(60)
     os.kill(family.supervisor, signal.SIGKILL)
-    assert _until(lambda: not _alive(family.pids["command"]), 3)
+    until(lambda: not _alive(family.pids["command"]))
     assert family.left() == {"child", "daemon"}
     assert sweep_outlived() >= 2
-    assert family.gone_within(3)
+    until(family.is_gone)
 
 
 def test_a_sweep_ends_an_earlier_attempt_of_its_stage_and_no_other(start):
@@ -169,12 +171,11 @@ def test_a_sweep_ends_an_earlier_attempt_of_its_stage_and_no_other(start):
     sweep("stage-of-another-job")
     assert len(family.left()) == 4
     sweep(family.stage_id)
-    assert family.gone_within(3)
+    until(family.is_gone)
 
 
 def _read(path: Path) -> int:
-    assert _until(lambda: path.exists() and path.read_text() != "", 10)
-    return int(path.read_text())
+    return int(until(lambda: path.exists() and path.read_text()))
 
 
 def _alive(pid: int) -> bool:
@@ -182,12 +183,3 @@ def _alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _until(true: object, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if true():  # type: ignore[operator]
-            return True
-        time.sleep(0.02)
-    return False
