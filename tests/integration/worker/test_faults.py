@@ -17,7 +17,7 @@ from service.broker import CeleryBroker
 from service.embedded import broker_url, command, wait_until_ready
 from service.jobs.tables import Stage
 from tests.integration.worker.house import House, alive
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from worker.sweep import STAGE_MARK
 
 
@@ -52,7 +52,7 @@ class Worker:
     def stop(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(15)
+            self.process.wait(PATIENCE)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
