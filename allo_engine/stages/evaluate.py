@@ -7,7 +7,6 @@ apart. Preferences: accuracy and margin of the implicit reward β(logπ − log�
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from allo_engine.data.answers import Verdict, compare, reference
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, pairs, problems, supervised_examples
 from allo_engine.data.records import Problem, read_lines
+from allo_engine.data.statistics import paired_difference, wilson
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken, score
 from allo_engine.model.rows import fitting_tokens
@@ -37,7 +37,7 @@ Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class Candidate:
     """A model's folder, and the sparse checkpoint whose values it takes, if any."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Source:
         return model
 
 
-Evaluation = Callable[[Source, Tick], Line]
+Evaluation = Callable[[Candidate, Tick], Line]
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -66,10 +66,10 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
             raise Stopped
 
     rows: list[Line] = []
-    for name, source in _models(inputs):
+    for name, candidate in _models(inputs):
         kept = work / f"{name}.json"
         if not kept.exists():
-            row = {"model": name, **evaluation(source, tick)}
+            row = {"model": name, **evaluation(candidate, tick)}
             work.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(row))
             kept.with_suffix(".tmp").replace(kept)
@@ -83,25 +83,6 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
     return {f"{row['model']}_{key}": value for row in rows for key, value in _figures(row).items()}
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Wilson's score interval of a share, at 95 %: honest also near 0 and 1 and for few cases."""
-    z = 1.959963984540054
-    share = right / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def paired_difference(ours: list[bool], theirs: list[bool]) -> dict[str, float]:
-    """Difference of two models' shares on the same cases, with its 95 % interval (McNemar's variance)."""
-    total = len(ours)
-    gained = sum(mine and not other for mine, other in zip(ours, theirs, strict=True))
-    lost = sum(other and not mine for mine, other in zip(ours, theirs, strict=True))
-    difference = (gained - lost) / total
-    half = 1.959963984540054 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / total)) / total
-    return {"difference": difference, "low": difference - half, "high": difference + half}
-
-
 def _compare_with_warmup(rows: list[Line]) -> None:
     """Say of the newest model how far it is from the warm-up, which is vanilla DPO, on the very same cases."""
     warmup = next((row for row in rows if row["model"] == "warmup"), None)
@@ -109,14 +90,14 @@ def _compare_with_warmup(rows: list[Line]) -> None:
         rows[-1]["against_warmup"] = paired_difference(rows[-1]["cases"], warmup["cases"])
 
 
-def _models(inputs: Inputs) -> Iterator[tuple[str, Source]]:
+def _models(inputs: Inputs) -> Iterator[tuple[str, Candidate]]:
     """Each model by its name. Sparse checkpoints are values of the model that alignment started from."""
     for name in ("base", "sft", "warmup"):
         if name in inputs:
-            yield name, Source(inputs[name])
+            yield name, Candidate(inputs[name])
     for name in ("forget", "improve"):
         if name in inputs:
-            yield name, Source(inputs.get("sft", inputs["base"]), inputs[name])
+            yield name, Candidate(inputs.get("sft", inputs["base"]), inputs[name])
 
 
 def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple[int, Evaluation]:
@@ -144,9 +125,9 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, repor
         raise StageError("nothing_to_evaluate", f"All held-out problems are longer than {longest} tokens.")
     settings = Settings(encoder.ends, rows=config.decoding_batch)
 
-    def evaluate(source: Source, tick: Tick) -> Line:
+    def evaluate(candidate: Candidate, tick: Tick) -> Line:
         texts: dict[int, str] = {}
-        with sampling.open(source.folder, source.delta, dtype_of(config.precision), report) as sampler:
+        with sampling.open(candidate.folder, candidate.delta, dtype_of(config.precision), report) as sampler:
             for number, _, response in sampler.sample(requests, settings):
                 texts[number] = encoder.decode(response.ids)
                 tick(1)
@@ -181,8 +162,8 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     start = inputs.get("sft", inputs["base"])  # in the policies' precision: a model against itself has margin 0
     reference = _sums(load_model(start, dtype_of(config.precision)), groups, longest, lambda _: None)
 
-    def evaluate(source: Source, tick: Tick) -> Line:
-        sums = _sums(source.load(config), groups, longest, tick)
+    def evaluate(candidate: Candidate, tick: Tick) -> Line:
+        sums = _sums(candidate.load(config), groups, longest, tick)
         ratio = {key: value - reference[key] for key, value in sums.items()}
         found = [
             (ratio[group.key, chosen], ratio[group.key, rejected])
@@ -212,8 +193,8 @@ def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     longest = fitting_tokens(config, inputs["base"], "forward")
     tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
 
-    def evaluate(source: Source, tick: Tick) -> Line:
-        sums = _sums(source.load(config), groups, longest, tick)
+    def evaluate(candidate: Candidate, tick: Tick) -> Line:
+        sums = _sums(candidate.load(config), groups, longest, tick)
         return {"cross_entropy": -sum(sums.values()) / tokens, "tokens": tokens}
 
     return sum(group.tokens() for group in groups), evaluate

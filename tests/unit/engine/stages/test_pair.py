@@ -10,7 +10,6 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup, SampledProblem
 from allo_engine.data.rewriting import INSTRUCTION, Rewriting
 from allo_engine.model.sequences import build_row
-from allo_engine.stages.evaluate import paired_difference, wilson
 from allo_engine.stages.forget import token_weights
 from allo_engine.stages.pair import judge, negatives_of, pair_up
 from tests.tiny import tiny_tokenizer
@@ -73,19 +72,3 @@ def test_low_probability_is_forgotten_and_the_end_never_is(kind: str, expected: 
     ends = torch.tensor([False, False, False, True])
     weights = token_weights(torch.tensor([0.2, 0.5, 0.9, 0.01]), ends, kind)
     assert weights.tolist() == pytest.approx(expected)
-
-
-def test_wilsons_interval_worked_by_hand() -> None:
-    # 1 of 2 with z = 1.96: centre ½; half width z·√(1/8 + z²/16) / (1 + z²/2) = 0.4055
-    low, high = wilson(1, 2)
-    assert (low, high) == (pytest.approx(0.0945, abs=1e-4), pytest.approx(0.9055, abs=1e-4))
-    assert wilson(0, 10)[0] == 0.0
-
-
-def test_a_paired_difference_worked_by_hand() -> None:
-    # 3 gained, 1 lost of 10: (3 − 1)/10 = 0.2; variance (4 − 4/10)/100 = 0.036; 1.96·√0.036 = 0.3719
-    ours = [True] * 3 + [False] + [True] * 6
-    theirs = [False] * 3 + [True] + [True] * 6
-    found = paired_difference(ours, theirs)
-    assert found["difference"] == pytest.approx(0.2)
-    assert (found["low"], found["high"]) == (pytest.approx(-0.1719, abs=1e-4), pytest.approx(0.5719, abs=1e-4))
