@@ -33,7 +33,7 @@ from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
-from allo_engine.training.optimizer import optimizer_of
+from allo_engine.training.optimizer import learning_rate, optimizer_of
 from allo_engine.training.resuming import Cadence, Checkpoints
 
 MOST_PLANNED = 10**8
@@ -137,7 +137,9 @@ class Trainer:
             if step and epoch != plan[step - 1][0]:
                 totals = Totals()
             try:
-                figures = self._step(batch, partial(feed.rows, step), objective, self._rate(step, len(plan)), totals)
+                figures = self._step(
+                    batch, partial(feed.rows, step), objective, learning_rate(self._config, step, len(plan)), totals
+                )
             except Stopped:
                 if step and not strikes.in_a_row:
                     self._checkpoints.save(step, totals.sums)
@@ -229,16 +231,6 @@ class Trainer:
 
     def _forget_gradient(self) -> None:
         self._optimizer.zero_grad(set_to_none=False)
-
-    def _rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step: a linear rise over the warm-up, then the schedule down to 0."""
-        config = self._config
-        rise = math.ceil(config.warmup_ratio * steps)
-        if step < rise:
-            return config.learning_rate * (step + 1) / (rise + 1)
-        done = (step - rise) / max(1, steps - rise)
-        shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
-        return config.learning_rate * shape[config.schedule]
 
 
 def _tokens(batch: Iterable[Group]) -> int:

@@ -1,7 +1,8 @@
-"""AdamW, with its moments in float32 or in 8 bits."""
+"""AdamW, with its moments in float32 or in 8 bits, and the learning rate of each of its steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,3 +34,13 @@ def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
             "bad_config", "moments '8bit' needs bitsandbytes: pip install 'allo[eight-bit]', or leave moments out."
         ) from None
     return AdamW8bit
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """The learning rate of a step, the first being 0: a linear rise over the warm-up, then the schedule down to 0."""
+    rise = math.ceil(config.warmup_ratio * steps)
+    if step < rise:
+        return config.learning_rate * (step + 1) / (rise + 1)
+    done = (step - rise) / max(1, steps - rise)
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return config.learning_rate * shape[config.schedule]
