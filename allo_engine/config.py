@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
@@ -19,6 +20,24 @@ Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Precision = Literal["auto", "float32", "bfloat16"]
 Train = Literal["all", "mask"]
 Moments = Literal["float32", "8bit"]
+PairLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+"""The losses of TRL's DPOTrainer, by its own names. The engine's own loop has the first."""
 
 
 TEACHER_KEY = "ALLO_TEACHER_API_KEY"
@@ -108,7 +127,24 @@ class OwnMaskConfig(TrainingConfig):
     )
 
 
-class SftConfig(OwnMaskConfig):
+class BaselineConfig(OwnMaskConfig):
+    """What a stage has that everybody has, too: it may be trained by everybody's trainer."""
+
+    trainer: Literal["allo", "trl"] = Field(
+        default="allo",
+        description="'allo' is the engine's own loop; 'trl' has TRL's SFTTrainer or DPOTrainer do it, with the same "
+        "token ids, order and rates: the baseline that others have. It trains all weights, pads, and is slower.",
+    )
+
+    @field_validator("trainer")
+    @classmethod
+    def _trains_all_weights(cls, trainer: str, info: ValidationInfo) -> str:
+        if trainer == "trl" and info.data.get("train") == "mask":
+            raise PydanticCustomError("trl_is_dense", "'trl' trains every weight: set train to 'all', or leave it out")
+        return trainer
+
+
+class SftConfig(BaselineConfig):
     """Cross-entropy on response tokens: the model that alignment starts from."""
 
     learning_rate: Positive = 2e-5
@@ -135,10 +171,35 @@ class PairConfig(StageConfig):
     max_negatives: Count = Field(default=10, description="Distinct wrong responses a problem to forget.")
 
 
-class WarmupConfig(OwnMaskConfig):
+class WarmupConfig(BaselineConfig):
     """Vanilla DPO over all weights unless told otherwise: it shows which weights alignment moves."""
 
-    beta: Positive = 0.1
+    beta: Positive = Field(default=0.1, description="How much leaving the reference costs; of 'ipo', its tau.")
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="The share of pairs that are taken to be the wrong way round, for trainer 'trl': 'robust' and the "
+        "'aot' losses take it, 'exo_pair' needs it (its paper: 0.001).",
+    )
+    loss: PairLoss = Field(
+        default="sigmoid",
+        description="'sigmoid' is DPO's; any other of TRL's DPOTrainer is for trainer 'trl', which has them all.",
+    )
+
+    @field_validator("label_smoothing", "loss")
+    @classmethod
+    def _for_trl(cls, value: float | str, info: ValidationInfo) -> float | str:
+        if info.data.get("trainer") == "allo" and value not in (0.0, "sigmoid"):
+            raise PydanticCustomError("needs_trl", "is for TRL alone: set trainer to 'trl', or leave it out")
+        return value
+
+    @field_validator("loss")
+    @classmethod
+    def _smoothed(cls, loss: str, info: ValidationInfo) -> str:
+        if loss == "exo_pair" and info.data.get("label_smoothing") == 0:
+            raise PydanticCustomError("needs_smoothing", "'exo_pair' needs label_smoothing above 0, such as 0.001")
+        return loss
 
 
 class LocateConfig(RowsConfig):

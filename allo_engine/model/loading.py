@@ -38,8 +38,16 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone.
 
     Where a probe finds that its rows may be packed, it attends as attention.py has it; else it is left as it is and
-    reads one sequence a row. Its weights go straight to the device.
+    reads one sequence a row.
     """
+    model = plain_model(folder, dtype)
+    if verdict(model.config).packs:
+        model.set_attn_implementation(NAME)
+    return model
+
+
+def plain_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The same as transformers has it. Its weights go straight to the device."""
     where = device()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -48,8 +56,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
         local_files_only=True,
         use_safetensors=True,
     )
-    if verdict(model.config).packs:
-        model.set_attn_implementation(NAME)
     return model.eval()  # type: ignore[no-untyped-call,no-any-return]
 
 

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: L = −Σ logπ(response tokens) / #tokens. The "SFT LLM" that the paper starts from."""
+"""Supervised fine-tuning: L = −Σ logπ(response tokens) / #tokens. The "SFT LLM" that the paper starts from.
+
+TRL's SFTTrainer may do it in place of the engine's own loop.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, supervised_examples
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
+from allo_engine.training import by_trl
 from allo_engine.training.objectives import CrossEntropy
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
@@ -23,6 +27,9 @@ def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Re
         start,
         report,
     )
+    if config.trainer == "trl":
+        metrics = by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint").examples()
+        return {"examples": len(groups), **metrics}
     training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
     metrics = training.trainer.train(groups, CrossEntropy())
     training.save(outputs / "checkpoint")

@@ -1,7 +1,8 @@
 """Warm-up: vanilla DPO, L = −logσ(β(Σd_chosen − Σd_rejected)), d = logπ − logπ_ref.
 
 Over all weights it shows which of them alignment moves, and is the baseline that ALLO is held against. The reference is
-the model as it was before the first step, scored once, so that no second model is held.
+the model as it was before the first step, scored once, so that no second model is held. TRL's DPOTrainer may do it in
+place of the engine's own loop, with any of its losses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.report import Report
-from allo_engine.training import losses
+from allo_engine.training import by_trl, losses
 from allo_engine.training.objectives import PairObjective
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
@@ -24,6 +25,9 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     start = inputs["model"]
     groups = fitting_groups(pairs(inputs["pairs"], Encoder.of(start, config)), config, start, report)
     cache = LogpCache(inputs.get("cache", work), work, fingerprint(start), config.precision)
+    counted = {"pairs": sum(len(group.items) for group in groups)}
+    if config.trainer == "trl":
+        return counted | by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint").pairs(cache)
     training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
     objective = PairObjective(
         training.trainer.reference(groups, cache),
@@ -32,4 +36,4 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     )
     metrics = training.trainer.train(groups, objective)
     training.save(outputs / "checkpoint")
-    return {"pairs": sum(len(group.items) for group in groups), "trained_weights": training.weights, **metrics}
+    return {**counted, "trained_weights": training.weights, **metrics}

@@ -1,0 +1,54 @@
+"""Checkpoint folders that another library writes: taken up only where they are whole, and what we wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from allo_engine.report import Report
+
+_SEAL = "sealed.json"
+
+
+def seal(folder: Path) -> None:
+    """Sync a folder's files and, behind them all, note the sha256 of each."""
+    digests = {str(path.relative_to(folder)): _synced(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    aside = folder / "sealed.tmp"
+    aside.write_text(json.dumps(digests))
+    _synced(aside)
+    aside.replace(folder / _SEAL)
+
+
+def newest_sealed(work: Path, report: Report) -> Path | None:
+    """The newest of a work folder's checkpoint-<step> whose files are what its seal says; the others go."""
+    for folder in sorted(work.glob("checkpoint-*"), key=step_of, reverse=True):
+        if _is_whole(folder):
+            return folder
+        shutil.rmtree(folder)
+        report.message(f"Checkpoint {folder.name} is not whole and was passed over.", level="warn")
+    return None
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _is_whole(folder: Path) -> bool:
+    if not (folder / _SEAL).exists():
+        return False
+    digests: dict[str, str] = json.loads((folder / _SEAL).read_text())
+    return all((folder / name).exists() and _sha256(folder / name) == sha256 for name, sha256 in digests.items())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _synced(path: Path) -> str:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    return _sha256(path)

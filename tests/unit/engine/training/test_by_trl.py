@@ -1,0 +1,295 @@
+"""TRL as the trainer: the result of the engine's own loop where both have the loss, and the same manners as a stage."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from allo_engine.config import PairLoss, SftConfig, WarmupConfig
+from allo_engine.pipeline import Data, PlanError, plan
+from allo_engine.report import Report, Stopped
+from allo_engine.stages import sft, warmup
+from allo_engine.training.by_trl import micro_batch
+from allo_engine.training.sealed import step_of
+from tests.unit.engine.conftest import Lines
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own are not ours to mend
+
+SLOWLY: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 4, "n_epochs": 2, "epsilon": 1e-3}
+"""Settings under which a rounding stays one: Adam's first steps are signs where epsilon is small."""
+
+
+def text(source: random.Random, most: int) -> str:
+    return "".join(source.choice("abcdefgh ") for _ in range(source.randrange(1, most)))
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pairs, each of a prompt of its own, of unlike lengths."""
+    source, folder = random.Random(0), tmp_path_factory.mktemp("preferences")
+    lines = [
+        {"prompt": f"{number} {text(source, 12)}", "chosen": text(source, 20), "rejected": text(source, 20)}
+        for number in range(10)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, folder = random.Random(1), tmp_path_factory.mktemp("problems")
+    lines = [{"problem": f"{number} {text(source, 12)}", "solution": text(source, 20)} for number in range(10)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+Weights = dict[str, np.ndarray]
+
+
+def weights(folder: Path) -> Weights:
+    return load_file(folder / "checkpoint" / "model.safetensors")
+
+
+def furthest(first: Weights, second: Weights) -> float:
+    assert first.keys() == second.keys()
+    return max(float(np.abs(first[name] - second[name]).max()) for name in first)
+
+
+def steps(stream: Lines) -> list[dict[str, float]]:
+    return [line["metrics"] for line in stream.lines() if line["type"] == "progress" and "loss" in line["metrics"]]
+
+
+def warm(config: WarmupConfig, model: Path, data: Path, out: Path, report: Report | None = None) -> dict[str, float]:
+    work = out.with_suffix(".work")
+    return warmup.run(config, {"model": model, "pairs": data}, out, work, report or Report(Lines()))
+
+
+def tuned(config: SftConfig, model: Path, data: Path, out: Path, report: Report | None = None) -> dict[str, float]:
+    work = out.with_suffix(".work")
+    return sft.run(config, {"model": model, "examples": data}, out, work, report or Report(Lines()))
+
+
+def test_both_trainers_take_the_same_steps_of_dpo(tmp_path: Path, model_folder: Path, preferences: Path) -> None:
+    """Six steps over two epochs, the last of each short: the same losses, margins and rates, and the same weights."""
+    told: dict[str, list[dict[str, float]]] = {}
+    metrics = {}
+    for trainer in ("allo", "trl"):
+        stream, config = Lines(), WarmupConfig(trainer=trainer, **SLOWLY, weight_decay=0.01, micro_batch_tokens=200)
+        metrics[trainer] = warm(config, model_folder, preferences, tmp_path / trainer, Report(stream))
+        told[trainer] = steps(stream)
+    assert [len(found) for found in told.values()] == [6, 6]
+    assert told["trl"][0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for ours, theirs in zip(told["allo"], told["trl"], strict=True):
+        for name in ("loss", "reward_margin", "learning_rate", "step", "steps"):
+            assert theirs[name] == pytest.approx(ours[name], abs=1e-5), name
+        assert theirs["gradient_norm"] == pytest.approx(ours["gradient_norm"], rel=1e-4)
+    start = load_file(model_folder / "model.safetensors")
+    moved = furthest(start, weights(tmp_path / "allo"))
+    assert furthest(weights(tmp_path / "allo"), weights(tmp_path / "trl")) < 1e-4 * moved
+    for name in ("pairs", "steps", "trained_weights"):
+        assert metrics["allo"][name] == metrics["trl"][name]
+    assert metrics["trl"]["loss"] == pytest.approx(metrics["allo"]["loss"], abs=1e-5)
+
+
+def test_both_trainers_take_the_same_steps_of_sft(tmp_path: Path, model_folder: Path, problems: Path) -> None:
+    told, metrics = {}, {}
+    for trainer in ("allo", "trl"):
+        stream, config = Lines(), SftConfig(trainer=trainer, **SLOWLY, micro_batch_tokens=100)
+        metrics[trainer] = tuned(config, model_folder, problems, tmp_path / trainer, Report(stream))
+        told[trainer] = steps(stream)
+    for ours, theirs in zip(told["allo"], told["trl"], strict=True):
+        for name in ("loss", "learning_rate", "step", "steps"):
+            assert theirs[name] == pytest.approx(ours[name], abs=1e-5), name
+    moved = furthest(load_file(model_folder / "model.safetensors"), weights(tmp_path / "allo"))
+    assert furthest(weights(tmp_path / "allo"), weights(tmp_path / "trl")) < 1e-4 * moved
+    assert metrics["trl"]["loss"] == pytest.approx(metrics["allo"]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", get_args(PairLoss))
+def test_every_loss_of_dpo_trainer_runs(tmp_path: Path, model_folder: Path, preferences: Path, loss: str) -> None:
+    stream = Lines()
+    smoothing = {"label_smoothing": 0.1} if loss in ("robust", "exo_pair") else {}
+    config = WarmupConfig(trainer="trl", loss=loss, learning_rate=1e-3, batch_size=5, **smoothing)
+    warm(config, model_folder, preferences, tmp_path / "out", Report(stream))
+    told = steps(stream)
+    assert [figures["step"] for figures in told] == [1, 2]
+    assert all(math.isfinite(figures["loss"]) and figures["gradient_norm"] > 0 for figures in told)
+    assert furthest(load_file(model_folder / "model.safetensors"), weights(tmp_path / "out")) > 0
+
+
+def test_the_losses_are_those_that_dpo_trainer_names() -> None:
+    from trl import DPOConfig
+
+    told = next(field.metadata["help"] for field in fields(DPOConfig) if field.name == "loss_type")
+    assert tuple(re.findall(r"`'(\w+)'`", told)) == get_args(PairLoss)
+
+
+class Watching(Report):
+    """Asks to stop when a given step was told."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.stream = Lines()
+        super().__init__(self.stream, every_seconds=0)
+        self._step = step
+
+    def progress(self, step: int, total: int, metrics: Any = None) -> None:
+        super().progress(step, total, metrics)
+        if metrics and metrics["step"] == self._step:
+            self.stop_requested = True
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_run_that_was_stopped_ends_in_the_same_bits(
+    tmp_path: Path, model_folder: Path, preferences: Path, step: int
+) -> None:
+    config = WarmupConfig(trainer="trl", **SLOWLY, micro_batch_tokens=200)
+    whole = warm(config, model_folder, preferences, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        warm(config, model_folder, preferences, tmp_path / "cut", Watching(step))
+    again = Watching()
+    resumed = warm(config, model_folder, preferences, tmp_path / "cut", again)
+    assert f"Resumed behind step {step}." in [line.get("message") for line in again.stream.lines()]
+    assert [figures["step"] for figures in steps(again.stream)] == list(range(step + 1, 7))
+    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+    assert resumed == whole
+    progress = [(line["step"], line["total"]) for line in again.stream.lines() if line["type"] == "progress"]
+    assert progress[-1][0] == progress[-1][1]
+    assert progress == sorted(progress)
+
+
+class WatchedConfig(LlamaConfig):
+    model_type = "watched-llama"
+
+
+class WatchedBody(LlamaModel):
+    """A body that tells a test of each pass, before it."""
+
+    watcher: ClassVar[Callable[[int], None]]
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        type(self).watcher(input_ids.numel())
+        return super().forward(input_ids=input_ids, **more)
+
+
+class WatchedModel(LlamaForCausalLM):
+    config_class = WatchedConfig
+
+    def __init__(self, config: WatchedConfig) -> None:
+        super().__init__(config)
+        self.model.__class__ = WatchedBody
+
+
+@pytest.fixture(scope="session")
+def watched_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as one that is watched."""
+    AutoConfig.register(WatchedConfig.model_type, WatchedConfig)
+    AutoModelForCausalLM.register(WatchedConfig, WatchedModel)
+    folder = shutil.copytree(model_folder, tmp_path_factory.mktemp("watched") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": WatchedConfig.model_type}))
+    return folder
+
+
+def test_a_stop_does_not_wait_for_the_rest_of_a_batch(tmp_path: Path, watched_folder: Path, problems: Path) -> None:
+    config = SftConfig(trainer="trl", learning_rate=1e-3, batch_size=5, n_epochs=1, micro_batch_tokens=1)
+    report, passes = Watching(), 0
+
+    def watch(_: int) -> None:
+        nonlocal passes
+        passes += 1
+        report.stop_requested = passes == 7  # the second of the second step's five
+
+    WatchedBody.watcher = watch
+    with pytest.raises(Stopped):
+        tuned(config, watched_folder, problems, tmp_path / "cut", report)
+    assert passes == 7
+    again = Watching()
+    tuned(config, watched_folder, problems, tmp_path / "cut", again)
+    assert "Resumed behind step 1." in [line.get("message") for line in again.stream.lines()]
+    assert passes == 12
+    tuned(config, watched_folder, problems, tmp_path / "whole")
+    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+
+
+def test_where_memory_is_short_it_goes_on_with_smaller_micro_batches(
+    tmp_path: Path, watched_folder: Path, problems: Path
+) -> None:
+    config = SftConfig(trainer="trl", **SLOWLY, checkpoint_seconds=1e-9, micro_batch_tokens=400)
+    passes: list[int] = []
+    WatchedBody.watcher = passes.append
+    tuned(config, watched_folder, problems, tmp_path / "large")
+    largest = max(passes)
+
+    def small(tokens: int) -> None:
+        passes.append(tokens)
+        if tokens > largest // 2 and len(passes) > 1:  # not so at the first step
+            raise torch.OutOfMemoryError("out of memory")
+
+    passes.clear()
+    WatchedBody.watcher, report = small, Watching()
+    tuned(config, watched_folder, problems, tmp_path / "small", report)
+    messages = [line["message"] for line in report.stream.lines() if line["type"] == "message"]
+    assert any(found.startswith("The device's memory was full") for found in messages)
+    assert "Resumed behind step 1." in messages
+    assert [figures["step"] for figures in steps(report.stream)] == [1, 2, 3, 4, 5, 6]
+    assert max(passes[-8:]) <= largest // 2
+    moved = furthest(load_file(watched_folder / "model.safetensors"), weights(tmp_path / "large"))
+    assert furthest(weights(tmp_path / "large"), weights(tmp_path / "small")) < 1e-4 * moved
+
+
+def test_checkpoints_are_kept_two_at_a_time_and_one_that_is_not_whole_is_passed_over(
+    tmp_path: Path, model_folder: Path, preferences: Path
+) -> None:
+    config = WarmupConfig(trainer="trl", **SLOWLY, checkpoint_seconds=1e-9)
+    warm(config, model_folder, preferences, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        warm(config, model_folder, preferences, tmp_path / "cut", Watching(4))
+    older, newer = sorted((tmp_path / "cut.work" / "trl").glob("checkpoint-*"), key=step_of)
+    assert step_of(older) < step_of(newer) == 4
+    assert (newer / "model.safetensors").exists()
+    content = bytearray((newer / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newer / "optimizer.pt").write_bytes(content)
+    again = Watching()
+    warm(config, model_folder, preferences, tmp_path / "cut", again)
+    messages = [line.get("message") for line in again.stream.lines()]
+    assert "Checkpoint checkpoint-4 is not whole and was passed over." in messages
+    assert f"Resumed behind step {step_of(older)}." in messages
+    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+
+
+def test_a_micro_batch_is_the_largest_divisor_of_the_batch_that_fits() -> None:
+    assert micro_batch(32, padded=100, tokens=10_000) == 32
+    assert micro_batch(32, padded=100, tokens=1_599) == 8
+    assert micro_batch(30, padded=100, tokens=900) == 6
+    assert micro_batch(32, padded=100, tokens=10) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"loss": "ipo"}, "loss"),
+        ({"label_smoothing": 0.1}, "label_smoothing"),
+        ({"trainer": "trl", "loss": "exo_pair"}, "loss"),
+        ({"trainer": "trl", "train": "mask"}, "trainer"),
+        ({"trainer": "trl", "loss": "simpo"}, "loss"),
+    ],
+)
+def test_what_no_trainer_has_is_refused_before_it_runs(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        plan("dpo", Data("preferences"), {"warmup": settings})
+    assert refused.value.param == f"method.dpo.stages.warmup.{field}"
+    assert refused.value.message.startswith(f"Stage warmup: {field} ")
