@@ -33,13 +33,17 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from allo_engine.config import CONFIGS
+from allo_engine.launching import Place, launched
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     report = Report(stream)
     signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stop_requested", True))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not stand among the report's lines
-        return _run(options.stage, Path(options.config), report)
+        return _run(options, report)
 
 
 def preload() -> None:
@@ -82,7 +86,9 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _run(stage: str, path: Path, report: Report) -> int:
+def _run(options: argparse.Namespace, report: Report) -> int:
+    stage, path = options.stage, Path(options.config).resolve()
+    place = Place(options.rank, options.ranks, options.meeting) if options.rank else None
     try:
         task = json.loads(path.read_text(encoding="utf-8"))
         config = CONFIGS[stage].model_validate(task.get("config", {}))
@@ -91,17 +97,27 @@ def _run(stage: str, path: Path, report: Report) -> int:
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         report.error("bad_config", f"{path} is no settings file of stage {stage}: {error}")
         return 2
-    return _guarded(stage, (config, inputs, outputs, work, report), report)
+    if place:  # what another rank writes, it writes aside
+        work = work / "ranks" / str(place.rank)
+        outputs = work / "outputs"
+    command = [sys.executable, "-m", "allo_engine", stage, "--config", str(path)]
+    ranks = partial(launched, config, place, command, report)
+    return _guarded(stage, (config, inputs, outputs, work, report), ranks, report)
 
 
-def _guarded(stage: str, arguments: tuple[Any, ...], report: Report) -> int:
+def _guarded(
+    stage: str, arguments: tuple[Any, ...], ranks: Callable[[], AbstractContextManager[None]], report: Report
+) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
     from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
 
     try:
-        report.result(module.run(*arguments) | {"peak_memory_bytes": _peak_memory()})
+        with ranks():
+            figures = module.run(*arguments)
+            peak = max(here().gathered(_peak_memory()))
+        report.result(figures | {"peak_memory_bytes": peak})
     except Stopped:
         return STOPPED
     except StageError as error:
@@ -134,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("stage", choices=list(CONFIGS), metavar="STAGE", help=", ".join(CONFIGS))
     parser.add_argument("--config", required=True, metavar="FILE", help="the stage's settings, as shown above")
+    for option, kind in (("--rank", int), ("--ranks", int), ("--meeting", Path)):  # see launching.py
+        parser.add_argument(option, type=kind, default=0, help=argparse.SUPPRESS)
     return parser
 
 

@@ -20,6 +20,7 @@ Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Precision = Literal["auto", "float32", "bfloat16"]
 Train = Literal["all", "mask"]
 Moments = Literal["float32", "8bit"]
+Devices = Literal["auto"] | Annotated[int, Field(ge=1, le=64)]
 PairLoss = Literal[
     "sigmoid",
     "hinge",
@@ -71,6 +72,11 @@ class PromptConfig(StageConfig):
         default="auto",
         description="What the model computes in: 'auto' is bfloat16 on a GPU and float32 on a CPU. Trained values, "
         "moments and log-probabilities are float32 in any case.",
+    )
+    devices: Devices = Field(
+        default="auto",
+        description="Processes that run the stage as one, each on a device of its own: 'auto' takes every GPU that "
+        "the stage sees, and on a CPU one process. Results are those of one process, up to the order of float32 sums.",
     )
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from allo_engine.model.loading import device, dtype_of
 from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
 from allo_engine.model.sequences import Group
 from allo_engine.model.shape import shape_of
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError
 
 Result = TypeVar("Result")
@@ -93,14 +94,18 @@ class RowBudget:
     """
 
     def __init__(self, tokens: int, work: Path, report: Report, choice: Choice | None = None) -> None:
-        self._file, self._report, self._choice = work / "rows.json", report, choice
-        self.tokens, self.checkpointing = tokens, False
-        if self._file.exists():
-            kept = json.loads(self._file.read_text())
+        self._file, self._report, self._ranks = work / "rows.json", report, here()
+        found = self._ranks.gathered((tokens, choice))  # what fits the rank that has the least memory fits all
+        self.tokens, self._choice = min(found, key=lambda one: one[0])
+        self.checkpointing = False
+        if kept := self._ranks.firsts(self._kept()):
             self.tokens, self.checkpointing = kept["tokens"], kept["checkpointing"]
             self._choice = None
-        elif choice is None:
+        elif self._choice is None:
             self._keep()
+
+    def _kept(self) -> dict[str, Any] | None:
+        return json.loads(self._file.read_text()) if self._file.exists() else None
 
     def _keep(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,11 +136,9 @@ class RowBudget:
         "out_of_memory" where that alone does not fit.
         """
         while True:
-            try:
-                return work(self.tokens)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            done = self._tried(work)
+            if not self._ranks.any(not done):  # where one rank's memory was too small, all begin this anew
+                return done[0]
             undo()
             give_back_freed_memory()
             longest = max((group.only([item]).tokens() for group in groups for item in group.items), default=0)
@@ -148,6 +151,15 @@ class RowBudget:
                 "warn",
                 {"micro_batch_tokens": self.tokens},
             )
+
+    def _tried(self, work: Callable[[int], Result]) -> list[Result]:
+        """What the work gives; nothing where memory was too small for it."""
+        try:
+            return [work(self.tokens)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return []
 
 
 def is_out_of_memory(error: BaseException) -> bool:

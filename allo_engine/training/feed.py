@@ -1,4 +1,4 @@
-"""Rows for the device, step after step, built in a thread while the device is at work."""
+"""A rank's rows for its device, step after step, built in a thread while the device is at work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from allo_engine.model.ahead import ahead, to_device
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import Group, Row, build_row, rows_of
+from allo_engine.ranks import here
 from allo_engine.training.objectives import Logps
 
 
@@ -30,11 +31,20 @@ class Packed:
             yield group, logps, given
 
 
+def cut(batch: Sequence[Group], budget: int) -> list[list[Group]]:
+    """A batch's rows, for all ranks: so short that each rank has some, if that can be."""
+    return rows_of(batch, min(budget, -(-_tokens(batch) // here().size)))
+
+
+def _tokens(groups: Sequence[Group]) -> int:
+    return sum(group.tokens() for group in groups)
+
+
 class Feed:
     """The rows of a training's batches; `given` is what its objective wants to know of each scored token."""
 
     def __init__(self, batches: Sequence[Sequence[Group]], given: Sequence[PerToken], device: torch.device) -> None:
-        self._batches, self._given, self._device = batches, given, device
+        self._batches, self._given, self._device, self._ranks = batches, given, device, here()
         self._ahead = ahead(self._from(0, 0))  # a generator: it begins when it is first asked
         self._next: tuple[int, int] | None = None
         """The step and the budget that what is ahead begins with."""
@@ -58,7 +68,7 @@ class Feed:
 
     def _from(self, step: int, budget: int) -> Iterator[Packed | None]:
         for batch in self._batches[step:]:
-            yield from (self._packed(groups) for groups in rows_of(batch, budget))
+            yield from (self._packed(groups) for groups in self._ranks.share(cut(batch, budget), _tokens))
             yield None  # the step's end
 
     def _packed(self, groups: Sequence[Group]) -> Packed:

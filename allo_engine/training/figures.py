@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,14 @@ class Totals:
     def include(self, other: Totals) -> None:
         for name, (total, count) in other.sums.items():
             self.add(name, total, count)
+
+    @classmethod
+    def of(cls, parts: Iterable[Mapping[str, list[float]]]) -> Totals:
+        """The sums of all parts together."""
+        found = cls()
+        for sums in parts:
+            found.include(cls(dict(sums)))
+        return found
 
     def means(self) -> dict[str, float]:
         return {name: total / count for name, (total, count) in self.sums.items() if count}

@@ -13,9 +13,10 @@ from contextlib import closing
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values
@@ -27,10 +28,11 @@ from allo_engine.model.logp_cache import LogpCache, known_or_scored, responses_a
 from allo_engine.model.logps import PerToken, computing, token_logps
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
-from allo_engine.model.sequences import Group, batches, rows_of
+from allo_engine.model.sequences import Group, batches
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.divergence import Strikes, diverged
-from allo_engine.training.feed import Feed, Packed
+from allo_engine.training.feed import Feed, Packed, cut
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
 from allo_engine.training.optimizer import learning_rate, optimizer_of
@@ -63,7 +65,7 @@ class Trainer:
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._parameters, self._config = model, dict(parameters), config
-        self._report, self._rows, self._written = report, rows, written
+        self._report, self._rows, self._written, self._ranks = report, rows, written, here()
         self._before = 0
         if model.device.type == "cpu":
             keep_freed_memory()
@@ -92,10 +94,10 @@ class Trainer:
                 raise Stopped
 
         def first_epoch(_: Sequence[Group], budget: int) -> list[list[Group]]:
-            return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in rows_of(batch, budget)]
+            return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in cut(batch, budget)]
 
-        cut = responses_apart if cache.is_shared else first_epoch
-        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, cut)
+        how = responses_apart if cache.is_shared else first_epoch
+        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how)
 
     def train(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Train on groups for the configured epochs; the last epoch's mean figures.
@@ -152,7 +154,7 @@ class Trainer:
                 continue
             strikes.clear()
             self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
-            if cadence.due():
+            if self._ranks.any(cadence.due()):
                 with cadence.saving():
                     self._checkpoints.save(step, totals.sums)
         if strikes.in_a_row == len(plan):
@@ -190,16 +192,21 @@ class Trainer:
 
         The device is waited for once, when all rows have been through and the gradient's norm is due.
         """
+        if self._ranks.any(self._report.stop_requested):
+            raise Stopped
         divisor = sum(objective.weight(group) for group in batch)
         if not divisor:
             return {}
         readings = self._rows.fit(
             lambda budget: self._gradient(rows(budget), objective, divisor), batch, undo=self._forget_gradient
         )
+        self._ranks.total([cast(Tensor, value.grad) for value in self._parameters.values()])
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
         readings.add({"gradient_norm": (norm, 1)})
-        found = readings.read()
-        figures = {**found.means(), "learning_rate": rate}
+        own = readings.read()
+        own_norm, _ = own.sums.pop("gradient_norm")  # of a step, not of an epoch; and of all ranks already
+        found = Totals.of(self._ranks.gathered(dict(own.sums)))
+        figures = {**found.means(), "gradient_norm": own_norm, "learning_rate": rate}
         if not math.isfinite(figures["loss"]) or not math.isfinite(figures["gradient_norm"]):
             self._forget_gradient()
             return None
@@ -208,7 +215,6 @@ class Trainer:
         self._optimizer.step()
         self._forget_gradient()
         self._written()
-        del found.sums["gradient_norm"]  # of a step, not of an epoch
         totals.include(found)
         return figures
 
@@ -216,7 +222,8 @@ class Trainer:
         """The batch's gradient, accumulated row by row, and its figures."""
         readings = Readings()
         for packed in rows:
-            if self._report.stop_requested:  # what this batch has so far is given up: a stop must not wait for the rest
+            # What this batch has so far is given up, as a stop must not wait for the rest; several ranks agree first.
+            if self._report.stop_requested and self._ranks.size == 1:
                 self._forget_gradient()
                 raise Stopped
             with computing(self._model, self._config.precision):

@@ -22,6 +22,7 @@ from allo_engine.masking.selection import count_of, thresholds
 from allo_engine.model.memory import Kind
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 
 
@@ -37,10 +38,12 @@ class OwnMask:
 
     def __call__(self, model: PreTrainedModel, names: Names) -> Positions:
         """Its positions, in the start model as it is loaded."""
-        found = self._work / "own.safetensors"
-        if not found.exists():
+        ranks, own = here(), self._work / "own.safetensors"
+        found = ranks.firsts(own)  # ranks sum up in orders of their own: one mask is every rank's
+        if not ranks.firsts(own.exists()):
             self._locate(model, names, self._work / "aside")
-            (self._work / "aside" / found.name).replace(found)
+            (self._work / "aside" / own.name).replace(own)
+            ranks.barrier()
         self._report.before = self._tokens
         return positions_of(found, names.sizes)
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from allo_engine.ranks import here
 from allo_engine.report import Report
 
 Sums = Mapping[str, list[float]]
@@ -23,15 +24,22 @@ _SHARE = 20
 
 
 class Checkpoints:
-    """The checkpoints of one training in a work folder: the newest, and the one before in case that is damaged."""
+    """The checkpoints of one training in a work folder: the newest, and the one before in case that is damaged.
+
+    Where several ranks train as one they hold the same: the first one writes, and all read what it wrote.
+    """
 
     def __init__(
         self, work: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, report: Report
     ) -> None:
-        self._work, self._parameters, self._optimizer, self._report = work, parameters, optimizer, report
+        self._parameters, self._optimizer, self._report = parameters, optimizer, report
+        self._ranks = here()
+        self._work = self._ranks.firsts(work)
 
     def save(self, step: int, sums: Sums) -> None:
         """Forget all but the newest, then write aside, sync and rename. The name holds the content's sha256."""
+        if not self._ranks.leads:
+            return
         for path in self._newest_first()[1:]:
             path.unlink()
         tensors = {f"values/{name}": value.detach() for name, value in self._parameters.items()}
@@ -51,7 +59,7 @@ class Checkpoints:
 
     def load(self) -> tuple[int, Sums] | None:
         """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
-        for path in self._newest_first():
+        for path in self._ranks.firsts(self._newest_first()):
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() == path.stem.split("-")[2]:
                     return self._load(path)

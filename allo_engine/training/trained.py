@@ -21,6 +21,7 @@ from allo_engine.config import TrainingConfig
 from allo_engine.masking.entries import overlay, stored_values, within
 from allo_engine.masking.masks import Positions
 from allo_engine.model.loading import dtype_of, load_model, save_model
+from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training.loop import Trainer, dense_trainer, sparse_trainer
 
@@ -63,7 +64,8 @@ class Dense:
         return changed
 
     def save(self, out: Path) -> None:
-        save_model(self._model, self._folder, out)
+        if here().leads:
+            save_model(self._model, self._folder, out)
 
 
 class Masked:
@@ -85,6 +87,8 @@ class Masked:
         return overlay(self._over, self._sparse.trained())
 
     def save(self, out: Path) -> None:
+        if not here().leads:
+            return
         delta = self._work / "delta"
         write_delta(self.changes(), self._folder, delta)
         shutil.rmtree(out, ignore_errors=True)  # of an earlier run into the same folder

@@ -1,0 +1,179 @@
+"""A stage as several processes: the stage's own process is rank 0 and starts the others, which end with it.
+
+Each rank runs the stage's own command line, on its own device or, on a CPU, with its share of the threads, and in a
+work folder of its own below the stage's. Rank 0 alone is heard. A rank that dies takes the stage with it: what it
+computed is in the last checkpoint, and another attempt goes on from there.
+
+A rank notices the death of another at once, by its broken connections, and rank 0 that of a child; so the wait for one
+another has no limit that a long row could reach.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from allo_engine.config import PromptConfig, StageConfig
+from allo_engine.report import Report, StageError, Stopped
+
+_PATIENCE = timedelta(days=7)
+_DONE, _STOPPED = 0, 75
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank of how many this process is, and the file by which they find one another."""
+
+    rank: int
+    size: int
+    meeting: Path
+
+    def options(self) -> list[str]:
+        """For the command line of `python -m allo_engine`."""
+        return ["--rank", str(self.rank), "--ranks", str(self.size), "--meeting", str(self.meeting)]
+
+
+def count_of(devices: int | str) -> int:
+    """How many processes a stage's `devices` are: one a device; on a CPU as many as it names."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if devices == "auto":
+        return max(1, found)
+    if found and int(devices) > found:
+        raise StageError("bad_config", f"devices is {devices}, and this process sees {found}: set devices to 'auto'.")
+    return int(devices)
+
+
+@contextmanager
+def joined(place: Place, report: Report) -> Iterator[None]:
+    """This process among its ranks, on its device. Raises Stopped where all were asked to stop and another was faster:
+    it took its connections with it.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place.rank)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // place.size))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the ranks of a stage are all on this machine
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        init_method=f"file://{place.meeting}",
+        rank=place.rank,
+        world_size=place.size,
+        timeout=_PATIENCE,
+    )
+    try:
+        yield
+    except RuntimeError as error:
+        if report.stop_requested:
+            raise Stopped from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def launched(config: StageConfig, place: Place | None, command: Sequence[str], report: Report) -> Iterator[None]:
+    """The stage's ranks, all of them, around what each runs, which ends with an exchange. `place` None: this is the
+    first, and starts the others.
+    """
+    if place:
+        _end_with_parent()
+        with joined(place, report):
+            yield
+        return
+    size = count_of(config.devices) if isinstance(config, PromptConfig) else 1
+    if size == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="allo-ranks-") as folder:
+        meeting = Path(folder) / "meeting"
+        others = Others(command, size, meeting, report)
+        with joined(Place(0, size, meeting), report):
+            try:
+                yield
+            except BaseException:
+                others.let_go()
+                raise
+        others.wait()
+
+
+class Others:
+    """The ranks behind the first: started, listened to, and gone when this process is."""
+
+    def __init__(self, command: Sequence[str], size: int, meeting: Path, report: Report) -> None:
+        self._report, self._let_go = report, False
+        threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // size))}
+        self._processes = [
+            subprocess.Popen(
+                [*command, *Place(rank, size, meeting).options()],
+                stdin=subprocess.PIPE,  # its end is our end
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **threads},
+            )
+            for rank in range(1, size)
+        ]
+        self._listeners = [threading.Thread(target=self._listen, args=[one], daemon=True) for one in self._processes]
+        for listener in self._listeners:
+            listener.start()
+
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: Any) -> None:
+        """All were asked to stop where one was."""
+        self._report.stop_requested = True
+        for process in self._processes:
+            process.terminate()
+
+    def let_go(self) -> None:
+        """This process is about to end, and says itself why: what becomes of the others is of no interest."""
+        self._let_go = True
+
+    def wait(self) -> None:
+        """Until all have ended."""
+        for listener in self._listeners:
+            listener.join()
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        """Hear of a rank what ended it; where that is no good end, this process ends too, whatever it waits for."""
+        assert process.stdout is not None
+        last: dict[str, Any] = {}
+        for line in process.stdout:
+            last = json.loads(line)
+        status = process.wait()
+        if status not in (_DONE, _STOPPED) and not self._let_go:
+            with suppress(OSError):
+                if last.get("type") == "error":
+                    self._report.error(last["code"], last["message"])
+                sys.stderr.write(f"One of the stage's processes ended with status {status}.\n")
+            os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """Leave as soon as whoever started this rank is gone: it holds the other end of our standard input."""
+    threading.Thread(target=_leave_at_the_end, args=[sys.stdin.fileno()], daemon=True).start()
+
+
+def _leave_at_the_end(descriptor: int) -> None:
+    while os.read(descriptor, 1):
+        pass
+    os._exit(1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,144 @@
+"""Several processes train as one: to its weights, through any death of one of them, and on from its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from allo_engine.ranks import Ranks, here
+from tests.tiny import save_tiny
+from tests.unit.engine.pipeline import write_problems
+from tests.unit.engine.test_main import finish, start, write_task
+from tests.waiting import PATIENCE, until
+
+TRAINED = {
+    "sft": "checkpoint/model.safetensors",
+    "warmup": "checkpoint/model.safetensors",
+    "reward_model": "checkpoint/model.safetensors",
+    "improve": "checkpoint/model.safetensors",
+}
+
+
+def test_alone_an_exchange_gives_what_it_is_given() -> None:
+    ranks = here()
+    assert (ranks.rank, ranks.size, ranks.leads) == (0, 1, True)
+    assert (ranks.any(True), ranks.least(3), ranks.gathered("a"), ranks.share([5, 4])) == (True, 3, ["a"], [5, 4])
+
+
+def test_shares_are_whole_and_alike() -> None:
+    items = [9, 7, 6, 5, 5, 2, 1]
+    shares = [Ranks(rank, 3).share(items, float) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == sorted(items)
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= min(items)
+
+
+def material(root: Path) -> Path:
+    save_tiny(root / "model")
+    write_problems(root / "problems")
+    (root / "preferences").mkdir()
+    lines = [
+        {"prompt": f"say {word}", "chosen": word, "rejected": wrong, "solution": word}
+        for word in ("red", "blue", "green", "grey", "brown")
+        for wrong in ("no", "never at all")
+    ]
+    (root / "preferences" / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def ranked(root: Path, size: int, train: str) -> dict[str, dict[str, np.ndarray]]:
+    """The weights that each trained stage leaves."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.unit.engine.ranked", str(root), str(rank), str(size), train],
+            stdout=subprocess.DEVNULL,
+            env=environment,
+        )
+        for rank in range(size)
+    ]
+    assert [process.wait(PATIENCE) for process in processes] == [0] * size
+    return {stage: load_file(root / stage / file) for stage, file in TRAINED.items()}
+
+
+@pytest.mark.parametrize("train", ["all", "mask"])
+def test_two_processes_end_in_the_weights_of_one(tmp_path: Path, train: str) -> None:
+    one, two = (ranked(material(tmp_path / str(size)), size, train) for size in (1, 2))
+    for stage, weights in one.items():
+        for name, values in weights.items():
+            assert np.abs(values - two[stage][name]).max() < 1e-5, (stage, name)
+    started = load_file(tmp_path / "1" / "model" / "model.safetensors")
+    for stage, weights in one.items():
+        assert any(np.abs(values - started[name]).max() > 1e-4 for name, values in weights.items()), stage
+
+
+SFT: dict[str, Any] = {"learning_rate": 1e-3, "n_epochs": 40, "batch_size": 4, "checkpoint_seconds": 0.01}
+
+
+def begun(process: subprocess.Popen[str], step: int) -> list[psutil.Process]:
+    """The other ranks, once the training is behind that step."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("metrics", {}).get("step", 0) >= step:
+            break
+    return psutil.Process(process.pid).children()
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "out" / "checkpoint" / "model.safetensors")
+
+
+def test_what_ends_one_rank_ends_all_and_loses_nothing(tmp_path: Path, model_folder: Path) -> None:
+    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
+    whole, cut = (write_task(tmp_path / name, "sft", {**SFT, "devices": 2}, inputs) for name in ("whole", "cut"))
+    assert finish(start("sft", whole))[0] == 0
+    for step, end in ((10, "a rank is killed"), (30, "the first is killed"), (50, "all are asked to stop")):
+        process = start("sft", cut)
+        (other,) = begun(process, step)
+        if end == "a rank is killed":
+            other.kill()
+        else:
+            process.send_signal(signal.SIGTERM if end == "all are asked to stop" else signal.SIGKILL)
+        process.communicate(timeout=PATIENCE)
+        expected = {"a rank is killed": 1, "the first is killed": -signal.SIGKILL, "all are asked to stop": 75}
+        assert process.returncode == expected[end]
+        until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE)  # noqa: B023 - asked at once
+    status, lines = finish(start("sft", cut))
+    assert status == 0, lines[-1]
+    assert any("Resumed" in line.get("message", "") for line in lines)
+    ours, uncut = weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole")
+    assert all(np.array_equal(weights, uncut[name]) for name, weights in ours.items())
+
+
+def test_what_two_ranks_saved_one_and_three_go_on_from(tmp_path: Path, model_folder: Path) -> None:
+    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
+    assert finish(start("sft", write_task(tmp_path / "alone", "sft", {**SFT, "devices": 1}, inputs)))[0] == 0
+    process = start("sft", write_task(tmp_path / "cut", "sft", {**SFT, "devices": 2}, inputs))
+    begun(process, 10)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    for devices in (3, 1):
+        process = start("sft", write_task(tmp_path / "cut", "sft", {**SFT, "devices": devices}, inputs))
+        if devices == 3:
+            begun(process, 20)
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == (75 if devices == 3 else 0)
+    ours, expected = weights_of(tmp_path / "cut"), weights_of(tmp_path / "alone")
+    assert max(np.abs(ours[name] - expected[name]).max() for name in expected) < 1e-4
+
+
+def test_an_error_of_the_data_is_told_once_and_in_words(tmp_path: Path, model_folder: Path) -> None:
+    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
+    settings = {"template": "no place for it", "devices": 2}
+    status, lines = finish(start("sft", write_task(tmp_path / "job", "sft", settings, inputs)))
+    assert (status, lines[-1]["code"]) == (1, "bad_template")
