@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from allo_engine.estimate.calibration import TRAINING, Calibration, flops
 from allo_engine.estimate.loads import Load, Passes
-from allo_engine.model.memory import Use, cache_bytes, head_bytes, held_bytes, row_bytes, token_bytes
+from allo_engine.model.decoding import decoding_bytes
+from allo_engine.model.memory import Use, cache_bytes, held_bytes, row_bytes
 from allo_engine.model.shape import Shape
 
 NOISE = 0.2
@@ -26,6 +27,9 @@ STORE_COPIES = 2
 
 JUDGE_SECONDS = 6e-4
 """Reading one response's answer and comparing it."""
+
+TEACHER_SECONDS, TEACHER_TOKENS = 1.0, 50.0
+"""Until a teacher begins to answer, and the tokens a second that it writes then, as hosted models do."""
 
 STREAMED_WEIGHTS = 2e8
 """Weights a second of `locate` (`allo bench locate`): both checkpoints read twice, the masks written."""
@@ -57,11 +61,16 @@ PROCESS_BYTES = {"cpu": 430_000_000}
 """
 
 
-def seconds(load: Load, shape: Shape, rates: Calibration) -> float:
-    """How long a stage takes, from the moment it is ready to its result in the store."""
-    model_bytes = 4 * shape.weights
-    loading = load.models * model_bytes * (1 / rates.hash_bytes + (0 if load.streamed else 1 / LOAD_BYTES))
+def seconds(load: Load, shape: Shape, rates: Calibration, rewriter: Shape | None = None) -> float:
+    """How long a stage takes, from the moment it is ready to its result in the store; `rewriter` is the shape of the
+    model that judges, where that is another.
+    """
+    judge = rewriter or shape
+    judges = bool(load.judging.tokens)
+    model_bytes = 4 * ((load.models - judges) * shape.weights + judges * judge.weights)
+    loading = model_bytes * (1 / rates.hash_bytes + (0 if load.streamed else 1 / LOAD_BYTES))
     forward = sum(_forward_seconds(found, shape, rates) for found in load.forward)
+    forward += _forward_seconds(load.judging, judge, rates)
     training = _training_seconds(load, shape, rates)
     streaming = shape.weights / STREAMED_WEIGHTS if load.streamed else 0.0
     writing = disk_bytes(load, shape) * STORE_COPIES * (1 / rates.write_bytes + 1 / rates.hash_bytes)
@@ -74,6 +83,8 @@ def seconds(load: Load, shape: Shape, rates: Calibration) -> float:
         + _resuming_seconds(load, training, shape, rates)
         + _decoding_seconds(load, shape, rates)
         + load.judged * JUDGE_SECONDS
+        + load.asked * TEACHER_SECONDS
+        + load.written / TEACHER_TOKENS
         + streaming
         + writing
     )
@@ -112,7 +123,7 @@ def _decoding_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
     return _forward_seconds(work.prompts, shape, rates) + decoding
 
 
-def peak_bytes(load: Load, shape: Shape, device_type: str) -> int:
+def peak_bytes(load: Load, shape: Shape, device_type: str, rewriter: Shape | None = None) -> int:
     """The most memory that a stage holds at once: on an accelerator its own, else the process's."""
     if load.streamed:
         return PROCESS_BYTES["cpu"]
@@ -121,18 +132,19 @@ def peak_bytes(load: Load, shape: Shape, device_type: str) -> int:
         return base
     use = Use(load.kind, load.weight_bytes, load.ratio, load.moments, load.gradient_checkpointing, device_type)
     scoring = replace(use, kind="forward")
-    longest = max([0, *(found.longest for found in load.forward)])
-    forward = row_bytes(shape, scoring, longest) if longest else 0
-    training = row_bytes(shape, use, load.training.longest) if load.training.longest else 0
-    return base + held_bytes(shape, use) + max(forward, training, _decoding_bytes(load, shape, scoring))
+    forward = max([0, *(_row_bytes(found, shape, scoring) for found in load.forward)])
+    most = max(forward, _row_bytes(load.training, shape, use), _decoding_bytes(load, shape, scoring))
+    judging = held_bytes(rewriter or shape, scoring) + _row_bytes(load.judging, rewriter or shape, scoring)
+    return base + max(held_bytes(shape, use) + most, judging if load.judging.longest else 0)
+
+
+def _row_bytes(work: Passes, shape: Shape, use: Use) -> int:
+    return row_bytes(shape, use, work.longest) if work.longest else 0
 
 
 def _decoding_bytes(load: Load, shape: Shape, use: Use) -> int:
     work = load.decoding
-    if not work.widest:
-        return 0
-    prefill = work.prompts.longest * token_bytes(shape, use)
-    return work.widest * cache_bytes(shape, load.weight_bytes) + prefill + head_bytes(shape, use)
+    return decoding_bytes(shape, use, work.rows, work.length, work.prompts.longest) if work.rows else 0
 
 
 def disk_bytes(load: Load, shape: Shape) -> int:

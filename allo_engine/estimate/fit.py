@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from allo_engine.model.decoding import decoding_bytes
 from allo_engine.model.memory import (
     CONTEXT_BYTES_ELSEWHERE,
     SMALLEST_ROW,
@@ -34,7 +35,7 @@ from allo_engine.model.memory import (
     row_tokens,
     token_bytes,
 )
-from allo_engine.model.shape import Shape, shape_from
+from allo_engine.model.shape import Shape, shape_in_memory
 
 SENSIBLE = 2048
 """Tokens of a row with which a device is busy."""
@@ -66,10 +67,7 @@ def shape_by_config(model: Path) -> Shape:
     config = AutoConfig.from_pretrained(model, local_files_only=True)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    weights = {name: list(weight.shape) for name, weight in empty.named_parameters()}
-    head = empty.get_output_embeddings()
-    one_embedding = head is not None and head.weight is empty.get_input_embeddings().weight
-    return shape_from(config.to_dict(), weights, one_embedding)
+    return shape_in_memory(empty)
 
 
 def fits(shape: Shape, device_bytes: int, ratio: float) -> Iterator[Fit]:
@@ -108,10 +106,10 @@ def _longest(shape: Shape, use: Use, room: int) -> int:
 
 
 def _decoding(shape: Shape, use: Use, room: int) -> Fit:
-    """`longest` is the tokens that a batch may hold in its cache, beside a prompt's row."""
+    """`longest` is the tokens that a batch may hold in its cache, beside prompts of a sensible length."""
     held = held_bytes(shape, use)
     a_token = cache_bytes(shape, use.weight_bytes)
-    left = SPARE * room - held - row_bytes(shape, use, SENSIBLE)
+    left = SPARE * room - held - decoding_bytes(shape, use, 1, 0, SENSIBLE)
     longest = max(0, int(left // a_token))
     return Fit("sample, evaluate", "", held, a_token, longest, False, longest >= SENSIBLE)
 

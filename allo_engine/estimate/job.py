@@ -33,6 +33,7 @@ class Job:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     masks: bool = False
+    rewriter: Path | None = None
 
     @classmethod
     def read(cls, path: Path) -> Job:
@@ -49,6 +50,7 @@ class Job:
             given.get("hyperparameters") or {},
             given.get("seed") or 0,
             "masks" in inputs,
+            inputs.get("rewriter"),
         )
 
 
@@ -104,9 +106,13 @@ def estimate(job: Job, rates: Calibration) -> Estimate:
     with tempfile.TemporaryDirectory() as root:
         excerpts = {name: excerpt_of(path, Path(root) / name, job.seed) for name, path in job.files.items()}
         stages = plan(job.method, _data(job, excerpts), job.stages, job.hyperparameters, job.seed)
-        views = [Workload(stages, job.model, excerpts, priors, job.seed).loads() for priors in (EXPECTED, FEWER, MORE)]
-    shape, where = shape_of(job.model), device().type
-    return Estimate([_stage(loads, shape, rates, where) for loads in zip(*views, strict=True)])
+        views = [
+            Workload(stages, job.model, excerpts, priors, job.seed, job.rewriter).loads()
+            for priors in (EXPECTED, FEWER, MORE)
+        ]
+    model = shape_of(job.model)
+    rewriter = shape_of(job.rewriter) if job.rewriter else model
+    return Estimate([_stage(loads, model, rewriter, rates) for loads in zip(*views, strict=True)])
 
 
 def _data(job: Job, files: Mapping[str, Excerpt]) -> Data:
@@ -119,14 +125,15 @@ def _data(job: Job, files: Mapping[str, Excerpt]) -> Data:
     )
 
 
-def _stage(views: Sequence[Load], shape: Shape, rates: Calibration, where: str) -> StageEstimate:
+def _stage(views: Sequence[Load], model: Shape, rewriter: Shape, rates: Calibration) -> StageEstimate:
     expected = views[0]
-    taken = [seconds(load, shape, rates) for load in views]
+    shape = rewriter if expected.stage == "reward_model" else model
+    taken = [seconds(load, shape, rates, rewriter) for load in views]
     return StageEstimate(
         expected.stage,
         expected.tokens(),
         Band(min(taken) * (1 - NOISE), taken[0], max(taken) * (1 + NOISE)),
-        peak_bytes(expected, shape, where),
+        peak_bytes(expected, shape, device().type, rewriter),
         disk_bytes(expected, shape),
         work_bytes(expected, shape, rates),
     )

@@ -55,7 +55,7 @@ def passes(rows: Iterable[list[Group]]) -> Passes:
 @dataclass(frozen=True)
 class Decoding:
     """Responses decoded: prompts as they are padded, steps, rows of all steps, cached tokens that they read, and what
-    is decoded. `widest` is the most tokens that the cache holds.
+    is decoded. At most `rows` rows, of at most `length` tokens, are decoded at once.
     """
 
     prompts: Passes = Passes()
@@ -63,7 +63,8 @@ class Decoding:
     row_steps: float = 0.0
     cached: float = 0.0
     decoded: float = 0.0
-    widest: int = 0
+    rows: int = 0
+    length: int = 0
 
     def plus(self, other: Decoding) -> Decoding:
         return Decoding(
@@ -72,7 +73,8 @@ class Decoding:
             self.row_steps + other.row_steps,
             self.cached + other.cached,
             self.decoded + other.decoded,
-            max(self.widest, other.widest),
+            max(self.rows, other.rows),
+            max(self.length, other.length),
         )
 
     def times(self, factor: float) -> Decoding:
@@ -82,7 +84,8 @@ class Decoding:
             self.row_steps * factor,
             self.cached * factor,
             self.decoded * factor,
-            self.widest,
+            self.rows,
+            self.length,
         )
 
 
@@ -109,7 +112,7 @@ def decoding(prompts: Sequence[int], lengths: Sequence[Sequence[int]], batch: in
         until = min(end for end, _ in running)
         total = total.plus(_steps(len(running), now, until, max(offset for _, offset in running)))
         running, now = [row for row in running if row[0] > until], until
-    return replace(total, widest=rows * (max(prompts) + max(map(max, lengths))))
+    return replace(total, rows=rows, length=max(prompts) + max(map(max, lengths)))
 
 
 def _reading(prompts: Sequence[int]) -> Decoding:
@@ -129,17 +132,21 @@ def _steps(rows: int, start: int, stop: int, offset: int) -> Decoding:
 @dataclass(frozen=True)
 class Load:
     """What a stage computes, reads and writes. `kind` and `ratio` say what it trains; `updates` its optimizer's steps;
-    `models` the checkpoints it loads, `checkpoints` those it writes.
+    `models` the checkpoints it loads, `checkpoints` those it writes. `judging` are passes of the rewriter. A teacher
+    is `asked` so many times, one question after another, and writes so many tokens in all of them.
     """
 
     stage: str
     kind: Kind = "forward"
     ratio: float = 1.0
     forward: tuple[Passes, ...] = ()
+    judging: Passes = Passes()
     training: Passes = Passes()
     decoding: Decoding = Decoding()
     updates: float = 0.0
     judged: float = 0.0
+    asked: float = 0.0
+    written: float = 0.0
     streamed: bool = False
     models: int = 1
     checkpoints: int = 0
@@ -152,5 +159,5 @@ class Load:
 
     def tokens(self) -> int:
         """Tokens of all passes and of all that is decoded."""
-        rows = self.training.tokens + sum(found.tokens for found in self.forward)
+        rows = self.training.tokens + self.judging.tokens + sum(found.tokens for found in self.forward)
         return round(rows + self.decoding.prompts.tokens + self.decoding.decoded)

@@ -38,12 +38,21 @@ EVALUATED = ("base", "sft", "warmup", "forget", "improve")
 
 
 class Workload:
-    """A planned job's stages as loads, under one view of what its models will answer."""
+    """A planned job's stages as loads, under one view of what its models will answer. `rewriter` is the folder of the
+    model that becomes the rewriter, where that is another.
+    """
 
     def __init__(
-        self, plan: Sequence[PlannedStage], model: Path, files: Mapping[str, Excerpt], priors: Priors, seed: int
+        self,
+        plan: Sequence[PlannedStage],
+        model: Path,
+        files: Mapping[str, Excerpt],
+        priors: Priors,
+        seed: int,
+        rewriter: Path | None = None,
     ) -> None:
         self._plan = {stage.name: stage for stage in plan}
+        self._rewriter = rewriter or model
         self._model, self._files, self._priors, self._seed = model, files, priors, seed
         self._tokenizer, self._ends = load_tokenizer(model), ends_of(model)
         if "sft" not in self._plan and priors.length > 1:
@@ -119,24 +128,35 @@ class Workload:
             scale = min(scale, config.max_problems / len(given))
         rewriting = Rewriting(encoder)
         groups = [rewriting.scoring(key, group) for key, group in enumerate(given)]
-        return self._trained("reward_model", self._fitting(groups, config), scale)
+        load = self._trained("reward_model", self._fitting(groups, config, self._rewriter), scale)
+        if config.corrections is None:
+            return load
+        answers = [ids for group in given for ids in group.responses]  # a correction is about as long
+        side_by_side = scale / config.corrections.concurrency
+        return replace(load, asked=len(answers) * side_by_side, written=sum(map(len, answers)) * side_by_side)
 
     def _token_rewards(self, config: Any) -> Load:
         plain = self._fitting(self._wrong(), config)
-        judged = plain
-        if config.source == "reward_model":
-            rewriting = Rewriting(self._encoder("token_rewards"))
-            judged = [rewriting.scoring(group.key, self._negatives[group.key]) for group in plain]
-            judged = within_context(judged, self._model, Report(io.StringIO())) if judged else []
-        scored = [judged] if self._kept else [plain, judged]
         budget = self._budget("token_rewards", "forward")
-        work = tuple(passes(rows_of(groups, budget)).times(self._pair_scale) for groups in scored)
-        return Load("token_rewards", forward=work, models=len(work), weight_bytes=_weight_bytes(config))
+
+        def scored(groups: list[Group]) -> Passes:
+            return passes(rows_of(groups, budget)).times(self._pair_scale)
+
+        reference = () if self._kept else (scored(plain),)
+        load = Load("token_rewards", models=len(reference) + 1, weight_bytes=_weight_bytes(config))
+        if config.source == "log_ratio":
+            return replace(load, forward=(*reference, scored(plain)))
+        rewriting = Rewriting(self._encoder("token_rewards"))
+        judged = [rewriting.scoring(group.key, self._negatives[group.key]) for group in plain]
+        judged = within_context(judged, self._rewriter, Report(io.StringIO())) if judged else []
+        return replace(load, forward=reference, judging=scored(judged))
 
     def _forget(self, config: Any) -> Load:
         groups = self._fitting(self._wrong(), config)
         load = self._trained("forget", groups, self._pair_scale)
-        return replace(load, checkpoints=0, deltas=1)
+        anew = config.loss == "npo" and _weight_bytes(config) < 4  # see forget.py
+        reference = (self._reference("forget", groups),) if anew else ()
+        return replace(load, forward=reference, checkpoints=0, deltas=1)
 
     # evaluation
 
@@ -244,25 +264,27 @@ class Workload:
 
     # passes
 
-    def _fitting(self, groups: Sequence[Group], config: Any) -> list[Group]:
-        return fitting_groups(groups, config, self._model, Report(io.StringIO())) if groups else []
+    def _fitting(self, groups: Sequence[Group], config: Any, folder: Path | None = None) -> list[Group]:
+        return fitting_groups(groups, config, folder or self._model, Report(io.StringIO())) if groups else []
 
     def _budget(self, stage: str, kind: Kind, ratio: float = 1.0) -> int:
         return fitting_tokens(cast(RowsConfig, self._plan[stage].config), self._model, kind, ratio)
 
     def _reference(self, stage: str, groups: list[Group]) -> Passes:
-        return passes(rows_of(groups, self._budget(stage, self._kind(stage), self._ratio(stage)))).times(
-            self._pair_scale
-        )
+        """In 16 bits the reference is computed in the rows of the first epoch (see training/loop.py)."""
+        config, budget = self._plan[stage].config, self._budget(stage, self._kind(stage), self._ratio(stage))
+        cut = _first_epoch(groups, config) if _weight_bytes(config) < 4 else [groups]
+        return passes(row for some in cut for row in rows_of(some, budget)).times(self._pair_scale)
 
     def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
         config: Any = self._plan[stage].config
         kind = self._kind(stage)
-        budget, choice = fitting_rows(config, self._model, kind, self._ratio(stage))
+        folder = self._rewriter if stage == "reward_model" else self._model
+        budget, choice = fitting_rows(config, folder, kind, self._ratio(stage))
         again = config.gradient_checkpointing is True
         if choice is not None and choice.needed(groups):
             budget, again = choice.tokens, True
-        plan = [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
+        plan = _first_epoch(groups, config)
         work = passes(row for batch in plan for row in rows_of(batch, budget))
         return Load(
             stage,
@@ -294,6 +316,11 @@ class Workload:
         if "locate" not in self._plan:
             return GIVEN_MASK
         return float(getattr(self._plan["locate"].config, f"{stage}_ratio"))
+
+
+def _first_epoch(groups: Sequence[Group], config: Any) -> list[list[Group]]:
+    """Its batches."""
+    return [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
 
 
 def _as_sampled(answer: Answered) -> SampledProblem:

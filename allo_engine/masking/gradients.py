@@ -29,6 +29,9 @@ from allo_engine.report import Tick
 SUM_BYTES = 4
 """A weight's sum, in float32."""
 
+AT_ONCE = 1 << 22
+"""Entries that are added at once: on a CPU, 16 bits are copied to 32 for that."""
+
 
 def summing_device(model: nn.Module) -> torch.device:
     """Where the sums for a loaded model stand: beside it while half of what is free there is left for rows."""
@@ -80,7 +83,8 @@ def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor]) -> T
 def _into(total: Tensor) -> Callable[[Tensor], None]:
     def add(weight: Tensor) -> None:
         assert weight.grad is not None  # the hook is called when it is there
-        total.add_(weight.grad.to(total.device))
+        for into, part in zip(total.view(-1).split(AT_ONCE), weight.grad.flatten().split(AT_ONCE), strict=True):
+            into.add_(part.to(total.device))
         weight.grad = None
 
     return add

@@ -200,7 +200,7 @@ def attend(
             if scored:
                 parts.append(_scored(own, keys, values, block.bias, scaling, softcap, sinks))
             else:
-                bias = block.folded(query.shape[1] // key.shape[1], query.dtype)
+                bias = block.folded(query.shape[1] // key.shape[1], _computed_in(query))
                 parts.append(_folded(own, keys, values, bias, scaling))
         return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
     if scored:
@@ -208,6 +208,12 @@ def attend(
     if query.shape[2] != 1 or more.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     return _folded(query, key, value, attention_mask, scaling).transpose(1, 2), None
+
+
+def _computed_in(query: Tensor) -> torch.dtype:
+    """What SDPA computes in: under autocast, what is not of it yet is copied for every layer, and kept by each."""
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

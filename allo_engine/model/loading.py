@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allo_engine.checkpoints.names import names_of
@@ -32,6 +32,11 @@ def dtype_of(precision: Precision) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if device().type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def packs(folder: Path) -> bool:
+    """Whether rows of a folder's model may hold many sequences; else it reads one at a time."""
+    return verdict(AutoConfig.from_pretrained(folder, local_files_only=True)).packs
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -85,11 +85,14 @@ def _by_plain_head(
     """The head runs on the positions that predict a token and on no other, a few at a time."""
     hidden_RH = model.base_model(**arguments).last_hidden_state[0, sources_R]
     head: torch.nn.Linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    weight_VH = head.weight
+    weight_VH: Tensor = head.weight
+    bias_V: Tensor | None = head.bias
+    if not torch.is_grad_enabled():  # a function asks its inputs alone whether there will be a backward pass
+        weight_VH, bias_V = weight_VH.detach(), None if bias_V is None else bias_V.detach()
     if torch.is_autocast_enabled(hidden_RH.device.type):
         hidden_RH = hidden_RH.to(torch.get_autocast_dtype(hidden_RH.device.type))
         weight_VH = weight_VH.to(hidden_RH.dtype)
-    return TokenLogps.apply(hidden_RH, weight_VH, head.bias, targets_R)  # type: ignore[no-any-return,no-untyped-call]
+    return TokenLogps.apply(hidden_RH, weight_VH, bias_V, targets_R)  # type: ignore[no-any-return,no-untyped-call]
 
 
 _plain_heads: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

@@ -54,7 +54,8 @@ LONGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Use:
-    """How a stage uses a model. `weight_bytes` is of the precision it computes in, `ratio` the mask's share.
+    """How a stage uses a model. `weight_bytes` is of the precision it computes in, `ratio` the mask's share; `packs`
+    says that rows hold many sequences, else each is read by itself.
 
     A dense stage has float32 weights, whatever it computes in.
     """
@@ -65,6 +66,7 @@ class Use:
     moments: Moments = "float32"
     checkpointing: bool = False
     device_type: str = "cpu"
+    packs: bool = True
 
     @property
     def training(self) -> bool:
@@ -93,16 +95,22 @@ def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
     mask, head = mask_bytes(shape, use, tokens), head_bytes(shape, use, tokens)
     if not use.training:
         return max(mask + tokens * _passing_bytes(shape, use), head)
+    layers, one_layer, of_head = _copies(shape, use)
     kept = tokens * _inputs_bytes(shape, use) if use.checkpointing else tokens * token_bytes(shape, use)
     again = tokens * _kept_bytes(shape, use) if use.checkpointing else 0
-    copies = _copied_weights(shape, use)
-    forward = copies + kept + head
-    copies = min(copies, _copies_made_again(shape, use)) if use.checkpointing else copies
-    at_the_head = _head_backward(shape, use, tokens)
-    behind_the_head = 6 * shape.vocabulary * shape.hidden if use.autocast else 0
-    in_a_layer = again + tokens * _backward_bytes(shape, use) + _waiting_gradient(shape, use)
-    at_the_end = 2 * max(_waiting_gradient(shape, use), _gradient_bytes(use) * shape.largest // 2)
-    return mask + max(forward, copies + kept + max(at_the_head, behind_the_head, in_a_layer), at_the_end)
+    waiting = _waiting_gradient(shape, use)
+    moments = [
+        # the head's forward pass: autocast keeps what it copied, whether activations are kept or not
+        kept + layers + of_head + head,
+        # the head's backward pass, and behind it: its copy is gone, its gradient stands in 16 bits and in float32
+        kept + (0 if use.checkpointing else layers) + of_head + _head_backward(shape, use, tokens),
+        kept + (0 if use.checkpointing else layers) + (6 * shape.vocabulary * shape.hidden if use.autocast else 0),
+        # the last layer's backward pass, the first of them
+        kept + (one_layer if use.checkpointing else layers) + again + tokens * _backward_bytes(shape, use) + waiting,
+        # the embedding's: nothing else is left but the head's gradient, if they are tied
+        2 * max(waiting, _gradient_bytes(use) * shape.largest // 2),
+    ]
+    return mask + max(moments)
 
 
 def row_tokens(shape: Shape, use: Use, budget_bytes: int) -> int:
@@ -160,14 +168,17 @@ def _head_backward(shape: Shape, use: Use, tokens: int) -> int:
 
 
 def mask_bytes(shape: Shape, use: Use, tokens: int) -> int:
-    """What says which tokens a row's tokens see, for all layers.
+    """What says which tokens a row's tokens see, for all layers; nothing where they are a single sequence's.
 
-    On a CPU, of a row that is a single sequence: a number a pair, and again for the query heads that share a key (see
-    attention.py). Elsewhere the blocks of 128 × 128 pairs that FlexAttention visits, four indices each.
+    On a CPU, of a row that is a single sequence: a number a pair, and again for the query heads that share a key, in
+    what is computed in (see attention.py). Elsewhere the blocks of 128 × 128 pairs that FlexAttention visits, four
+    indices each.
     """
+    if not use.packs:
+        return 0
     if use.device_type != "cpu":
         return 16 * math.ceil(tokens / 128) ** 2
-    return (4 + shape.heads // shape.kv_heads * (4 if use.autocast else use.weight_bytes)) * tokens**2
+    return (4 + shape.heads // shape.kv_heads * use.weight_bytes) * tokens**2
 
 
 def cache_bytes(shape: Shape, weight_bytes: int) -> int:
@@ -217,17 +228,15 @@ def _backward_bytes(shape: Shape, use: Use) -> int:
     return 2 * shape.intermediate * use.weight_bytes + (4 if use.autocast else use.weight_bytes) * shape.hidden
 
 
-def _copied_weights(shape: Shape, use: Use) -> int:
-    """The copies in 16 bits that autocast makes of the float32 weights of all products; the embedding is looked up."""
-    looked_up = 0 if shape.tied else shape.vocabulary * shape.hidden
-    return use.weight_bytes * (shape.weights - looked_up) if use.autocast else 0
-
-
-def _copies_made_again(shape: Shape, use: Use) -> int:
-    """Where activations are computed twice the backward pass makes a layer's copies again; it has kept the head's."""
+def _copies(shape: Shape, use: Use) -> tuple[int, int, int]:
+    """The copies in 16 bits that autocast makes of float32 weights: of all layers', one layer's, the head's. The
+    embedding is looked up.
+    """
+    if not use.autocast:
+        return 0, 0, 0
     head = shape.vocabulary * shape.hidden
-    layers = shape.weights - head * (1 if shape.tied else 2)
-    return use.weight_bytes * (head + layers // shape.layers) if use.autocast else 0
+    layers = use.weight_bytes * (shape.weights - head * (1 if shape.tied else 2))
+    return layers, layers // shape.layers, use.weight_bytes * head
 
 
 def _gradient_bytes(use: Use) -> int:

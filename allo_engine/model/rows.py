@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from allo_engine.config import RowsConfig, TrainingConfig
-from allo_engine.model.loading import device, dtype_of
+from allo_engine.model.loading import device, dtype_of, packs
 from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
 from allo_engine.model.sequences import Group
 from allo_engine.model.shape import shape_of
@@ -33,15 +33,21 @@ SENSIBLE_ROW = 2048
 @dataclass(frozen=True)
 class Choice:
     """Whether activations are computed twice, where that is left to us: rows of `wanted` tokens, or the longest item if
-    that is longer, must fit. Without, `without` tokens fit; with it, rows have `tokens`.
+    that is longer, must fit. Without, `without` tokens fit; with it, rows have `tokens`. Where they are not `packed`,
+    the sequences of an item share nothing.
     """
 
     wanted: int
     without: int
     tokens: int
+    packed: bool = True
 
     def needed(self, groups: Iterable[Group]) -> bool:
-        items = (group.prompt_and(item) for group in groups for item in group.items)
+        items = (
+            group.prompt_and(item) if self.packed else sum(group.prompt_and((index,)) for index in item)
+            for group in groups
+            for item in group.items
+        )
         return max([self.wanted, *items]) > self.without
 
 
@@ -56,11 +62,14 @@ def fitting_rows(
 ) -> tuple[int, Choice | None]:
     """The tokens of a row of a folder's model in the memory that is free, and what computing activations twice would
     change, where that is left to us. What the model itself takes counts as free, where it is `loaded` already.
+
+    A model that reads one sequence at a time is no quicker with more items in a row, and holds no more than one's.
     """
     asked, setting = config.micro_batch_tokens, getattr(config, "gradient_checkpointing", False)
-    use = use_of(config, kind, ratio, setting is True)
+    use = replace(use_of(config, kind, ratio, setting is True), packs=packs(folder))
     limits = LONGEST_ROW if use.training else LONGEST_ROW_SCORED
-    longest = limits.get(use.device_type, LONGEST_ROW_ELSEWHERE) if asked is None else asked
+    usual = limits.get(use.device_type, LONGEST_ROW_ELSEWHERE) if use.packs else SMALLEST_ROW
+    longest = usual if asked is None else asked
     try:
         shape = shape_of(folder)
     except KeyError:  # a model whose sizes have other names: rows shrink as soon as one does not fit
@@ -69,7 +78,7 @@ def fitting_rows(
     without, with_it = (row_tokens(shape, replace(use, checkpointing=again), budget) for again in (False, True))
     fits = with_it if use.checkpointing else without
     tokens, leaner = (longest, longest) if asked else (min(longest, fits), min(longest, with_it))
-    choice = Choice(longest if asked else min(longest, SENSIBLE_ROW), without, leaner)
+    choice = Choice(longest if asked else min(longest, SENSIBLE_ROW), without, leaner, use.packs)
     return tokens, choice if setting == "auto" and use.training else None
 
 

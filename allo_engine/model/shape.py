@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allo_engine.checkpoints.folder import stored_tensors, tied
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,13 @@ def shape_of(folder: Path) -> Shape:
     shape = shape_from(config, {name: tensor["shape"] for name, tensor in stored.items()}, tied(folder))
     offsets = [tensor["data_offsets"] for tensor in stored.values()]
     return replace(shape, stored_bytes=sum(end - begin for begin, end in offsets))
+
+
+def shape_in_memory(model: PreTrainedModel) -> Shape:
+    """The shape of a model of transformers, filled or not. Raises KeyError where a size is not named."""
+    weights = {name: list(weight.shape) for name, weight in model.named_parameters()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    return shape_from(model.config.to_dict(), weights, head is not None and head.weight is embedding.weight)
 
 
 def shape_from(config: Mapping[str, Any], weights: Mapping[str, Sequence[int]], one_embedding: bool) -> Shape:

@@ -19,16 +19,20 @@ __all__ = ["Finished", "Request", "Response", "Sampler", "Settings", "Transforme
 
 @contextmanager
 def open(
-    folder: Path, delta: Path | None = None, dtype: torch.dtype = torch.float32, report: Report | None = None
+    folder: Path,
+    delta: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    report: Report | None = None,
+    work: Path | None = None,
 ) -> Iterator[Sampler]:
-    """A sampler of the model in a folder, with a delta's values in it if one is given.
+    """A sampler of the model in a folder, with a delta's values in it if one is given; `work` is its stage's folder.
 
     Raises StageError where the delta belongs to another model.
     """
     model = load_model(folder, dtype)
     if delta is not None:
         apply_delta(model, delta, folder)
-    sampler = TransformersSampler(model, report)
+    sampler = TransformersSampler(model, report, work=work)
     del model
     try:
         yield sampler

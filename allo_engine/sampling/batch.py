@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from allo_engine.model.decoding import wide_rows
 from allo_engine.sampling.caches import Rows
 from allo_engine.sampling.nucleus import CANDIDATES, Drawn, draw
 from allo_engine.sampling.requests import Finished, Request, Response, Settings
@@ -88,15 +89,15 @@ class Batch:
         return self.compact()
 
     def _draw(self, logits: Tensor) -> Drawn:
-        """Rows whose nucleus is likely to be small look for it among few candidates, the others everywhere."""
+        """Rows whose nucleus is likely to be small look for it among few candidates, the others everywhere, a few of
+        them at a time."""
         count, temperature, top_p = len(logits), self._settings.temperature, self._settings.top_p
         uniforms = self._uniforms[:count].gather(1, self._drawn[:count, None])[:, 0]
         wide = [place for place, row in enumerate(self.running) if row.wide]
-        if len(wide) == count:
-            return draw(logits, uniforms, temperature, top_p)
         drawn = draw(logits, uniforms, temperature, top_p, CANDIDATES)
-        if wide:
-            places = torch.tensor(wide, device=logits.device)
+        at_once = wide_rows(logits.shape[1], logits.device.type)
+        for start in range(0, len(wide), at_once):
+            places = torch.tensor(wide[start : start + at_once], device=logits.device)
             for some, those in zip(drawn, draw(logits[places], uniforms[places], temperature, top_p), strict=True):
                 some[places] = those
         return drawn

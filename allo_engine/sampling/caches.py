@@ -20,12 +20,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import sdpa_mask
 
 from allo_engine.model.attention import attend
+from allo_engine.model.decoding import ALIGNED
 
 NAME = "rows_in_place"
 """What a model's attn_implementation is where its rows' keys and values stand in place."""
-
-ALIGNED = 8
-"""Rows are read up to a multiple of so many tokens: the length that CUDA's kernels want of a mask."""
 
 
 class Rows(Protocol):
@@ -171,9 +169,10 @@ class Own:
         self._cache: Any = None
         known = inspect.signature(model.forward).parameters
         self._name = "cache_params" if "cache_params" in known else "past_key_values"
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in known else {}  # of a prompt, not of all its tokens
 
     def _forward(self, ids: Tensor) -> Tensor:
-        output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache})
+        output = self._model(input_ids=ids, use_cache=True, **{self._name: self._cache}, **self._last)
         self._cache = output[self._name]
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
 

@@ -8,40 +8,45 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from allo_engine.model.memory import available_bytes
+from allo_engine.model.decoding import READ_TOKENS, decoding_bytes, read_tokens
+from allo_engine.model.memory import SPARE, Use, available_bytes
 from allo_engine.model.rows import give_back_freed_memory, is_out_of_memory
+from allo_engine.model.shape import Shape, shape_in_memory
 from allo_engine.report import Report, StageError
 from allo_engine.sampling.batch import Batch
 from allo_engine.sampling.caches import InPlace, Own, Rows
 from allo_engine.sampling.probe import token_bytes_in_place
 from allo_engine.sampling.requests import Finished, Request, Settings
 
-READ_TOKENS = 8192
-"""Prompts are read so many tokens at a time, padded, or one alone."""
-
 READ_AHEAD = 4
 """Prompts are read for a quarter of the rows at least: one at a time would cost a step each."""
-
-SHARE = 0.8
-"""Of the free memory, what rows are fitted to; the rest is for reading prompts and for what an operation needs."""
-
-LOGITS_BYTES = 24
-"""Bytes a token of the vocabulary that drawing holds a row: logits in two precisions, scaled, exponentials, sorted."""
 
 Task = tuple[Request, int]
 """A request and one of its samples."""
 
 
 class TransformersSampler:
-    """Answers with a model in memory. `report` is told where rows do not fit; `free_bytes` None: what is free then."""
+    """Answers with a model in memory. `report` is told where rows do not fit; `free_bytes` None: what is free then.
 
-    def __init__(self, model: PreTrainedModel, report: Report | None = None, free_bytes: int | None = None) -> None:
+    How many rows did not fit is kept in the folder `work`: the stage's other models and a resumed run begin with fewer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        report: Report | None = None,
+        free_bytes: int | None = None,
+        work: Path | None = None,
+    ) -> None:
         self._model, self._report, self._free_bytes = model, report, free_bytes
+        self._kept = work / "decoding_batch" if work else None
         self._token_bytes = token_bytes_in_place(model)
+        self._shape = _shape_of(model)
 
     @property
     def in_place(self) -> bool:
@@ -55,7 +60,7 @@ class TransformersSampler:
     def sample(self, requests: Sequence[Request], settings: Settings) -> Iterator[Finished]:
         """Responses as they end. Raises StageError "out_of_memory" where a single one does not fit."""
         left = {(request.number, sample): (request, sample) for request, sample in in_order(requests)}
-        most = settings.rows
+        most = self._most(settings.rows)
         while left:
             give_back_freed_memory()
             shelf, rows = self._shelf(list(left.values()), most)
@@ -70,9 +75,18 @@ class TransformersSampler:
             if most < 1:
                 raise StageError("out_of_memory", _TOO_LARGE)
             if most < rows:
-                self._tell(most)
+                self._go_on_with(most)
 
-    def _tell(self, rows: int) -> None:
+    def _most(self, asked: int) -> int:
+        """The rows of a stage that has not run out of memory with fewer."""
+        return min(asked, int(self._kept.read_text())) if self._kept and self._kept.exists() else asked
+
+    def _go_on_with(self, rows: int) -> None:
+        if self._kept:
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            aside = self._kept.with_suffix(".tmp")
+            aside.write_text(str(rows))
+            aside.replace(self._kept)
         if self._report:
             text = f"The device's memory was full: going on with {rows} responses at once."
             self._report.message(text, "warn", {"decoding_batch": rows})
@@ -80,18 +94,27 @@ class TransformersSampler:
     def _shelf(self, tasks: list[Task], most: int) -> tuple[list[Task], int]:
         """What is decoded next, and in how many rows: all, or where memory is too small for that, what is about as long
         as the longest, so that the others have more rows."""
-        rows = min(most, self._fitting(tasks))
+        rows = self._fitting(tasks, most)
         if rows < min(most, len(tasks)):
             half = max(map(_need, tasks)) // 2
             tasks = [task for task in tasks if _need(task) > half]
         return tasks, min(rows, len(tasks))
 
-    def _fitting(self, tasks: Sequence[Task]) -> int:
-        """How many rows the free memory has room for: each as long as the longest, with a prompt that is read ahead."""
-        config = self._model.config.get_text_config()
-        tokens = max(map(_need, tasks)) + max(len(request.prompt) for request, _ in tasks)
-        free = available_bytes(self._model.device.type) if self._free_bytes is None else self._free_bytes
-        return max(1, int(SHARE * free // (self._token_bytes * tokens + LOGITS_BYTES * config.vocab_size)))
+    def _fitting(self, tasks: Sequence[Task], most: int) -> int:
+        """How many rows the free memory has room for, each as long as the longest, and the prompts that are read with
+        them; at least one, at most `most`."""
+        if self._shape is None:  # a model whose sizes have other names: rows are halved as soon as they do not fit
+            return most
+        use = Use("forward", self._model.dtype.itemsize, device_type=self._model.device.type)
+        length, prompt = max(map(_need, tasks)), max(len(request.prompt) for request, _ in tasks)
+        free = available_bytes(use.device_type) if self._free_bytes is None else self._free_bytes
+        fits, fails = 1, most + 1
+        while fails - fits > 1:
+            rows = (fits + fails) // 2
+            read = read_tokens(rows, prompt)
+            needed = decoding_bytes(self._shape, use, rows, length, read, self._token_bytes)
+            fits, fails = (rows, fails) if needed <= SPARE * free else (fits, rows)
+        return fits
 
     def _decode(self, tasks: deque[Task], settings: Settings, rows: int) -> Iterator[Finished]:
         length = max(map(_need, tasks))
@@ -104,6 +127,13 @@ class TransformersSampler:
                 begun = [read.popleft() for _ in range(min(batch.free(), len(read)))]
                 batch.admit([prompt for prompt, _ in begun], [task for _, task in begun])
             yield from batch.step()
+
+
+def _shape_of(model: PreTrainedModel) -> Shape | None:
+    try:
+        return shape_in_memory(model)
+    except KeyError:
+        return None
 
 
 def _need(task: Task) -> int:

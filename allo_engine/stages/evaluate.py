@@ -26,7 +26,7 @@ from allo_engine.data.records import Problem, read_lines
 from allo_engine.data.statistics import paired_difference, wilson
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logps import PerToken, score
-from allo_engine.model.rows import fitting_tokens
+from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, singles
 from allo_engine.report import Report, StageError, Stopped, Tick
 from allo_engine.sampling import Request, Settings
@@ -54,7 +54,7 @@ Evaluation = Callable[[Candidate, Tick], Line]
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
-    size, evaluation = _evaluation(config, inputs, report)
+    size, evaluation = _evaluation(config, inputs, work, report)
     total = size * sum(name in inputs for name in ("base", "sft", "warmup", "forget", "improve"))
     done = 0
 
@@ -100,18 +100,20 @@ def _models(inputs: Inputs) -> Iterator[tuple[str, Candidate]]:
             yield name, Candidate(inputs.get("sft", inputs["base"]), inputs[name])
 
 
-def _evaluation(config: EvaluateConfig, inputs: Inputs, report: Report) -> tuple[int, Evaluation]:
+def _evaluation(config: EvaluateConfig, inputs: Inputs, work: Path, report: Report) -> tuple[int, Evaluation]:
     """How much work one model is, and the evaluation that the held-out file's format asks for."""
     encoder = Encoder.of(inputs["base"], config)
     first = next(read_lines(inputs["heldout"] / UPLOADED))
     if "prompt" in first or "preferred_output" in first:
-        return _on_pairs(config, inputs, encoder, report)
+        return _on_pairs(config, inputs, encoder, work, report)
     if "messages" in first:
-        return _on_chats(config, inputs, encoder, report)
-    return _on_problems(config, inputs, encoder, report)
+        return _on_chats(config, inputs, encoder, work, report)
+    return _on_problems(config, inputs, encoder, work, report)
 
 
-def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
+def _on_problems(
+    config: EvaluateConfig, inputs: Inputs, encoder: Encoder, work: Path, report: Report
+) -> tuple[int, Evaluation]:
     given = problems(inputs["heldout"])
     prompts = [encoder.prompt(problem.problem) for problem in given]
     context = context_length(inputs["base"])
@@ -127,7 +129,7 @@ def _on_problems(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, repor
 
     def evaluate(candidate: Candidate, tick: Tick) -> Line:
         texts: dict[int, str] = {}
-        with sampling.open(candidate.folder, candidate.delta, dtype_of(config.precision), report) as sampler:
+        with sampling.open(candidate.folder, candidate.delta, dtype_of(config.precision), report, work) as sampler:
             for number, _, response in sampler.sample(requests, settings):
                 texts[number] = encoder.decode(response.ids)
                 tick(1)
@@ -156,14 +158,16 @@ def _verdict(text: str, problem: Problem) -> Verdict:
     return compare(text, gold) if gold else Verdict.UNPARSED
 
 
-def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
+def _on_pairs(
+    config: EvaluateConfig, inputs: Inputs, encoder: Encoder, work: Path, report: Report
+) -> tuple[int, Evaluation]:
     groups = fitting_groups(pairs(inputs["heldout"], encoder), config, inputs["base"], report)
-    longest = fitting_tokens(config, inputs["base"], "forward")  # once: equal rows give equal bits
+    rows = _rows(config, inputs, work, report)
     start = inputs.get("sft", inputs["base"])  # in the policies' precision: a model against itself has margin 0
-    reference = _sums(load_model(start, dtype_of(config.precision)), groups, longest, lambda _: None)
+    reference = _sums(load_model(start, dtype_of(config.precision)), groups, rows, lambda _: None)
 
     def evaluate(candidate: Candidate, tick: Tick) -> Line:
-        sums = _sums(candidate.load(config), groups, longest, tick)
+        sums = _sums(candidate.load(config), groups, rows, tick)
         ratio = {key: value - reference[key] for key, value in sums.items()}
         found = [
             (ratio[group.key, chosen], ratio[group.key, rejected])
@@ -186,23 +190,30 @@ def _on_pairs(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: 
     return sum(group.tokens() for group in groups), evaluate
 
 
-def _on_chats(config: EvaluateConfig, inputs: Inputs, encoder: Encoder, report: Report) -> tuple[int, Evaluation]:
+def _on_chats(
+    config: EvaluateConfig, inputs: Inputs, encoder: Encoder, work: Path, report: Report
+) -> tuple[int, Evaluation]:
     examples = supervised_examples(inputs["heldout"], encoder)
     groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
     groups = fitting_groups(groups, config, inputs["base"], report)
-    longest = fitting_tokens(config, inputs["base"], "forward")
+    rows = _rows(config, inputs, work, report)
     tokens = sum(len(group.scored(index)) for group in groups for index in group.responses)
 
     def evaluate(candidate: Candidate, tick: Tick) -> Line:
-        sums = _sums(candidate.load(config), groups, longest, tick)
+        sums = _sums(candidate.load(config), groups, rows, tick)
         return {"cross_entropy": -sum(sums.values()) / tokens, "tokens": tokens}
 
     return sum(group.tokens() for group in groups), evaluate
 
 
-def _sums(model: PreTrainedModel, groups: list[Group], longest: int, tick: Tick) -> dict[tuple[int, int], float]:
+def _rows(config: EvaluateConfig, inputs: Inputs, work: Path, report: Report) -> RowBudget:
+    """For all models, in a resumed run too: equal rows give equal bits."""
+    return RowBudget(fitting_tokens(config, inputs["base"], "forward"), work, report)
+
+
+def _sums(model: PreTrainedModel, groups: list[Group], rows: RowBudget, tick: Tick) -> dict[tuple[int, int], float]:
     """Σ logπ of each response, by (group key, response)."""
-    scores: PerToken = score(model, groups, longest, tick)
+    scores: PerToken = rows.fit(lambda longest: score(model, groups, longest, tick), groups)
     return {key: float(logps.sum()) for key, logps in scores.items()}
 
 

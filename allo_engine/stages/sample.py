@@ -93,7 +93,8 @@ def _sampled(
     kept.parent.mkdir(parents=True, exist_ok=True)
     report.progress(len(done), total)
     if len(done) < total:
-        with kept.open("a") as stream, sampling.open(folder, None, dtype_of(config.precision), report) as sampler:
+        opened = sampling.open(folder, None, dtype_of(config.precision), report, kept.parent)
+        with kept.open("a") as stream, opened as sampler:
             for number, sample, response in sampler.sample(left, settings):
                 done[number, sample] = response
                 stream.write(json.dumps({"number": number, "sample": sample, "response": response}) + "\n")

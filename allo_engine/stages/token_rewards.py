@@ -30,7 +30,8 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
     given = negatives(inputs["negatives"], encoder)
     plain = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(given)]
     plain = fitting_groups(plain, config, inputs["model"], report)
-    rows = RowBudget(fitting_tokens(config, inputs["model"], "forward"), work, report)
+    read = [inputs[name] for name in ("model", "reward_model", "updated") if name in inputs]
+    rows = RowBudget(min(fitting_tokens(config, folder, "forward") for folder in read), work, report)
     scorer = _Scorer(config, inputs.get("cache", work), work, rows, report)
     if config.source == "reward_model":
         rewriting = Rewriting(encoder)

@@ -102,7 +102,7 @@ def _show(results: list[dict[str, Any]]) -> None:
             f"{row[side]:.4g} ({row[f'{side}_spread'][0]:.4g}–{row[f'{side}_spread'][1]:.4g})"
             for side in ("ours", "rival")
         ]
-        sign = "≥" if row["higher_is_better"] else "≤"
+        sign = {True: "≥", False: "≤", None: "1 ±"}[row["higher_is_better"]]
         table.add_row(
             row["measure"], *spread, row["rival_name"], f"{row['ratio']:.3g}", f"{sign} {row['goal']}", row["limit"]
         )

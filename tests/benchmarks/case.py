@@ -13,15 +13,15 @@ Side = Callable[[], float | Figures]
 
 @dataclass(frozen=True)
 class Case:
-    """`goal` is for ours / rival; `limit` says what bounds the figure. A side of several figures names them: `figure`
-    is the one meant."""
+    """`goal` is for ours / rival, or where nothing is better than 1, how far from it that may be; `limit` says what
+    bounds the figure. A side of several figures names them: `figure` is the one meant."""
 
     measure: str
     ours: Side
     rival: Side
     rival_name: Callable[[], str]
     goal: float
-    higher_is_better: bool
+    higher_is_better: bool | None
     limit: str
     figure: str = ""
 

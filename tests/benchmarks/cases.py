@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import delta, job, locate, optimizer, pairs, rewards, sample
+from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, rewards, sample
 from tests.benchmarks.case import Case
 
 CASES: dict[str, tuple[Case, ...]] = {
     "improve": pairs.IMPROVE,
     "warmup": pairs.WARMUP,
     "memory": pairs.MEMORY,
+    "memory-formula": memory.CASES,
     "optimizer": optimizer.CASES,
     "locate": locate.CASES,
     "token-rewards": rewards.CASES,

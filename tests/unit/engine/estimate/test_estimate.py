@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from allo_engine.data.records import Problem
 from allo_engine.estimate.__main__ import duration
 from allo_engine.estimate.calibration import Calibration
 from allo_engine.estimate.costs import disk_bytes, peak_bytes, seconds
 from allo_engine.estimate.excerpt import LINES, excerpt_of
-from allo_engine.estimate.job import Estimate, Job, estimate
+from allo_engine.estimate.job import Estimate, Job, StageEstimate, estimate
 from allo_engine.estimate.loads import Load, Passes, decoding, passes
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.model.loading import load_model
@@ -26,6 +28,7 @@ from allo_engine.model.shape import Shape, shape_of
 from allo_engine.pipeline import Data, Method, PlanError
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Settings, TransformersSampler
+from tests.tiny import tiny_model
 from tests.unit.engine.pipeline import run_job, write_problems
 
 RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
@@ -184,6 +187,54 @@ def test_seconds_by_hand() -> None:
     eight = seconds(Load("sft", "dense", training=training.times(8), updates=8, models=0), shape, RATES)
     # a checkpoint for resuming is 12 bytes a weight, written and hashed: 24 s, so one is made every 480 s
     assert eight - idle == pytest.approx(8 * (one_step - idle) + 12 * (1 + 1))
+
+
+def test_a_teachers_answers_take_a_second_and_their_tokens() -> None:
+    """Ten questions one after another, and 500 tokens in them: 10·1 s + 500 / 50 s."""
+    shape = _shape()
+    idle = seconds(Load("reward_model", models=0), shape, RATES)
+    assert seconds(Load("reward_model", models=0, asked=10, written=500), shape, RATES) - idle == pytest.approx(20)
+
+
+def _of(job: Job, stage: str) -> StageEstimate:
+    return next(found for found in estimate(job, RATES).stages if found.name == stage)
+
+
+def test_a_teacher_who_is_asked_twice_as_much_at_once_takes_half_as_long(model_folder: Path, tmp_path: Path) -> None:
+    taken = []
+    for concurrency in (0, 2, 4):
+        asked = {"base_url": "http://127.0.0.1:1/v1", "model": "any", "concurrency": concurrency}
+        stages = {**SHORT, "reward_model": {"corrections": asked if concurrency else None}}
+        taken.append(_of(_job("allo", model_folder, tmp_path / str(concurrency), stages), "reward_model").seconds)
+    alone, two, four = (band.expected for band in taken)
+    assert two > alone + 1
+    assert two - alone == pytest.approx(2 * (four - alone))
+
+
+def test_a_rewriter_of_its_own_is_counted_as_large_as_it_is(model_folder: Path, tmp_path: Path) -> None:
+    small = LlamaConfig(**{**tiny_model().config.to_dict(), "num_hidden_layers": 1, "intermediate_size": 16})
+    LlamaForCausalLM(small).save_pretrained(tmp_path / "small")
+    jobs = [
+        _job("allo", model_folder, tmp_path / name, {**SHORT, "reward_model": {"model": "small"}})
+        for name in ("same", "own")
+    ]
+    jobs[1] = replace(jobs[1], rewriter=tmp_path / "small")
+    same, own = (_of(job, "reward_model") for job in jobs)
+    assert own.disk_bytes == 4 * shape_of(tmp_path / "small").weights < same.disk_bytes
+    assert own.peak_memory_bytes < same.peak_memory_bytes
+    assert own.seconds.expected < same.seconds.expected
+    judged = [_of(job, "token_rewards").seconds.expected for job in jobs]
+    assert judged[1] < judged[0]
+    assert _of(jobs[0], "forget").seconds == _of(jobs[1], "forget").seconds
+
+
+def test_in_16_bits_forgetting_scores_its_reference_anew(model_folder: Path, tmp_path: Path) -> None:
+    tokens = []
+    for precision, loss in (("float32", "npo"), ("bfloat16", "npo"), ("bfloat16", "simnpo")):
+        stages = {**SHORT, "forget": {"precision": precision, "loss": loss}}
+        tokens.append(_of(_job("allo", model_folder, tmp_path / precision / loss, stages), "forget").tokens)
+    assert tokens[2] == tokens[0] > 0
+    assert tokens[1] == 2 * tokens[0], "in the rows of the one epoch"
 
 
 def test_a_mask_of_a_twentieth_needs_less_memory_and_disk_than_all_weights() -> None:

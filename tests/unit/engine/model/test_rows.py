@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from allo_engine.config import EvaluateConfig, LocateConfig, SftConfig, TokenRewardsConfig
 from allo_engine.model.loading import load_model
-from allo_engine.model.memory import available_bytes, held_bytes, row_bytes
+from allo_engine.model.memory import SMALLEST_ROW, available_bytes, held_bytes, row_bytes
 from allo_engine.model.rows import (
     LONGEST_ROW,
     LONGEST_ROW_SCORED,
@@ -27,6 +28,7 @@ from allo_engine.model.rows import (
 from allo_engine.model.sequences import Group, rows_of, singles
 from allo_engine.model.shape import shape_of
 from allo_engine.report import Report, StageError
+from tests.architectures import save_random
 from tests.unit.engine.conftest import Lines
 
 ERRORS = [
@@ -180,3 +182,21 @@ def test_a_stage_sets_up_the_allocator_before_torch_is_there(given: dict[str, st
     others = {key: value for key, value in os.environ.items() if not key.endswith("ALLOC_CONF")}
     done = subprocess.run([sys.executable, "-c", read], env=others | given, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [expected, "False"]
+
+
+def test_a_model_that_reads_one_sequence_at_a_time_has_an_item_a_row_and_no_mask(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    """An item's prompt is read with each of its responses: 99 + 2·100 tokens of a pair are two sequences of 199."""
+    alone = save_random("BLOOM", tmp_path)
+    config = SftConfig(memory_gb=8)
+    assert fitting_tokens(config, model_folder, "dense") == LONGEST_ROW["cpu"]
+    tokens, choice = fitting_rows(config, alone, "dense")
+    assert tokens == SMALLEST_ROW
+    assert choice is not None
+    pair = [Group(0, range(99), {0: range(100), 1: range(100)}, [(0, 1)])]
+    assert replace(choice, without=398).needed(pair) is False
+    assert replace(choice, without=397).needed(pair) is True
+    assert replace(choice, without=299, packed=True).needed(pair) is False
+    shape, use = shape_of(alone), use_of(config, "dense")
+    assert row_bytes(shape, use, 512) - row_bytes(shape, replace(use, packs=False), 512) == 512**2 * 8

@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 
 from allo_engine import sampling
 from allo_engine.checkpoints.delta import write_delta
+from allo_engine.model.decoding import decoding_bytes
+from allo_engine.model.memory import SPARE, Use
+from allo_engine.model.shape import shape_in_memory
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Response, Sampler, Settings, TransformersSampler
 from allo_engine.sampling.nucleus import CANDIDATES, draw
@@ -164,11 +167,23 @@ def test_rows_are_halved_where_memory_is_full_and_what_has_ended_is_kept(report:
     assert messages == [{"decoding_batch": 4}, {"decoding_batch": 2}]
 
 
+def test_the_next_model_of_a_stage_begins_with_the_rows_that_fitted(
+    tmp_path: Path, report: Report, stream: Lines
+) -> None:
+    for seed in (0, 1):
+        model = tiny_model(seed)
+        sampler = TransformersSampler(model, report, work=tmp_path / "work")
+        tried = fails_beyond(model, rows=3)
+        drawn(sampler, requests(n=3), Settings((END,), 1.0, 0.9, rows=8))
+    assert max(tried) <= 3
+    assert [line["data"] for line in stream.lines()] == [{"decoding_batch": 4}, {"decoding_batch": 2}]
+
+
 def test_rows_are_fitted_to_memory_and_a_long_prompt_takes_no_others_rows() -> None:
-    """A tiny row's token is 2 layers · 2 (key, value) · 2 heads · 8 · 4 bytes; memory has room for 16 short rows."""
+    """Memory has room for 16 short rows, of a prompt of 2 tokens and a response of 12, or for a long one."""
     model, prompts = tiny_model(), [*[[0, 5]] * 30, [0, *range(10, 210)]]
-    short = 256 * (2 + 12 - 1 + 2) + 24 * 261
-    sampler = TransformersSampler(model, free_bytes=round(16.5 * short / 0.8))
+    short = [decoding_bytes(shape_in_memory(model), Use("forward", 4), rows, 13, 2 * rows) for rows in (16, 17)]
+    sampler = TransformersSampler(model, free_bytes=round(sum(short) / 2 / SPARE))
     rows: list[tuple[int, int]] = []
     model.base_model.register_forward_pre_hook(
         lambda _module, _args, given: rows.append(tuple(given["input_ids"].shape)), with_kwargs=True
@@ -227,12 +242,13 @@ def test_draws_come_from_the_nucleus_by_its_own_distribution(seed: int, top_p: f
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 200)) * 3).float()
     probs = torch.softmax(logits / temperature, -1)[0].double()
     ordered, places = probs.sort(descending=True)
-    size = min(200, int((ordered.cumsum(0) < top_p).sum()) + 1)
-    nucleus = ordered[:size] / ordered[:size].sum()
     grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     tokens, sizes, found = draw(logits.expand(4000, -1), grid, temperature, top_p)
     assert bool(found.all())
-    assert float(ordered[min(size, int(sizes[0])) : max(size, int(sizes[0]))].sum()) < 1e-6  # what rounding leaves
+    size = int(sizes[0])  # the fewest tokens that reach top_p, but for what rounding leaves
+    assert float(ordered[: size - 1].sum()) < top_p + 1e-6
+    assert size == 200 or float(ordered[:size].sum()) > top_p - 1e-6
+    nucleus = ordered[:size] / ordered[:size].sum()
     counts = torch.bincount(tokens, minlength=200)[places].double() / 4000
     assert float(counts[size:].sum()) == 0
     assert torch.allclose(counts[:size], nucleus, atol=1.5 / 4000 + 1e-4)
