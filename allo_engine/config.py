@@ -20,6 +20,7 @@ Tokens = Annotated[int, Field(ge=1, le=2**24)]
 Precision = Literal["auto", "float32", "bfloat16"]
 Train = Literal["all", "mask"]
 Moments = Literal["float32", "8bit"]
+Zero = Literal["auto", 0, 1, 2, 3]
 Devices = Literal["auto"] | Annotated[int, Field(ge=1, le=64)]
 PairLoss = Literal[
     "sigmoid",
@@ -115,12 +116,31 @@ class TrainingConfig(RowsConfig):
         description="What AdamW keeps of its two moments: '8bit' is a quarter as much, rounded in blocks of 256 "
         "(arXiv 2110.02861), by bitsandbytes, which must be installed.",
     )
+    zero: Zero = Field(
+        default="auto",
+        description="Over several devices, under train 'all': what they share out among them instead of holding it "
+        "each (ZeRO, by DeepSpeed, which must be installed). 1: moments; 2: also gradients; 3: also weights; 0: "
+        "nothing. 'auto': the least that fits. Of no effect on the result, on one device, or under train 'mask'.",
+    )
+    offload: bool = Field(
+        default=False,
+        description="Under zero 1, 2 or 3: moments stand in the machine's memory and the optimizer runs there, slower.",
+    )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         default="auto",
         description="Compute activations twice instead of keeping them: a third slower, far leaner. 'auto': where the "
         "longest item, or rows of a sensible length, would not fit otherwise.",
     )
     checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
+
+    @field_validator("zero")
+    @classmethod
+    def _shares_out_float32(cls, zero: Zero, info: ValidationInfo) -> Zero:
+        if zero not in ("auto", 0) and info.data.get("moments") == "8bit":
+            raise PydanticCustomError(
+                "zero_is_float32", "moments in 8 bits are not shared out: set zero to 0 or 'auto'"
+            )
+        return zero
 
 
 class OwnMaskConfig(TrainingConfig):

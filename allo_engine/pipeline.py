@@ -148,7 +148,7 @@ def code_version() -> str:
     return total.hexdigest()
 
 
-_WITHOUT_EFFECT = {"checkpoint_seconds", "devices"}
+_WITHOUT_EFFECT = {"checkpoint_seconds", "devices", "zero", "offload"}
 
 
 def _graph(method: Method, data: Data, asked: Container[str], setting: SettingOf) -> dict[str, dict[str, str]]:

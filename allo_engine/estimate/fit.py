@@ -2,6 +2,7 @@
 
     python -m allo_engine.estimate fit MODEL --device-gb 24                  a table
     python -m allo_engine.estimate fit MODEL --device-gb 24 --ratio 0.03     masks of 3 % of all weights
+    python -m allo_engine.estimate fit MODEL --device-gb 24 --devices 8      and with what ZeRO shares out among eight
     python -m allo_engine.estimate fit MODEL --device-gb 24 --json           the same as JSON, in bytes
 
 MODEL is a folder that holds config.json, or such a file. Weights are counted on a model of its class that is never
@@ -41,7 +42,6 @@ SENSIBLE = 2048
 """Tokens of a row with which a device is busy."""
 
 TRAINED = ("sft", "warmup", "reward_model", "forget", "improve")
-MODES = ("all", "all, moments 8bit", "mask")
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,29 @@ def shape_by_config(model: Path) -> Shape:
     return shape_in_memory(empty)
 
 
-def fits(shape: Shape, device_bytes: int, ratio: float) -> Iterator[Fit]:
-    """Every stage that holds a model, in every way to train it, on an accelerator of so many bytes, in 16 bits."""
+def fits(shape: Shape, device_bytes: int, ratio: float, devices: int = 1) -> Iterator[Fit]:
+    """Every stage that holds a model, in every way to train it, on accelerators of so many bytes each, in 16 bits."""
     room = device_bytes - CONTEXT_BYTES_ELSEWHERE
     forward = Use("forward", 2, device_type="cuda")
     yield _decoding(shape, forward, room)
     yield _fit(shape, "locate by gradient", "", replace(forward, kind="gradient"), room)
     yield _fit(shape, "locate by gradient", "sums on the host", replace(forward, kind="gradient_on_host"), room)
     yield _fit(shape, "token_rewards, evaluate", "", forward, room)
-    uses = (
-        replace(forward, kind="dense"),
-        replace(forward, kind="dense", moments="8bit"),
-        replace(forward, kind="sparse", ratio=ratio),
-    )
     for stage in TRAINED:
-        for mode, use in zip(MODES, uses, strict=True):
+        for mode, use in _modes(forward, ratio, devices):
             yield _fit(shape, stage, mode, use, room)
+
+
+def _modes(forward: Use, ratio: float, devices: int) -> Iterator[tuple[str, Use]]:
+    """Every way to train, with its name."""
+    dense = replace(forward, kind="dense", devices=devices)
+    yield "all", dense
+    if devices > 1:
+        for zero in (1, 2, 3):
+            yield f"all, zero {zero}", replace(dense, zero=zero)
+        yield "all, zero 3, offload", replace(dense, zero=3, offload=True)
+    yield "all, moments 8bit", replace(dense, moments="8bit")
+    yield "mask", replace(forward, kind="sparse", ratio=ratio)
 
 
 def _fit(shape: Shape, stage: str, train: str, use: Use, room: int) -> Fit:
@@ -139,11 +146,12 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, KeyError) as error:
         print(f"{given.model} names no causal language model: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    found = list(fits(shape, round(given.device_gb * 2**30), given.ratio))
+    found = list(fits(shape, round(given.device_gb * 2**30), given.ratio, given.devices))
     if given.json:
         print(json.dumps({"shape": asdict(shape), "stages": [asdict(fit) for fit in found]}, indent=2))  # noqa: T201
     else:
-        title = f"{shape.weights / 1e9:.2f} B weights on {given.device_gb:g} GiB, masks of {given.ratio:.1%}"
+        device = f"{given.devices} × {given.device_gb:g} GiB" if given.devices > 1 else f"{given.device_gb:g} GiB"
+        title = f"{shape.weights / 1e9:.2f} B weights on {device}, masks of {given.ratio:.1%}"
         Console().print(table_of(found, title))
     return 0
 
@@ -156,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a folder with config.json, or such a file")
     parser.add_argument("--device-gb", required=True, type=float, metavar="GIB", help="the accelerator's memory")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="accelerators of a stage (1)")
     parser.add_argument("--ratio", type=float, default=0.05, help="the masks' share of all weights (0.05)")
     parser.add_argument("--json", action="store_true", help="answer with JSON: bytes and tokens")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allo_engine.checkpoints.names import names_of
+from allo_engine.checkpoints.names import Names, names_of
 from allo_engine.checkpoints.reading import StoredTensor
 from allo_engine.checkpoints.writing import rewrite
 from allo_engine.config import Precision
@@ -39,21 +40,21 @@ def packs(folder: Path) -> bool:
     return verdict(AutoConfig.from_pretrained(folder, local_files_only=True)).packs
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, where: torch.device | None = None) -> PreTrainedModel:
     """A causal language model in evaluation mode: without dropout, a step is a function of its batch alone.
 
     Where a probe finds that its rows may be packed, it attends as attention.py has it; else it is left as it is and
     reads one sequence a row.
     """
-    model = plain_model(folder, dtype)
+    model = plain_model(folder, dtype, where)
     if verdict(model.config).packs:
         model.set_attn_implementation(NAME)
     return model
 
 
-def plain_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The same as transformers has it. Its weights go straight to the device."""
-    where = device()
+def plain_model(folder: Path, dtype: torch.dtype = torch.float32, where: torch.device | None = None) -> PreTrainedModel:
+    """The same as transformers has it. Its weights go straight to the device, or to `where` they are wanted."""
+    where = where or device()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -80,16 +81,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, base: Path, folder: Path) -> None:
-    """A checkpoint that plain transformers loads: all that `base` stores, as it names it, with the model's weights.
+    """A checkpoint of a model that was loaded from `base`: see save_weights."""
+    save_weights(dict(model.named_parameters()).__getitem__, names_of(model, base), base, folder)
 
-    In float32, the precision that they were trained in.
+
+def save_weights(weights: Callable[[str], Tensor], names: Names, base: Path, folder: Path) -> None:
+    """A checkpoint that plain transformers loads: all that `base` stores, as it names it, with a model's weights.
+
+    In float32, the precision that they were trained in. Each is asked for once, and let go when it is written.
     """
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier run into the same folder
-    names, weights = names_of(model, base), dict(model.named_parameters())
 
     def contents(name: str, stored: StoredTensor) -> StoredTensor | _Trained:
         place = names.place(name)
-        return stored if place is None else _Trained(place.view(weights[place.weight]).reshape(-1))
+        return stored if place is None else _Trained(place.view(weights(place.weight)).reshape(-1))
 
     rewrite(base, folder, torch.float32, contents)
 

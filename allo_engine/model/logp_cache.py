@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
 from allo_engine.model.loading import dtype_of
-from allo_engine.model.logps import PerToken, computing, score_rows
+from allo_engine.model.logps import PerToken, Reader, computing, score_rows
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, rows_of
 
@@ -111,6 +111,7 @@ def known_or_scored(
     budget: RowBudget,
     tick: Callable[[int, int], None],
     cut: Cut = responses_apart,
+    reader: Reader | None = None,
 ) -> PerToken:
     """logπ of every response under a model: what the cache knows, and a forward pass for the rest, if there is any.
 
@@ -130,7 +131,7 @@ def known_or_scored(
             done += tokens
             tick(done, total)
 
-        return score_rows(model, rows, told)
+        return score_rows(model, rows, told, reader)
 
     model = load()
     with computing(model, cache.precision):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +19,8 @@ from allo_engine.model.head import TokenLogps
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.sequences import Group, Row, build_row, rows_of
 from allo_engine.report import Tick
+
+Item = TypeVar("Item")
 
 PerToken = Mapping[tuple[int, int], Tensor]
 """A number a scored token, float32 on the CPU, by (group key, response)."""
@@ -115,21 +117,34 @@ def _tried_head(model: PreTrainedModel) -> bool:
     return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
 
 
+class Reader(Protocol):
+    """Who takes rows through a model that stands on several ranks."""
+
+    def even(self, rows: Iterator[Item]) -> Iterator[Item]:
+        """This rank's rows, while the other ranks go through theirs."""
+
+    def logps(self, row: Row) -> Tensor:
+        """As `token_logps` of the model."""
+
+
 def score(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> PerToken:
     """logπ of every response's scored tokens, in nats, in rows of at most `budget` tokens."""
     return score_rows(model, rows_of(groups, budget), tick)
 
 
 @torch.no_grad()
-def score_rows(model: PreTrainedModel, rows: Iterable[Sequence[Group]], tick: Tick) -> PerToken:
+def score_rows(
+    model: PreTrainedModel, rows: Iterable[Sequence[Group]], tick: Tick, reader: Reader | None = None
+) -> PerToken:
     """logπ of the scored tokens of rows that are cut already; one transfer a row.
 
-    Where two rows hold the same response, the later one's is given.
+    Where two rows hold the same response, the later one's is given. `reader` is who has the model, if not this process.
     """
     found: dict[tuple[int, int], Tensor] = {}
     with closing(ahead((groups, build_row(groups, model.device)) for groups in rows)) as built:
-        for groups, row in built:
-            logps_M = token_logps(model, row)[row.members].cpu()
+        for groups, row in reader.even(built) if reader else built:
+            logps_R = reader.logps(row) if reader else token_logps(model, row)
+            logps_M = logps_R[row.members].cpu()
             found |= {(groups[place].key, index): logps for (place, index), logps in row.cut(logps_M).items()}
             tick(sum(group.tokens() for group in groups))
     return found

@@ -8,6 +8,13 @@ mask's share, m = bytes of a moment: 4, or 1 and a scale for each 256):
     sparse       w + ρ(12 + 2m) masked values, their gradient and places, two moments
     gradient     w + 4          a float32 accumulator of the gradient; on the host, where it is told so, w
 
+A dense stage over P devices, by what DeepSpeed shares out (ZeRO; it keeps a second float32 copy of the weights that a
+device updates, and for the step a second one of their gradient; `offload` takes copy and moments to the host):
+
+    1            8 + (8 + 2m)/P          weight and gradient, and the shared rest
+    2            4 + (12 + 2m)/P         weight
+    3            (16 + 2m)/P
+
 What a row adds is what autograd keeps of it (counted with its own hooks: see `_kept_bytes`), the attention's masks, the
 head's logits, and what stands a moment: the largest weight's gradient while it is gathered or added, and the 16-bit
 copies that autocast makes of float32 weights. `allo bench memory-formula` holds the sum against measured peaks.
@@ -19,7 +26,7 @@ import ctypes
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +55,9 @@ CONTEXT_BYTES_ELSEWHERE = 600_000_000
 MOMENT_BYTES: Mapping[Moments, float] = {"float32": 4, "8bit": 1 + 4 / 256}
 """A moment; in 8 bits it has a float32 scale for each 256."""
 
+ZERO_BUCKET = 50_000_000
+"""Entries that DeepSpeed exchanges at once: float32 in a buffer of its own."""
+
 LONGEST = 1 << 20
 """No row is longer, however much memory there is."""
 
@@ -67,6 +77,9 @@ class Use:
     checkpointing: bool = False
     device_type: str = "cpu"
     packs: bool = True
+    zero: int = 0
+    devices: int = 1
+    offload: bool = False
 
     @property
     def training(self) -> bool:
@@ -82,12 +95,22 @@ def held_bytes(shape: Shape, use: Use) -> int:
     moments = 2 * MOMENT_BYTES[use.moments]
     a_weight = {
         "forward": use.weight_bytes,
-        "dense": 8 + moments,
+        "dense": _dense_bytes(use, moments),
         "sparse": use.weight_bytes + use.ratio * (12 + moments),
         "gradient": use.weight_bytes + 4,
         "gradient_on_host": use.weight_bytes,
     }
-    return round(a_weight[use.kind] * shape.weights)
+    buffer = 4 * ZERO_BUCKET if use.zero else 0
+    return round(a_weight[use.kind] * shape.weights) + buffer
+
+
+def _dense_bytes(use: Use, moments: float) -> float:
+    """Of a weight: itself and its gradient; its moments and, where they are shared out, DeepSpeed's copies."""
+    if not use.zero:
+        return 8 + moments
+    whole = {1: 8, 2: 4, 3: 0}[use.zero]
+    copies = 0 if use.offload else 8 + moments
+    return whole + (8 - whole + copies) / use.devices
 
 
 def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
@@ -110,7 +133,7 @@ def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
         # the embedding's: nothing else is left but the head's gradient, if they are tied
         2 * max(waiting, _gradient_bytes(use) * shape.largest // 2),
     ]
-    return mask + max(moments)
+    return mask + _gathered_bytes(shape, use) + max(moments)
 
 
 def row_tokens(shape: Shape, use: Use, budget_bytes: int) -> int:
@@ -121,6 +144,17 @@ def row_tokens(shape: Shape, use: Use, budget_bytes: int) -> int:
         middle = (fits + fails) // 2
         fits, fails = (middle, fails) if row_bytes(shape, use, middle) <= room else (fits, middle)
     return fits
+
+
+def least_zero(shape: Shape, use: Use, budget_bytes: int, tokens: int) -> int:
+    """The stage of ZeRO that shares out least of those in which a row of so many tokens fits, with activations
+    computed twice if need be; 3 where it fits in none.
+    """
+    for zero in (0, 1, 2):
+        lean = replace(use, zero=zero, checkpointing=True)
+        if held_bytes(shape, lean) + row_bytes(shape, lean, tokens) <= SPARE * budget_bytes:
+            return zero
+    return 3
 
 
 def token_bytes(shape: Shape, use: Use) -> int:
@@ -237,6 +271,11 @@ def _copies(shape: Shape, use: Use) -> tuple[int, int, int]:
     head = shape.vocabulary * shape.hidden
     layers = use.weight_bytes * (shape.weights - head * (1 if shape.tied else 2))
     return layers, layers // shape.layers, use.weight_bytes * head
+
+
+def _gathered_bytes(shape: Shape, use: Use) -> int:
+    """What stands whole of weights that are shared out: the head for all of a row, what is at work, what is next."""
+    return 4 * (shape.vocabulary * shape.hidden + shape.largest + ZERO_BUCKET) if use.zero == 3 else 0
 
 
 def _gradient_bytes(use: Use) -> int:

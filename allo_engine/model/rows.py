@@ -53,12 +53,14 @@ class Choice:
 
 def use_of(config: RowsConfig, kind: Kind, ratio: float = 1.0, checkpointing: bool = False) -> Use:
     """What a stage of these settings does with its model on this machine."""
-    moments = config.moments if isinstance(config, TrainingConfig) else "float32"
-    return Use(kind, dtype_of(config.precision).itemsize, ratio, moments, checkpointing, device().type)
+    use = Use(kind, dtype_of(config.precision).itemsize, ratio, "float32", checkpointing, device().type)
+    if isinstance(config, TrainingConfig):
+        return replace(use, moments=config.moments, offload=config.offload)
+    return use
 
 
 def fitting_rows(
-    config: RowsConfig, folder: Path, kind: Kind, ratio: float = 1.0, loaded: nn.Module | None = None
+    config: RowsConfig, folder: Path, kind: Kind, ratio: float = 1.0, loaded: nn.Module | None = None, zero: int = 0
 ) -> tuple[int, Choice | None]:
     """The tokens of a row of a folder's model in the memory that is free, and what computing activations twice would
     change, where that is left to us. What the model itself takes counts as free, where it is `loaded` already.
@@ -66,7 +68,8 @@ def fitting_rows(
     A model that reads one sequence at a time is no quicker with more items in a row, and holds no more than one's.
     """
     asked, setting = config.micro_batch_tokens, getattr(config, "gradient_checkpointing", False)
-    use = replace(use_of(config, kind, ratio, setting is True), packs=packs(folder))
+    use = use_of(config, kind, ratio, setting is True)
+    use = replace(use, packs=packs(folder), zero=zero, devices=here().size)
     limits = LONGEST_ROW if use.training else LONGEST_ROW_SCORED
     usual = limits.get(use.device_type, LONGEST_ROW_ELSEWHERE) if use.packs else SMALLEST_ROW
     longest = usual if asked is None else asked
@@ -94,7 +97,8 @@ def free_bytes(config: RowsConfig, device_type: str, loaded: nn.Module | None) -
     if config.memory_gb is not None:
         return round(config.memory_gb * 2**30)
     own = sum(weight.nbytes for weight in loaded.parameters()) if loaded else 0
-    return available_bytes(device_type) + own
+    sharers = here().size if device_type == "cpu" else 1
+    return available_bytes(device_type) // sharers + own
 
 
 class RowBudget:
@@ -102,12 +106,16 @@ class RowBudget:
     run cuts its rows as the first one did.
     """
 
-    def __init__(self, tokens: int, work: Path, report: Report, choice: Choice | None = None) -> None:
+    def __init__(
+        self, tokens: int, work: Path, report: Report, choice: Choice | None = None, again: bool = True
+    ) -> None:
+        """`again` says that work that was broken off can be begun anew by all ranks; else another attempt does it."""
+        self._again = again
         self._file, self._report, self._ranks = work / "rows.json", report, here()
         found = self._ranks.gathered((tokens, choice))  # what fits the rank that has the least memory fits all
         self.tokens, self._choice = min(found, key=lambda one: one[0])
         self.checkpointing = False
-        if kept := self._ranks.firsts(self._kept()):
+        if kept := min(filter(None, self._ranks.gathered(self._kept())), key=lambda one: one["tokens"], default=None):
             self.tokens, self.checkpointing = kept["tokens"], kept["checkpointing"]
             self._choice = None
         elif self._choice is None:
@@ -146,7 +154,9 @@ class RowBudget:
         """
         while True:
             done = self._tried(work)
-            if not self._ranks.any(not done):  # where one rank's memory was too small, all begin this anew
+            # Where one rank's memory was too small, all begin this anew; if they can, for else they wait for this one.
+            failed = self._ranks.any(not done) if self._again else not done
+            if not failed:
                 return done[0]
             undo()
             give_back_freed_memory()
@@ -160,6 +170,8 @@ class RowBudget:
                 "warn",
                 {"micro_batch_tokens": self.tokens},
             )
+            if not self._again:
+                raise StageError("out_of_memory", _IN_THE_MIDST.format(self.tokens))
 
     def _tried(self, work: Callable[[int], Result]) -> list[Result]:
         """What the work gives; nothing where memory was too small for it."""
@@ -189,6 +201,11 @@ def give_back_freed_memory() -> None:
 
 _WORDS = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 """Of the CUDA driver (torch.AcceleratorError), of the CPU's allocator, and of cuBLAS and its like."""
+
+_IN_THE_MIDST = (
+    "The device's memory was full while other devices waited for this one's share of weights or gradients: another "
+    "attempt goes on from the last checkpoint with micro_batch_tokens = {}."
+)
 
 _TOO_LONG = (
     "The device's memory is full with one item of {} tokens, the longest, in a row of its own: set "

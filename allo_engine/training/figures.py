@@ -54,6 +54,7 @@ class Readings:
     def read(self) -> Totals:
         """Wait for the device, once, and add up on the host, in double precision."""
         found = Totals()
-        for (name, count), total in zip(self._names, torch.stack(self._sums).tolist(), strict=True):
+        sums = torch.stack(self._sums).tolist() if self._sums else []
+        for (name, count), total in zip(self._names, sums, strict=True):
             found.add(name, total, count)
         return found

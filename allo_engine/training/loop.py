@@ -7,36 +7,36 @@ divided by the whole batch's weight, so the size of a row bounds memory and chan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from allo_engine.checkpoints.delta import Values
-from allo_engine.checkpoints.names import Names, text_weights
+from allo_engine.checkpoints.delta import Values, write_into
+from allo_engine.checkpoints.names import Names, names_of, text_weights
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import load_model, recompute_activations
 from allo_engine.model.logp_cache import LogpCache, known_or_scored, responses_apart
-from allo_engine.model.logps import PerToken, computing, token_logps
+from allo_engine.model.logps import PerToken
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.training.descent import Descent, Whole, finite
 from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed, cut
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
-from allo_engine.training.optimizer import learning_rate, optimizer_of
+from allo_engine.training.optimizer import learning_rate
 from allo_engine.training.resuming import Cadence, Checkpoints
+from allo_engine.training.zero import Sharded, stage_of
 
 MOST_PLANNED = 10**8
 """Epochs times problems of a training: its batches are all known before its first step, and must fit the memory."""
@@ -51,7 +51,8 @@ Step = tuple[int, list[Group]]
 class Trainer:
     """Trains `parameters` of a model on groups, checkpointing into `work`.
 
-    `written` is called after each step, for parameters that stand beside the weights (see sparse.py).
+    `written` is called after each step, for parameters that stand beside the weights (see sparse.py). `zero` is the
+    stage of ZeRO that shares the parameters out over the ranks.
     """
 
     def __init__(
@@ -63,18 +64,18 @@ class Trainer:
         work: Path,
         rows: RowBudget,
         written: Callable[[], None] = lambda: None,
+        zero: int = 0,
     ) -> None:
-        self._model, self._parameters, self._config = model, dict(parameters), config
+        self._model, self._config = model, config
         self._report, self._rows, self._written, self._ranks = report, rows, written, here()
         self._before = 0
         if model.device.type == "cpu":
             keep_freed_memory()
         if config.gradient_checkpointing is True:
             recompute_activations(model)
-        self._optimizer = optimizer_of(self._parameters.values(), config, model.device.type)
-        for parameter in self._parameters.values():  # made once, apart from a row's activations, and kept
-            parameter.grad = torch.zeros_like(parameter)
-        self._checkpoints = Checkpoints(work, self._parameters, self._optimizer, report)
+        self._descent: Descent = Sharded(model, parameters, config, zero) if zero else Whole(model, parameters, config)
+        self.weights = self._descent.weights
+        self._checkpoints = Checkpoints(work, self._descent, report)
 
     def reference(self, groups: Sequence[Group], cache: LogpCache) -> PerToken:
         """The reference's log-probabilities: those of the model as it stands before the first step.
@@ -97,7 +98,7 @@ class Trainer:
             return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in cut(batch, budget)]
 
         how = responses_apart if cache.is_shared else first_epoch
-        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how)
+        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how, self._descent)
 
     def train(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Train on groups for the configured epochs; the last epoch's mean figures.
@@ -188,32 +189,19 @@ class Trainer:
         rate: float,
         totals: Totals,
     ) -> dict[str, float] | None:
-        """One step of the optimizer, its figures; None, and nothing done, where loss or gradient is not finite.
-
-        The device is waited for once, when all rows have been through and the gradient's norm is due.
-        """
+        """One step of the optimizer, its figures; None, and nothing done, where loss or gradient is not finite."""
         if self._ranks.any(self._report.stop_requested):
             raise Stopped
         divisor = sum(objective.weight(group) for group in batch)
         if not divisor:
             return {}
         readings = self._rows.fit(
-            lambda budget: self._gradient(rows(budget), objective, divisor), batch, undo=self._forget_gradient
+            lambda budget: self._gradient(rows(budget), objective, divisor), batch, undo=self._descent.forget
         )
-        self._ranks.total([cast(Tensor, value.grad) for value in self._parameters.values()])
-        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_grad_norm)
-        readings.add({"gradient_norm": (norm, 1)})
-        own = readings.read()
-        own_norm, _ = own.sums.pop("gradient_norm")  # of a step, not of an epoch; and of all ranks already
-        found = Totals.of(self._ranks.gathered(dict(own.sums)))
-        figures = {**found.means(), "gradient_norm": own_norm, "learning_rate": rate}
-        if not math.isfinite(figures["loss"]) or not math.isfinite(figures["gradient_norm"]):
-            self._forget_gradient()
+        found, norm = self._descent.step(rate, readings)
+        figures = {**found.means(), "gradient_norm": norm, "learning_rate": rate}
+        if not finite(found, norm):
             return None
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = rate
-        self._optimizer.step()
-        self._forget_gradient()
         self._written()
         totals.include(found)
         return figures
@@ -221,35 +209,38 @@ class Trainer:
     def _gradient(self, rows: Iterator[Packed], objective: Objective, divisor: float) -> Readings:
         """The batch's gradient, accumulated row by row, and its figures."""
         readings = Readings()
-        for packed in rows:
+        for packed in self._descent.even(rows):
             # What this batch has so far is given up, as a stop must not wait for the rest; several ranks agree first.
             if self._report.stop_requested and self._ranks.size == 1:
-                self._forget_gradient()
+                self._descent.forget()
                 raise Stopped
-            with computing(self._model, self._config.precision):
-                logps_R = token_logps(self._model, packed.row)
+            logps_R = self._descent.logps(packed.row)
             losses = []
             for group, logps, given in packed.by_group(logps_R):
                 loss, figures = objective(group, logps, given)
                 readings.add({"loss": (loss, objective.weight(group)), **figures})
                 losses.append(loss)
-            (torch.stack(losses).sum() / divisor).backward()
+            self._descent.backward(torch.stack(losses).sum() / divisor)
         return readings
-
-    def _forget_gradient(self) -> None:
-        self._optimizer.zero_grad(set_to_none=False)
 
 
 def _tokens(batch: Iterable[Group]) -> int:
     return sum(group.tokens() for group in batch)
 
 
-def dense_trainer(folder: Path, config: TrainingConfig, report: Report, work: Path) -> tuple[PreTrainedModel, Trainer]:
-    """A folder's model with all its weights as parameters, in float32 whatever it computes in."""
-    tokens, choice = fitting_rows(config, folder, "dense")
-    rows = RowBudget(tokens, work, report, choice)
-    model = load_model(folder)
-    return model, Trainer(model, text_weights(model), config, report, work, rows)
+def dense_trainer(
+    folder: Path, config: TrainingConfig, report: Report, work: Path, over: Values
+) -> tuple[PreTrainedModel, Names, Trainer]:
+    """A folder's model with all its weights as parameters, in float32 whatever it computes in; with the stored entries
+    `over` on top.
+    """
+    zero = stage_of(config, folder, report)
+    tokens, choice = fitting_rows(config, folder, "dense", zero=zero)
+    rows = RowBudget(tokens, work, report, choice, again=not zero)
+    model = load_model(folder, where=torch.device("cpu") if zero == 3 else None)
+    names = names_of(model, folder)
+    write_into(model, over.items(), names)
+    return model, names, Trainer(model, text_weights(model), config, report, work, rows, zero=zero)
 
 
 def sparse_trainer(

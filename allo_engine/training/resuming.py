@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -23,39 +24,70 @@ Sums = Mapping[str, list[float]]
 _SHARE = 20
 
 
+class State(Protocol):
+    """What a checkpoint holds, tensor by tensor: of each weight "values/NAME", and what the optimizer keeps of it."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor whole, wherever its parts are. All ranks ask for all of them."""
+
+    def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Take what was saved, by however many ranks."""
+
+
+class OptimizerState:
+    """The state of parameters and their optimizer in one process."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        self.parameters, self.optimizer = dict(parameters), optimizer
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.parameters.items():
+            yield f"values/{name}", value.detach()
+            for key, state in self.optimizer.state[value].items():
+                yield f"{key}/{name}", _apart(state)
+
+    @torch.no_grad()
+    def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        for value in self.parameters.values():  # of a parameter that was not stepped yet, there is no state
+            self.optimizer.state[value] = {}
+        for place, tensor in tensors:
+            key, _, name = place.partition("/")
+            value = self.parameters[name]
+            if key == "values":
+                value.copy_(tensor)
+            else:
+                self.optimizer.state[value][key] = placed(tensor, value, self.optimizer)
+
+
 class Checkpoints:
     """The checkpoints of one training in a work folder: the newest, and the one before in case that is damaged.
 
-    Where several ranks train as one they hold the same: the first one writes, and all read what it wrote.
+    Where several ranks train as one, the first one writes, and all read what it wrote.
     """
 
-    def __init__(
-        self, work: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, report: Report
-    ) -> None:
-        self._parameters, self._optimizer, self._report = parameters, optimizer, report
-        self._ranks = here()
+    def __init__(self, work: Path, state: State, report: Report) -> None:
+        self._state, self._report, self._ranks = state, report, here()
         self._work = self._ranks.firsts(work)
 
     def save(self, step: int, sums: Sums) -> None:
         """Forget all but the newest, then write aside, sync and rename. The name holds the content's sha256."""
-        if not self._ranks.leads:
-            return
+        tensors = {}
+        for name, tensor in self._state.tensors():
+            if self._ranks.leads:
+                tensors[name] = tensor.cpu().contiguous()
+        if self._ranks.leads:
+            self._write(tensors, {"step": str(step), "totals": json.dumps(sums)})
+
+    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         for path in self._newest_first()[1:]:
             path.unlink()
-        tensors = {f"values/{name}": value.detach() for name, value in self._parameters.items()}
-        for name, value in self._parameters.items():
-            tensors |= {f"{key}/{name}": _apart(state) for key, state in self._optimizer.state[value].items()}
         self._work.mkdir(parents=True, exist_ok=True)
         aside = self._work / "checkpoint.tmp"
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            aside,
-            metadata={"step": str(step), "totals": json.dumps(sums)},
-        )
+        save_file(tensors, aside, metadata=metadata)
         with aside.open("rb+") as stream:
             os.fsync(stream.fileno())
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        aside.replace(self._work / f"step-{step:08d}-{sha256}.safetensors")
+        aside.replace(self._work / f"step-{int(metadata['step']):08d}-{sha256}.safetensors")
 
     def load(self) -> tuple[int, Sums] | None:
         """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
@@ -69,18 +101,9 @@ class Checkpoints:
     def _newest_first(self) -> list[Path]:
         return sorted(self._work.glob("step-*.safetensors"), reverse=True)
 
-    @torch.no_grad()
     def _load(self, path: Path) -> tuple[int, Sums]:
         with safe_open(path, framework="pt") as file:
-            for value in self._parameters.values():  # of a parameter that was not stepped yet, there is no state
-                self._optimizer.state[value] = {}
-            for place in file.keys():  # noqa: SIM118 - it is no mapping
-                key, _, name = place.partition("/")
-                value, tensor = self._parameters[name], file.get_tensor(place)
-                if key == "values":
-                    value.copy_(tensor)
-                else:
-                    self._optimizer.state[value][key] = placed(tensor, value, self._optimizer)
+            self._state.restore((place, file.get_tensor(place)) for place in file.keys())  # noqa: SIM118 - no mapping
             metadata = file.metadata()
         return int(metadata["step"]), json.loads(metadata["totals"])
 

@@ -20,7 +20,7 @@ from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.entries import overlay, stored_values, within
 from allo_engine.masking.masks import Positions
-from allo_engine.model.loading import dtype_of, load_model, save_model
+from allo_engine.model.loading import dtype_of, load_model, save_weights
 from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training.loop import Trainer, dense_trainer, sparse_trainer
@@ -47,25 +47,26 @@ class Dense:
 
     def __init__(self, folder: Path, config: TrainingConfig, report: Report, work: Path, over: Values) -> None:
         self._folder = folder
-        self._model, self.trainer = dense_trainer(folder, config, report, work)
-        self._names = names_of(self._model, folder)
-        write_into(self._model, over.items(), self._names)
+        self._model, self._names, self.trainer = dense_trainer(folder, config, report, work, over)
         self.weights = sum(self._names.sizes.values())
 
     def changes(self) -> Values:
+        """On the first rank; nothing on the others."""
         changed: Values = {}
-        weights = dict(self._model.named_parameters())
-        with Checkpoint(self._folder) as stored:
+        with self.trainer.weights() as weights, Checkpoint(self._folder) as stored:
+            if weights is None:
+                return changed
             for name, place in self._names.places.items():
-                now = place.view(weights[place.weight]).cpu().numpy().reshape(-1)
+                now = place.view(weights(place.weight)).cpu().numpy().reshape(-1)
                 before = stored.tensors[name].read(0, stored.tensors[name].size)
                 places = np.flatnonzero(now.view(np.int32) != before.view(np.int32))
                 changed[name] = places, now[places]
         return changed
 
     def save(self, out: Path) -> None:
-        if here().leads:
-            save_model(self._model, self._folder, out)
+        with self.trainer.weights() as weights:
+            if weights:
+                save_weights(weights, self._names, self._folder, out)
 
 
 class Masked:

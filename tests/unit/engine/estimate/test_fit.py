@@ -75,6 +75,17 @@ def test_other_architectures_have_a_shape_too(tmp_path: Path, config: dict[str, 
     assert all(fit.fits for fit in found)
 
 
+def test_over_several_devices_zero_is_shown_stage_by_stage(tmp_path: Path) -> None:
+    """Llama 8 B: 128.5 GB of weights, gradients and moments fit no device of 80 GiB, an eighth of them does."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    shape = shape_by_config(tmp_path)
+    found = {fit.train: fit for fit in fits(shape, 80 * GIB, 0.05, devices=8) if fit.stage == "warmup"}
+    shared = [found[name] for name in ("all", "all, zero 1", "all, zero 2", "all, zero 3")]
+    assert [fit.fits for fit in shared] == [False, False, True, True]
+    assert [fit.held_bytes for fit in shared] == sorted((fit.held_bytes for fit in shared), reverse=True)
+    assert not any("zero" in fit.train for fit in fits(shape, 80 * GIB, 0.05))
+
+
 def test_1_5_b_on_24_gb_all_stages_with_moments_in_8_bits_or_in_a_mask(tmp_path: Path) -> None:
     found = found_for(QWEN_1_5B, tmp_path, 24, 0.05)
     assert all(fit.fits for fit in found if fit.train not in ("all",))

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from allo_engine.model import memory
 from allo_engine.model.attention import NAME
 from allo_engine.model.logps import token_logps
-from allo_engine.model.memory import LONGEST, SPARE, Kind, Use, held_bytes, row_bytes, row_tokens, token_bytes
+from allo_engine.model.memory import (
+    LONGEST,
+    SPARE,
+    ZERO_BUCKET,
+    Kind,
+    Use,
+    held_bytes,
+    least_zero,
+    row_bytes,
+    row_tokens,
+    token_bytes,
+)
 from allo_engine.model.sequences import build_row, singles
 from allo_engine.model.shape import Shape, shape_from, shape_of
 from tests.benchmarks.memory import MASK, Measured
@@ -63,6 +74,10 @@ def test_sixteen_bit_weights_are_half_as_many_bytes(tmp_path: Path) -> None:
         (Use("dense", 4), 16),
         (Use("dense", 2), 16),
         (Use("dense", 2, moments="8bit"), 10 + 2 * 4 / 256),
+        (Use("dense", 2, zero=1, devices=8), 8 + 16 / 8),
+        (Use("dense", 2, zero=2, devices=8), 4 + 20 / 8),
+        (Use("dense", 2, zero=3, devices=8), 24 / 8),
+        (Use("dense", 2, zero=2, devices=8, offload=True), 4 + 4 / 8),
         (Use("sparse", 2, 0.05), 2 + 20 * 0.05),
         (Use("sparse", 2, 0.05, moments="8bit"), 2 + (14 + 2 * 4 / 256) * 0.05),
         (Use("gradient", 2), 2 + 4),
@@ -70,7 +85,14 @@ def test_sixteen_bit_weights_are_half_as_many_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_held_is_counted_by_the_weight(use: Use, bytes_a_weight: float) -> None:
-    assert held_bytes(SEVEN_B, use) == pytest.approx(bytes_a_weight * SEVEN_B.weights)
+    buffer = 4 * ZERO_BUCKET if use.zero else 0
+    assert held_bytes(SEVEN_B, use) == pytest.approx(bytes_a_weight * SEVEN_B.weights + buffer)
+
+
+def test_what_is_shared_out_is_the_least_that_fits() -> None:
+    """Of 7 B weights over 8 devices, beside rows: 16, 10, 6.5 or 3 bytes a weight."""
+    use = Use("dense", 2, devices=8, device_type="cuda")
+    assert [least_zero(SEVEN_B, use, gibibytes * GIB, 2048) for gibibytes in (160, 100, 70, 40, 1)] == [0, 1, 2, 3, 3]
 
 
 def test_autocasts_copies_of_the_weights_are_counted() -> None:

@@ -71,7 +71,7 @@ def test_what_the_formula_counts_is_what_the_optimizer_holds(tmp_path: Path, rep
     trainer.train(GROUPS, CrossEntropy())
     large = [weight for weight in model.parameters() if weight.numel() >= 4096]
     assert large
-    states = [trainer._optimizer.state[weight] for weight in large]
+    states = [trainer._descent.optimizer.state[weight] for weight in large]
     held = sum(state[key].nbytes for state in states for key in ("state1", "state2", "absmax1", "absmax2"))
     weights = sum(weight.numel() for weight in large)
     assert held == pytest.approx(held_bytes(_of(weights), Use("dense", 4, moments="8bit")) - 8 * weights, rel=0.01)

@@ -27,7 +27,7 @@ from allo_engine.training import losses
 from allo_engine.training.figures import Figures
 from allo_engine.training.loop import Trainer
 from allo_engine.training.objectives import CrossEntropy, Logps, PairObjective, TokenNpo
-from allo_engine.training.resuming import Checkpoints
+from allo_engine.training.resuming import Checkpoints, OptimizerState
 from tests.tiny import tiny_model
 from tests.unit.engine.conftest import Lines
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_is_saved_twice_is_there(tmp_path: Path, report: Repor
     metadata in one order or another.
     """
     values = {"weight": torch.nn.Parameter(torch.ones(3))}
-    checkpoints = Checkpoints(tmp_path, values, torch.optim.AdamW(values.values()), report)
+    checkpoints = Checkpoints(tmp_path, OptimizerState(values, torch.optim.AdamW(values.values())), report)
     for _ in range(10):
         checkpoints.save(7, {})
         assert checkpoints.load() == (7, {})
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_is_saved_twice_is_there(tmp_path: Path, report: Repor
 
 def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_there(tmp_path: Path, report: Report) -> None:
     weight = torch.nn.Parameter(torch.zeros(3))
-    checkpoints = Checkpoints(tmp_path, {"weight": weight}, torch.optim.AdamW([weight]), report)
+    checkpoints = Checkpoints(tmp_path, OptimizerState({"weight": weight}, torch.optim.AdamW([weight])), report)
     for step in range(1, 5):
         weight.data.fill_(step)
         checkpoints.save(step, {})
