@@ -20,11 +20,12 @@ SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_
 
 
 def planned(train: str) -> list[PlannedStage]:
-    """All trained stages, and what lies between them."""
-    shorthand = {**SETTINGS, "train": train} if train == "mask" else SETTINGS
-    asked = {"sft": {}, "warmup": {"mask_ratio": 0.3} if train == "mask" else {}}
+    """All trained stages, and what lies between them; "shared" trains all weights in all of them, shared out."""
+    shorthand = SETTINGS | {"all": {}, "mask": {"train": "mask"}, "shared": {"zero": 3}}[train]
+    dense = {"forget": {"train": "all"}, "improve": {"train": "all"}}
+    asked = {"all": {}, "mask": {"warmup": {"mask_ratio": 0.3}}, "shared": dense}[train]
     trained = plan("supervised", Data("problems"), {}, shorthand)
-    return [*trained, *plan("allo", Data("preferences"), {"warmup": asked["warmup"]}, shorthand)]
+    return [*trained, *plan("allo", Data("preferences"), asked, shorthand)]
 
 
 def run(root: Path, rank: int, size: int, train: str) -> None:
