@@ -40,6 +40,7 @@ PairLoss = Literal[
     "sigmoid_norm",
 ]
 """The losses of TRL's DPOTrainer, by its own names. The engine's own loop has the first."""
+Backend = Literal["auto", "transformers", "vllm"]
 
 
 TEACHER_KEY = "ALLO_TEACHER_API_KEY"
@@ -78,6 +79,21 @@ class PromptConfig(StageConfig):
         default="auto",
         description="Processes that run the stage as one, each on a device of its own: 'auto' takes every GPU that "
         "the stage sees, and on a CPU one process. Results are those of one process, up to the order of float32 sums.",
+    )
+
+
+class DecodingConfig(PromptConfig):
+    """What every stage has that lets a model answer."""
+
+    decoding_batch: Count = Field(
+        default=64,
+        description="Responses decoded at once, fewer where memory is too small; never changes what is drawn.",
+    )
+    backend: Backend = Field(
+        default="auto",
+        description="What decodes: 'transformers', or 'vllm', which must be installed on the worker; 'auto' is vllm "
+        "where it is installed, the device is a GPU and it can serve the model. Each is repeatable, and the two draw "
+        "different responses above temperature 0.",
     )
 
 
@@ -178,16 +194,12 @@ class SftConfig(BaselineConfig):
     n_epochs: Epochs = 3
 
 
-class SampleConfig(PromptConfig):
+class SampleConfig(DecodingConfig):
     """n responses a problem, a seed per request."""
 
     n: Count = Field(default=10, le=10_000, description="Responses a problem.")
     temperature: float = Field(default=0.7, ge=0, le=10)
     top_p: Ratio = 0.95
-    decoding_batch: Count = Field(
-        default=64,
-        description="Responses decoded at once, fewer where memory is too small; never changes what is drawn.",
-    )
 
 
 class PairConfig(StageConfig):
@@ -335,10 +347,9 @@ class ImproveConfig(TrainingConfig):
     )
 
 
-class EvaluateConfig(RowsConfig):
+class EvaluateConfig(RowsConfig, DecodingConfig):
     """Greedy accuracy on held-out problems; implicit-reward accuracy and margin on held-out pairs."""
 
-    decoding_batch: Count = Field(default=64, description="Answers decoded at once, fewer where memory is too small.")
     beta: Positive = 0.1
     examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")
 

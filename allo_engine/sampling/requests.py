@@ -24,8 +24,14 @@ class Request:
 
     def uniforms(self, sample: int) -> np.ndarray:
         """A response's uniforms in [0, 1), float64 [max_tokens]: they depend on nothing but these three."""
-        stream = np.random.Generator(np.random.Philox(key=[self.seed, self.number * 65536 + sample]))
-        return stream.random(self.max_tokens)
+        return self._stream(sample).random(self.max_tokens)
+
+    def stream_seed(self, sample: int) -> int:
+        """A response's seed where a backend draws by a generator of its own, in [0, 2^63): of the same three."""
+        return int(self._stream(sample).integers(2**63))
+
+    def _stream(self, sample: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, self.number * 65536 + sample]))
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,13 @@ class Settings:
 
 
 class Response(NamedTuple):
-    """A response's ids, and each token's logπ under the model itself: at temperature 1, in nats."""
+    """A response's ids, and each token's logπ under the model itself: at temperature 1, in nats.
+
+    None where the backend's log-probabilities are no reference: the engine scores such responses when they are needed.
+    """
 
     ids: list[int]
-    logps: list[float]
+    logps: list[float] | None
 
 
 class Finished(NamedTuple):

@@ -129,7 +129,8 @@ def _on_problems(
 
     def evaluate(candidate: Candidate, tick: Tick) -> Line:
         texts: dict[int, str] = {}
-        with sampling.open(candidate.folder, candidate.delta, dtype_of(config.precision), report, work) as sampler:
+        how = (dtype_of(config.precision), report, work, config.backend)
+        with sampling.open(candidate.folder, candidate.delta, *how) as sampler:
             for number, _, response in sampler.sample(requests, settings):
                 texts[number] = encoder.decode(response.ids)
                 tick(1)

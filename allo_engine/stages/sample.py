@@ -1,8 +1,9 @@
 """Sampling: n responses a problem at temperature T and top-p, each with a random stream of its own.
 
 Response j of problem i draws from Philox(seed, i, j), so which tokens it gets depends neither on the batch that it is
-decoded in nor on where a run was cut and resumed. The tokens' log-probabilities, which decoding computes anyway, are
-kept for the stages that take this model as their reference.
+decoded in nor on where a run was cut and resumed; vLLM draws by its own generator, which these three seed. The tokens'
+log-probabilities, which our own decoding computes anyway, are kept for the stages that take this model as their
+reference.
 """
 
 from __future__ import annotations
@@ -79,7 +80,12 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
 
 def _keep(cache: LogpCache, prompts: list[list[int]], found: dict[int, list[Response]]) -> None:
     groups = [singles(number, prompts[number], [response.ids for response in drawn]) for number, drawn in found.items()]
-    logps = {(number, i): torch.tensor(one.logps) for number, drawn in found.items() for i, one in enumerate(drawn)}
+    logps = {
+        (number, i): torch.tensor(one.logps)
+        for number, drawn in found.items()
+        for i, one in enumerate(drawn)
+        if one.logps is not None
+    }
     cache.write(groups, logps)
 
 
@@ -93,7 +99,7 @@ def _sampled(
     kept.parent.mkdir(parents=True, exist_ok=True)
     report.progress(len(done), total)
     if len(done) < total:
-        opened = sampling.open(folder, None, dtype_of(config.precision), report, kept.parent)
+        opened = sampling.open(folder, None, dtype_of(config.precision), report, kept.parent, config.backend)
         with kept.open("a") as stream, opened as sampler:
             for number, sample, response in sampler.sample(left, settings):
                 done[number, sample] = response

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, rewards, sample
+import importlib.util
+
+from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, rewards, sample, sample_vllm
 from tests.benchmarks.case import Case
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -17,3 +19,6 @@ CASES: dict[str, tuple[Case, ...]] = {
     "delta": delta.CASES,
     "job": job.CASES,
 }
+
+if importlib.util.find_spec("vllm"):
+    CASES["sample-vllm"] = sample_vllm.CASES

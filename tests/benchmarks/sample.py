@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from allo_engine.model.loading import device, load_model
-from allo_engine.sampling import Request, Settings, TransformersSampler
+from allo_engine.sampling import Request, Sampler, Settings, TransformersSampler
 from tests.benchmarks import material
 from tests.benchmarks.case import Case, transformers_version
 
@@ -32,13 +33,17 @@ def given(count: int) -> tuple[PreTrainedModel, list[list[int]]]:
 
 def ours() -> float:
     model, prompts = given(PROBLEMS)
-    sampler = TransformersSampler(model)
-    requests = [Request(number, prompt, 0, LONGEST, range(N)) for number, prompt in enumerate(prompts)]
-    return _rate(sampler, requests, (END,))
+    return rate(TransformersSampler(model), of_problems(prompts), (END,))
 
 
-def _rate(sampler: TransformersSampler, requests: Sequence[Request], ends: tuple[int, ...]) -> float:
+def of_problems(prompts: Sequence[Sequence[int]]) -> list[Request]:
+    return [Request(number, prompt, 0, LONGEST, range(N)) for number, prompt in enumerate(prompts)]
+
+
+def rate(sampler: Sampler, requests: Sequence[Request], ends: tuple[int, ...]) -> float:
+    """Tokens a second, once the sampler is there."""
     settings = Settings(ends, temperature=0.7, top_p=0.95, rows=AT_ONCE * N)
+    list(sampler.sample([replace(request, samples=()) for request in requests], settings))
     began = time.perf_counter()
     drawn = sum(len(found.response.ids) for found in sampler.sample(requests, settings))
     return drawn / (time.perf_counter() - began)
@@ -67,12 +72,14 @@ def runaway_lengths() -> list[list[int]]:
 
 
 def ours_with_a_runaway() -> float:
-    """Every response is a request of its own, as each has its own limit: its prompt is read N times, not once."""
     model, prompts = given(RUNAWAY_PROBLEMS)
-    sampler = TransformersSampler(model)
+    return rate(TransformersSampler(model), with_a_runaway(prompts), ())
+
+
+def with_a_runaway(prompts: Sequence[Sequence[int]]) -> list[Request]:
+    """Every response is a request of its own, as each has its own limit: its prompt is read N times, not once."""
     lengths = [length for of_problem in runaway_lengths() for length in of_problem]
-    requests = [Request(place, prompts[place // N], 0, length) for place, length in enumerate(lengths)]
-    return _rate(sampler, requests, ())
+    return [Request(place, prompts[place // N], 0, length) for place, length in enumerate(lengths)]
 
 
 class Ends(StoppingCriteria):
