@@ -143,7 +143,7 @@ def code_version() -> str:
     """
     root = Path(__file__).parent
     total = hashlib.sha256()
-    for path in sorted(set(root.rglob("*.py")) - set((root / "estimate").rglob("*.py"))):
+    for path in sorted(set(root.rglob("*.py")) - {root / "needs.py", *(root / "estimate").rglob("*.py")}):
         total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return total.hexdigest()
 

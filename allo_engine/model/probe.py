@@ -6,7 +6,9 @@ these have alone under transformers' own attention. What is recurrent or convolu
 positions (ALiBi), or attends in ways that ours does not know, does not: it is trained one sequence a row. And what the
 checkpoint stores must map onto the model's weights, whole: that is told from names and shapes (checkpoints/names.py).
 
-    python -m allo_engine.model.probe FOLDER     prints {"packs": …, "reason": …}, or {"refused": "one sentence"}
+    python -m allo_engine.model.probe FOLDER     prints {"packs": …, "reason": …, "shape": {…}}, or {"refused": "why"}
+
+The shape (model/shape.py; null where a size has no name that we know) is what the memory of its stages is told from.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from allo_engine.checkpoints.names import names_of, skeleton
 from allo_engine.model.attention import NAME, attending
 from allo_engine.model.sequences import build_row, singles
+from allo_engine.model.shape import shape_of
 from allo_engine.report import StageError
 
 TOLERANCE = 1e-4
@@ -171,9 +174,16 @@ def _refused(message: str) -> StageError:
     return StageError("bad_model", message)
 
 
+def _shape(folder: Path) -> dict[str, Any] | None:
+    try:
+        return asdict(shape_of(folder))
+    except (KeyError, ValueError):
+        return None
+
+
 def main(folder: Path) -> None:
     try:
-        found: dict[str, Any] = asdict(probe(folder))
+        found: dict[str, Any] = {**asdict(probe(folder)), "shape": _shape(folder)}
     except StageError as error:
         found = {"refused": error.message}
     sys.stdout.write(json.dumps(found) + "\n")

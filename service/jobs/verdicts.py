@@ -12,7 +12,8 @@ from typing import Any
 from service.jobs.errors import InvalidRequest
 
 Verdict = dict[str, Any]
-"""{packs, reason}: whether rows may hold several sequences, and if not, why (see the engine's model/probe.py)."""
+"""{packs, reason, shape}: whether rows may hold several sequences, and if not, why; and the model's sizes, or null (see
+the engine's model/probe.py)."""
 
 
 def probed(folder: Path) -> Verdict:

@@ -7,10 +7,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from allo_engine.model.shape import shape_of
 from service.db import Database, migrate
 from service.jobs import models
 from service.jobs.errors import Conflict, InvalidRequest
@@ -156,9 +158,11 @@ def test_what_the_engine_cannot_train_is_refused_and_nothing_is_kept(
 
 def test_the_engine_is_asked_in_another_process(tmp_path: Path) -> None:
     code = """
-import sys, service.jobs.verdicts as v, pathlib
-print(v.probed(pathlib.Path(sys.argv[1])), "torch" in sys.modules)
+import json, sys, service.jobs.verdicts as v, pathlib
+print(json.dumps([v.probed(pathlib.Path(sys.argv[1])), "torch" in sys.modules]))
 """
     folder = save_tiny(tmp_path / "tiny")
     shown = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout
-    assert shown == f"{PACKED} False\n"
+    verdict, loaded = json.loads(shown)
+    assert verdict == {**PACKED, "shape": asdict(shape_of(folder))}
+    assert not loaded

@@ -1,0 +1,144 @@
+"""What a stage must find on a worker, told from its settings and its models' shapes alone. Free of torch.
+
+The service writes it with a stage when its job is submitted, so that the answer can say at once what no worker has; the
+dispatcher goes by it. Bytes are the least with which a stage runs, in rows of a sensible length and, where that helps,
+with activations computed twice (model/memory.py has the formulas): what is free beyond that makes rows longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from allo_engine.config import LocateConfig, OwnMaskConfig, PromptConfig, TrainingConfig
+from allo_engine.model.decoding import decoding_bytes
+from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, SPARE, Kind, Use, held_bytes, row_bytes
+from allo_engine.model.shape import Shape
+from allo_engine.pipeline import PlannedStage
+
+SENSIBLE, SHORT = 2048, 512
+"""Tokens of a row with which a device is busy; and of one that holds an ordinary item, for what keeps every layer's
+activations. A stage whose items are shorter has shorter rows."""
+
+PROCESS_BYTES = 430_000_000
+"""Host memory of a process that has imported torch and transformers."""
+
+_PACKAGES = (("backend", "vllm", "vllm"), ("moments", "8bit", "bitsandbytes"), ("trainer", "trl", "trl"))
+"""A setting, the value that asks for a package, and the package."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage must find on one worker.
+
+    `devices` accelerators (None: as many as there are to be had, one at least; 0: it computes nothing) of
+    `device_bytes` each, and `host_bytes` for each process beside them; or, on a worker without accelerators,
+    `cpu_bytes` a process. Several devices that share out what they can hold `each_bytes` each and `spread_bytes` among
+    them. 0 bytes: nobody knows. `lighter` is what the user could set to need less.
+    """
+
+    devices: int | None = None
+    device_bytes: int = 0
+    each_bytes: int = 0
+    spread_bytes: int = 0
+    host_bytes: int = 0
+    cpu_bytes: int = 0
+    packages: tuple[str, ...] = ()
+    precision: str = "auto"
+    lighter: str = ""
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any] | None) -> Needs:
+        """As `asdict` wrote them; of a stage that was planned before needs were written, nothing is known."""
+        return cls(**{**(written or {}), "packages": tuple((written or {}).get("packages", ()))})
+
+    def write(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Written = Mapping[str, Any] | None
+"""A model's shape as a probe wrote it (model/probe.py); None where nobody has looked."""
+
+
+UNKNOWN = Needs()
+"""Of a stage that was planned before needs were written."""
+
+
+def needs_of(plan: Sequence[PlannedStage], model: Written, rewriter: Written) -> dict[str, Needs]:
+    """Each stage's needs, by its name, from the shape of the model that the job aligns and that of the one which
+    `reward_model` trains; `token_rewards` reads them both, one after the other."""
+    by_name = {stage.name: stage for stage in plan}
+    aligned, judge = _shape(model), _shape(rewriter)
+    shapes = {name: judge if name == "reward_model" else aligned for name in by_name}
+    return {name: _needs(stage, shapes[name], _ratio(name, by_name)) for name, stage in by_name.items()}
+
+
+def _shape(written: Written) -> Shape | None:
+    """None too where another version wrote it."""
+    try:
+        return Shape(**written) if written else None
+    except TypeError:
+        return None
+
+
+def _needs(stage: PlannedStage, shape: Shape | None, ratio: float) -> Needs:
+    config, kind = stage.config, _kind(stage)
+    found = Needs(
+        devices=_devices(stage),
+        host_bytes=PROCESS_BYTES,
+        cpu_bytes=PROCESS_BYTES,
+        packages=tuple(package for field, value, package in _PACKAGES if getattr(config, field, None) == value),
+        precision=getattr(config, "precision", "auto"),
+        lighter="set train: mask" if kind == "dense" else "",
+    )
+    if shape is None or found.devices == 0:
+        return found
+    on_host = 4 * shape.weights if kind == "gradient_on_host" else 0
+    return replace(
+        found,
+        device_bytes=CONTEXT_BYTES_ELSEWHERE + _least_bytes(stage, shape, kind, ratio, "cuda"),
+        host_bytes=PROCESS_BYTES + on_host,
+        cpu_bytes=PROCESS_BYTES + on_host + _least_bytes(stage, shape, kind, ratio, "cpu"),
+    )
+
+
+def _devices(stage: PlannedStage) -> int | None:
+    """`pair` computes nothing, and `locate` reads two checkpoints in pieces, on the host."""
+    if not isinstance(stage.config, PromptConfig) or (stage.name == "locate" and "updated" in stage.inputs):
+        return 0
+    asked = stage.config.devices
+    return None if asked == "auto" else asked
+
+
+def _kind(stage: PlannedStage) -> Kind:
+    """How the stage uses its model where memory is short: the sums of a gradient then lie on the host."""
+    if isinstance(stage.config, TrainingConfig):
+        return "dense" if stage.config.train == "all" else "sparse"
+    return "gradient_on_host" if stage.name == "locate" else "forward"
+
+
+def _least_bytes(stage: PlannedStage, shape: Shape, kind: Kind, ratio: float, where: str) -> int:
+    """What the stage holds, and a row beside it or, where it decodes, one response."""
+    config = stage.config
+    assert isinstance(config, PromptConfig)
+    narrow = config.precision == "bfloat16" or (config.precision == "auto" and where == "cuda")
+    use = Use(kind, 2 if narrow else 4, ratio, device_type=where)
+    if isinstance(config, TrainingConfig):
+        use = replace(use, moments=config.moments, checkpointing=config.gradient_checkpointing is not False)
+    longest = config.max_prompt_tokens + config.max_response_tokens
+    sensible = SENSIBLE if use.checkpointing or not use.training else SHORT
+    if stage.name in ("sample", "evaluate"):
+        beside = decoding_bytes(shape, use, 1, longest, config.max_prompt_tokens)
+    else:
+        beside = row_bytes(shape, use, min(sensible, longest))
+    return round((held_bytes(shape, use) + beside) / SPARE)
+
+
+def _ratio(name: str, plan: Mapping[str, PlannedStage]) -> float:
+    """The share of all weights that a stage trains, where it trains in a mask."""
+    config = plan[name].config
+    if isinstance(config, OwnMaskConfig):
+        return config.mask_ratio
+    located = plan["locate"].config if "locate" in plan else LocateConfig()
+    return float(getattr(located, f"{name}_ratio", 1.0))
