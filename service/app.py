@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
-from service.api import artifacts, events, files, health, jobs, models
+from service.api import artifacts, events, files, health, jobs, models, workers
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
 from service.broker import Broker, CeleryBroker
 from service.db import Database, migrate
+from service.jobs.workers import Watch
 from service.settings import Settings
 from service.storage import open_store
 
@@ -21,11 +22,12 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     database = Database(settings.database)
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
     app = FastAPI(title="ALLO", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json", redirect_slashes=False)
-    app.state.context = Context(settings, database, open_store(settings.store), broker)
+    watch = Watch(settings.lease_seconds)
+    app.state.context = Context(settings, database, open_store(settings.store), broker, watch)
     app.add_middleware(Guard, settings=settings, database=database)
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")
-    for part in (files, jobs, events, artifacts, models):
+    for part in (files, jobs, events, artifacts, models, workers):
         routes.include_router(part.router)
     app.include_router(routes)
     app.include_router(health.router)

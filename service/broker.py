@@ -1,4 +1,4 @@
-"""The doorbell: it says that a stage is there to be claimed, and nothing else. The database owns the truth."""
+"""The doorbell: it tells a worker of a stage to be claimed, and nothing else. The database owns the truth."""
 
 from __future__ import annotations
 
@@ -16,22 +16,33 @@ FAILURES = (OperationalError, OSError)
 """What a broken connection raises, depending on the moment."""
 
 
+def queue_of(queue: str, worker: str) -> str:
+    """The queue that a worker listens to, and nobody else."""
+    return f"{queue}.{worker}"
+
+
 class BrokerDown(Exception):
     """The broker does not answer. Whoever rang does so again later: nothing is lost."""
 
 
 class Broker(Protocol):
-    """A way to reach some worker."""
+    """A way to reach a worker."""
 
-    def ring(self, stage_id: str, epoch: int) -> None:
-        """Asks any worker to claim the stage. Raises BrokerDown."""
+    def ring(self, worker: str, stage_id: str, epoch: int) -> None:
+        """Asks the worker to claim the stage. Raises BrokerDown."""
+
+    def forget(self, worker: str) -> None:
+        """Drops what was said to a worker that is gone. Raises BrokerDown."""
 
     def ping(self) -> None:
         """Raises BrokerDown where the broker does not answer."""
 
 
 class CeleryBroker:
-    """Rings through Celery, by the task's name: the worker's code is not needed for it. Fulfils `Broker`."""
+    """Rings through Celery, by the task's name: the worker's code is not needed for it. Fulfils `Broker`.
+
+    Each worker listens to a queue of its own, `<queue>.<worker>`.
+    """
 
     def __init__(self, url: str, queue: str) -> None:
         self._queue = queue
@@ -48,9 +59,17 @@ class CeleryBroker:
             },
         )
 
-    def ring(self, stage_id: str, epoch: int) -> None:
+    def ring(self, worker: str, stage_id: str, epoch: int) -> None:
         try:
-            self._celery.send_task(TASK, args=[stage_id, epoch], queue=self._queue)
+            self._celery.send_task(TASK, args=[stage_id, epoch], queue=queue_of(self._queue, worker))
+        except FAILURES as error:
+            raise BrokerDown(str(error)) from error
+
+    def forget(self, worker: str) -> None:
+        try:
+            with self._celery.connection_for_write() as connection:
+                connection.ensure_connection(**ONE_TRY)
+                connection.default_channel.queue_delete(queue_of(self._queue, worker))
         except FAILURES as error:
             raise BrokerDown(str(error)) from error
 

@@ -57,6 +57,10 @@ class Client:
     def cancel(self, job_id: str) -> Json:
         return self._send("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel")
 
+    def workers(self) -> list[Json]:
+        """The workers that live; the key must be an admin's."""
+        return list(self._send("GET", "/v1/workers")["data"])
+
     def events(self, job_id: str, after: str | None = None) -> Iterator[Json]:
         """The job's events since the event `after`, as they happened."""
         while True:

@@ -31,7 +31,9 @@ class Settings(BaseModel):
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder.")
     broker_url: str = Field(default="redis://127.0.0.1:6379/0", description="Any Redis-protocol server.")
     store_url: str = Field(default="", description="file:///folder; empty: the data folder.")
-    queue: str = Field(default="stages", description="The queue that this process rings, or listens to.")
+    queue: str = Field(
+        default="stages", description="What the workers' queues are called: each listens to <queue>.<its name>."
+    )
 
     max_file_bytes: Bytes = Field(default=512 * 2**20, description="Largest training file.")
     max_request_bytes: Bytes = Field(default=2**20, description="Largest body of any other request.")
@@ -63,11 +65,15 @@ class Settings(BaseModel):
         description="Hosts, separated by commas, that stage reward_model may ask for corrections: 'api.openai.com', or "
         "'127.0.0.1:8000' for that port alone. Empty: none. Their key is ALLO_TEACHER_API_KEY, at the workers.",
     )
-    slots: int = Field(default=1, ge=1, description="Stages that run at once on this machine.")
-    devices: str = Field(
-        default="", description="Devices that the slots take in turn, as in CUDA_VISIBLE_DEVICES; empty: all there are."
+    slots: int = Field(
+        default=0, ge=0, description="Stages that this worker runs at once; 0: one a device, without devices one."
     )
-    total_slots: int = Field(default=0, ge=0, description="Stages that run at once on all machines; 0: this one alone.")
+    devices: str = Field(
+        default="",
+        pattern=r"^[^,=]*(=\d+(\.\d+)?)?(,[^,=]*(=\d+(\.\d+)?)?)*$",
+        description="Devices of this worker, as in CUDA_VISIBLE_DEVICES, each with =GiB where its driver does not say "
+        "what it holds, or not all of it is ours: '0,1' or '0=24,1=24'. Empty: all there are.",
+    )
     engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
 
     @classmethod

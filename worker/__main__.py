@@ -4,7 +4,7 @@ from worker.app import app
 
 
 def main() -> None:
-    """Run the worker until it is told to end. The node's name plays no part: nothing is sent to one worker alone."""
+    """Run the worker until it is told to end. The node's name plays no part: its queue is what names it."""
     app.worker_main(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
 

@@ -13,15 +13,15 @@ import sys
 from functools import cache, partial
 from typing import Any
 
-from billiard.process import current_process
 from celery import Celery, bootsteps
 from celery.signals import worker_process_init, worker_shutting_down
 
+from service.broker import queue_of
 from service.db import Database
 from service.settings import Settings
 from service.storage import open_store
-from worker.devices import device_of, devices
 from worker.engine import DEFAULT_COMMAND
+from worker.offer import offer, worker_id
 from worker.runner import Runner
 from worker.starting import Warm, start_cold
 from worker.supervisor import die_with
@@ -38,7 +38,7 @@ app.conf.update(
     worker_disable_prefetch=True,
     # One process a slot: a stage is a process of its own, and needs one parent that waits for it.
     worker_pool="prefork",
-    worker_concurrency=settings.slots,
+    worker_concurrency=offer(settings).slots,
     worker_proc_alive_timeout=60.0,
     # Progress and results are rows of the database.
     task_ignore_result=True,
@@ -53,12 +53,13 @@ app.conf.update(
     # Pickle from a broker is code from a broker.
     accept_content=["json"],
     task_serializer="json",
-    task_default_queue=settings.queue,
+    # What is meant for this worker is said to this worker: the dispatcher has chosen it, and devices of it.
+    task_default_queue=queue_of(settings.queue, worker_id(settings)),
     worker_redirect_stdouts=False,
 )
 
 _DRAIN = os.eventfd(0, os.EFD_CLOEXEC)
-"""Readable once this worker shuts down. Every pool process inherits it, and no lock is involved."""
+"""Readable once this worker shuts down. Every process of it inherits it, and no lock is involved."""
 
 
 _NUDGE = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -74,6 +75,7 @@ def nudge() -> None:
 def start_draining(**_: Any) -> None:
     """A warm shutdown waits for its tasks; this tells them to checkpoint, give their stage back and end."""
     os.eventfd_write(_DRAIN, 1)
+    nudge()
 
 
 def draining() -> bool:
@@ -96,8 +98,7 @@ def warm() -> Warm:
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def open_slot(**_: Any) -> None:
-    """Take the slot's device, for all that starts from here, and have the engine loaded by the time a stage comes."""
-    os.environ.update(device_of(current_process().index, devices(settings.devices, os.environ)))
+    """Have the engine loaded by the time a stage comes. The devices that a stage sees, its claim names."""
     if not settings.engine:
         warm().prepare()
 
@@ -125,8 +126,9 @@ class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery sh
 
     def _tend(self) -> None:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "worker.scheduler", str(_NUDGE)]
-            self._process = subprocess.Popen(command, preexec_fn=partial(die_with, os.getpid()), pass_fds=[_NUDGE])
+            descriptors = [_NUDGE, _DRAIN]
+            command = [sys.executable, "-m", "worker.scheduler", *map(str, descriptors)]
+            self._process = subprocess.Popen(command, preexec_fn=partial(die_with, os.getpid()), pass_fds=descriptors)
 
 
 app.steps["worker"].add(SchedulerStep)

@@ -33,6 +33,7 @@ class Engine:
         workspace: Workspace,
         grace: float,
         lease: float,
+        environment: Mapping[str, str],
     ) -> None:
         options = ("--grace", str(grace), "--lease", str(lease))
         command = (*command, name, "--config", str(workspace.stage_file))
@@ -40,7 +41,7 @@ class Engine:
         try:
             with workspace.log.open("ab") as log:
                 descriptors = (orders, words, log.fileno(), workspace.lock)
-                self._supervisor = start(Launch(stage_id, workspace.run, options, command, *descriptors))
+                self._supervisor = start(Launch(stage_id, workspace.run, options, command, *descriptors, environment))
         except BaseException:
             os.close(self._orders)
             os.close(self._words)

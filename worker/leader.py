@@ -89,8 +89,8 @@ class PostgresLeadership:
         self._connection = None
 
 
-def leadership(engine: Engine, data_dir: Path) -> Leadership:
+def leadership(engine: Engine) -> Leadership:
     """The lock that fits the database."""
     if engine.dialect.name == "postgresql":
         return PostgresLeadership(engine)
-    return FileLeadership(data_dir / "scheduler.lock")
+    return FileLeadership(Path(str(engine.url.database)).with_name("scheduler.lock"))

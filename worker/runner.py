@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shlex
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,8 +21,10 @@ from service.jobs import attempts
 from service.jobs.attempts import Claim
 from service.settings import Settings
 from service.storage.store import Store, StoreError
+from worker.devices import visible
 from worker.engine import DEFAULT_COMMAND, Engine
 from worker.heart import Event, Heart
+from worker.offer import worker_id
 from worker.outcome import (
     Abandoned,
     Cancelled,
@@ -56,11 +56,11 @@ class Runner:
     store: Store
     draining: Callable[[], bool] = lambda: False
     start: Start = start_cold
-    name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
     def run(self, stage_id: str, epoch: int) -> Outcome | None:
-        """Run the stage, if it is still to be had at this epoch; None where the ring was doubled, late or made up."""
-        claim = attempts.claim(self.database, stage_id, epoch, self.name)
+        """Run the stage, if it is this worker's to be had at this epoch; None where the ring was doubled, late or made
+        up."""
+        claim = attempts.claim(self.database, stage_id, epoch, worker_id(self.settings))
         if claim is None:
             log.info("ring_ignored stage_id=%s epoch=%s", stage_id, epoch)
             return None
@@ -105,7 +105,8 @@ class Runner:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
         last, drained = None, False
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
-        with Engine(self.start, command, claim.stage_id, claim.name, workspace, grace, lease) as engine:
+        seen = visible(claim.devices)
+        with Engine(self.start, command, claim.stage_id, claim.name, workspace, grace, lease, seen) as engine:
             heart.renewed = engine.beat
             for line in engine.lines():
                 if line is not None:

@@ -1,32 +1,40 @@
-"""The dispatcher and the reaper as a process: looks, decides, acts, sleeps.
+"""The dispatcher and the reaper as a process: looks, decides, acts, sleeps. It also says that its worker lives.
 
-    python -m worker.scheduler NUDGE
+    python -m worker.scheduler NUDGE DRAIN
 
-NUDGE is an event descriptor: once it is written to, the next look comes at once. Every worker starts a scheduler; of
-all that run, one acts (`worker.leader`). What it decides is in `worker.scheduling`.
+Both are event descriptors: once NUDGE is written to, the next look comes at once; once DRAIN is, the worker takes no
+more stages. Every worker starts a scheduler; of all that run, one acts (`worker.leader`). What it decides is in
+`worker.scheduling`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from allo_engine.pipeline import code_version
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database, migrate
-from service.jobs import attempts, dispatch
+from service.jobs import attempts, dispatch, workers
+from service.jobs.placement import Offer
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
 from worker.leader import Leadership, leadership
-from worker.scheduling import Action, Dispatch, Expire, Policy, RingAgain, Running, Scheduler, Snapshot, Waiting
+from worker.offer import offer, worker_id
+from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -49,37 +57,77 @@ def tick(scheduler: Scheduler, hands: Hands) -> None:
 
 def look(database: Database) -> Snapshot:
     """The stages that are not at rest. Running ones are read last: what was claimed meanwhile is merely seen twice."""
-    ready = tuple(Waiting(stage.stage_id, stage.epoch) for stage in dispatch.ready_stages(database))
-    dispatched = tuple(Waiting(stage.stage_id, stage.epoch) for stage in dispatch.dispatched_stages(database))
-    leases = dispatch.running_stages(database)
-    return Snapshot(ready, dispatched, tuple(Running(lease.stage_id, lease.epoch, lease.beat) for lease in leases))
+    hosts, ready = dispatch.hosts(database), dispatch.ready_stages(database)
+    return Snapshot(ready, dispatch.dispatched_stages(database), dispatch.running_stages(database), hosts)
 
 
 def act(action: Action, scheduler: Scheduler, hands: Hands) -> None:
     """Do one thing; the database has the last word on each."""
     match action:
-        case Dispatch(stage) | RingAgain(stage):
-            if dispatch.mark_dispatched(hands.database, hands.store, stage.stage_id, stage.epoch):
-                _ring(stage, scheduler, hands)
+        case Give(stage, worker, devices):
+            if dispatch.place(hands.database, hands.store, stage.stage_id, stage.epoch, worker, devices):
+                _ring(action, scheduler, hands)
+        case PlanAnew(stage):
+            if dispatch.plan_anew(hands.database, stage.stage_id, stage.epoch):
+                log.warning("stage_planned_anew stage_id=%s planned=%s", stage.stage_id, stage.code)
         case Expire(lease):
             if attempts.expire(hands.database, lease.stage_id, lease.epoch, lease.beat):
                 log.warning("lease_expired stage_id=%s epoch=%s", lease.stage_id, lease.epoch)
+        case Forget(host):
+            if workers.forget(hands.database, host.id, host.beat):
+                log.warning("worker_forgotten worker=%s", host.id)
+                with suppress(BrokerDown):  # what is left in its queue decides nothing
+                    hands.broker.forget(host.id)
 
 
-def _ring(stage: Waiting, scheduler: Scheduler, hands: Hands) -> None:
+def _ring(given: Give, scheduler: Scheduler, hands: Hands) -> None:
+    stage = given.stage
     try:
-        hands.broker.ring(stage.stage_id, stage.epoch)
+        hands.broker.ring(given.worker, stage.stage_id, stage.epoch)
     except BrokerDown as error:
         log.warning("ring_failed stage_id=%s epoch=%s error=%r", stage.stage_id, stage.epoch, error)
         return
-    scheduler.rang(stage, hands.clock())
-    log.info("stage_rung stage_id=%s epoch=%s", stage.stage_id, stage.epoch)
+    scheduler.rang(given, hands.clock())
+    log.info("stage_rung stage_id=%s epoch=%s worker=%s", stage.stage_id, stage.epoch, given.worker)
 
 
 def policy_of(settings: Settings) -> Policy:
     """Our patience, as the settings have it. A gap of a few looks in a row is blindness, an ordinary one is not."""
-    slots, blind = settings.total_slots or settings.slots, max(5.0, 4 * settings.dispatch_seconds)
-    return Policy(slots, settings.redispatch_seconds, settings.lease_seconds, blind)
+    blind = max(5.0, 4 * settings.dispatch_seconds)
+    return Policy(code_version(), settings.redispatch_seconds, settings.lease_seconds, blind)
+
+
+@dataclass
+class Presence:
+    """What tells the others that this worker is there, and what it has. `every`: seconds between two signs of life;
+    `draining` says that it takes no more stages."""
+
+    database: Database
+    worker: str
+    offer: Offer
+    every: float
+    draining: Callable[[], bool] = lambda: False
+    _due: float = field(default=0.0, init=False)
+
+    def beat(self) -> None:
+        """Give a sign of life, where one is due; none any more, once the worker drains."""
+        now = time.monotonic()
+        if self.draining() and self._due < math.inf:
+            workers.leave(self.database, self.worker)
+            self._due = math.inf
+        elif now >= self._due:
+            workers.beat(self.database, self.worker, socket.gethostname(), self.offer)
+            self._due = now + self.every
+
+    def leave(self) -> None:
+        """Be there no more, as far as the database can still be told."""
+        with suppress(SQLAlchemyError):
+            workers.leave(self.database, self.worker)
+
+
+def readable(descriptor: int) -> bool:
+    """Whether an event descriptor has been written to."""
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 class Nudges:
@@ -100,12 +148,13 @@ class Nudges:
         return self.stopped
 
 
-def serve(settings: Settings, leader: Leadership, hands: Hands, nudges: Nudges) -> None:
-    """Tick while this process leads, until it is stopped. A database that is away is waited for."""
+def serve(settings: Settings, leader: Leadership, hands: Hands, nudges: Nudges, here: Presence) -> None:
+    """Be present, and tick while this process leads, until it is stopped. A database that is away is waited for."""
     policy = policy_of(settings)
     scheduler = Scheduler(policy)
     while not nudges.wait(settings.dispatch_seconds):
         try:
+            here.beat()
             if leader.held():
                 tick(scheduler, hands)
             else:
@@ -123,7 +172,11 @@ def main() -> None:
     migrate(settings.database)
     database = Database(settings.database)
     hands = Hands(database, open_store(settings.store), CeleryBroker(settings.broker_url, settings.queue))
-    serve(settings, leadership(database.engine, settings.data_dir), hands, nudges)
+    draining = partial(readable, int(sys.argv[2]))
+    here = Presence(database, worker_id(settings), offer(settings), settings.heartbeat_seconds, draining)
+    here.beat()
+    serve(settings, leadership(database.engine), hands, nudges, here)
+    here.leave()
 
 
 if __name__ == "__main__":

@@ -1,67 +1,63 @@
 """What the scheduler decides, apart from what it does: no clock, no database, no broker in here.
 
-The database owns the truth and the broker is a doorbell, so three decisions suffice, and each may be wrong without
-harm, because whatever follows from it is a compare-and-set on (stage, epoch):
+The database owns the truth and the broker is a doorbell, so these decisions suffice, and each may be wrong without
+harm, because whatever follows from it is a compare-and-set on (stage, epoch) and on what its worker has left:
 
-- **dispatch** a ready stage, highest priority first, while there is a free slot;
-- **ring again** for a dispatched stage that nobody claimed for a while: messages get lost with the worker that had
-  taken them, and with the broker;
-- **expire** a running stage whose (epoch, beat) has not changed for a lease of *our own* monotonic clock.
+- **give** a ready stage, highest priority first, to a living worker that has what it needs, and ring for it there;
+  again, where it is not claimed for a while, for messages get lost with the worker that had taken them, and with the
+  broker; and to another worker, where the first has died or does not answer;
+- **plan anew** a stage that was planned for code which no living worker runs, where they run this scheduler's;
+- **expire** a running stage whose (epoch, beat) has not changed for a lease of *our own* monotonic clock, and
+  **forget** a worker of which that is true.
+
+A stage that no worker has room for keeps a worker that could run it: nothing of a lower priority is placed there until
+it has its place, so that many small stages do not starve a large one.
 
 Two schedulers at once would double some rings and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from service.jobs.flight import Host, Placed, Running, Waiting
+from service.jobs.placement import Held, Offer, able, seat
+from service.jobs.vigil import Vigil
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient the scheduler is, in seconds, and how many stages may be under way at once."""
+    """How patient the scheduler is, in seconds, and the version of the engine that it plans for."""
 
-    slots: int
+    code: str
     ring_again: float = 60.0
     lease: float = 60.0
     blind: float = 5.0
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A stage that is ready or dispatched, at an epoch."""
-
-    stage_id: str
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Running:
-    """A stage that somebody claimed, and the last sign of life that it gave."""
-
-    stage_id: str
-    epoch: int
-    beat: int
-
-
-@dataclass(frozen=True)
 class Snapshot:
-    """The stages that are not at rest; `ready` in order of priority."""
+    """The stages that are not at rest, and the workers; `ready` in order of priority."""
 
     ready: tuple[Waiting, ...]
-    dispatched: tuple[Waiting, ...]
+    dispatched: tuple[Placed, ...]
     running: tuple[Running, ...]
+    hosts: tuple[Host, ...]
 
 
 @dataclass(frozen=True)
-class Dispatch:
-    """Mark it dispatched and, if that succeeded, ring for it."""
+class Give:
+    """Note that the stage is the worker's, with these devices of it, and, if that succeeded, ring for it there."""
 
     stage: Waiting
+    worker: str
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class RingAgain:
-    """Ring for a stage that is dispatched already."""
+class PlanAnew:
+    """Name the stage's result by our own code."""
 
     stage: Waiting
 
@@ -73,7 +69,14 @@ class Expire:
     stage: Running
 
 
-Action = Dispatch | RingAgain | Expire
+@dataclass(frozen=True)
+class Forget:
+    """Strike off a worker that gave no sign of life."""
+
+    host: Host
+
+
+Action = Give | PlanAnew | Expire | Forget
 
 
 class Scheduler:
@@ -81,8 +84,8 @@ class Scheduler:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._rung: dict[Waiting, float] = {}
-        self._seen: dict[Running, float] = {}
+        self._rung: dict[tuple[str, int, str], float] = {}
+        self._leases, self._beats = Vigil(), Vigil()
         self._looked: float | None = None
 
     def decide(self, snapshot: Snapshot, now: float) -> list[Action]:
@@ -92,29 +95,83 @@ class Scheduler:
         nobody waits out a lost message.
         """
         self._forgive_blindness(now)
-        self._seen = {stage: self._seen.get(stage, now) for stage in snapshot.running}
-        known = {*snapshot.ready, *snapshot.dispatched}
-        self._rung = {stage: at for stage, at in self._rung.items() if stage in known}
-        return [*self._expire(now), *self._ring_again(snapshot, now), *self._dispatch(snapshot)]
+        self._leases.see(map(_sign, snapshot.running), now)
+        self._beats.see(map(_sign, snapshot.hosts), now)
+        dead = [host for host in snapshot.hosts if self._beats.still(_sign(host), now) >= self.policy.lease]
+        lost = [stage for stage in snapshot.running if self._leases.still(_sign(stage), now) >= self.policy.lease]
+        known = {(placed.stage.stage_id, placed.stage.epoch) for placed in snapshot.dispatched}
+        self._rung = {rung: at for rung, at in self._rung.items() if rung[:2] in known}
+        living = {host.id: host.offer for host in snapshot.hosts if host not in dead}
+        return [*map(Expire, lost), *map(Forget, dead), *self._place(snapshot, living, now)]
 
-    def rang(self, stage: Waiting, now: float) -> None:
+    def rang(self, given: Give, now: float) -> None:
         """A ring reached the broker. One that did not is tried again at the next look."""
-        self._rung[stage] = now
+        self._rung[given.stage.stage_id, given.stage.epoch, given.worker] = now
 
     def _forgive_blindness(self, now: float) -> None:
         """Time in which we did not look (database away, ourselves frozen) is no evidence against anybody."""
         gap = 0.0 if self._looked is None else now - self._looked
         if gap > self.policy.blind:
-            self._seen = {stage: at + gap for stage, at in self._seen.items()}
+            self._leases.forgive(gap)
+            self._beats.forgive(gap)
         self._looked = now
 
-    def _expire(self, now: float) -> list[Action]:
-        return [Expire(stage) for stage, since in self._seen.items() if now - since >= self.policy.lease]
+    def _place(self, snapshot: Snapshot, living: Mapping[str, Offer], now: float) -> list[Action]:
+        stay = [placed for placed in snapshot.dispatched if self._may_yet_be_claimed(placed, living, now)]
+        astray = [placed for placed in snapshot.dispatched if placed not in stay]
+        held = _held([*snapshot.running, *stay], living)
+        again = [Give(placed.stage, placed.worker or "", placed.devices) for placed in stay if self._at(placed) is None]
+        silent = {placed.stage: placed.worker for placed in astray}
+        wanted = [*silent, *snapshot.ready]
+        codes = {offer.code for offer in living.values()}
+        foreign = [stage for stage in wanted if stage.code not in codes] if self.policy.code in codes else []
+        here = [stage for stage in wanted if stage.code in codes]
+        return [*again, *map(PlanAnew, foreign), *_assign(here, living, held, silent)]
 
-    def _ring_again(self, snapshot: Snapshot, now: float) -> list[Action]:
-        due = now - self.policy.ring_again
-        return [RingAgain(stage) for stage in snapshot.dispatched if self._rung.get(stage, due) <= due]
+    def _may_yet_be_claimed(self, placed: Placed, living: Mapping[str, Offer], now: float) -> bool:
+        """Whether its worker lives, and was not rung in vain."""
+        rung = self._at(placed)
+        return placed.worker in living and (rung is None or now - rung < self.policy.ring_again)
 
-    def _dispatch(self, snapshot: Snapshot) -> list[Action]:
-        free = self.policy.slots - len(snapshot.running) - len(snapshot.dispatched)
-        return [Dispatch(stage) for stage in snapshot.ready[: max(free, 0)]]
+    def _at(self, placed: Placed) -> float | None:
+        """When the stage was rung for where it is now."""
+        return self._rung.get((placed.stage.stage_id, placed.stage.epoch, placed.worker or ""))
+
+
+def _assign(
+    wanted: Sequence[Waiting],
+    living: Mapping[str, Offer],
+    held: Mapping[str, list[Held]],
+    silent: Mapping[Waiting, str | None],
+) -> Iterable[Give]:
+    """A place for each stage in turn: the best of those that are free and kept for no stage before it. A worker that
+    was silent when rung for a stage is that stage's last choice."""
+    kept: set[str] = set()
+    for number, stage in enumerate(wanted):
+        could = able(stage.needs, {name: offer for name, offer in living.items() if offer.code == stage.code})
+        others = sum(later.needs.devices != 0 for later in wanted[number:])
+        rivals = max(1, -(-others // max(1, len(could))))
+        seats = {name: seat(stage.needs, living[name], held[name], rivals) for name in could if name not in kept}
+        found = [(name == silent.get(stage), place.left, name, place) for name, place in seats.items() if place]
+        if found:
+            *_, name, place = min(found, key=lambda choice: choice[:3])
+            held[name].append(Held(stage.needs, place.devices))
+            yield Give(stage, name, place.devices)
+        else:
+            kept.update(sorted(seats)[:1])
+
+
+def _held(stages: Iterable[Running | Placed], living: Mapping[str, Offer]) -> dict[str, list[Held]]:
+    """What the stages that are under way have of each living worker."""
+    held: dict[str, list[Held]] = {name: [] for name in living}
+    for stage in stages:
+        if stage.worker in held:
+            needs = stage.stage.needs if isinstance(stage, Placed) else stage.needs
+            held[stage.worker].append(Held(needs, stage.devices))
+    return held
+
+
+def _sign(giver: Running | Host) -> Hashable:
+    if isinstance(giver, Host):
+        return giver.id, giver.beat
+    return giver.stage_id, giver.epoch, giver.beat

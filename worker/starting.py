@@ -16,8 +16,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -35,8 +35,9 @@ _LOADING_SECONDS, _ANSWER_SECONDS = 60.0, 5.0
 
 @dataclass(frozen=True)
 class Launch:
-    """What a supervisor is started with: its stage, its folder, its options, the command that it runs, and the
-    descriptors that it is given: a pipe for orders, one for what the command says, its log, and its work folder's lock.
+    """What a supervisor is started with: its stage, its folder, its options, the command that it runs, the descriptors
+    that it is given: a pipe for orders, one for what the command says, its log, and its work folder's lock; and what
+    its environment has beside ours: the devices that the stage sees.
     """
 
     stage_id: str
@@ -47,6 +48,7 @@ class Launch:
     words: int
     log: int
     lock: int
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class Started:
@@ -79,7 +81,7 @@ def start_cold(launch: Launch) -> Started:
         stdout=launch.words,
         stderr=launch.log,
         cwd=launch.folder,
-        env=engine_environment() | {STAGE_MARK: launch.stage_id},
+        env={**engine_environment(), **launch.environment, STAGE_MARK: launch.stage_id},
         start_new_session=True,
         pass_fds=[launch.lock],
     )
@@ -168,8 +170,13 @@ class Warm:
 
     def _request(self, launch: Launch) -> bytes:
         program, arguments = self._program, launch.command[len(self._program) :]
-        request = {"stage_id": launch.stage_id, "folder": str(launch.folder), "options": list(launch.options)}
-        return json.dumps(request | {"program": program, "arguments": list(arguments)}).encode()
+        request: dict[str, object] = {
+            "stage_id": launch.stage_id,
+            "folder": str(launch.folder),
+            "options": list(launch.options),
+        }
+        request |= {"program": program, "arguments": list(arguments), "environment": dict(launch.environment)}
+        return json.dumps(request).encode()
 
 
 def _supervisor_behind(channel: socket.socket) -> Started | None:

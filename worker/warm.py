@@ -84,6 +84,7 @@ class _Stage:
         self._marks = {STAGE_MARK: request["stage_id"]}
         self._folder, self._options = request["folder"], request["options"]
         self._program, self._arguments = request["program"], request["arguments"]
+        self._environment = request["environment"]
         *self._standard, self._lock, self._channel = descriptors
         self._module = module
 
@@ -96,6 +97,7 @@ class _Stage:
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.chdir(self._folder)
+        os.environ.update(self._environment)  # its devices: CUDA reads which when it is first asked for one
         argv = [*self._options, "--", *self._program, *self._arguments]
         self._present(self._marks, [sys.executable, supervisor.__file__, *argv])
         with socket.socket(fileno=self._channel) as channel:

@@ -13,6 +13,7 @@ from service.db import Database
 from service.jobs.errors import Forbidden
 from service.jobs.keys import Scope
 from service.jobs.tables import ApiKey
+from service.jobs.workers import Watch, WorkerView
 from service.settings import Settings
 from service.storage.store import Store
 
@@ -25,6 +26,11 @@ class Context:
     database: Database
     store: Store
     broker: Broker
+    watch: Watch
+
+    def workers(self) -> list[WorkerView]:
+        """The workers that live, as far as this process has watched them."""
+        return self.watch.living(self.database)
 
 
 def _context(request: Request) -> Context:
@@ -46,4 +52,5 @@ def _require(scope: Scope) -> Callable[[Request], ApiKey]:
 
 Parts = Annotated[Context, Depends(_context)]
 Reader = Annotated[ApiKey, Depends(_require("read"))]
+Admin = Annotated[ApiKey, Depends(_require("admin"))]
 Submitter = Annotated[ApiKey, Depends(_require("submit"))]

@@ -23,7 +23,8 @@ def alive() -> dict[str, Any]:
 
 @router.get("/readyz")
 def ready(parts: Parts, response: Response) -> dict[str, Any]:
-    """Each part that the service needs, and 503 where one of them is not there."""
+    """Each part that the service needs, and 503 where one of them is not there. Workers come and go: without one the
+    service takes jobs, which wait."""
     checks: dict[str, Callable[[], bool]] = {
         "database": lambda: _answers(parts.database.ping),
         "broker": lambda: _answers(parts.broker.ping),
@@ -31,7 +32,8 @@ def ready(parts: Parts, response: Response) -> dict[str, Any]:
     }
     found = {name: check() for name, check in checks.items()}
     response.status_code = 200 if all(found.values()) else 503
-    return {"status": "ok" if all(found.values()) else "unavailable", "checks": found}
+    status = "ok" if all(found.values()) else "unavailable"
+    return {"status": status, "checks": found, "workers": len(parts.workers()) if found["database"] else None}
 
 
 def _answers(ping: Callable[[], None]) -> bool:

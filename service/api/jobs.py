@@ -14,6 +14,8 @@ from service.api.context import Context, Parts, Reader, Submitter
 from service.api.pages import Paging, listed
 from service.api.schemas import CreateJob
 from service.jobs import service
+from service.jobs.placement import Offer
+from service.jobs.service import JobView
 from service.jobs.submission import Sender
 from service.jobs.tables import ApiKey
 
@@ -35,34 +37,33 @@ def create(
 ) -> dict[str, Any]:
     """Submits a job. The same Idempotency-Key, or the client's own retry of this request, is the same job."""
     sender = _sender(parts, key, body, idempotency_key, x_stainless_retry_count > 0)
-    view = service.submit(parts.database, parts.store, body.asked(), sender)
-    return render.job(view, parts.database.now())
+    return _shown(parts, service.submit(parts.database, parts.store, body.asked(), sender, _offers(parts)))
 
 
 @router.get("")
 def index(parts: Parts, key: Reader, page: Paging, request: Request) -> dict[str, Any]:
     """The owner's jobs, newest first; `metadata[k]=v` keeps those that have it."""
     views, more = service.read_page(parts.database, key.owner, page, _metadata(request.query_params))
-    now = parts.database.now()
-    return listed([render.job(view, now) for view in views], more)
+    now, offers = parts.database.now(), _offers(parts)
+    return listed([render.job(view, now, offers) for view in views], more)
 
 
 @router.get("/{job_id}")
 def read(parts: Parts, key: Reader, job_id: str) -> dict[str, Any]:
     """One job with its stages."""
-    return render.job(service.read(parts.database, key.owner, job_id), parts.database.now())
+    return _shown(parts, service.read(parts.database, key.owner, job_id))
 
 
 @router.post("/{job_id}/cancel")
 def cancel(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
     """Ends a job; it is `cancelled` once the stage that runs has stopped."""
-    return render.job(service.cancel(parts.database, key.owner, job_id), parts.database.now())
+    return _shown(parts, service.cancel(parts.database, key.owner, job_id))
 
 
 @router.post("/{job_id}/retry")
 def retry(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
     """Runs a failed or cancelled job again; finished stages are kept."""
-    return render.job(service.retry(parts.database, parts.store, key.owner, job_id), parts.database.now())
+    return _shown(parts, service.retry(parts.database, parts.store, key.owner, job_id))
 
 
 @router.get("/{job_id}/checkpoints")
@@ -86,6 +87,15 @@ def artifacts(parts: Parts, key: Reader, job_id: str) -> dict[str, Any]:
             if row.stage_id == stage.id
         ]
     )
+
+
+def _shown(parts: Context, view: JobView) -> dict[str, Any]:
+    return render.job(view, parts.database.now(), _offers(parts))
+
+
+def _offers(parts: Context) -> list[Offer]:
+    """What the workers that live have."""
+    return [view.offer for view in parts.workers()]
 
 
 def _sender(parts: Context, key: ApiKey, body: CreateJob, idempotency_key: str | None, is_retry: bool) -> Sender:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from allo_engine.needs import Needs
 from service.jobs.estimates import fraction, job_eta, job_fraction, stage_eta
 from service.jobs.lifecycle import STAGE_ENDED, StageStatus
+from service.jobs.placement import Offer, missing
 from service.jobs.progression import checkpoint_model
 from service.jobs.service import JobView
 from service.jobs.tables import Artifact, Event, Job, Model, Stage
+from service.jobs.workers import WorkerView
 
 SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
 """What OpenAI's deprecated top-level hyperparameters hold."""
 
 
-def job(view: JobView, now: int) -> dict[str, Any]:
+def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
+    """The job; `offers` is what the workers that live have."""
     row = view.job
     eta = job_eta(view.stages, view.earlier_seconds, now)
     tokens = [stage.metrics["trained_tokens"] for stage in view.stages if "trained_tokens" in stage.metrics]
@@ -45,7 +50,7 @@ def job(view: JobView, now: int) -> dict[str, Any]:
         "cancel_requested": row.cancel_requested,
         "eta_seconds": eta,
         "progress": _job_progress(view),
-        "stages": [_stage(view, stage, now) for stage in view.stages],
+        "stages": [_stage(view, stage, now, offers) for stage in view.stages],
     }
 
 
@@ -60,7 +65,7 @@ def _job_progress(view: JobView) -> dict[str, Any]:
     return {"stages_ended": ended, "stages_total": len(view.stages), "fraction": round(job_fraction(view.stages), 4)}
 
 
-def _stage(view: JobView, row: Stage, now: int) -> dict[str, Any]:
+def _stage(view: JobView, row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
@@ -73,8 +78,54 @@ def _stage(view: JobView, row: Stage, now: int) -> dict[str, Any]:
         "metrics": row.metrics,
         "error": row.error,
         "reused_from": row.reused_from,
+        "needs": None if row.needs is None else needs(Needs.read(row.needs)),
+        "worker": row.worker,
+        "devices": row.devices,
+        "missing": _missing(row, offers),
         "artifacts": [artifact(item, row.name) for item in view.artifacts if item.stage_id == row.id],
     }
+
+
+def needs(row: Needs) -> dict[str, Any]:
+    """What a stage must find on a worker; `devices` null: as many as there are to be had."""
+    return {
+        "devices": row.devices,
+        "device_memory_bytes": row.device_bytes,
+        "memory_bytes": row.host_bytes,
+        "memory_bytes_without_device": row.cpu_bytes,
+        "packages": list(row.packages),
+        "precision": row.precision,
+    }
+
+
+def _missing(row: Stage, offers: Sequence[Offer]) -> str | None:
+    """What no worker has that the stage needs, where it has yet to be given to one."""
+    if row.status in (*STAGE_ENDED, StageStatus.RUNNING):
+        return None
+    return missing(row.name, Needs.read(row.needs), offers) or None
+
+
+def worker(view: WorkerView) -> dict[str, Any]:
+    offer = view.offer
+    return {
+        "id": view.worker.id,
+        "object": "worker",
+        "host": view.worker.host,
+        "started_at": view.worker.started_at,
+        "beat_at": view.worker.beat_at,
+        "code_version": offer.code,
+        "slots": offer.slots,
+        "devices": [{"name": found.name, "kind": found.kind, "memory_bytes": found.bytes} for found in offer.devices],
+        "cores": offer.cores,
+        "memory_bytes": offer.host_bytes,
+        "precisions": list(offer.precisions),
+        "backends": dict(offer.packages),
+        "stages": [_under_way(row) for row in view.stages],
+    }
+
+
+def _under_way(row: Stage) -> dict[str, Any]:
+    return {"id": row.id, "job_id": row.job_id, "name": row.name, "status": row.status, "devices": row.devices}
 
 
 def artifact(row: Artifact, stage: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from service.cli import api, deltas, doctor, jobs, local, up
+from service.cli import api, deltas, doctor, jobs, local, up, workers
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     deltas.add(commands)
     local.add_models(commands)
     local.add_keys(commands)
+    workers.add(commands)
     _add_bench(commands)
     doctor.add(commands)
     api.add(commands)

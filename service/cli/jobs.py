@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from allo_engine.pipeline import METHODS
 from service.cli.connection import add_connection, connect
-from service.cli.terminal import CommandError, out
+from service.cli.terminal import CommandError, err, out
 from service.cli.watch import EXIT_CODES, watch_job
 from service.client import Client
 
@@ -90,6 +90,8 @@ def _submit(args: argparse.Namespace) -> int:
     with connect(args) as client:
         job = client.submit(_job(args, client))
         out.print(job["id"])
+        for message in dict.fromkeys(stage["missing"] for stage in job["stages"] if stage["missing"]):
+            err.print(f"{message} The job waits for it.", style="yellow", markup=False)
         return EXIT_CODES[watch_job(client, job["id"])["status"]] if args.watch else 0
 
 

@@ -80,7 +80,7 @@ def _note(stage: dict[str, Any]) -> str:
     if stage["status"] == "succeeded":
         return "reused" if stage["reused_from"] else _span(stage["finished_at"] - stage["started_at"])
     if stage["status"] != "running":
-        return str(stage["status"])
+        return str(stage["missing"] or stage["status"])
     parts = [f"about {_span(stage['eta_seconds'])} left"] if stage["eta_seconds"] is not None else []
     loss = stage["metrics"].get("loss")
     parts += [f"loss {loss:.4g}"] if isinstance(loss, int | float) else []

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
+from allo_engine.pipeline import code_version
 from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
@@ -31,10 +32,16 @@ from service.jobs.progression import (
 from service.jobs.tables import Job, Stage
 from service.storage.store import Store
 
+NOWHERE: Mapping[str, Any] = {"worker": None, "devices": None}
+"""Where a stage is that waits to be placed."""
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A stage that is this worker's alone, until its lease is lost. `epoch` goes with every later verb."""
+    """A stage that is this worker's alone, until its lease is lost. `epoch` goes with every later verb.
+
+    `devices` are those that it may see; None on a worker that has none.
+    """
 
     stage_id: str
     job_id: str
@@ -44,6 +51,7 @@ class Claim:
     config: dict[str, Any]
     digest: str
     inputs: dict[str, InputFiles]
+    devices: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class Beat:
 
 
 def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim | None:
-    """Makes the stage the worker's. None where another was faster, or the message is an old one."""
+    """Makes the stage the worker's. None where it was given to another worker, was planned by other code than this
+    process runs, or the message is an old one."""
     with database.transaction() as session:
         now = database.now()
         job = repository.lock_job_of(session, stage_id)
@@ -69,7 +78,9 @@ def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim |
         add_event(session, job, now, "info", f"Stage {stage.name}: started, attempt {stage.attempt}.", data)
         files = name_result(session, job, stage)
         assert stage.digest is not None
-        return Claim(stage_id, job.id, stage.name, stage.epoch, stage.attempt, stage.config, stage.digest, files)
+        devices = None if stage.devices is None else tuple(stage.devices)
+        name = (stage_id, job.id, stage.name, stage.epoch, stage.attempt)
+        return Claim(*name, stage.config, stage.digest, files, devices)
 
 
 def heartbeat(
@@ -158,7 +169,7 @@ def release(database: Database, stage_id: str, epoch: int) -> bool:
         job = repository.lock_job_of(session, stage_id)
         if job is not None and stopping(job):
             return _confirm(session, stage_id, epoch, now)
-        found = _leave(session, stage_id, epoch, StageStatus.READY, attempt=attempt, worker=None)
+        found = _leave(session, stage_id, epoch, StageStatus.READY, attempt=attempt, **NOWHERE)
         if found is None:
             return False
         job, stage = found
@@ -174,6 +185,9 @@ def confirm_cancelled(database: Database, stage_id: str, epoch: int) -> bool:
 
 def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int) -> bool:
     """The compare-and-set: of all who try, one."""
+    stage = _stage(session, stage_id)
+    if stage.worker != worker or stage.code != code_version():
+        return False
     return repository.move_stage(
         session,
         stage_id,
@@ -181,7 +195,6 @@ def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int)
         StageStatus.RUNNING,
         epoch=Stage.epoch + 1,
         attempt=Stage.attempt + 1,
-        worker=clean_text(worker)[:255],
         claimed_at=now,
         resumed_step=None,
         error=None,
@@ -223,7 +236,8 @@ def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message
     again = retry and another_attempt(_stage(session, stage_id).attempt)
     error = {"code": code, "message": clean_text(message)}
     target = StageStatus.READY if again else StageStatus.FAILED
-    found = _leave(session, stage_id, epoch, target, error=error, finished_at=None if again else now)
+    placed = NOWHERE if again else {}
+    found = _leave(session, stage_id, epoch, target, error=error, finished_at=None if again else now, **placed)
     if found is None:
         return False
     job, stage = found

@@ -2,58 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from sqlalchemy.orm import Session
+
+from allo_engine.needs import Needs
+from allo_engine.pipeline import code_version
 from service.db import Database
 from service.jobs import repository
+from service.jobs.flight import Host, Placed, Running, Waiting
 from service.jobs.lifecycle import StageStatus
-from service.jobs.progression import advance, reuse, stopping
+from service.jobs.placement import Held, Offer, fits
+from service.jobs.progression import add_event, advance, name_result, reuse, stopping
+from service.jobs.tables import Stage
 from service.storage.store import Store
 
 
-@dataclass(frozen=True)
-class Ring:
-    """A stage to ring for, and the epoch that a claim must name."""
-
-    stage_id: str
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A running stage. A `beat` that stands still, by the reaper's own clock, is a lease that was lost."""
-
-    stage_id: str
-    epoch: int
-    beat: int
-
-
-def ready_stages(database: Database) -> tuple[Ring, ...]:
+def ready_stages(database: Database) -> tuple[Waiting, ...]:
     """Stages that could run now, oldest job first. Of several that would compute the same, the first alone; none
     while it is being computed: the others will find its result."""
     with database.snapshot() as session:
         stages = repository.ready_stages(session)
         first = {stage.digest: stage for stage in reversed(stages)}
-        return tuple(Ring(stage.id, stage.epoch) for stage in stages if first[stage.digest] is stage)
+        return tuple(_waiting(stage) for stage in stages if first[stage.digest] is stage)
 
 
-def dispatched_stages(database: Database) -> tuple[Ring, ...]:
-    """Stages that were rung for and that no worker has claimed yet: ring again for those that stay here too long."""
+def dispatched_stages(database: Database) -> tuple[Placed, ...]:
+    """Stages that no worker has claimed yet: ring again for those that stay here too long, or place them anew."""
     with database.snapshot() as session:
         stages = repository.stages_by_status(session, StageStatus.DISPATCHED)
-        return tuple(Ring(stage.id, stage.epoch) for stage in stages)
+        return tuple(Placed(_waiting(stage), stage.worker, tuple(stage.devices or ())) for stage in stages)
 
 
-def running_stages(database: Database) -> tuple[Lease, ...]:
+def running_stages(database: Database) -> tuple[Running, ...]:
     """Stages that a worker has claimed."""
     with database.snapshot() as session:
         stages = repository.stages_by_status(session, StageStatus.RUNNING)
-        return tuple(Lease(stage.id, stage.epoch, stage.beat) for stage in stages)
+        return tuple(_running(stage) for stage in stages)
 
 
-def mark_dispatched(database: Database, store: Store, stage_id: str, epoch: int) -> bool:
-    """Notes that a worker is about to be rung for the stage, for the first time or again. False: do not ring; it was
-    claimed, cancelled, or its result has meanwhile been computed by another job, and is taken over here."""
+def hosts(database: Database) -> tuple[Host, ...]:
+    """The workers that have registered."""
+    with database.snapshot() as session:
+        return tuple(Host(row.id, row.beat, Offer.read(row.offer)) for row in repository.workers(session))
+
+
+def place(
+    database: Database, store: Store, stage_id: str, epoch: int, worker: str, devices: Sequence[str] = ()
+) -> bool:
+    """Gives the stage to a worker, which is about to be rung for it, for the first time or again. False: do not ring;
+    it was claimed, cancelled, its result has meanwhile been computed by another job, and is taken over here, or the
+    worker is gone or has no room: whoever else dispatches, no device is promised twice."""
     with database.transaction() as session:
         job, now = repository.lock_job_of(session, stage_id), database.now()
         stage = repository.stage(session, stage_id)
@@ -62,4 +61,48 @@ def mark_dispatched(database: Database, store: Store, stage_id: str, epoch: int)
         if stage.status is StageStatus.READY and stage.epoch == epoch and reuse(session, store, job, stage, now):
             advance(session, store, job, now)
             return False
-        return repository.move_stage(session, stage_id, epoch, StageStatus.DISPATCHED, dispatched_at=now)
+        offer = _offer(session, worker)
+        if offer is None or not _has_room(session, offer, stage, worker, devices):
+            return False
+        seat = list(devices) if offer.devices else None
+        target, values = StageStatus.DISPATCHED, {"worker": worker, "devices": seat, "dispatched_at": now}
+        return repository.move_stage(session, stage_id, epoch, target, **values)
+
+
+def plan_anew(database: Database, stage_id: str, epoch: int) -> bool:
+    """Plans a stage for this process's code, which the workers run that there are; the code that it was planned for is
+    gone. The job's owner is told."""
+    with database.transaction() as session:
+        job = repository.lock_job_of(session, stage_id)
+        stage = repository.stage(session, stage_id)
+        unclaimed = (StageStatus.READY, StageStatus.DISPATCHED)
+        if job is None or stage is None or stage.epoch != epoch or stage.status not in unclaimed:
+            return False
+        planned = stage.code
+        name_result(session, job, stage)
+        found = f"by version {code_version()[:8]} of the engine"
+        other = planned[:8] if planned else "another"
+        message = f"Stage {stage.name}: will run {found}; it was planned for {other}, which no worker has."
+        data = {"stage": stage.name, "planned": planned, "code": code_version()}
+        add_event(session, job, database.now(), "warn", message, data)
+        return True
+
+
+def _waiting(stage: Stage) -> Waiting:
+    return Waiting(stage.id, stage.epoch, Needs.read(stage.needs), stage.code)
+
+
+def _running(stage: Stage) -> Running:
+    held = (Needs.read(stage.needs), stage.worker, tuple(stage.devices or ()))
+    return Running(stage.id, stage.epoch, stage.beat, *held)
+
+
+def _offer(session: Session, worker_id: str) -> Offer | None:
+    worker = repository.lock_worker(session, worker_id)
+    return None if worker is None else Offer.read(worker.offer)
+
+
+def _has_room(session: Session, offer: Offer, stage: Stage, worker_id: str, devices: Sequence[str]) -> bool:
+    others = [other for other in repository.stages_under_way(session, worker_id) if other.id != stage.id]
+    held = [Held(Needs.read(other.needs), tuple(other.devices or ())) for other in others]
+    return stage.code == offer.code and fits(Needs.read(stage.needs), offer, held, devices)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from allo_engine.pipeline import digest, model_source
+from allo_engine.pipeline import code_version, digest, model_source
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
@@ -53,12 +53,13 @@ def stopping(job: Job) -> bool:
 def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFiles]:
     """Gives the stage the digest that it has with this process's engine, and returns the files of each input.
 
-    The process that readies a stage looks for an earlier result by it; the worker that claims the stage names it anew,
-    so that during an upgrade a result never bears the name of code that did not compute it.
+    The stage notes that engine's code: only a worker of the same code may claim it (see `attempts.claim`), so that a
+    result never bears the name of code that did not compute it.
     """
     made = {other.name: other.id for other in repository.stages(session, [job.id])}
     files = {name: _source_files(session, job, made, source) for name, source in stage.inputs.items()}
     hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in files.items()}
+    stage.code = code_version()
     stage.digest = digest(stage.name, stage.config, hashes)
     return files
 

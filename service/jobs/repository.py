@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import CursorResult, Select, func, or_, select, update
+from sqlalchemy import CursorResult, Select, delete, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from service.jobs.lifecycle import JOB_ENDED, StageStatus, stage_sources
-from service.jobs.tables import ApiKey, Artifact, Event, File, Idempotency, Job, Model, Stage
+from service.jobs.tables import ApiKey, Artifact, Event, File, Idempotency, Job, Model, Stage, Worker
 
 IN_FLIGHT = (StageStatus.DISPATCHED, StageStatus.RUNNING)
 
@@ -152,6 +152,13 @@ def ready_stages(session: Session) -> Sequence[Stage]:
     return session.scalars(query.order_by(Stage.job_id, Stage.position)).all()
 
 
+def stages_under_way(session: Session, worker_id: str | None = None) -> Sequence[Stage]:
+    """The stages that were given to a worker, this one or any, and have not ended."""
+    query = select(Stage).where(Stage.status.in_(IN_FLIGHT)).order_by(Stage.job_id, Stage.position)
+    query = query if worker_id is None else query.where(Stage.worker == worker_id)
+    return session.scalars(query.execution_options(populate_existing=True)).all()
+
+
 def succeeded_stages(session: Session, digest: str) -> Sequence[Stage]:
     """The latest few stages with this very result."""
     query = select(Stage).where(Stage.digest == digest, Stage.status == StageStatus.SUCCEEDED)
@@ -190,6 +197,23 @@ def artifacts(session: Session, stage_ids: Sequence[str]) -> Sequence[Artifact]:
 def artifact(session: Session, owner: str, artifact_id: str) -> Artifact | None:
     query = select(Artifact).join(Stage, Stage.id == Artifact.stage_id).join(Job, Job.id == Stage.job_id)
     return session.scalar(query.where(Artifact.id == artifact_id, Job.owner == owner))
+
+
+# --- workers
+
+
+def workers(session: Session) -> Sequence[Worker]:
+    return session.scalars(select(Worker).order_by(Worker.id)).all()
+
+
+def lock_worker(session: Session, worker_id: str) -> Worker | None:
+    """The worker's present row; whatever else is given to it waits until this transaction ends."""
+    query = select(Worker).where(Worker.id == worker_id).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
+
+
+def delete_worker(session: Session, worker_id: str) -> None:
+    session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
 def _page(

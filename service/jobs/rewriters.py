@@ -22,14 +22,14 @@ _TOKENIZER = "tokenizer.json"
 
 def find_rewriter(
     session: Session, store: Store, owner: str, planned: Sequence[PlannedStage], model: Model
-) -> dict[str, list[Any]]:
-    """The source `rewriter`, where stage reward_model names a model of its own: its files as [path, sha256, bytes].
+) -> Model | None:
+    """The model of its own that stage reward_model names, if it does.
 
     Raises NotFound where the owner may see no such model, InvalidRequest where its vocabulary is not the job's.
     """
     config = _config(planned)
     if config is None or config.model is None:
-        return {}
+        return None
     rewriter = repository.model(session, owner, config.model)
     if rewriter is None:
         raise NotFound(f"The model {config.model!r} does not exist.", f"{_STAGE}.model", "model_not_found")
@@ -39,7 +39,7 @@ def find_rewriter(
             "other's tokens: name a model of the same family, or leave reward_model.model out.",
             f"{_STAGE}.model",
         )
-    return {"rewriter": [[file["path"], file["sha256"], file["bytes"]] for file in rewriter.files]}
+    return rewriter
 
 
 def check_teacher(planned: Sequence[PlannedStage], hosts: str) -> None:

@@ -11,9 +11,10 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
+from service.jobs.placement import Offer
 from service.jobs.progression import add_event, advance, cancel_unstarted, settle
 from service.jobs.repository import Page
-from service.jobs.submission import NewJob, Sender, check_limit, create, remember, repeated
+from service.jobs.submission import NewJob, Sender, check_limit, create, remember, repeated, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store
 
@@ -29,8 +30,11 @@ class JobView:
     earlier_seconds: Mapping[str, int]
 
 
-def submit(database: Database, store: Store, new: NewJob, sender: Sender) -> JobView:
-    """Makes a job, its stages and its first events; or finds the job that this very request made before.
+def submit(
+    database: Database, store: Store, new: NewJob, sender: Sender, offers: Sequence[Offer] | None = None
+) -> JobView:
+    """Makes a job, its stages and its first events; or finds the job that this very request made before. `offers` is
+    what the workers that live have, where the caller knows: what none of them has is told.
 
     Raises PlanError, InvalidRequest or NotFound, naming the field, for what cannot run; TooMany at the owner's limit.
     """
@@ -42,6 +46,8 @@ def submit(database: Database, store: Store, new: NewJob, sender: Sender) -> Job
             check_limit(session, sender)
             job = create(session, store, new, sender, now)
             advance(session, store, job, now)
+            if offers is not None:
+                tell_missing(session, job, offers, now)
             remember(session, sender, job, now)
         return _view(session, job)
 

@@ -8,12 +8,14 @@ from typing import Any, cast, get_args
 
 from sqlalchemy.orm import Session
 
+from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan
 from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
-from service.jobs.lifecycle import JobStatus, StageStatus
+from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
 from service.jobs.masks import find_masks
+from service.jobs.placement import Offer, missing
 from service.jobs.progression import add_event
 from service.jobs.rewriters import check_teacher, find_rewriter
 from service.jobs.tables import File, Idempotency, Job, Model, Stage
@@ -101,24 +103,34 @@ def create(session: Session, store: Store, new: NewJob, sender: Sender, now: int
     job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
     job.training_file, job.validation_file = new.training_file, new.validation_file
     job.corrections_file, job.masks = new.corrections_file, new.masks
-    job.sources, job.seed, job.suffix = {**_sources(model, files), **masks, **rewriter}, new.seed, new.suffix
+    job.sources, job.seed, job.suffix = {**_sources(model, rewriter, files), **masks}, new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0
     session.add(job)
     session.flush()
-    session.add_all(_stage(job, position, stage) for position, stage in enumerate(planned))
+    needs = needs_of(planned, _shape(model), _shape(rewriter or model))
+    session.add_all(_stage(job, position, stage, needs[stage.name]) for position, stage in enumerate(planned))
     session.flush()
     names = ", ".join(stage.name for stage in planned)
     add_event(session, job, now, "info", f"The job was accepted. It runs {names}.", {})
     return job
 
 
+def tell_missing(session: Session, job: Job, offers: Sequence[Offer], now: int) -> None:
+    """Warns of every stage that no worker can run. The job waits, and goes on by itself once one can."""
+    left = [stage for stage in repository.stages(session, [job.id]) if stage.status not in STAGE_ENDED]
+    lacks = {stage.name: missing(stage.name, Needs.read(stage.needs), offers) for stage in left}
+    for message in dict.fromkeys(filter(None, lacks.values())):
+        waiting = [name for name, lack in lacks.items() if lack == message]
+        add_event(session, job, now, "warn", f"{message} The job waits for it.", {"stages": waiting})
+
+
 def _settings(planned: Sequence[PlannedStage]) -> dict[str, Any]:
     return {stage.name: stage.config.model_dump(mode="json") for stage in planned}
 
 
-def _stage(job: Job, position: int, planned: PlannedStage) -> Stage:
+def _stage(job: Job, position: int, planned: PlannedStage, needs: Needs) -> Stage:
     return Stage(
         id=new_id("stage"),
         job_id=job.id,
@@ -127,6 +139,7 @@ def _stage(job: Job, position: int, planned: PlannedStage) -> Stage:
         status=StageStatus.WAITING,
         config=planned.config.model_dump(mode="json"),
         inputs=dict(planned.inputs),
+        needs=needs.write(),
     )
 
 
@@ -151,10 +164,19 @@ def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, Fil
     return files
 
 
-def _sources(model: Model, files: Mapping[str, File]) -> dict[str, list[Any]]:
+def _sources(model: Model, rewriter: Model | None, files: Mapping[str, File]) -> dict[str, list[Any]]:
     """The content behind every name that the job refers to, as it is now."""
     sources: dict[str, list[Any]] = {param: [["data.jsonl", file.sha256, file.bytes]] for param, file in files.items()}
-    return {"model": [[file["path"], file["sha256"], file["bytes"]] for file in model.files], **sources}
+    models = {"model": model, **({"rewriter": rewriter} if rewriter else {})}
+    contents = {
+        name: [[file["path"], file["sha256"], file["bytes"]] for file in found.files] for name, found in models.items()
+    }
+    return {**contents, **sources}
+
+
+def _shape(model: Model) -> dict[str, Any] | None:
+    """The model's sizes, as far as a probe found them."""
+    return (model.verdict or {}).get("shape")
 
 
 def _data(files: Mapping[str, File], masks: bool) -> Data:

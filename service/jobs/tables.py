@@ -107,7 +107,11 @@ class Job(Base):
 
 
 class Stage(Base):
-    """A stage of a job. `epoch` is the fencing token: whoever holds an older one changes nothing."""
+    """A stage of a job. `epoch` is the fencing token: whoever holds an older one changes nothing.
+
+    `needs` is what it must find on a worker (see the engine's needs.py); `worker` and `devices` say where it was placed
+    last; `code` is the version of the engine that its digest names, the only one that may compute it.
+    """
 
     __tablename__ = "stages"
     __table_args__ = (UniqueConstraint("job_id", "position"), Index(None, "status"), Index(None, "digest"))
@@ -123,6 +127,8 @@ class Stage(Base):
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     inputs: Mapped[dict[str, str]] = mapped_column(JSON)
     digest: Mapped[str | None] = mapped_column(String(64))
+    code: Mapped[str | None] = mapped_column(String(64))
+    needs: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     reused_from: Mapped[str | None] = mapped_column(String(64))
     step: Mapped[int | None] = mapped_column(BigInteger)
     total: Mapped[int | None] = mapped_column(BigInteger)
@@ -130,6 +136,7 @@ class Stage(Base):
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     worker: Mapped[str | None] = mapped_column(String(255))
+    devices: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     dispatched_at: Mapped[int | None] = mapped_column(BigInteger)
     claimed_at: Mapped[int | None] = mapped_column(BigInteger)
     started_at: Mapped[int | None] = mapped_column(BigInteger)
@@ -165,6 +172,20 @@ class Event(Base):
     type: Mapped[str] = mapped_column(String(16))
     message: Mapped[str]
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Worker(Base):
+    """A worker process that registered: `offer` is what it has (see placement.py), `beat` counts its signs of life, and
+    `beat_at` is for people to read."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    offer: Mapped[dict[str, Any]] = mapped_column(JSON)
+    beat: Mapped[int] = mapped_column(BigInteger)
+    beat_at: Mapped[int] = mapped_column(BigInteger)
+    started_at: Mapped[int] = mapped_column(BigInteger)
 
 
 class Idempotency(Base):

@@ -157,6 +157,15 @@ def test_a_second_service_in_the_same_folder_is_refused(place):
     assert place.allo("doctor").returncode == 0
 
 
+def test_the_workers_are_shown_with_what_they_have(place):
+    (worker,) = until(lambda: json.loads(place.allo("workers", "--json").stdout))
+    assert worker["slots"] == max(1, len(worker["devices"]))
+    shown = place.allo("workers").stdout
+    assert worker["id"] in shown
+    assert "nothing" in shown, "it runs no stage"
+    assert worker["id"] in place.allo("doctor").stdout
+
+
 def test_keys_are_made_listed_and_revoked(place):
     secret, line = place.allo("keys", "create", "--owner", "alice", "--scopes", "read").stdout.splitlines()[:2]
     key_id = re.search(r"key-\w+", line)[0]

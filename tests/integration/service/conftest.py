@@ -82,7 +82,10 @@ class SilentBroker:
     def __init__(self) -> None:
         self.down = False
 
-    def ring(self, stage_id: str, epoch: int) -> None:
+    def ring(self, worker: str, stage_id: str, epoch: int) -> None:
+        self.ping()
+
+    def forget(self, worker: str) -> None:
         self.ping()
 
     def ping(self) -> None:

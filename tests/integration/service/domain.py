@@ -8,7 +8,7 @@ from typing import Any
 
 from allo_engine.pipeline import OUTPUTS
 from service.db import Database
-from service.jobs import attempts, dispatch, repository, service
+from service.jobs import attempts, dispatch, repository, service, workers
 from service.jobs.attempts import Claim
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
@@ -16,8 +16,9 @@ from service.jobs.service import JobView
 from service.jobs.submission import NewJob, Sender
 from service.jobs.tables import ApiKey, Event, File, Model
 from service.storage.store import Blob, Store
+from tests.offers import an_offer
 
-OWNER = "owner"
+OWNER, WORKER = "owner", "worker"
 
 
 @dataclass
@@ -61,12 +62,12 @@ class Domain:
 
     def dispatch(self) -> tuple[str, int]:
         ring = dispatch.ready_stages(self.database)[0]
-        assert dispatch.mark_dispatched(self.database, self.store, ring.stage_id, ring.epoch)
+        assert dispatch.place(self.database, self.store, ring.stage_id, ring.epoch, WORKER)
         return ring.stage_id, ring.epoch
 
     def claim(self) -> Claim:
         """Dispatches and claims the first ready stage."""
-        claimed = attempts.claim(self.database, *self.dispatch(), "worker")
+        claimed = attempts.claim(self.database, *self.dispatch(), WORKER)
         assert claimed is not None
         return claimed
 
@@ -80,8 +81,8 @@ class Domain:
         done = []
         while rings := dispatch.ready_stages(self.database):
             ring = rings[0]
-            if dispatch.mark_dispatched(self.database, self.store, ring.stage_id, ring.epoch):
-                claimed = attempts.claim(self.database, ring.stage_id, ring.epoch, "worker")
+            if dispatch.place(self.database, self.store, ring.stage_id, ring.epoch, WORKER):
+                claimed = attempts.claim(self.database, ring.stage_id, ring.epoch, WORKER)
                 assert claimed is not None
                 assert self.finish(claimed)
                 done.append(claimed.name)
@@ -97,6 +98,7 @@ class Domain:
 def furnish(database: Database, store: Store) -> Domain:
     domain = Domain(database, store, store.put_stream([b"some content"]))
     domain.add_key("key", OWNER)
+    workers.beat(database, WORKER, "host", an_offer(slots=100, host=1000))
     with database.transaction() as session:
         files = [{"path": "model.safetensors", "bytes": domain.data.size, "sha256": domain.data.sha256}]
         session.add(Model(id="tiny", owner=None, created_at=0, files=files))

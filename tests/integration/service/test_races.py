@@ -7,7 +7,7 @@ from dataclasses import replace
 from threading import Barrier
 
 from service.jobs import attempts, dispatch, service
-from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain, in_order
+from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order
 
 THREADS = 12
 
@@ -17,9 +17,9 @@ def test_of_many_that_claim_one_wins(domain: Domain) -> None:
     stage_id, epoch = domain.dispatch()
     start = Barrier(THREADS)
 
-    def claim(number: int) -> bool:
+    def claim(_: int) -> bool:
         start.wait()
-        return attempts.claim(domain.database, stage_id, epoch, f"worker-{number}") is not None
+        return attempts.claim(domain.database, stage_id, epoch, WORKER) is not None
 
     with ThreadPoolExecutor(THREADS) as pool:
         assert sum(pool.map(claim, range(THREADS))) == 1
@@ -48,8 +48,8 @@ def test_a_crowd_of_workers_runs_every_stage_once(domain: Domain) -> None:
         done = 0
         for _ in range(60):
             for ring in dispatch.ready_stages(domain.database):
-                dispatch.mark_dispatched(domain.database, domain.store, ring.stage_id, ring.epoch)
-                claimed = attempts.claim(domain.database, ring.stage_id, ring.epoch, "worker")
+                dispatch.place(domain.database, domain.store, ring.stage_id, ring.epoch, WORKER)
+                claimed = attempts.claim(domain.database, ring.stage_id, ring.epoch, WORKER)
                 if claimed is not None:
                     attempts.heartbeat(domain.database, claimed.stage_id, claimed.epoch, 1, 1)
                     done += domain.finish(claimed)

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from service.jobs import dispatch, models, service
 from service.jobs.files import delete_file
 from service.jobs.tables import Stage
-from tests.integration.service.domain import ALLO, OWNER, Domain, in_order, stage_by_name
+from tests.integration.service.domain import ALLO, OWNER, WORKER, Domain, in_order, stage_by_name
 
 
 def test_the_same_job_again_reuses_every_stage_and_ends_at_once(domain: Domain) -> None:
@@ -51,7 +51,7 @@ def test_of_two_jobs_that_want_the_same_one_computes_and_the_other_takes_it_over
     waiting = [ring for ring in dispatch.ready_stages(domain.database) if ring.stage_id != claimed.stage_id]
     other = stage_by_name(domain, second, "sample")
     assert other.id in {ring.stage_id for ring in waiting}
-    assert not dispatch.mark_dispatched(domain.database, domain.store, other.id, other.epoch)
+    assert not dispatch.place(domain.database, domain.store, other.id, other.epoch, WORKER)
     assert domain.statuses(second)["sample"] == "succeeded"
     assert domain.statuses(second)["pair"] == "ready"
 

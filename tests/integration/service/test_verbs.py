@@ -10,7 +10,7 @@ from service.jobs import attempts, dispatch, service
 from service.jobs.attempts import Beat
 from service.jobs.errors import Conflict, NotFound
 from service.jobs.repository import Page
-from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain, in_order, stage_by_name
+from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order, stage_by_name
 
 
 def test_a_job_runs_its_stages_in_the_order_of_their_needs(domain: Domain) -> None:
@@ -47,15 +47,15 @@ def test_a_claim_names_the_files_of_every_input(domain: Domain) -> None:
 def test_a_stage_is_claimed_once(domain: Domain) -> None:
     domain.submit(SUPERVISED)
     stage_id, epoch = domain.dispatch()
-    assert attempts.claim(domain.database, stage_id, epoch, "first") is not None
-    assert attempts.claim(domain.database, stage_id, epoch, "second") is None
+    assert attempts.claim(domain.database, stage_id, epoch, WORKER) is not None
+    assert attempts.claim(domain.database, stage_id, epoch, WORKER) is None
 
 
 def test_a_stage_that_nobody_was_rung_for_cannot_be_claimed(domain: Domain) -> None:
     domain.submit(SUPERVISED)
     ring = dispatch.ready_stages(domain.database)[0]
-    assert attempts.claim(domain.database, ring.stage_id, ring.epoch, "worker") is None
-    assert attempts.claim(domain.database, "stage-of-nobody", 0, "worker") is None
+    assert attempts.claim(domain.database, ring.stage_id, ring.epoch, WORKER) is None
+    assert attempts.claim(domain.database, "stage-of-nobody", 0, WORKER) is None
 
 
 def test_a_stale_epoch_changes_nothing(domain: Domain) -> None:
@@ -121,7 +121,7 @@ def test_cancelling_a_dispatched_stage_takes_it_from_whoever_was_rung(domain: Do
     job_id = domain.submit(SUPERVISED).job.id
     stage_id, epoch = domain.dispatch()
     service.cancel(domain.database, OWNER, job_id)
-    assert attempts.claim(domain.database, stage_id, epoch, "worker") is None
+    assert attempts.claim(domain.database, stage_id, epoch, WORKER) is None
 
 
 def test_cancelling_a_running_job_waits_for_its_stage_to_stop(domain: Domain) -> None:
@@ -223,10 +223,10 @@ def test_a_retried_job_goes_on_from_where_it_failed(domain: Domain) -> None:
 def test_a_stage_may_be_rung_for_again_until_it_is_claimed(domain: Domain) -> None:
     domain.submit(SUPERVISED)
     stage_id, epoch = domain.dispatch()
-    assert [ring.stage_id for ring in dispatch.dispatched_stages(domain.database)] == [stage_id]
-    assert dispatch.mark_dispatched(domain.database, domain.store, stage_id, epoch)
-    assert attempts.claim(domain.database, stage_id, epoch, "worker") is not None
-    assert not dispatch.mark_dispatched(domain.database, domain.store, stage_id, epoch)
+    assert [placed.stage.stage_id for placed in dispatch.dispatched_stages(domain.database)] == [stage_id]
+    assert dispatch.place(domain.database, domain.store, stage_id, epoch, WORKER)
+    assert attempts.claim(domain.database, stage_id, epoch, WORKER) is not None
+    assert not dispatch.place(domain.database, domain.store, stage_id, epoch, WORKER)
 
 
 def test_another_owners_job_is_as_absent_as_one_that_never_was(domain: Domain) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 
 from service.db import Database, migrate
-from service.jobs import attempts, dispatch, service
+from service.jobs import attempts, dispatch, service, workers
+from service.jobs.flight import Running
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
 from service.jobs.tables import ApiKey, Event, File, Model, Stage
@@ -18,6 +19,7 @@ from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
 from tests.waiting import until
+from worker.offer import offer, worker_id
 from worker.starting import Start, start_cold
 
 OWNER = "owner"
@@ -40,6 +42,11 @@ class House:
     control: Path
     start: Start = start_cold
 
+    @property
+    def worker(self) -> str:
+        """The name of this house's worker."""
+        return worker_id(self.settings)
+
     def submit(self, seed: int = 0) -> str:
         """A supervised job with a validation file: the stages sft and evaluate."""
         new = service.NewJob("tiny", "file-train", "file-heldout", method="supervised", seed=seed)
@@ -60,17 +67,17 @@ class House:
     def cancel(self, job_id: str) -> None:
         service.cancel(self.database, OWNER, job_id)
 
-    def dispatch(self) -> tuple[str, int]:
-        """Mark the first ready stage dispatched; its (id, epoch) is what a message would carry."""
+    def dispatch(self, *devices: str) -> tuple[str, int]:
+        """Give the first ready stage to the worker; its (id, epoch) is what a message would carry."""
         stage = dispatch.ready_stages(self.database)[0]
-        assert dispatch.mark_dispatched(self.database, self.store, stage.stage_id, stage.epoch)
+        assert dispatch.place(self.database, self.store, stage.stage_id, stage.epoch, self.worker, devices)
         return stage.stage_id, stage.epoch
 
     def expire(self) -> None:
         """Be the reaper whose patience has ended."""
         until(lambda: any(self._expire(lease) for lease in dispatch.running_stages(self.database)))
 
-    def _expire(self, lease: dispatch.Lease) -> bool:
+    def _expire(self, lease: Running) -> bool:
         """False where a heartbeat came between looking and taking."""
         return attempts.expire(self.database, lease.stage_id, lease.epoch, lease.beat)
 
@@ -112,4 +119,6 @@ def furnish(settings: Settings, control: Path) -> House:
             file.sha256, file.format, file.status, file.created_at = blob.sha256, "problems", "processed", 0
             file.lines_without_solution = []
             session.add(file)
-    return House(settings, database, store, control)
+    house = House(settings, database, store, control)
+    workers.beat(database, house.worker, "host", offer(settings))
+    return house

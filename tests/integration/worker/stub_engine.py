@@ -3,8 +3,8 @@
     python stub_engine.py CONTROL STAGE --config stage.json
 
 CONTROL is a folder. `behaviour` in it, if there, is JSON {steps, seconds, at: {"<step>": <deed>}}; every start appends
-a line to `starts`, and `pid` and `child` name the present processes. Its result is a function of its settings and
-inputs alone, so that a resumed run must equal an uninterrupted one.
+a line to `starts`, `pid` and `child` name the present processes, and `devices` says which it sees. Its result is a
+function of its settings and inputs alone, so that a resumed run must equal an uninterrupted one.
 """
 
 import ctypes
@@ -35,6 +35,7 @@ def main(arguments: list) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     (control / "child").write_text(str(child.pid))
+    (control / "devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "whatever there is"))
     (control / "pid").write_text(str(os.getpid()))
     return train(stage, behaviour, control, stopping)
 

@@ -4,75 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import select
 
 from service.broker import CeleryBroker
-from service.embedded import broker_url, command, wait_until_ready
-from service.jobs.tables import Stage
+from service.embedded import broker_url
 from tests.integration.worker.house import House, alive
-from tests.waiting import PATIENCE, until
-from worker.sweep import STAGE_MARK
-
-
-class Worker:
-    """`python -m worker` in a house, and every process that it ever had."""
-
-    def __init__(self, house: House) -> None:
-        self.house = house
-        self.log = house.settings.data_dir / "worker.log"
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
-                env=os.environ | self.house.settings.to_environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def parts(self) -> dict[str, int]:
-        """Each process of a running stage, by its role."""
-        trainer = psutil.Process(self.house.trainer()["pid"])
-        supervisor = trainer.parent()
-        assert supervisor
-        child = supervisor.parent()
-        assert child
-        parts = {"trainer": trainer, "supervisor": supervisor, "child": child}
-        return {name: process.pid for name, process in parts.items()} | {"worker": self.process.pid}
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(PATIENCE)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-
-
-class Valkey:
-    """The broker of `allo up`, which can be killed and started again."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(command(self.data_dir), stdout=subprocess.DEVNULL)
-        wait_until_ready(self.data_dir)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+from tests.integration.worker.processes import Valkey, Worker, leftovers
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -94,13 +36,6 @@ def worker(house: House) -> Iterator[Worker]:
     worker.process.kill()
     worker.process.wait()
     until(lambda: not leftovers(house))
-
-
-def leftovers(house: House) -> list[int]:
-    """Every process of any stage of the house."""
-    with house.database.snapshot() as session:
-        stages = set(session.scalars(select(Stage.id)))
-    return [process.pid for process in psutil.process_iter() if _environment(process).get(STAGE_MARK) in stages]
 
 
 def succeeded_once(house: House, job: str) -> bool:
@@ -163,7 +98,7 @@ def test_the_same_message_a_hundred_times_is_one_run(house, worker):
     stage = house.stage(job)
     broker = CeleryBroker(house.settings.broker_url, house.settings.queue)
     for _ in range(100):
-        broker.ring(stage.id, 0)
+        broker.ring(house.worker, stage.id, 0)
     assert succeeded_once(house, job)
     assert house.starts() == [("sft", 0), ("evaluate", 0)]
 
@@ -193,10 +128,3 @@ def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(hous
     house.behave(steps=2, seconds=0.01)
     assert succeeded_once(house, first)
     assert succeeded_once(house, second)
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}

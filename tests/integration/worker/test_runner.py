@@ -76,6 +76,18 @@ def test_the_first_progress_is_told_at_once(make_house):
     join()
 
 
+def test_a_stage_sees_the_devices_that_its_claim_names_and_no_other(make_house):
+    house = make_house(devices="3,GPU-5f3c=24", slots=2)
+    house.submit()
+    for devices, seen in ((("GPU-5f3c",), "GPU-5f3c"), ((), "")):
+        run(house).run(*house.dispatch(*devices))
+        assert (house.control / "devices").read_text() == seen
+    plain = make_house("plain")
+    plain.submit()
+    run(plain).run(*plain.dispatch())
+    assert (plain.control / "devices").read_text() == os.environ.get("CUDA_VISIBLE_DEVICES", "whatever there is")
+
+
 def test_fifty_rings_make_one_run(house):
     house.submit()
     message = house.dispatch()
@@ -193,7 +205,7 @@ def test_a_runner_that_reaches_no_database_ends_its_stage(house):
 
 def test_a_heart_without_a_database_says_so_after_its_patience(house):
     house.submit()
-    claim = attempts.claim(house.database, *house.dispatch(), "worker")
+    claim = attempts.claim(house.database, *house.dispatch(), house.worker)
     path = house.settings.data_dir / "allo.db"
     house.database.engine.dispose()
     path.rename(path.with_suffix(".away"))

@@ -16,11 +16,12 @@ import pytest
 
 from service.broker import BrokerDown
 from service.db import Database
-from service.jobs import attempts
+from service.jobs import attempts, workers
 from tests.integration.worker.house import House
 from tests.waiting import until
 from worker.leader import FileLeadership, PostgresLeadership, leadership
-from worker.scheduler import Hands, Nudges, policy_of, serve, tick
+from worker.offer import offer
+from worker.scheduler import Hands, Nudges, Presence, policy_of, serve, tick
 from worker.scheduling import Scheduler
 
 
@@ -29,11 +30,16 @@ class RecordingBroker:
 
     def __init__(self) -> None:
         self.rings: list[tuple[str, int]] = []
+        self.forgotten: list[str] = []
         self.down = False
 
-    def ring(self, stage_id: str, epoch: int) -> None:
+    def ring(self, worker: str, stage_id: str, epoch: int) -> None:
         self.ping()
         self.rings.append((stage_id, epoch))
+
+    def forget(self, worker: str) -> None:
+        self.ping()
+        self.forgotten.append(worker)
 
     def ping(self) -> None:
         if self.down:
@@ -60,6 +66,10 @@ def look(hands: Hands, scheduler: Scheduler, seconds: float = 0.0) -> None:
     tick(scheduler, hands)
 
 
+def presence(house: House) -> Presence:
+    return Presence(house.database, house.worker, offer(house.settings), house.settings.heartbeat_seconds)
+
+
 def test_one_slot_is_one_ring(house, hands):
     house.submit(seed=1), house.submit(seed=2)
     scheduler = Scheduler(policy_of(house.settings))
@@ -83,8 +93,9 @@ def test_a_silent_stage_is_taken_back_and_rung_for_at_its_new_epoch(house, hands
     job = house.submit()
     scheduler = Scheduler(policy_of(house.settings))
     look(hands, scheduler)
-    assert attempts.claim(house.database, house.stage(job).id, 0, "worker-that-dies")
+    assert attempts.claim(house.database, house.stage(job).id, 0, house.worker)
     for _ in range(40):
+        presence(house).beat()  # its worker lives, and runs other stages
         look(hands, scheduler, 0.1)
     assert hands.broker.rings == [(house.stage(job).id, 0), (house.stage(job).id, 1)]
     assert house.stage(job).attempt == 1
@@ -95,7 +106,7 @@ def test_of_two_schedulers_one_acts_until_it_ends(house, hands):
     first, second = (FileLeadership(house.settings.data_dir / "scheduler.lock") for _ in range(2))
     assert first.held()
     nudges = Nudges(os.eventfd(0))
-    thread = threading.Thread(target=serve, args=(house.settings, second, hands, nudges))
+    thread = threading.Thread(target=serve, args=(house.settings, second, hands, nudges, presence(house)))
     thread.start()
     try:
         time.sleep(0.5)
@@ -112,7 +123,7 @@ def test_a_nudge_brings_the_next_look_at_once(house, hands):
     nudge, patient = os.eventfd(0), house.settings.model_copy(update={"dispatch_seconds": 3600})
     leader = FileLeadership(house.settings.data_dir / "scheduler.lock")
     nudges = Nudges(nudge)
-    thread = threading.Thread(target=serve, args=(patient, leader, hands, nudges))
+    thread = threading.Thread(target=serve, args=(patient, leader, hands, nudges, presence(house)))
     thread.start()
     house.submit()
     os.eventfd_write(nudge, 1)
@@ -120,6 +131,30 @@ def test_a_nudge_brings_the_next_look_at_once(house, hands):
     nudges.stop()
     thread.join()
     leader.close()
+
+
+def test_a_worker_that_dies_is_forgotten_with_its_queue_and_its_stage_placed_elsewhere(house, hands):
+    job, scheduler = house.submit(), Scheduler(policy_of(house.settings))
+    look(hands, scheduler)
+    workers.beat(house.database, "other", "host", offer(house.settings))
+    for _ in range(35):
+        workers.beat(house.database, "other", "host", offer(house.settings))
+        look(hands, scheduler, 0.1)
+    assert hands.broker.forgotten == [house.worker]
+    assert [view.worker.id for view in workers.read_workers(house.database)] == ["other"]
+    assert (house.stage(job).status, house.stage(job).worker) == ("dispatched", "other")
+    assert len(hands.broker.rings) == 2
+
+
+def test_a_worker_that_drains_takes_leave_at_once_and_does_not_come_back(house):
+    drains = threading.Event()
+    here = Presence(house.database, house.worker, offer(house.settings), every=0, draining=drains.is_set)
+    here.beat()
+    assert workers.read_workers(house.database)
+    drains.set()
+    for _ in range(3):
+        here.beat()
+        assert workers.read_workers(house.database) == []
 
 
 @pytest.fixture
@@ -137,7 +172,7 @@ def postgres() -> Iterator[str]:
 
 def test_the_leader_of_a_postgresql_is_the_one_whose_connection_lives(postgres, tmp_path):
     databases = [Database(postgres) for _ in range(2)]
-    first, second = (leadership(database.engine, tmp_path) for database in databases)
+    first, second = (leadership(database.engine) for database in databases)
     assert isinstance(first, PostgresLeadership)
     assert [first.held(), second.held(), first.held()] == [True, False, True]
     with psycopg.connect(postgres, autocommit=True) as connection:

@@ -14,4 +14,6 @@ def test_a_broker_that_is_not_there_is_down(tmp_path: Path) -> None:
     with pytest.raises(BrokerDown):
         broker.ping()
     with pytest.raises(BrokerDown):
-        broker.ring("stage-1", 0)
+        broker.forget("worker")
+    with pytest.raises(BrokerDown):
+        broker.ring("worker", "stage-1", 0)

@@ -1,0 +1,74 @@
+"""`allo workers`: the workers that there are, what each has and what it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from rich.table import Table
+
+from service.cli.connection import add_connection, connect
+from service.cli.terminal import out
+
+_EPILOG = """\
+examples:
+  allo workers                          a table
+  allo workers --json                   the same as JSON, in bytes and Unix seconds
+
+The key must have the scope admin, as the first one of `allo up` has. A worker on another machine needs
+ALLO_DATABASE_URL, ALLO_BROKER_URL and ALLO_STORE_URL of this service, and a data folder of its own:
+
+  ALLO_DATABASE_URL=postgresql://… ALLO_BROKER_URL=redis://… ALLO_STORE_URL=file:///shared/store python -m worker
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "workers",
+        help="show the workers that there are, and what they run",
+        description="Show the workers that live: their devices, what is installed there, and what they run.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_connection(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the workers, a line each."""
+    with connect(args) as client:
+        found = client.workers()
+    if args.json:
+        out.print(json.dumps(found, indent=2), markup=False)
+    elif found:
+        out.print(_table(found))
+    else:
+        out.print("No worker is there: start one with `allo up`, or `python -m worker`. Jobs wait until then.")
+    return 0
+
+
+def _table(workers: list[dict[str, Any]]) -> Table:
+    table = Table("worker", "devices", "memory", "cores", "slots", "installed", "code", "runs")
+    for worker in workers:
+        table.add_row(
+            worker["id"],
+            "\n".join(map(_device, worker["devices"])) or "none: the CPU",
+            _gib(worker["memory_bytes"]),
+            str(worker["cores"]),
+            str(worker["slots"]),
+            "\n".join(f"{name} {version}" for name, version in worker["backends"].items()) or "-",
+            worker["code_version"][:8],
+            "\n".join(f"{stage['name']} of {stage['job_id']}" for stage in worker["stages"]) or "nothing",
+        )
+    return table
+
+
+def _device(device: dict[str, Any]) -> str:
+    memory = "" if device["memory_bytes"] is None else f", {_gib(device['memory_bytes'])}"
+    return f"{device['name']}: {device['kind']}{memory}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,82 @@
+"""The workers that there are: each registers what it has, beats, and goes. One verb, one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from service.db import Database
+from service.jobs import repository
+from service.jobs.placement import Offer
+from service.jobs.tables import Stage, Worker
+from service.jobs.vigil import Vigil
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """A worker and the stages that are under way on it."""
+
+    worker: Worker
+    offer: Offer
+    stages: tuple[Stage, ...]
+
+
+def beat(database: Database, worker_id: str, host: str, offer: Offer) -> None:
+    """Registers the worker with what it has, or gives its next sign of life."""
+    with database.transaction() as session:
+        now = database.now()
+        worker = repository.lock_worker(session, worker_id)
+        if worker is None:
+            worker = Worker(id=worker_id, beat=0, started_at=now)
+            session.add(worker)
+        worker.host, worker.offer, worker.beat_at, worker.beat = host, offer.write(), now, worker.beat + 1
+
+
+def leave(database: Database, worker_id: str) -> None:
+    """The worker ends: nothing is given to it any more."""
+    with database.transaction() as session:
+        repository.delete_worker(session, worker_id)
+
+
+def forget(database: Database, worker_id: str, beat: int) -> bool:
+    """Strikes off a worker that gave no sign of life: one whose beat is still `beat`."""
+    with database.transaction() as session:
+        worker = repository.lock_worker(session, worker_id)
+        if worker is None or worker.beat != beat:
+            return False
+        repository.delete_worker(session, worker_id)
+        return True
+
+
+def read_workers(database: Database) -> list[WorkerView]:
+    """Every registered worker, in the order of names."""
+    with database.snapshot() as session:
+        stages = repository.stages_under_way(session)
+        return [
+            WorkerView(row, Offer.read(row.offer), tuple(stage for stage in stages if stage.worker == row.id))
+            for row in repository.workers(session)
+        ]
+
+
+class Watch:
+    """Which of the registered workers live, judged by this process's own clock: a beat that stands still for `lease`
+    seconds is a worker that has died. `clock` is monotonic."""
+
+    def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lease, self._clock, self._vigil = lease, clock, Vigil()
+
+    def living(self, database: Database) -> list[WorkerView]:
+        """The workers that live, as far as this process has watched them."""
+        views, now = read_workers(database), self._clock()
+        self._vigil.see([_sign(view) for view in views], now)
+        return [view for view in views if self._vigil.still(_sign(view), now) < self._lease]
+
+
+def offers(views: Sequence[WorkerView]) -> Mapping[str, Offer]:
+    """What workers offer, by their names."""
+    return {view.worker.id: view.offer for view in views}
+
+
+def _sign(view: WorkerView) -> tuple[str, int]:
+    return view.worker.id, view.worker.beat

@@ -1,0 +1,93 @@
+"""A second host on this machine: a network namespace with an address and a name of its own, where that is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SecondHost:
+    """`here` is the address at which the second host finds this one; `within` begins a command line that runs there."""
+
+    here: str
+    within: tuple[str, ...]
+
+
+@contextmanager
+def second_host() -> Iterator[SecondHost]:
+    """A namespace behind a pair of virtual interfaces; without the right to make one, this host by another address."""
+    name, net = f"allo{os.getpid()}", f"10.213.{os.getpid() % 250}"
+    ip = shutil.which("ip")
+    if ip is None or not _ran(ip, "netns", "add", name):
+        yield SecondHost("127.0.0.2", ())
+        return
+    try:
+        ours, theirs = f"{name}a"[-15:], f"{name}b"[-15:]
+        inside = (ip, "-n", name)
+        for command in (
+            (ip, "link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name),
+            (ip, "addr", "add", f"{net}.1/30", "dev", ours),
+            (ip, "link", "set", ours, "up"),
+            (*inside, "addr", "add", f"{net}.2/30", "dev", theirs),
+            (*inside, "link", "set", theirs, "up"),
+            (*inside, "link", "set", "lo", "up"),
+        ):
+            subprocess.run(command, check=True)
+        named = ("unshare", "--uts", "sh", "-c", 'hostname second && exec "$@"', "sh")
+        yield SecondHost(f"{net}.1", (ip, "netns", "exec", name, *named))
+    finally:
+        subprocess.run([ip, "netns", "del", name], check=True)  # its interfaces go with it
+
+
+def _ran(*command: str) -> bool:
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+class Relay:
+    """A TCP port that leads to a unix socket: how a server of this machine is reached from the second host."""
+
+    def __init__(self, address: str, socket: Path) -> None:
+        self._socket, self._loop = socket, asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, address, 0))
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_unix_connection(self._socket)
+        try:
+            await asyncio.gather(_copy(reader, forth), _copy(back, writer))
+        finally:
+            forth.close()
+            writer.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    writer.close()

@@ -1,0 +1,89 @@
+"""Real processes around a house: workers, a broker, and what they leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from sqlalchemy import select
+
+from service.embedded import command, wait_until_ready
+from service.jobs.tables import Stage
+from service.settings import Settings
+from tests.integration.worker.house import House
+from tests.waiting import PATIENCE
+from worker.sweep import STAGE_MARK
+
+
+class Worker:
+    """`python -m worker` in a house, and every process that it ever had."""
+
+    def __init__(self, house: House, settings: Settings | None = None, within: Sequence[str] = ()) -> None:
+        """`settings` of another worker than the house's own; `within` begins its command line."""
+        self.house, self.settings, self.within = house, settings or house.settings, within
+        self.settings.data_dir.mkdir(exist_ok=True)
+        self.log = self.settings.data_dir / "worker.log"
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.within, sys.executable, "-m", "worker"],
+                env=os.environ | self.settings.to_environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def parts(self) -> dict[str, int]:
+        """Each process of a running stage, by its role."""
+        trainer = psutil.Process(self.house.trainer()["pid"])
+        supervisor = trainer.parent()
+        assert supervisor
+        child = supervisor.parent()
+        assert child
+        parts = {"trainer": trainer, "supervisor": supervisor, "child": child}
+        return {name: process.pid for name, process in parts.items()} | {"worker": self.process.pid}
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+
+
+class Valkey:
+    """The broker of `allo up`, which can be killed and started again."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(command(self.data_dir), stdout=subprocess.DEVNULL)
+        wait_until_ready(self.data_dir)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def leftovers(house: House) -> list[int]:
+    """Every process of any stage of the house."""
+    with house.database.snapshot() as session:
+        stages = set(session.scalars(select(Stage.id)))
+    return [process.pid for process in psutil.process_iter() if _environment(process).get(STAGE_MARK) in stages]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}

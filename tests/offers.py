@@ -1,0 +1,19 @@
+"""What workers of the tests have."""
+
+from __future__ import annotations
+
+from allo_engine.pipeline import code_version
+from service.jobs.placement import Device, Offer
+
+GIB = 2**30
+
+
+def an_offer(
+    *devices: float | None, slots: int = 0, host: float = 64, packages: tuple[str, ...] = (), code: str = ""
+) -> Offer:
+    """A worker with devices of so many GiB each (None: nobody knows), named 0, 1, …, and so many GiB of its own."""
+    found = tuple(
+        Device(str(place), bytes=None if gib is None else round(gib * GIB)) for place, gib in enumerate(devices)
+    )
+    versions = dict.fromkeys(packages, "1.0")
+    return Offer(found, 8, round(host * GIB), slots or len(devices) or 1, versions, code or code_version())
