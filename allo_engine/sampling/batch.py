@@ -11,17 +11,17 @@ from torch import Tensor
 
 from allo_engine.model.decoding import wide_rows
 from allo_engine.sampling.caches import Rows
-from allo_engine.sampling.nucleus import CANDIDATES, Drawn, draw
+from allo_engine.sampling.nucleus import CANDIDATES, EVERYTHING, Drawn, candidates_for, draw
 from allo_engine.sampling.requests import Finished, Request, Response, Settings
 
 
 @dataclass
 class Row:
-    """A response on its way. `wide`: its nucleus is looked for in the whole vocabulary, as it was large before."""
+    """A response on its way. `candidates`: among how many tokens its nucleus is looked for."""
 
     request: Request
     sample: int
-    wide: bool
+    candidates: int
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
@@ -39,13 +39,14 @@ class Row:
 class Batch:
     """Rows of a cache, and beside each its last token, its position and its uniforms on the device.
 
-    A step reads the device once. A row whose nucleus was not found among the few likeliest tokens stays where it is for
-    that step, and looks at all of them in the next.
+    A step reads the device once. A row whose nucleus was not found among its candidates stays where it is for that
+    step, and looks at more of them in the next.
     """
 
     def __init__(self, kept: Rows, settings: Settings, rows: int, most_tokens: int, device: torch.device) -> None:
         self.running: list[Row] = []
         self._kept, self._settings = kept, settings
+        self._least_candidates = CANDIDATES if kept.joins else EVERYTHING  # what cannot join cannot wait a step either
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions, self._drawn = torch.zeros_like(self._tokens), torch.zeros_like(self._tokens)
         self._uniforms = torch.zeros(rows, most_tokens, dtype=torch.float64, device=device)
@@ -58,7 +59,7 @@ class Batch:
         """Let responses begin; `prompts` says which of the prompts that were read last each begins with."""
         begun = slice(len(self.running), len(self.running) + len(waiting))
         self._kept.begin(prompts, range(begun.start, begun.stop))
-        self.running += [Row(request, sample, wide=not self._kept.joins) for request, sample in waiting]
+        self.running += [Row(request, sample, self._least_candidates) for request, sample in waiting]
         device = self._tokens.device
         self._tokens[begun] = torch.tensor([request.prompt[-1] for request, _ in waiting], device=device)
         self._positions[begun] = torch.tensor([len(request.prompt) - 1 for request, _ in waiting], device=device)
@@ -85,21 +86,23 @@ class Batch:
             if was_found:
                 row.ids.append(int(token))
                 row.logps.append(logp)
-            row.wide = not self._kept.joins or not was_found or size > CANDIDATES
+            row.candidates = max(candidates_for(int(size), bool(was_found)), self._least_candidates)
         return self.compact()
 
     def _draw(self, logits: Tensor) -> Drawn:
-        """Rows whose nucleus is likely to be small look for it among few candidates, the others everywhere, a few of
+        """Rows whose nucleus is likely to be small look for it among few candidates, the others among more, a few of
         them at a time."""
         count, temperature, top_p = len(logits), self._settings.temperature, self._settings.top_p
         uniforms = self._uniforms[:count].gather(1, self._drawn[:count, None])[:, 0]
-        wide = [place for place, row in enumerate(self.running) if row.wide]
         drawn = draw(logits, uniforms, temperature, top_p, CANDIDATES)
         at_once = wide_rows(logits.shape[1], logits.device.type)
-        for start in range(0, len(wide), at_once):
-            places = torch.tensor(wide[start : start + at_once], device=logits.device)
-            for some, those in zip(drawn, draw(logits[places], uniforms[places], temperature, top_p), strict=True):
-                some[places] = those
+        wider = sorted({row.candidates for row in self.running} - {CANDIDATES}) if temperature else []
+        for candidates in wider:
+            wide = [place for place, row in enumerate(self.running) if row.candidates == candidates]
+            for places in torch.tensor(wide, device=logits.device).split(at_once):
+                found = draw(logits[places], uniforms[places], temperature, top_p, candidates)
+                for some, those in zip(drawn, found, strict=True):
+                    some[places] = those
         return drawn
 
     def compact(self) -> list[Finished]:

@@ -19,7 +19,7 @@ from allo_engine.model.memory import SPARE, Use
 from allo_engine.model.shape import shape_in_memory
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Response, Sampler, Settings, TransformersSampler
-from allo_engine.sampling.nucleus import CANDIDATES, draw
+from allo_engine.sampling.nucleus import CANDIDATES, EVERYTHING, candidates_for, draw
 from tests.tiny import tiny_model
 from tests.unit.engine.conftest import Lines
 
@@ -243,7 +243,7 @@ def test_draws_come_from_the_nucleus_by_its_own_distribution(seed: int, top_p: f
     probs = torch.softmax(logits / temperature, -1)[0].double()
     ordered, places = probs.sort(descending=True)
     grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    tokens, sizes, found = draw(logits.expand(4000, -1), grid, temperature, top_p)
+    tokens, sizes, found = draw(logits.expand(4000, -1), grid, temperature, top_p, EVERYTHING)
     assert bool(found.all())
     size = int(sizes[0])  # the fewest tokens that reach top_p, but for what rounding leaves
     assert float(ordered[: size - 1].sum()) < top_p + 1e-6
@@ -254,6 +254,7 @@ def test_draws_come_from_the_nucleus_by_its_own_distribution(seed: int, top_p: f
     assert torch.allclose(counts[:size], nucleus, atol=1.5 / 4000 + 1e-4)
     few = draw(logits.expand(4000, -1), grid, temperature, top_p, CANDIDATES)
     assert bool((few.found == (sizes <= CANDIDATES)).all())
+    assert all(candidates_for(size, True) >= size for size in sizes.tolist())
     assert torch.equal(few.tokens[few.found], tokens[few.found])
 
 
@@ -268,7 +269,7 @@ def test_a_nucleus_larger_than_the_candidates_is_found_all_the_same() -> None:
             ids: list[int] = []
             for uniform in request.uniforms(number):
                 logits = tiny_model()(torch.tensor([[*request.prompt, *ids]])).logits[:, -1]
-                token, size, _ = draw(logits, torch.tensor([uniform]), 3.0, 0.95)
+                token, size, _ = draw(logits, torch.tensor([uniform]), 3.0, 0.95, EVERYTHING)
                 ids.append(int(token))
                 large += int(size) > CANDIDATES
             assert found[request.number, number].ids == ids
@@ -278,4 +279,11 @@ def test_a_nucleus_larger_than_the_candidates_is_found_all_the_same() -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
 def test_zero_temperature_takes_the_likeliest(top_p: float) -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 0.0, 1.0]])
-    assert draw(logits, torch.tensor([0.9, 0.9]), 0.0, top_p).tokens.tolist() == [1, 0]
+    assert draw(logits, torch.tensor([0.9, 0.9]), 0.0, top_p, EVERYTHING).tokens.tolist() == [1, 0]
+
+
+def test_a_nucleus_that_was_not_found_is_looked_for_among_more_and_a_smaller_one_among_fewer() -> None:
+    assert candidates_for(CANDIDATES, found=False) == 16 * CANDIDATES
+    assert candidates_for(16 * CANDIDATES, found=False) == 256 * CANDIDATES
+    assert candidates_for(3, found=True) == candidates_for(CANDIDATES, found=True) == CANDIDATES
+    assert candidates_for(CANDIDATES + 1, found=True) == 16 * CANDIDATES
