@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
+from allo_engine.config import Precision
 from allo_engine.model import memory
 from allo_engine.model.attention import NAME
-from allo_engine.model.logps import token_logps
+from allo_engine.model.logps import computing, token_logps
 from allo_engine.model.memory import (
     LONGEST,
     SPARE,
@@ -112,6 +114,16 @@ def test_token_bytes_are_what_autograd_keeps_of_one_token(length: int, width: in
     assert extra == pytest.approx(length * (layers[1] - layers[0]), rel=0.02)
 
 
+def test_under_autocast_a_layer_keeps_its_inputs_and_weights_in_16_bits_and_no_bias() -> None:
+    """A row's bias is quadratic in its tokens: 100² · 2 query heads a key · 2 bytes, were it kept by each layer."""
+    use, length = Use("dense", 2), 100
+    layers = [token_bytes(_tiny_shape(layers), use) for layers in (2, 3)]
+    weights = [sum(weight.numel() for weight in _layered(layers).parameters()) for layers in (2, 3)]
+    extra = _saved_bytes(3, length, 2, autocast=True) - _saved_bytes(2, length, 2, autocast=True)
+    copies = 2 * (weights[1] - weights[0])
+    assert extra == pytest.approx(length * (layers[1] - layers[0]) + copies, rel=0.02)
+
+
 def _small_cases() -> list[Measured]:
     uses = [Use("forward", 2), Use("sparse", 2, MASK), Use("sparse", 4, MASK, checkpointing=True), Use("gradient", 2)]
     uses += [Use("dense", 2), Use("dense", 4), Use("dense", 2, checkpointing=True)]
@@ -209,11 +221,15 @@ def _tiny_shape(layers: int) -> Shape:
     return Shape(0, 0, layers, 32, 64, 4, 2, 8, 261, True, 0)
 
 
-def _saved_bytes(layers: int, length: int, width: int) -> int:
-    """Bytes of the distinct storages that a forward pass keeps for its backward pass, weights apart."""
+def _layered(layers: int) -> LlamaForCausalLM:
     model = tiny_model()
     model.config.num_hidden_layers = layers
-    model = type(model)(model.config).to(torch.float32 if width == 4 else torch.bfloat16).eval()
+    return LlamaForCausalLM(model.config).eval()
+
+
+def _saved_bytes(layers: int, length: int, width: int, autocast: bool = False) -> int:
+    """Bytes of the distinct storages that a forward pass keeps for its backward pass, weights apart."""
+    model = _layered(layers).to(torch.float32 if width == 4 or autocast else torch.bfloat16)
     weights = {weight.data_ptr() for weight in model.parameters()}
     model.set_attn_implementation(NAME)
     row = build_row([singles(0, [3], [[3] * length])])
@@ -224,6 +240,7 @@ def _saved_bytes(layers: int, length: int, width: int) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    precision: Precision = "bfloat16" if width == 2 else "float32"
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), computing(model, precision):
         assert token_logps(model, row).isfinite().all()
     return sum(kept.values())
