@@ -1,38 +1,28 @@
-"""What each stage of a job will compute, counted on a sample of its files with the stages' own readers and packing.
-
-Data that earlier stages have yet to make (responses, pairs, negatives) are simulated: see priors.py.
-"""
+"""What each stage of a job will compute, counted on a sample of its files with the stages' own readers and packing."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from random import Random
 from typing import Any, cast
 
-from allo_engine.checkpoints.folder import context_length, ends_of
-from allo_engine.config import OwnMaskConfig, PromptConfig, RowsConfig, TrainingConfig
+from allo_engine.config import OwnMaskConfig, RowsConfig, TrainingConfig
 from allo_engine.data.prompts import Encoder
-from allo_engine.data.reading import fitting_groups, negatives, pairs, problems, supervised_examples, within_context
-from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
+from allo_engine.data.reading import fitting_groups, pairs, problems, supervised_examples, within_context
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.estimate.excerpt import LINES, Excerpt
+from allo_engine.estimate.excerpt import Excerpt
 from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, passes
-from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Answered, Priors, answered, stretched
-from allo_engine.model.loading import dtype_of, load_tokenizer
+from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Priors, stretched
+from allo_engine.estimate.simulated import Simulated
+from allo_engine.model.loading import dtype_of
 from allo_engine.model.memory import Kind
 from allo_engine.model.rows import fitting_rows, fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.pipeline import PlannedStage
-from allo_engine.report import Report, StageError
-from allo_engine.stages.pair import negatives_of, pair_up
+from allo_engine.report import Report
 from allo_engine.stages.reward_model import corrections
-
-SIMULATED_TOKENS = 300_000
-"""Tokens of responses that are simulated at most, of fewer problems where responses are many and long."""
 
 EVALUATED = ("base", "sft", "warmup", "forget", "improve")
 
@@ -53,10 +43,10 @@ class Workload:
     ) -> None:
         self._plan = {stage.name: stage for stage in plan}
         self._rewriter = rewriter or model
-        self._model, self._files, self._priors, self._seed = model, files, priors, seed
-        self._tokenizer, self._ends = load_tokenizer(model), ends_of(model)
         if "sft" not in self._plan and priors.length > 1:
-            self._priors = replace(priors, length=priors.length * UNTRAINED_LENGTH)
+            priors = replace(priors, length=priors.length * UNTRAINED_LENGTH)
+        self._model, self._files, self._priors = model, files, priors
+        self._data = Simulated(self._plan, model, files, priors, seed)
 
     def loads(self) -> list[Load]:
         count: dict[str, Callable[[Any], Load]] = {
@@ -73,57 +63,53 @@ class Workload:
         }
         return [count[name](stage.config) for name, stage in self._plan.items()]
 
-    def _encoder(self, stage: str) -> Encoder:
-        config = self._plan[stage].config
-        return Encoder(self._tokenizer, config if isinstance(config, PromptConfig) else None, self._ends)
-
     # stages that read the training file
 
     def _sft(self, config: Any) -> Load:
         file = self._files["training_file"]
-        examples = supervised_examples(file.folder, self._encoder("sft"))
+        examples = supervised_examples(file.folder, self._data.encoder("sft"))
         groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
         return self._trained("sft", self._fitting(groups, config), file.scale)
 
     def _sample(self, config: Any) -> Load:
-        prompts = [len(found.prompt) for found in self._answers]
-        lengths = [found.lengths for found in self._answers]
-        work = decoding(prompts, lengths, config.decoding_batch).times(self._scale)
+        prompts = [len(found.prompt) for found in self._data.answers]
+        lengths = [found.lengths for found in self._data.answers]
+        work = decoding(prompts, lengths, config.decoding_batch).times(self._data.scale)
         return Load("sample", decoding=work, weight_bytes=_weight_bytes(config))
 
     def _pair(self, config: Any) -> Load:  # noqa: ARG002 - like all of these
-        responses = sum(len(found.lengths) for found in self._answers) * self._scale
+        responses = sum(len(found.lengths) for found in self._data.answers) * self._data.scale
         return Load("pair", judged=responses, models=0)
 
     # stages that read pairs
 
     def _warmup(self, config: Any) -> Load:
-        groups = self._fitting(self._pairs, config)
-        load = self._trained("warmup", groups, self._pair_scale)
+        groups = self._fitting(self._data.pairs, config)
+        load = self._trained("warmup", groups, self._data.pair_scale)
         return load if self._kept else replace(load, forward=(self._reference("warmup", groups),))
 
     def _improve(self, config: Any) -> Load:
-        groups = self._fitting(self._pairs, config)
-        load = self._trained("improve", groups, self._pair_scale)
+        groups = self._fitting(self._data.pairs, config)
+        load = self._trained("improve", groups, self._data.pair_scale)
         return replace(load, forward=(self._reference("improve", groups),), checkpoints=1, deltas=1)
 
     def _locate(self, config: Any) -> Load:
         if "updated" in self._plan["locate"].inputs:
             return Load("locate", streamed=True, models=2, masks=2)
-        rows = rows_of(self._fitting(self._pairs, config), self._budget("locate", "gradient"))
-        work = passes(rows).times(self._pair_scale)
+        rows = rows_of(self._fitting(self._data.pairs, config), self._budget("locate", "gradient"))
+        work = passes(rows).times(self._data.pair_scale)
         return Load("locate", "gradient", training=work, masks=2, weight_bytes=_weight_bytes(config))
 
     # stages that read negatives
 
     def _reward_model(self, config: Any) -> Load:
-        encoder = self._encoder("reward_model")
+        encoder = self._data.encoder("reward_model")
         if "corrections_file" in self._files:
             file = self._files["corrections_file"]
             given, scale = corrections(file.folder, encoder), file.scale
         else:
-            most, scale = config.max_negatives, self._pair_scale
-            given = [replace(group, responses=group.responses[:most]) for group in self._negatives]
+            most, scale = config.max_negatives, self._data.pair_scale
+            given = [replace(group, responses=group.responses[:most]) for group in self._data.negatives]
         if config.max_problems is not None and given:
             scale = min(scale, config.max_problems / len(given))
         rewriting = Rewriting(encoder)
@@ -136,24 +122,24 @@ class Workload:
         return replace(load, asked=len(answers) * side_by_side, written=sum(map(len, answers)) * side_by_side)
 
     def _token_rewards(self, config: Any) -> Load:
-        plain = self._fitting(self._wrong(), config)
+        plain = self._fitting(self._data.wrong(), config)
         budget = self._budget("token_rewards", "forward")
 
         def scored(groups: list[Group]) -> Passes:
-            return passes(rows_of(groups, budget)).times(self._pair_scale)
+            return passes(rows_of(groups, budget)).times(self._data.pair_scale)
 
         reference = () if self._kept else (scored(plain),)
         load = Load("token_rewards", models=len(reference) + 1, weight_bytes=_weight_bytes(config))
         if config.source == "log_ratio":
             return replace(load, forward=(*reference, scored(plain)))
-        rewriting = Rewriting(self._encoder("token_rewards"))
-        judged = [rewriting.scoring(group.key, self._negatives[group.key]) for group in plain]
+        rewriting = Rewriting(self._data.encoder("token_rewards"))
+        judged = [rewriting.scoring(group.key, self._data.negatives[group.key]) for group in plain]
         judged = within_context(judged, self._rewriter, Report(io.StringIO())) if judged else []
         return replace(load, forward=reference, judging=scored(judged))
 
     def _forget(self, config: Any) -> Load:
-        groups = self._fitting(self._wrong(), config)
-        load = self._trained("forget", groups, self._pair_scale)
+        groups = self._fitting(self._data.wrong(), config)
+        load = self._trained("forget", groups, self._data.pair_scale)
         anew = config.loss == "npo" and _weight_bytes(config) < 4  # see forget.py
         reference = (self._reference("forget", groups),) if anew else ()
         return replace(load, forward=reference, checkpoints=0, deltas=1)
@@ -164,7 +150,7 @@ class Workload:
         file = self._files["validation_file"]
         models = [name for name in EVALUATED if name in self._plan["evaluate"].inputs]
         load = Load("evaluate", models=len(models), weight_bytes=_weight_bytes(config))
-        encoder = self._encoder("evaluate")
+        encoder = self._data.encoder("evaluate")
         if file.format == "problems":
             return replace(load, decoding=self._answered_heldout(config, models, encoder).times(file.scale))
         if file.format == "preferences":
@@ -190,72 +176,6 @@ class Workload:
             total = total.plus(decoding(prompts, lengths, config.decoding_batch))
         return total
 
-    # what the simulated model answers
-
-    @cached_property
-    def _answers(self) -> list[Answered]:
-        config: Any = self._plan["sample"].config
-        encoder = self._encoder("sample")
-        longest = min(config.max_prompt_tokens, context_length(self._model) - 1)
-        given = [(problem, ids) for problem in self._given if len(ids := encoder.prompt(problem.problem)) <= longest]
-        if not given:
-            raise StageError("nothing_to_train_on", f"All problems are longer than {longest} tokens.")
-        solutions = [encoder.response(problem.solution) for problem, _ in given]
-        random = Random(self._seed)  # noqa: S311 - a simulation, not a secret
-        each = config.n * max(1, sum(map(len, solutions)) // len(solutions)) * self._priors.length
-        draws = max(50, min(LINES, round(SIMULATED_TOKENS / each)))
-        places = [place % len(given) for place in range(draws)]
-        return [
-            answered(
-                *given[place], solutions[place], solutions, config.n, config.max_response_tokens, self._priors, random
-            )
-            for place in places
-        ]
-
-    @cached_property
-    def _given(self) -> list[Problem]:
-        return problems(self._files["training_file"].folder)
-
-    @property
-    def _scale(self) -> float:
-        """Problems of the file for each that is simulated."""
-        return self._files["training_file"].scale * len(self._given) / len(self._answers)
-
-    @cached_property
-    def _pairs(self) -> list[Group]:
-        if "pair" not in self._plan:
-            return pairs(
-                self._files["training_file"].folder, self._encoder("warmup" if "warmup" in self._plan else "improve")
-            )
-        config: Any = self._plan["pair"].config
-        found = [
-            pair_up(answer.prompt, answer.right, answer.wrong, config.max_pairs, f"{self._seed}/{number}")
-            for number, answer in enumerate(self._answers)
-            if answer.right and answer.wrong
-        ]
-        return [
-            Group(key, group.prompt_ids, dict(enumerate(group.responses)), [tuple(pair) for pair in group.pairs])
-            for key, group in enumerate(found)
-        ]
-
-    @cached_property
-    def _negatives(self) -> list[NegativeGroup]:
-        if "pair" not in self._plan:
-            return negatives(self._files["training_file"].folder, self._encoder("token_rewards"))
-        config: Any = self._plan["pair"].config
-        return [
-            negatives_of(_as_sampled(answer), answer.wrong[: config.max_negatives], answer.right or [answer.wrong[0]])
-            for answer in self._answers
-            if answer.wrong
-        ]
-
-    def _wrong(self) -> list[Group]:
-        return [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(self._negatives)]
-
-    @property
-    def _pair_scale(self) -> float:
-        return self._scale if "pair" in self._plan else self._files["training_file"].scale
-
     @property
     def _kept(self) -> bool:
         """Whether the start model's log-probabilities of all responses are known: sampling in float32 keeps them."""
@@ -274,7 +194,7 @@ class Workload:
         """In 16 bits the reference is computed in the rows of the first epoch (see training/loop.py)."""
         config, budget = self._plan[stage].config, self._budget(stage, self._kind(stage), self._ratio(stage))
         cut = _first_epoch(groups, config) if _weight_bytes(config) < 4 else [groups]
-        return passes(row for some in cut for row in rows_of(some, budget)).times(self._pair_scale)
+        return passes(row for some in cut for row in rows_of(some, budget)).times(self._data.pair_scale)
 
     def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
         config: Any = self._plan[stage].config
@@ -321,11 +241,6 @@ class Workload:
 def _first_epoch(groups: Sequence[Group], config: Any) -> list[list[Group]]:
     """Its batches."""
     return [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
-
-
-def _as_sampled(answer: Answered) -> SampledProblem:
-    problem = answer.problem
-    return SampledProblem(problem.problem, problem.solution, problem.answer, answer.prompt, [], [], [])
 
 
 def _weight_bytes(config: Any) -> int:
