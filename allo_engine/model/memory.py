@@ -15,15 +15,14 @@ device updates, and for the step a second one of their gradient; `offload` takes
     2            4 + (12 + 2m)/P         weight
     3            (16 + 2m)/P
 
-What a row adds is what autograd keeps of it (counted with its own hooks: see `_kept_bytes`), the attention's masks, the
-head's logits, and what stands a moment: the largest weight's gradient while it is gathered or added, and the 16-bit
-copies that autocast makes of float32 weights. `allo bench memory-formula` holds the sum against measured peaks.
+What a row adds is what autograd keeps of it and the attention's masks (activations.py), the head's logits, and what
+stands a moment: the largest weight's gradient while it is gathered or added, and the 16-bit copies that autocast makes
+of float32 weights. `allo bench memory-formula` holds the sum against measured peaks.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +30,14 @@ from pathlib import Path
 from typing import Literal
 
 from allo_engine.config import Moments
+from allo_engine.model.activations import (
+    backward_bytes,
+    behind_the_layers,
+    inputs_bytes,
+    kept_bytes,
+    mask_bytes,
+    passing_bytes,
+)
 from allo_engine.model.shape import Shape
 
 Kind = Literal["forward", "dense", "sparse", "gradient", "gradient_on_host"]
@@ -117,10 +124,10 @@ def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
     """The most that a row of so many tokens adds to what is held, at any moment of its passes."""
     mask, head = mask_bytes(shape, use, tokens), head_bytes(shape, use, tokens)
     if not use.training:
-        return max(mask + tokens * _passing_bytes(shape, use), head)
+        return max(mask + tokens * passing_bytes(shape, use), head)
     layers, one_layer, of_head = _copies(shape, use)
-    kept = tokens * _inputs_bytes(shape, use) if use.checkpointing else tokens * token_bytes(shape, use)
-    again = tokens * _kept_bytes(shape, use) if use.checkpointing else 0
+    kept = tokens * inputs_bytes(shape, use) if use.checkpointing else tokens * token_bytes(shape, use)
+    again = tokens * kept_bytes(shape, use) if use.checkpointing else 0
     waiting = _waiting_gradient(shape, use)
     moments = [
         # the head's forward pass: autocast keeps what it copied, whether activations are kept or not
@@ -129,7 +136,7 @@ def row_bytes(shape: Shape, use: Use, tokens: int) -> int:
         kept + (0 if use.checkpointing else layers) + of_head + _head_backward(shape, use, tokens),
         kept + (0 if use.checkpointing else layers) + (6 * shape.vocabulary * shape.hidden if use.autocast else 0),
         # the last layer's backward pass, the first of them
-        kept + (one_layer if use.checkpointing else layers) + again + tokens * _backward_bytes(shape, use) + waiting,
+        kept + (one_layer if use.checkpointing else layers) + again + tokens * backward_bytes(shape, use) + waiting,
         # the embedding's: nothing else is left but the head's gradient, if they are tied
         2 * max(waiting, _gradient_bytes(use) * shape.largest // 2),
     ]
@@ -164,10 +171,10 @@ def token_bytes(shape: Shape, use: Use) -> int:
     alone holds about one layer's.
     """
     if not use.training:
-        return _passing_bytes(shape, use)
+        return passing_bytes(shape, use)
     if use.checkpointing:
-        return _inputs_bytes(shape, use) + _kept_bytes(shape, use)
-    return shape.layers * _kept_bytes(shape, use) + _behind_the_layers(shape, use)
+        return inputs_bytes(shape, use) + kept_bytes(shape, use)
+    return shape.layers * kept_bytes(shape, use) + behind_the_layers(shape, use)
 
 
 def head_bytes(shape: Shape, use: Use, tokens: int | None = None) -> int:
@@ -201,65 +208,9 @@ def _head_backward(shape: Shape, use: Use, tokens: int) -> int:
     return logits + narrow + weight + tokens * shape.hidden * (4 + 2 * use.weight_bytes)
 
 
-def mask_bytes(shape: Shape, use: Use, tokens: int) -> int:
-    """What says which tokens a row's tokens see, for all layers; nothing where they are a single sequence's.
-
-    On a CPU, of a row that is a single sequence: a number a pair, and again for the query heads that share a key, in
-    what is computed in (see attention.py). Elsewhere the blocks of 128 × 128 pairs that FlexAttention visits, four
-    indices each.
-    """
-    if not use.packs:
-        return 0
-    if use.device_type != "cpu":
-        return 16 * math.ceil(tokens / 128) ** 2
-    return (4 + shape.heads // shape.kv_heads * use.weight_bytes) * tokens**2
-
-
 def cache_bytes(shape: Shape, weight_bytes: int) -> int:
     """Keys and values that decoding keeps for one token."""
     return 2 * shape.layers * shape.kv_heads * shape.head_size * weight_bytes
-
-
-def _kept_bytes(shape: Shape, use: Use) -> int:
-    """What autograd keeps of one token in one layer, from one layer's input to the next.
-
-    A norm keeps its input in float32 and what it was scaled to. Products keep their inputs: the first ones' of the
-    attention and of the feed-forward part, once where autocast does not cast them for each of five. Attention keeps
-    queries, keys and values, its output as it is and as the next product takes it, and a number a head; the
-    feed-forward part gate, activation, up and their product.
-    """
-    width = use.weight_bytes
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    scaled, inputs = (4, 5) if use.autocast else (width, 2)
-    norms = shape.norms * (4 + scaled) * shape.hidden + shape.head_norms * (4 + width) * (queries + keys)
-    products = (inputs * shape.hidden + 3 * queries + 2 * keys + 4 * shape.intermediate) * width
-    return norms + products + 4 * (shape.heads + shape.norms)
-
-
-def _inputs_bytes(shape: Shape, use: Use) -> int:
-    """What gradient checkpointing keeps of one token: every layer's input, and what is behind the layers."""
-    return shape.layers * shape.hidden * (4 if use.autocast else use.weight_bytes) + _behind_the_layers(shape, use)
-
-
-def _behind_the_layers(shape: Shape, use: Use) -> int:
-    """What the last norm and the head keep of one token."""
-    return (4 + (6 if use.autocast else 2 * use.weight_bytes)) * shape.hidden
-
-
-def _passing_bytes(shape: Shape, use: Use) -> int:
-    """What one token takes at the widest place of a forward pass: activation, up and product, or the attention's
-    tensors; beside its input, and a norm's in float32.
-    """
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    widest = max(3 * shape.intermediate, 4 * queries + 6 * keys)
-    return widest * use.weight_bytes + (2 * use.weight_bytes + 4) * shape.hidden
-
-
-def _backward_bytes(shape: Shape, use: Use) -> int:
-    """What one token takes at the widest place of a layer's backward pass, beside what is kept: the gradients of a
-    product's two factors, and that of the layer's output.
-    """
-    return 2 * shape.intermediate * use.weight_bytes + (4 if use.autocast else use.weight_bytes) * shape.hidden
 
 
 def _copies(shape: Shape, use: Use) -> tuple[int, int, int]:
