@@ -19,7 +19,9 @@ from allo_engine.sampling.requests import Request, Response
 PROMPTS, TOKENS = 4, 16
 
 FLOAT32_NATS, ROUNDED_NATS = 0.01, 0.5
-"""How far log-probabilities may lie apart: a hundred times what float32 rounds, and what 16 bits do at the worst."""
+"""How far log-probabilities may lie apart. SmolLM2's, by vLLM and by transformers on one CPU, lie 0.00002 apart at most
+in float32, and 0.2 in bfloat16.
+"""
 
 
 def canaries(requests: Sequence[Request]) -> list[Request]:

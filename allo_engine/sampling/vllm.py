@@ -2,7 +2,7 @@
 
 Its own process, because an engine keeps its memory for as long as its process lives, changes torch for all that runs
 beside it, and may be killed at any time. One process serves one model: vLLM can take other weights into a loaded model,
-but where embeddings are tied it leaves what the head has made of the old ones (its reload module, limitation 2).
+but where embeddings are tied its head goes on with the old ones on a CPU (limitation 2 of its reload module, in 0.32).
 
 What the same seed guarantees: each response has a generator of its own, seeded by (seed, number, sample), so what it is
 does not depend on the order of requests, on what is decoded beside it, or on where a run was cut and resumed, as far as
