@@ -69,7 +69,9 @@ class CeleryBroker:
         try:
             with self._celery.connection_for_write() as connection:
                 connection.ensure_connection(**ONE_TRY)
-                connection.default_channel.queue_delete(queue_of(self._queue, worker))
+                queue = self._celery.amqp.queues[queue_of(self._queue, worker)](connection.default_channel)
+                queue.declare()  # what a connection has not declared, it cannot delete
+                queue.delete()
         except FAILURES as error:
             raise BrokerDown(str(error)) from error
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 
 from service.broker import CeleryBroker
-from service.embedded import broker_url
+from service.embedded import broker_url, socket_path
 from tests.integration.worker.house import House, alive
 from tests.integration.worker.processes import Valkey, Worker, leftovers
 from tests.waiting import until
@@ -101,6 +102,18 @@ def test_the_same_message_a_hundred_times_is_one_run(house, worker):
         broker.ring(house.worker, stage.id, 0)
     assert succeeded_once(house, job)
     assert house.starts() == [("sft", 0), ("evaluate", 0)]
+
+
+def test_what_was_said_to_a_worker_that_is_gone_is_dropped(broker):
+    bell = CeleryBroker(broker_url(broker.data_dir), "stages")
+    for worker in ("gone", "here"):
+        bell.ring(worker, "stage-1", 0)
+    bell.forget("gone")
+    with redis.Redis(unix_socket_path=str(socket_path(broker.data_dir))) as server:
+        assert server.llen("stages.here") == 1
+        assert server.keys("*gone*") == []
+        bell.ring("gone", "stage-2", 0)
+        assert server.llen("stages.gone") == 1, "it was only away"
 
 
 def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
