@@ -8,10 +8,10 @@ with activations computed twice (model/memory.py has the formulas): what is free
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from allo_engine.config import LocateConfig, OwnMaskConfig, PromptConfig, TrainingConfig
+from allo_engine.config import LocateConfig, OwnMaskConfig, PromptConfig, StageConfig, TrainingConfig
 from allo_engine.model.decoding import decoding_bytes
 from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, SPARE, Kind, Use, held_bytes, row_bytes
 from allo_engine.model.shape import Shape
@@ -26,6 +26,11 @@ PROCESS_BYTES = 430_000_000
 
 _PACKAGES = (("backend", "vllm", "vllm"), ("moments", "8bit", "bitsandbytes"), ("trainer", "trl", "trl"))
 """A setting, the value that asks for a package, and the package."""
+
+
+def known(kind: type[Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was written, perhaps by another version, the fields that a dataclass has in this one."""
+    return {field.name: written[field.name] for field in fields(kind) if field.name in written}
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,9 @@ class Needs:
 
     @classmethod
     def read(cls, written: Mapping[str, Any] | None) -> Needs:
-        """As `asdict` wrote them; of a stage that was planned before needs were written, nothing is known."""
-        return cls(**{**(written or {}), "packages": tuple((written or {}).get("packages", ()))})
+        """As `write` wrote them, here or in another version; where nobody did, nothing is known."""
+        found = known(cls, written or {})
+        return cls(**{**found, "packages": tuple(found.get("packages", ()))})
 
     def write(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +83,7 @@ def needs_of(plan: Sequence[PlannedStage], model: Written, rewriter: Written) ->
 def _shape(written: Written) -> Shape | None:
     """None too where another version wrote it."""
     try:
-        return Shape(**written) if written else None
+        return Shape(**known(Shape, written)) if written else None
     except TypeError:
         return None
 
@@ -88,19 +94,30 @@ def _needs(stage: PlannedStage, shape: Shape | None, ratio: float) -> Needs:
         devices=_devices(stage),
         host_bytes=PROCESS_BYTES,
         cpu_bytes=PROCESS_BYTES,
-        packages=tuple(package for field, value, package in _PACKAGES if getattr(config, field, None) == value),
+        packages=_packages(stage),
         precision=getattr(config, "precision", "auto"),
         lighter="set train: mask" if kind == "dense" else "",
     )
     if shape is None or found.devices == 0:
         return found
     on_host = 4 * shape.weights if kind == "gradient_on_host" else 0
+    on_device = _use(config, kind, ratio, "cuda")
+    each, spread = _shared_bytes(stage, shape, on_device)
     return replace(
         found,
-        device_bytes=CONTEXT_BYTES_ELSEWHERE + _least_bytes(stage, shape, kind, ratio, "cuda"),
+        device_bytes=CONTEXT_BYTES_ELSEWHERE + _least_bytes(stage, shape, on_device),
+        each_bytes=CONTEXT_BYTES_ELSEWHERE + each if spread else 0,
+        spread_bytes=spread,
         host_bytes=PROCESS_BYTES + on_host,
-        cpu_bytes=PROCESS_BYTES + on_host + _least_bytes(stage, shape, kind, ratio, "cpu"),
+        cpu_bytes=PROCESS_BYTES + on_host + _least_bytes(stage, shape, _use(config, kind, ratio, "cpu")),
     )
+
+
+def _packages(stage: PlannedStage) -> tuple[str, ...]:
+    """What must be installed: what a setting names, and DeepSpeed where devices are told to share out."""
+    named = tuple(package for field, value, package in _PACKAGES if getattr(stage.config, field, None) == value)
+    told = _kind(stage) == "dense" and getattr(stage.config, "zero", 0) in (1, 2, 3) and _devices(stage) != 1
+    return (*named, "deepspeed") if told else named
 
 
 def _devices(stage: PlannedStage) -> int | None:
@@ -118,14 +135,19 @@ def _kind(stage: PlannedStage) -> Kind:
     return "gradient_on_host" if stage.name == "locate" else "forward"
 
 
-def _least_bytes(stage: PlannedStage, shape: Shape, kind: Kind, ratio: float, where: str) -> int:
+def _use(config: StageConfig, kind: Kind, ratio: float, where: str) -> Use:
+    precision = getattr(config, "precision", "auto")
+    narrow = precision == "bfloat16" or (precision == "auto" and where == "cuda")
+    use = Use(kind, 2 if narrow else 4, ratio, device_type=where)
+    if isinstance(config, TrainingConfig):
+        return replace(use, moments=config.moments, checkpointing=config.gradient_checkpointing is not False)
+    return use
+
+
+def _least_bytes(stage: PlannedStage, shape: Shape, use: Use) -> int:
     """What the stage holds, and a row beside it or, where it decodes, one response."""
     config = stage.config
     assert isinstance(config, PromptConfig)
-    narrow = config.precision == "bfloat16" or (config.precision == "auto" and where == "cuda")
-    use = Use(kind, 2 if narrow else 4, ratio, device_type=where)
-    if isinstance(config, TrainingConfig):
-        use = replace(use, moments=config.moments, checkpointing=config.gradient_checkpointing is not False)
     longest = config.max_prompt_tokens + config.max_response_tokens
     sensible = SENSIBLE if use.checkpointing or not use.training else SHORT
     if stage.name in ("sample", "evaluate"):
@@ -133,6 +155,18 @@ def _least_bytes(stage: PlannedStage, shape: Shape, kind: Kind, ratio: float, wh
     else:
         beside = row_bytes(shape, use, min(sensible, longest))
     return round((held_bytes(shape, use) + beside) / SPARE)
+
+
+def _shared_bytes(stage: PlannedStage, shape: Shape, use: Use) -> tuple[int, int]:
+    """(bytes that each device holds, bytes that several divide among them) where a dense stage shares out as much as
+    its setting allows; (0, 0) where it shares out nothing. What is divided is halved again from two devices to four.
+    """
+    config = stage.config
+    if not isinstance(config, TrainingConfig) or use.kind != "dense" or config.zero == 0 or config.moments == "8bit":
+        return 0, 0
+    shared = replace(use, zero=3 if config.zero == "auto" else config.zero, offload=config.offload)
+    two, four = (_least_bytes(stage, shape, replace(shared, devices=count)) for count in (2, 4))
+    return 2 * four - two, 4 * (two - four)
 
 
 def _ratio(name: str, plan: Mapping[str, PlannedStage]) -> float:

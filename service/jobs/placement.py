@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from allo_engine.needs import Needs
+from allo_engine.needs import Needs, known
 
 SHARING = "deepspeed"
 """The package with which devices share out what they would else hold each."""
@@ -41,8 +41,9 @@ class Offer:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Offer:
-        """As `write` wrote it."""
-        return cls(**{**written, "devices": tuple(Device(**device) for device in written["devices"])})
+        """As `write` wrote it, here or in another version."""
+        devices = tuple(Device(**known(Device, device)) for device in written["devices"])
+        return cls(**{**known(cls, written), "devices": devices})
 
     def write(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,7 +156,7 @@ def missing(stage: str, needs: Needs, offers: Sequence[Offer]) -> str:
     if any(seat(needs, offer) is not None for offer in offers):
         return ""
     if not offers:
-        return "No worker is there: start one with `python -m worker`."
+        return "No worker is there yet: `allo up` starts one, and so does `python -m worker`."
     packages = [name for name in needs.packages if not any(name in offer.packages for offer in offers)]
     if packages:
         wanted = " and ".join(packages)

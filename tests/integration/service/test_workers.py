@@ -232,7 +232,8 @@ def test_a_job_that_no_worker_can_run_says_what_is_missing_until_one_comes(clien
 def test_a_job_without_any_worker_says_so_once(client: TestClient, served: Domain) -> None:
     workers.leave(served.database, WORKER)
     job = submit(client)
-    assert set(lacking(job).values()) == {"No worker is there: start one with `python -m worker`."}
+    (lack,) = set(lacking(job).values())
+    assert lack == "No worker is there yet: `allo up` starts one, and so does `python -m worker`."
     assert [event.level for event in served.events(str(job["id"]))].count("warn") == 1
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from allo_engine.estimate.fit import fits, shape_by_config
+from allo_engine.model.memory import SPARE
 from allo_engine.model.shape import Shape
 from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, plan
@@ -82,6 +83,23 @@ def test_settings_ask_for_packages_and_precision() -> None:
     assert needs["evaluate"].packages == ()
     assert {needs[stage].precision for stage in ("sft", "sample", "evaluate")} == {"bfloat16"}
     assert needs["sft"].device_bytes == 0, "nobody knows the model's shape"
+
+
+def test_a_dense_stage_shares_out_among_devices_what_zero_lets_it(tmp_path: Path) -> None:
+    """8 B weights, each of 24 bytes under ZeRO 3 (itself, its gradient, two moments, DeepSpeed's copies), of which
+    under ZeRO 1 eight stay whole; and beside them what a row takes."""
+    weights = (shape := shape_for(LLAMA_8B, tmp_path)).weights
+    by = {zero: needs_for(shape, zero=zero) for zero in ("auto", 0, 1, 3)}
+    spread = {zero: needs["sft"].spread_bytes / weights * SPARE for zero, needs in by.items()}
+    assert spread == pytest.approx({"auto": 24, 0: 0, 1: 16, 3: 24}, abs=0.01)
+    assert by[1]["sft"].each_bytes - by[3]["sft"].each_bytes > 5 * weights, "3 gathers a part at a time"
+    assert {zero: needs["sft"].packages for zero, needs in by.items()} == {
+        "auto": (), 0: (), 1: ("deepspeed",), 3: ("deepspeed",)
+    }  # fmt: skip
+    assert by[3]["sample"].packages == ()
+    masked = needs_for(shape, train="mask", zero=3)["sft"]
+    assert (masked.spread_bytes, masked.packages) == (0, ())
+    assert needs_for(shape, zero=3, devices=1)["sft"].packages == (), "alone there is nothing to share"
 
 
 def test_masks_of_another_job_are_taken_to_be_as_large_as_ours(tmp_path: Path) -> None:

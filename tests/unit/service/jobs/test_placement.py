@@ -132,7 +132,7 @@ def test_a_package_that_is_asked_for_must_be_installed() -> None:
             [an_offer(24), an_offer(24, packages=("trl",))],
             "Stage warmup needs vllm, which no worker here has: install it on one, or set another way.",
         ),
-        (of(1), [], "No worker is there: start one with `python -m worker`."),
+        (of(1), [], "No worker is there yet: `allo up` starts one, and so does `python -m worker`."),
         (of(24), [an_offer(24)], ""),
         (of(60), [an_offer(None)], ""),
         (of(60), [an_offer(24), an_offer(host=64)], ""),
@@ -146,4 +146,6 @@ def test_offers_and_needs_are_read_as_they_were_written() -> None:
     offer, needs = an_offer(24, None, packages=("vllm",)), of(3, packages=("trl",), devices=None)
     assert Offer.read(offer.write()) == offer
     assert Needs.read(needs.write()) == needs
+    assert Offer.read(offer.write() | {"since": "a later version"}) == offer
+    assert Needs.read(needs.write() | {"since": "a later version"}) == needs
     assert Needs.read(None) == Needs()
