@@ -28,6 +28,7 @@ from allo_engine.config import PromptConfig, StageConfig
 from allo_engine.report import Report, StageError, Stopped
 
 _PATIENCE = timedelta(days=7)
+_LAST_WORDS = 20.0
 _DONE, _STOPPED = 0, 75
 
 
@@ -103,12 +104,18 @@ def launched(config: StageConfig, place: Place | None, command: Sequence[str], r
     with tempfile.TemporaryDirectory(prefix="allo-ranks-") as folder:
         meeting = Path(folder) / "meeting"
         others = Others(command, size, meeting, report)
-        with joined(Place(0, size, meeting), report):
-            try:
-                yield
-            except BaseException:
-                others.let_go()
-                raise
+        try:
+            with joined(Place(0, size, meeting), report):
+                try:
+                    yield
+                except BaseException:
+                    others.let_go()
+                    raise
+        except RuntimeError as error:  # perhaps that of a broken connection: whose rank it was says why
+            others.wait(_LAST_WORDS)
+            if others.said:
+                raise StageError(*others.said[0]) from error
+            raise
         others.wait()
 
 
@@ -117,6 +124,8 @@ class Others:
 
     def __init__(self, command: Sequence[str], size: int, meeting: Path, report: Report) -> None:
         self._report, self._let_go = report, False
+        self.said: list[tuple[str, str]] = []
+        """Errors' codes and messages, of ranks that ended by one."""
         threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // size))}
         self._processes = [
             subprocess.Popen(
@@ -144,10 +153,10 @@ class Others:
         """This process is about to end, and says itself why: what becomes of the others is of no interest."""
         self._let_go = True
 
-    def wait(self) -> None:
-        """Until all have ended."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Until all have ended, or each for so long."""
         for listener in self._listeners:
-            listener.join()
+            listener.join(seconds)
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
         """Hear of a rank what ended it; where that is no good end, this process ends too, whatever it waits for."""
@@ -156,10 +165,12 @@ class Others:
         for line in process.stdout:
             last = json.loads(line)
         status = process.wait()
+        if last.get("type") == "error":
+            self.said.append((last["code"], last["message"]))
         if status not in (_DONE, _STOPPED) and not self._let_go:
             with suppress(OSError):
-                if last.get("type") == "error":
-                    self._report.error(last["code"], last["message"])
+                for code, message in self.said[:1]:
+                    self._report.error(code, message)
                 sys.stderr.write(f"One of the stage's processes ended with status {status}.\n")
             os._exit(1)
 

@@ -10,12 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
+
+_tallies = count()
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,17 @@ class Ranks:
         """Wait until every rank is here."""
         self.gathered(None)
 
+    def tally(self) -> Callable[[int], int]:
+        """A count that all ranks add to: told an amount, it gives the sum so far, and no rank waits for another.
+
+        All ask for it at the same place of their run.
+        """
+        if self.size == 1:
+            return _alone()
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        return partial(_get_default_store().add, f"tally {next(_tallies)}")
+
     def share(self, items: Sequence[Item], size: Callable[[Item], float] = lambda _: 1) -> list[Item]:
         """This rank's share of the items, in their order.
 
@@ -84,3 +99,14 @@ def here() -> Ranks:
     if dist is None or not dist.is_available() or not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _alone() -> Callable[[int], int]:
+    done = 0
+
+    def add(amount: int) -> int:
+        nonlocal done
+        done += amount
+        return done
+
+    return add

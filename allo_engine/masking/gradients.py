@@ -8,23 +8,31 @@ order, so they are left out, and no reference is computed.
 The sums are float32, four bytes a weight. Where they would take most of an accelerator's free memory they stand in the
 machine's: each weight's gradient goes there as soon as the backward pass has it, so that the device holds the weights,
 a row, and the largest weight's gradient. An addition of float32 is the same on either side.
+
+Of several ranks each sums over its share of the rows, and their sums are added up. That is another order of the same
+additions: a sum may differ in its last bits from that of one rank, and so may, of two weights whose gradients are equal
+up to that, which of them a mask takes. All ranks have the same sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import text_weights
+from allo_engine.config import RowsConfig
 from allo_engine.model.ahead import ahead
 from allo_engine.model.logps import token_logps
-from allo_engine.model.memory import available_bytes
+from allo_engine.model.memory import Kind, available_bytes
+from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, build_row, rows_of
-from allo_engine.report import Tick
+from allo_engine.ranks import here
+from allo_engine.report import Report, Tick
 
 SUM_BYTES = 4
 """A weight's sum, in float32."""
@@ -33,12 +41,31 @@ AT_ONCE = 1 << 22
 """Entries that are added at once: on a CPU, 16 bits are copied to 32 for that."""
 
 
+def fitted_gradients(
+    model: PreTrainedModel,
+    folder: Path,
+    groups: Sequence[Group],
+    config: RowsConfig,
+    work: Path,
+    report: Report,
+    tick: Tick,
+) -> dict[str, Tensor]:
+    """`summed_gradients` over all ranks' rows, which are as long as memory allows; `folder` is the model's."""
+    where = summing_device(model)
+    kind: Kind = "gradient" if where == model.device else "gradient_on_host"
+    rows = RowBudget(fitting_tokens(config, folder, kind, loaded=model), work, report)
+    sums = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where), groups)
+    here().total(list(sums.values()))
+    return sums
+
+
 def summing_device(model: nn.Module) -> torch.device:
-    """Where the sums for a loaded model stand: beside it while half of what is free there is left for rows."""
+    """Where every rank's sums for its loaded model stand: beside it while half of what is free there is left for rows,
+    on each of them.
+    """
     where = next(model.parameters()).device
-    if where.type == "cpu" or 2 * SUM_BYTES * _weights(model) <= available_bytes(where.type):
-        return where
-    return torch.device("cpu")
+    lack = where.type != "cpu" and 2 * SUM_BYTES * _weights(model) > available_bytes(where.type)
+    return torch.device("cpu") if here().any(lack) else where
 
 
 def _weights(model: nn.Module) -> int:
@@ -52,9 +79,9 @@ def summed_gradients(
 
     The item (chosen,) of a single response has nothing rejected.
 
-    Rows hold at most `budget` tokens; `tick` is told of each row's when it is done. A weight's gradient is added up and
-    freed as soon as the backward pass has it. The sums stand on the device `where`, else beside the model. Tied weights
-    are one weight.
+    Rows hold at most `budget` tokens, and of several ranks each sums over its share of them; `tick` is told of each
+    row's when it is done. A weight's gradient is added up and freed as soon as the backward pass has it. The sums stand
+    on the device `where`, else beside the model. Tied weights are one weight.
     """
     weights = text_weights(model)
     sums = {
@@ -64,7 +91,8 @@ def summed_gradients(
     with ExitStack() as hooks:
         for name, weight in weights.items():
             hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
-        rows = ahead((row_groups, build_row(row_groups, model.device)) for row_groups in rows_of(groups, budget))
+        own = here().share(rows_of(groups, budget), lambda row: sum(group.tokens() for group in row))
+        rows = ahead((row_groups, build_row(row_groups, model.device)) for row_groups in own)
         for row_groups, row in hooks.enter_context(closing(rows)):
             _loss(row_groups, row.split(token_logps(model, row))).backward()
             tick(sum(group.tokens() for group in row_groups))

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from allo_engine.checkpoints.writing import header_bytes
 from allo_engine.masking.selection import Source, Threshold, masks, ones, positions
+from allo_engine.ranks import here
 from allo_engine.report import StageError, Tick
 
 Positions = dict[str, NDArray[np.int64]]
@@ -50,14 +51,15 @@ def write_masks(
 ) -> tuple[dict[str, Counts], int]:
     """Write the masks <use>.safetensors, each of its rank's number of weights, the most important ones.
 
-    What each takes of each tensor, and how many weights are in all masks.
+    What each takes of each tensor, and how many weights are in all masks. Of several processes the first writes.
     """
     rows = {name: {"weights": size, **dict.fromkeys(ranks, 0)} for name, size in source.sizes.items()}
     shared = 0
     paths = {rank: folder / f"{use}.safetensors" for use, rank in ranks.items()}  # equal ranks: one file
+    writing = here().leads
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
-        streams = {rank: files.enter_context(begin_mask(path, source.sizes)) for rank, path in paths.items()}
+        streams = {rank: files.enter_context(begin_mask(path, source.sizes)) for rank, path in paths.items() if writing}
         for piece, bits in masks(source, found, tick):
             for rank, stream in streams.items():
                 stream.write(bits[rank].data)
@@ -65,6 +67,6 @@ def write_masks(
                 rows[piece.name][use] += ones(bits[rank])
             shared += ones(reduce(np.bitwise_and, bits.values()))
     for use, rank in ranks.items():
-        if paths[rank].stem != use:
+        if writing and paths[rank].stem != use:
             shutil.copyfile(paths[rank], folder / f"{use}.safetensors")
     return rows, shared

@@ -9,6 +9,9 @@ then position.
 
 Held are the counts, at most 1 MB for all k together, and the pieces that the threads work on, however many weights
 there are.
+
+Of several ranks each works on its share of the pieces. Their counts are summed, which is exact, and a piece's bits go
+to all ranks: the masks are those of one rank to the bit.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from allo_engine.ranks import here
 from allo_engine.report import Tick
 
 Patterns = NDArray[np.uint32]
@@ -90,7 +95,7 @@ def thresholds(source: Source, ranks: Iterable[int], tick: Tick) -> dict[int, Th
 
     Raises ValueError where an importance is not a finite number ≥ 0.
     """
-    guesses = sampled(source, set(ranks))
+    guesses = here().firsts(sampled(source, set(ranks)))
     brackets = [Bracket(guess, rank, len(guesses)) for rank, guess in guesses.items()]
     found: dict[int, Threshold] = {}
     while wider := [bracket for bracket in brackets if bracket.rank not in found]:
@@ -117,13 +122,14 @@ class Bracket:
     def __init__(self, guess: int, rank: int, sharers: int) -> None:
         self.rank = rank
         self.counts = np.zeros(COUNTS_BYTES // 8 // sharers, dtype=np.int64)
+        self.above = np.zeros(1, dtype=np.int64)
         self._lock = threading.Lock()
         self._begin(max(0, min(guess, END - 1) - len(self.counts) // 2), width=1)
 
     def _begin(self, low: int, width: int) -> None:
         """Count anew: bins of `width` patterns each, from `low` on."""
         self._low, self._width = low, width
-        self._above = 0
+        self.above[:] = 0
         self._span = min(len(self.counts) * width, END - low)
         self.counts[:] = 0
 
@@ -132,13 +138,13 @@ class Bracket:
         above = int(np.count_nonzero(shifted.view(np.int32) >= self._span))
         inside = shifted[shifted < self._span] // np.uint32(self._width)
         with self._lock:
-            self._above += above
+            self.above += above
             np.add.at(self.counts, inside.astype(np.intp), 1)
 
     def narrow(self) -> Threshold | None:
         """When all importances were added: the threshold, if it is known now; else look closer in the next pass."""
         reaching = np.cumsum(self.counts[::-1], out=self.counts[::-1])  # in place: the counts themselves are done with
-        wanted = self.rank - self._above
+        wanted = self.rank - int(self.above[0])
         place = int(np.searchsorted(reaching, wanted))  # from the highest bin down
         low = self._low + ((len(reaching) - 1 - place) * self._width)
         if wanted <= 0:
@@ -188,14 +194,19 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[
 
 
 def _pass(source: Source, work: Callable[[Piece], Result], tick: Tick) -> Iterator[tuple[Piece, Result]]:
+    """Every piece with its result, in order, on every rank: a rank works on its share of them."""
     pieces = [
         Piece(name, start, min(PIECE, size - start))
         for name, size in source.sizes.items()
         for start in range(0, size, PIECE)
     ]
-    for piece, result in zip(pieces, in_order(work, pieces), strict=True):
-        yield piece, result
-        tick(piece.count)
+    ranks = here()
+    own = in_order(work, pieces[ranks.rank :: ranks.size])
+    for start in range(0, len(pieces), ranks.size):
+        found = ranks.gathered(next(own, None))  # behind the last piece, nothing
+        for piece, result in zip(pieces[start : start + ranks.size], found, strict=False):
+            yield piece, cast("Result", result)
+            tick(piece.count)
 
 
 def _chunks(source: Source, piece: Piece) -> Iterator[Patterns]:
@@ -215,6 +226,7 @@ def _count(source: Source, brackets: list[Bracket], tick: Tick) -> None:
 
     for _ in _pass(source, count, tick):
         pass
+    here().total([torch.from_numpy(counts) for bracket in brackets for counts in (bracket.counts, bracket.above)])
 
 
 def _reaching(source: Source, piece: Piece, found: Mapping[int, Threshold]) -> dict[int, tuple[Bits, Bits]]:

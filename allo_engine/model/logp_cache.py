@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 
 from allo_engine.config import Precision
 from allo_engine.model.loading import dtype_of
-from allo_engine.model.logps import PerToken, Reader, computing, score_rows
+from allo_engine.model.logps import PerToken, Reader, computing, everyones, score_rows
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, rows_of
+from allo_engine.ranks import here
 
 
 class LogpCache:
@@ -115,28 +116,23 @@ def known_or_scored(
 ) -> PerToken:
     """logπ of every response under a model: what the cache knows, and a forward pass for the rest, if there is any.
 
-    `tick` is told of the tokens done, and of all that have to be done.
+    `tick` is told of the tokens done, and of all that have to be done. All ranks share both, and all have the result.
     """
-    known = cache.read(groups)
+    known = everyones(cache.read(groups) if here().leads else {})
     missing = [left for group in groups if (left := _unknown(group, known))]
     if not missing:
         return known
 
     def attempt(tokens: int) -> PerToken:
         rows = cut(missing, tokens)
-        total, done = sum(group.tokens() for row in rows for group in row), 0
-
-        def told(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            tick(done, total)
-
-        return score_rows(model, rows, told, reader)
+        total, tally = sum(group.tokens() for row in rows for group in row), here().tally()
+        return score_rows(model, rows, lambda tokens: tick(tally(tokens), total), reader)
 
     model = load()
     with computing(model, cache.precision):
-        found = budget.fit(attempt, missing)
-    cache.write(missing, found)
+        found = everyones(budget.fit(attempt, missing))
+    if here().leads:
+        cache.write(missing, found)
     return {**known, **found}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ from allo_engine.model.attention import NAME, attending
 from allo_engine.model.head import TokenLogps
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.sequences import Group, Row, build_row, rows_of
+from allo_engine.ranks import here
 from allo_engine.report import Tick
 
 Item = TypeVar("Item")
@@ -128,26 +129,34 @@ class Reader(Protocol):
 
 
 def score(model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick) -> PerToken:
-    """logπ of every response's scored tokens, in nats, in rows of at most `budget` tokens."""
+    """logπ of every response's scored tokens, in nats, in rows of at most `budget` tokens: of this rank's rows."""
     return score_rows(model, rows_of(groups, budget), tick)
 
 
 @torch.no_grad()
 def score_rows(
-    model: PreTrainedModel, rows: Iterable[Sequence[Group]], tick: Tick, reader: Reader | None = None
+    model: PreTrainedModel, rows: Sequence[Sequence[Group]], tick: Tick, reader: Reader | None = None
 ) -> PerToken:
     """logπ of the scored tokens of rows that are cut already; one transfer a row.
 
-    Where two rows hold the same response, the later one's is given. `reader` is who has the model, if not this process.
+    Of several ranks, which all give the same rows, each scores its share of them: see `everyones`. Where two rows hold
+    the same response, the later one's is given. `reader` is who has the model, if not this process.
     """
     found: dict[tuple[int, int], Tensor] = {}
-    with closing(ahead((groups, build_row(groups, model.device)) for groups in rows)) as built:
+    own = here().share(rows, lambda groups: sum(group.tokens() for group in groups))
+    with closing(ahead((groups, build_row(groups, model.device)) for groups in own)) as built:
         for groups, row in reader.even(built) if reader else built:
             logps_R = reader.logps(row) if reader else token_logps(model, row)
             logps_M = logps_R[row.members].cpu()
             found |= {(groups[place].key, index): logps for (place, index), logps in row.cut(logps_M).items()}
             tick(sum(group.tokens() for group in groups))
     return found
+
+
+def everyones(found: PerToken) -> PerToken:
+    """What all ranks found, on every rank. A row holds what it would hold in one process, so it is the same bits."""
+    parts = here().gathered({key: logps.numpy() for key, logps in found.items()})  # arrays cross quickly
+    return {key: torch.from_numpy(logps) for part in parts for key, logps in part.items()}
 
 
 def computing(model: PreTrainedModel, precision: Precision) -> torch.autocast:

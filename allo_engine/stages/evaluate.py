@@ -25,9 +25,10 @@ from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, pairs, pr
 from allo_engine.data.records import Problem, read_lines
 from allo_engine.data.statistics import paired_difference, wilson
 from allo_engine.model.loading import dtype_of, load_model
-from allo_engine.model.logps import PerToken, score
+from allo_engine.model.logps import everyones, score
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, singles
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped, Tick
 from allo_engine.sampling import Request, Settings
 from allo_engine.training.objectives import reward_figures
@@ -56,31 +57,34 @@ Evaluation = Callable[[Candidate, Tick], Line]
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     size, evaluation = _evaluation(config, inputs, work, report)
     total = size * sum(name in inputs for name in ("base", "sft", "warmup", "forget", "improve"))
-    done = 0
-
-    def tick(amount: int) -> None:
-        nonlocal done
-        done += amount
-        report.progress(min(done, total), total)
-        if report.stop_requested:
-            raise Stopped
-
     rows: list[Line] = []
     for name, candidate in _models(inputs):
         kept = work / f"{name}.json"
-        if not kept.exists():
-            row = {"model": name, **evaluation(candidate, tick)}
+        row = here().firsts(json.loads(kept.read_text()) if kept.exists() else None)
+        if row is None:
+            row = {"model": name, **evaluation(candidate, _ticker(report, size * len(rows), total))}
             work.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(row))
             kept.with_suffix(".tmp").replace(kept)
-        rows.append(json.loads(kept.read_text()))
-        done = size * len(rows)
+        rows.append(row)
         _compare_with_warmup(rows)
         report.message(f"Evaluated {name}.", data=_figures(rows[-1]))
     (outputs / "report").mkdir(parents=True, exist_ok=True)
     text = json.dumps({"models": rows}, indent=2, ensure_ascii=False)
     (outputs / "report" / "report.json").write_text(text, encoding="utf-8")
     return {f"{row['model']}_{key}": value for row in rows for key, value in _figures(row).items()}
+
+
+def _ticker(report: Report, before: int, total: int) -> Tick:
+    """Told of one model's evaluation by each rank; the models before it were so much work."""
+    tally = here().tally()
+
+    def tick(amount: int) -> None:
+        report.progress(min(before + tally(amount), total), total)
+        if report.stop_requested:
+            raise Stopped
+
+    return tick
 
 
 def _compare_with_warmup(rows: list[Line]) -> None:
@@ -129,11 +133,13 @@ def _on_problems(
 
     def evaluate(candidate: Candidate, tick: Tick) -> Line:
         texts: dict[int, str] = {}
+        own = here().share(requests)
         how = (dtype_of(config.precision), report, work, config.backend)
         with sampling.open(candidate.folder, candidate.delta, *how) as sampler:
-            for number, _, response in sampler.sample(requests, settings):
+            for number, _, response in sampler.sample(own, settings):
                 texts[number] = encoder.decode(response.ids)
                 tick(1)
+        texts = {number: text for part in here().gathered(texts) for number, text in part.items()}
         verdicts = {number: _verdict(text, given[number]) for number, text in texts.items()}
         right = sum(verdict is Verdict.RIGHT for verdict in verdicts.values())
         low, high = wilson(right, len(requests))
@@ -214,7 +220,7 @@ def _rows(config: EvaluateConfig, inputs: Inputs, work: Path, report: Report) ->
 
 def _sums(model: PreTrainedModel, groups: list[Group], rows: RowBudget, tick: Tick) -> dict[tuple[int, int], float]:
     """Σ logπ of each response, by (group key, response)."""
-    scores: PerToken = rows.fit(lambda longest: score(model, groups, longest, tick), groups)
+    scores = everyones(rows.fit(lambda longest: score(model, groups, longest, tick), groups))
     return {key: float(logps.sum()) for key, logps in scores.items()}
 
 

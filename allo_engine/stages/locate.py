@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +18,13 @@ from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import LocateConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
-from allo_engine.masking.gradients import summed_gradients, summing_device
+from allo_engine.masking.gradients import fitted_gradients
 from allo_engine.masking.importance import Gradient, Least, Random, Update
 from allo_engine.masking.masks import Counts, write_masks
 from allo_engine.masking.selection import Source, Threshold, count_of, thresholds
 from allo_engine.model.loading import dtype_of, load_model
-from allo_engine.model.memory import Kind
-from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group
+from allo_engine.ranks import Ranks, here
 from allo_engine.report import Report, StageError, Stopped, Tick
 
 
@@ -37,7 +36,7 @@ def run(config: LocateConfig, inputs: Inputs, outputs: Path, work: Path, report:
             "improve": count_of(config.improve_ratio, total),
         }
         # One pass finds the thresholds, one writes the masks; against gradients, they take no time to speak of.
-        tick = _stopper(report) if config.importance == "gradient" else _ticker(report, 2 * total)
+        tick = _stopper(report) if config.importance == "gradient" else _ticker(report, 2 * total, Ranks().tally())
         found = _thresholds(source, ranks.values(), tick, config)
         folder = outputs / "masks"
         rows, shared = write_masks(source, ranks, found, folder, tick)
@@ -65,11 +64,8 @@ def _source(config: LocateConfig, inputs: Inputs, work: Path, report: Report) ->
 def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) -> Gradient:
     groups = pair_groups(config, inputs, report)
     model = load_model(inputs["model"], dtype_of(config.precision))
-    tick = _ticker(report, sum(group.tokens() for group in groups))
-    where = summing_device(model)
-    kind: Kind = "gradient" if where == model.device else "gradient_on_host"
-    rows = RowBudget(fitting_tokens(config, inputs["model"], kind, loaded=model), work, report)
-    gradients = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where), groups)
+    tick = _ticker(report, sum(group.tokens() for group in groups), here().tally())
+    gradients = fitted_gradients(model, inputs["model"], groups, config, work, report, tick)
     return Gradient(gradients, names_of(model, inputs["model"]))
 
 
@@ -79,14 +75,11 @@ def pair_groups(config: LocateConfig, inputs: Inputs, report: Report) -> list[Gr
     return fitting_groups(pairs(inputs["pairs"], encoder), config, inputs["model"], report)
 
 
-def _ticker(report: Report, total: int) -> Tick:
-    done = 0
+def _ticker(report: Report, total: int, tally: Callable[[int], int]) -> Tick:
     stop_if_asked = _stopper(report)
 
     def tick(count: int) -> None:
-        nonlocal done
-        done = min(done + count, total - 1)  # the last of it is told when the stage is done
-        report.progress(done, total)
+        report.progress(min(tally(count), total - 1), total)  # the last of it is told when the stage is done
         stop_if_asked(count)
 
     return tick

@@ -9,10 +9,11 @@ reference.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+import os
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import torch
 
@@ -21,12 +22,19 @@ from allo_engine.checkpoints.folder import context_length, fingerprint
 from allo_engine.config import SampleConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, problems
-from allo_engine.data.records import SampledProblem, read_lines, write_lines
+from allo_engine.data.records import SampledProblem, write_lines
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling import Request, Response, Settings
+
+KEPT = "responses.jsonl"
+"""In the work folder of each rank: what it has drawn."""
+
+Kept = dict[tuple[int, int], Response]
+"""Responses by (problem's number, sample)."""
 
 
 def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -51,8 +59,10 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
         for number in chosen
     ]
     settings = Settings(encoder.ends, config.temperature, config.top_p, config.decoding_batch)
-    found = _sampled(config, inputs["model"], requests, settings, work / "responses.jsonl", report)
-    if dtype_of(config.precision) == torch.float32:  # in 16 bits decoding rounds more than training moves
+    found = _sampled(config, inputs["model"], requests, settings, work, report)
+    if (
+        here().leads and dtype_of(config.precision) == torch.float32
+    ):  # in 16 bits decoding rounds more than training moves
         cache = LogpCache(inputs.get("cache", work), work, fingerprint(inputs["model"]), config.precision)
         _keep(cache, prompts, found)
     responses = {number: [response.ids for response in drawn] for number, drawn in found.items()}
@@ -90,25 +100,44 @@ def _keep(cache: LogpCache, prompts: list[list[int]], found: dict[int, list[Resp
 
 
 def _sampled(
-    config: SampleConfig, folder: Path, requests: list[Request], settings: Settings, kept: Path, report: Report
+    config: SampleConfig, folder: Path, requests: list[Request], settings: Settings, work: Path, report: Report
 ) -> dict[int, list[Response]]:
-    """Responses by problem. Each is kept as it ends, so that a resumed run goes on behind it."""
-    done = {(line["number"], line["sample"]): Response(*line["response"]) for line in _whole_lines(kept)}
-    total = config.n * len(requests)
-    left = [_without(request, done) for request in requests]
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    report.progress(len(done), total)
-    if len(done) < total:
-        opened = sampling.open(folder, None, dtype_of(config.precision), report, kept.parent, config.backend)
-        with kept.open("a") as stream, opened as sampler:
-            for number, sample, response in sampler.sample(left, settings):
-                done[number, sample] = response
+    """Responses by problem. Ranks share what no earlier run has drawn, whatever ranks that had."""
+    done = here().firsts(_kept(work))
+    left = [one for request in requests if (one := _without(request, done)).samples]
+    before, total, tally = len(done), config.n * len(requests), here().tally()
+    report.progress(before, total)
+    own = here().share(left, lambda request: len(request.samples))
+    drawn = _drawn(config, folder, own, settings, work, report, lambda: report.progress(before + tally(1), total))
+    for part in here().gathered(drawn):
+        done |= part
+    report.progress(total, total)
+    return {request.number: [done[request.number, sample] for sample in range(config.n)] for request in requests}
+
+
+def _drawn(
+    config: SampleConfig,
+    folder: Path,
+    requests: list[Request],
+    settings: Settings,
+    work: Path,
+    report: Report,
+    told: Callable[[], None],
+) -> Kept:
+    """This rank's responses. Each is kept as it ends, so that a resumed run goes on behind it."""
+    found: Kept = {}
+    count = sum(len(request.samples) for request in requests)
+    if count:
+        opened = sampling.open(folder, None, dtype_of(config.precision), report, work, config.backend)
+        with _appending(work / KEPT) as stream, opened as sampler:
+            for number, sample, response in sampler.sample(requests, settings):
+                found[number, sample] = response
                 stream.write(json.dumps({"number": number, "sample": sample, "response": response}) + "\n")
                 stream.flush()
-                report.progress(len(done), total)
-                if report.stop_requested and len(done) < total:
+                told()
+                if report.stop_requested and len(found) < count:
                     raise Stopped
-    return {request.number: [done[request.number, sample] for sample in range(config.n)] for request in requests}
+    return found
 
 
 def _without(request: Request, done: Container[tuple[int, int]]) -> Request:
@@ -120,9 +149,20 @@ def _room(config: SampleConfig, context: int, prompt: Sequence[int]) -> int:
     return min(config.max_response_tokens, context - len(prompt))
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:  # what a killed run left may end in the middle of a line
-    if not path.exists():
-        return []
-    text = path.read_text()
-    path.write_text(text[: text.rfind("\n") + 1])
-    return list(read_lines(path))
+def _kept(work: Path) -> Kept:
+    """What an earlier run has drawn, each of its ranks in a folder of its own."""
+    files = [work / KEPT, *sorted(work.glob(f"ranks/*/{KEPT}"))]
+    lines = [json.loads(line) for path in files if path.exists() for line in _whole(path.read_bytes()).splitlines()]
+    return {(line["number"], line["sample"]): Response(*line["response"]) for line in lines}
+
+
+def _whole(kept: bytes) -> bytes:
+    """Without its last line, where a killed run left that in the middle."""
+    return kept[: kept.rfind(b"\n") + 1]
+
+
+def _appending(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        os.truncate(path, len(_whole(path.read_bytes())))
+    return path.open("a")

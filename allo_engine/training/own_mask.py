@@ -6,24 +6,20 @@ pairs that `locate` reads do not exist yet. It costs one pass over the stage's d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import Names
 from allo_engine.config import OwnMaskConfig
-from allo_engine.masking.gradients import summed_gradients, summing_device
+from allo_engine.masking.gradients import fitted_gradients
 from allo_engine.masking.importance import Gradient
 from allo_engine.masking.masks import Positions, positions_of, write_masks
 from allo_engine.masking.selection import count_of, thresholds
-from allo_engine.model.memory import Kind
-from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group
 from allo_engine.ranks import here
-from allo_engine.report import Report, StageError, Stopped
+from allo_engine.report import Report, StageError, Stopped, Tick
 
 
 class OwnMask:
@@ -39,19 +35,18 @@ class OwnMask:
     def __call__(self, model: PreTrainedModel, names: Names) -> Positions:
         """Its positions, in the start model as it is loaded."""
         ranks, own = here(), self._work / "own.safetensors"
-        found = ranks.firsts(own)  # ranks sum up in orders of their own: one mask is every rank's
+        found = ranks.firsts(own)
         if not ranks.firsts(own.exists()):
             self._locate(model, names, self._work / "aside")
-            (self._work / "aside" / own.name).replace(own)
+            if ranks.leads:
+                (self._work / "aside" / own.name).replace(own)
             ranks.barrier()
         self._report.before = self._tokens
         return positions_of(found, names.sizes)
 
     def _locate(self, model: PreTrainedModel, names: Names, folder: Path) -> None:
-        where = summing_device(model)
-        kind: Kind = "gradient" if where == model.device else "gradient_on_host"
-        rows = RowBudget(fitting_tokens(self._config, self._folder, kind, loaded=model), self._work, self._report)
-        source = Gradient(rows.fit(lambda budget: self._gradients(model, budget, where), self._groups), names)
+        of = (self._folder, self._groups, self._config, self._work, self._report)
+        source = Gradient(fitted_gradients(model, *of, self._told(here().tally())), names)
         rank = count_of(self._config.mask_ratio, sum(source.sizes.values()))
         try:
             found = thresholds(source, [rank], self._stop_if_asked)
@@ -60,16 +55,13 @@ class OwnMask:
             raise StageError("diverged", f"The gradient of weight {error}: {remedy}.") from error
         write_masks(source, {"own": rank}, found, folder, self._stop_if_asked)
 
-    def _gradients(self, model: PreTrainedModel, budget: int, where: torch.device) -> dict[str, Tensor]:
-        done = 0
-
+    def _told(self, tally: Callable[[int], int]) -> Tick:
         def tick(count: int) -> None:
-            nonlocal done
-            done = min(done + count, self._tokens)
+            done = min(tally(count), self._tokens)
             self._report.progress(done, (1 + self._config.n_epochs) * self._tokens)
             self._stop_if_asked(count)
 
-        return summed_gradients(model, self._groups, budget, tick, where)
+        return tick
 
     def _stop_if_asked(self, _: int) -> None:
         if self._report.stop_requested:

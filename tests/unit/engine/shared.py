@@ -1,0 +1,47 @@
+"""One rank of some stages, one after the other: python -m tests.unit.engine.shared ROOT RANK RANKS
+
+ROOT/tasks.json lists them. Many in one process, as to start one is what takes long.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from allo_engine.config import CONFIGS
+from allo_engine.launching import Place, joined
+from allo_engine.ranks import here
+from allo_engine.report import Report
+
+
+def run(task: dict[str, Any], root: Path, report: Report) -> None:
+    """A stage's outputs in ROOT; the ranks behind the first write aside, as `python -m allo_engine` has it."""
+    work, outputs = root / task["name"] / "work", root / task["name"] / "out"
+    if not here().leads:
+        work = work / "ranks" / str(here().rank)
+        outputs = work / "outputs"
+    inputs = {name: Path(folder) for name, folder in task["inputs"].items()}
+    module = importlib.import_module(f"allo_engine.stages.{task['stage']}")
+    metrics = module.run(CONFIGS[task["stage"]](**task["config"]), inputs, outputs, work, report)
+    (outputs / "metrics.json").write_text(json.dumps(metrics))
+
+
+def counted_together() -> None:
+    """Each rank adds its number and one more; all see the sum."""
+    first, second = here().tally(), here().tally()
+    first(here().rank + 1)
+    here().barrier()
+    assert first(0) == sum(range(here().size + 1))
+    assert second(0) == 0
+
+
+if __name__ == "__main__":
+    root, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    report = Report(sys.stdout)
+    with joined(Place(rank, size, root / "meeting"), report):
+        for task in json.loads((root / "tasks.json").read_text()):
+            run(task, root, report)
+        counted_together()
