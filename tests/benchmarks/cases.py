@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, rewards, sample, sample_vllm
+from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, ranks, rewards, sample, sample_vllm
 from tests.benchmarks.case import Case
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -17,6 +17,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "token-rewards": rewards.CASES,
     "sample": sample.CASES,
     "delta": delta.CASES,
+    "ranks": ranks.CASES,
     "job": job.CASES,
 }
 
