@@ -237,7 +237,13 @@ def stage_of(config: TrainingConfig, folder: Path, report: Report) -> int:
     use = replace(use_of(config, "dense"), packs=packs(folder), devices=ranks.size)
     budget = ranks.least(free_bytes(config, use.device_type, None))
     tokens = config.micro_batch_tokens or min(SENSIBLE_ROW, LONGEST_ROW.get(use.device_type, SENSIBLE_ROW))
-    return least_zero(shape, use, budget, tokens)
+    zero = least_zero(shape, use, budget, tokens)
+    if zero:
+        report.message(
+            f"What trains all weights does not fit a device: {ranks.size} share it out, zero is {zero}.",
+            data={"zero": zero},
+        )
+    return zero
 
 
 def _settings(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, stage: int) -> dict[str, Any]:
@@ -277,5 +283,7 @@ def _deepspeed() -> Any:
             "ZeRO shares a dense stage out over devices with DeepSpeed, which is not installed: pip install "
             "'allo[scale]', or set zero to 0, train to 'mask', or devices to 1.",
         ) from None
+    # On a CPU it would have a compiler make a way to exchange tensors that training does not go.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed

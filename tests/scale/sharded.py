@@ -151,7 +151,7 @@ def run_all(root: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place = Place(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[1]) / "meeting")
+    place = Place(int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[1]) / f"meeting{sys.argv[3]}")
     with joined(place, Report(sys.stdout)):
         run_all(Path(sys.argv[1]))
     leave(0)

@@ -20,10 +20,9 @@ SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_
 
 
 def planned(train: str) -> list[PlannedStage]:
-    """All trained stages, and what lies between them; "shared" trains all weights in all of them, shared out."""
+    """All trained stages, and what lies between them; "shared" has ZeRO 3 in all but the last."""
     shorthand = SETTINGS | {"all": {}, "mask": {"train": "mask"}, "shared": {"zero": 3}}[train]
-    dense = {"forget": {"train": "all"}, "improve": {"train": "all"}}
-    asked = {"all": {}, "mask": {"warmup": {"mask_ratio": 0.3}}, "shared": dense}[train]
+    asked = {"all": {}, "mask": {"warmup": {"mask_ratio": 0.3}}, "shared": {"forget": {"train": "all"}}}[train]
     trained = plan("supervised", Data("problems"), {}, shorthand)
     return [*trained, *plan("allo", Data("preferences"), asked, shorthand)]
 
