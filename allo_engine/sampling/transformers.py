@@ -17,6 +17,7 @@ from allo_engine.model.decoding import READ_TOKENS, decoding_bytes, read_tokens
 from allo_engine.model.memory import SPARE, Use, available_bytes
 from allo_engine.model.rows import give_back_freed_memory, is_out_of_memory
 from allo_engine.model.shape import Shape, shape_in_memory
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError
 from allo_engine.sampling.batch import Batch
 from allo_engine.sampling.caches import InPlace, Own, Rows
@@ -33,7 +34,8 @@ Task = tuple[Request, int]
 class TransformersSampler:
     """Answers with a model in memory. `report` is told where rows do not fit; `free_bytes` None: what is free then.
 
-    How many rows did not fit is kept in the folder `work`: the stage's other models and a resumed run begin with fewer.
+    How many rows fitted where more did not is kept in the folder `work`, a device: the stage's other models and a
+    resumed run begin with so many.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class TransformersSampler:
         work: Path | None = None,
     ) -> None:
         self._model, self._report, self._free_bytes = model, report, free_bytes
-        self._kept = work / "decoding_batch" if work else None
+        self._kept = work / f"decoding_batch.{here().rank}" if work else None
         self._token_bytes = token_bytes_in_place(model)
         self._shape = _shape_of(model)
 
@@ -84,7 +86,7 @@ class TransformersSampler:
     def _go_on_with(self, rows: int) -> None:
         if self._kept:
             self._kept.parent.mkdir(parents=True, exist_ok=True)
-            aside = self._kept.with_suffix(".tmp")
+            aside = self._kept.with_name(f"{self._kept.name}.tmp")
             aside.write_text(str(rows))
             aside.replace(self._kept)
         if self._report:
