@@ -102,6 +102,7 @@ class _StageTrainer(Trainer):
     def __init__(self, plan: Plan, report: Report, **settings: Any) -> None:
         self._plan, self._report, self._cadence = plan, report, Cadence(plan.config.checkpoint_seconds)
         self._folder = Path(settings["args"].output_dir)
+        settings["args"]._n_gpu = min(1, settings["args"].n_gpu)  # where several are seen, transformers would take all
         self._telling = _Telling(plan, report, self._cadence)
         dataset = Dataset.from_list([dict(item.columns) for item in plan.items])
         super().__init__(train_dataset=dataset, callbacks=[self._telling], **settings)

@@ -151,7 +151,7 @@ class Watching(Report):
             self.stop_requested = True
 
 
-@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("step", [4])
 def test_a_run_that_was_stopped_ends_in_the_same_bits(
     tmp_path: Path, model_folder: Path, preferences: Path, step: int
 ) -> None:
@@ -285,6 +285,7 @@ def test_a_micro_batch_is_the_largest_divisor_of_the_batch_that_fits() -> None:
         ({"label_smoothing": 0.1}, "label_smoothing"),
         ({"trainer": "trl", "loss": "exo_pair"}, "loss"),
         ({"trainer": "trl", "train": "mask"}, "trainer"),
+        ({"trainer": "trl", "devices": 2}, "trainer"),
         ({"trainer": "trl", "loss": "simpo"}, "loss"),
     ],
 )
@@ -293,3 +294,9 @@ def test_what_no_trainer_has_is_refused_before_it_runs(settings: dict[str, Any],
         plan("dpo", Data("preferences"), {"warmup": settings})
     assert refused.value.param == f"method.dpo.stages.warmup.{field}"
     assert refused.value.message.startswith(f"Stage warmup: {field} ")
+
+
+def test_what_trl_trains_asks_for_one_device() -> None:
+    (stage,) = plan("supervised", Data("chats"), {"sft": {"trainer": "trl"}})
+    assert isinstance(stage.config, SftConfig)
+    assert stage.config.devices == 1
