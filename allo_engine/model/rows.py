@@ -18,7 +18,7 @@ from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, r
 from allo_engine.model.sequences import Group
 from allo_engine.model.shape import shape_of
 from allo_engine.ranks import here
-from allo_engine.report import Report, StageError
+from allo_engine.report import Report, StageError, Stopped
 
 Result = TypeVar("Result")
 
@@ -110,7 +110,7 @@ class RowBudget:
         self, tokens: int, work: Path, report: Report, choice: Choice | None = None, again: bool = True
     ) -> None:
         """`again` says that work that was broken off can be begun anew by all ranks; else another attempt does it."""
-        self._again = again
+        self.again = again
         self._file, self._report, self._ranks = work / "rows.json", report, here()
         found = self._ranks.gathered((tokens, choice))  # what fits the rank that has the least memory fits all
         self.tokens, self._choice = min(found, key=lambda one: one[0])
@@ -150,15 +150,17 @@ class RowBudget:
         """Do work with rows of at most so many tokens, fewer from now on where the device's memory was too small.
 
         Rows of `groups` are never made shorter than their longest item, which cannot be cut. Raises StageError
-        "out_of_memory" where that alone does not fit.
+        "out_of_memory" where that alone does not fit, and Stopped, on all ranks, where the work of one raises it.
         """
         while True:
-            done = self._tried(work)
+            done, ended = self._tried(work)
             # Where one rank's memory was too small, all begin this anew; if they can, for else they wait for this one.
-            failed = self._ranks.any(not done) if self._again else not done
-            if not failed:
+            endings = self._ranks.gathered(ended) if self.again else [ended]
+            if not any(endings):
                 return done[0]
             undo()
+            if Stopped in endings:
+                raise Stopped
             give_back_freed_memory()
             longest = max((group.only([item]).tokens() for group in groups for item in group.items), default=0)
             if self.tokens <= max(longest, SMALLEST_ROW):
@@ -170,17 +172,19 @@ class RowBudget:
                 "warn",
                 {"micro_batch_tokens": self.tokens},
             )
-            if not self._again:
+            if not self.again:
                 raise StageError("out_of_memory", _IN_THE_MIDST.format(self.tokens))
 
-    def _tried(self, work: Callable[[int], Result]) -> list[Result]:
-        """What the work gives; nothing where memory was too small for it."""
+    def _tried(self, work: Callable[[int], Result]) -> tuple[list[Result], type[Exception] | None]:
+        """What the work gives; or nothing, and what ended it: the request to stop, or too small a memory."""
         try:
-            return [work(self.tokens)]
+            return [work(self.tokens)], None
+        except Stopped:
+            return [], Stopped
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return []
+            return [], MemoryError
 
 
 def is_out_of_memory(error: BaseException) -> bool:

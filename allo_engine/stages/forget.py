@@ -24,6 +24,7 @@ from allo_engine.model.loading import dtype_of
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import singles
+from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training.objectives import Objective, SimNpo, TokenNpo
 from allo_engine.training.trained import trained
@@ -56,7 +57,9 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         cache = LogpCache(work, work, fingerprint(start), config.precision)
         objective = TokenNpo(training.trainer.reference(groups, cache), weights, config.beta)
     metrics |= training.trainer.train(groups, objective)
-    write_delta(training.changes(), start, outputs / "delta")
+    changes = training.changes()
+    if here().leads:
+        write_delta(changes, start, outputs / "delta")
     return {**metrics, "trained_weights": training.weights}
 
 

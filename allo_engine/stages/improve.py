@@ -18,6 +18,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.masks import positions_of
 from allo_engine.model.logp_cache import LogpCache
+from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training import losses
 from allo_engine.training.objectives import PairObjective
@@ -48,7 +49,9 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         ),
     )
     metrics = training.trainer.train(groups, objective)
-    write_delta(training.changes(), start, delta)
-    shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
-    merge(start, delta, outputs / "checkpoint")
+    changes = training.changes()
+    if here().leads:
+        write_delta(changes, start, delta)
+        shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
+        merge(start, delta, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": training.weights, **metrics}

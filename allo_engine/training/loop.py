@@ -210,9 +210,8 @@ class Trainer:
         """The batch's gradient, accumulated row by row, and its figures."""
         readings = Readings()
         for packed in self._descent.even(rows):
-            # What this batch has so far is given up, as a stop must not wait for the rest; several ranks agree first.
-            if self._report.stop_requested and self._ranks.size == 1:
-                self._descent.forget()
+            # What this batch has so far is given up, where it can be, on all ranks: a stop must not wait for the rest.
+            if self._report.stop_requested and self._rows.again:
                 raise Stopped
             logps_R = self._descent.logps(packed.row)
             losses = []
