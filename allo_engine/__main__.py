@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
         work = work / "ranks" / str(place.rank)
         outputs = work / "outputs"
     command = [sys.executable, "-m", "allo_engine", stage, "--config", str(path)]
-    ranks = partial(launched, config, place, command, report)
+    ranks = partial(launched, config, place, command, work, report)
     return _guarded(stage, (config, inputs, outputs, work, report), ranks, report)
 
 

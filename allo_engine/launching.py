@@ -88,9 +88,11 @@ def joined(place: Place, report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def launched(config: StageConfig, place: Place | None, command: Sequence[str], report: Report) -> Iterator[None]:
+def launched(
+    config: StageConfig, place: Place | None, command: Sequence[str], work: Path, report: Report
+) -> Iterator[None]:
     """The stage's ranks, all of them, around what each runs, which ends with an exchange. `place` None: this is the
-    first, and starts the others.
+    first, and starts the others; they meet in the work folder, which goes with the stage however that ends.
     """
     if place:
         _end_with_parent()
@@ -101,7 +103,8 @@ def launched(config: StageConfig, place: Place | None, command: Sequence[str], r
     if size == 1:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="allo-ranks-") as folder:
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="meeting-", dir=work) as folder:
         meeting = Path(folder) / "meeting"
         others = Others(command, size, meeting, report)
         try:
@@ -126,14 +129,12 @@ class Others:
         self._report, self._let_go = report, False
         self.said: list[tuple[str, str]] = []
         """Errors' codes and messages, of ranks that ended by one."""
-        threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // size))}
         self._processes = [
             subprocess.Popen(
                 [*command, *Place(rank, size, meeting).options()],
                 stdin=subprocess.PIPE,  # its end is our end
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **threads},
             )
             for rank in range(1, size)
         ]
@@ -163,7 +164,8 @@ class Others:
         assert process.stdout is not None
         last: dict[str, Any] = {}
         for line in process.stdout:
-            last = json.loads(line)
+            with suppress(ValueError):  # not ours: NCCL, for one, prints its version
+                last = json.loads(line)
         status = process.wait()
         if last.get("type") == "error":
             self.said.append((last["code"], last["message"]))
@@ -184,7 +186,3 @@ def _leave_at_the_end(descriptor: int) -> None:
     while os.read(descriptor, 1):
         pass
     os._exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
