@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +81,25 @@ def joined(place: Place, report: Report) -> Iterator[None]:
     )
     try:
         yield
+        _leave_together(place.size)
     except RuntimeError as error:
         if report.stop_requested:
             raise Stopped from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _leave_together(size: int) -> None:
+    """Wait until every rank has all that it was sent: a connection that is closed with something unread in it is reset,
+    and takes with it what the other end has not read yet.
+    """
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    gone = partial(_get_default_store().add, "gone")
+    gone(1)
+    while gone(0) < size:
+        time.sleep(0.005)
 
 
 @contextmanager
