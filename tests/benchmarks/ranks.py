@@ -19,6 +19,7 @@ from pathlib import Path
 
 from allo_engine.launching import Place, joined
 from allo_engine.model.sequences import batches
+from allo_engine.ranks import here
 from allo_engine.report import Report
 from tests.benchmarks import material
 from tests.benchmarks.case import Case, Figures, torch_version
@@ -57,7 +58,9 @@ def measured(stage: str, rank: int, size: int, meeting: Path) -> Figures:
     with joined(Place(rank, size, meeting), Report(io.StringIO())) if size > 1 else nullcontext():
         pace = TRAINING[stage](PAIRS, PROBLEMS)
         steps = len(list(batches(material.pair_groups(PROBLEMS, PAIRS), BATCH, 0, 0)))
-        return {PACE: pace, BYTES: sent_bytes() / steps}
+        figures = {PACE: pace, BYTES: sent_bytes() / steps}
+        here().barrier()  # a connection is gone when its other end is
+        return figures
 
 
 def sent_bytes() -> int:
