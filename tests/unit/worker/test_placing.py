@@ -168,4 +168,4 @@ class Placing(RuleBasedStateMachine):
 
 
 TestPlacing = Placing.TestCase
-TestPlacing.settings = settings(max_examples=80, stateful_step_count=25, deadline=None)
+TestPlacing.settings = settings(max_examples=80, stateful_step_count=25)

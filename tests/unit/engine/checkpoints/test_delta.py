@@ -88,7 +88,7 @@ def entries(draw: st.DrawFn) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     return torch.from_numpy(stored).view(dtype), places, trained
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(entries(), max_size=3))
 def test_every_float32_comes_back_bit_by_bit(weights: list[tuple[torch.Tensor, np.ndarray, np.ndarray]]) -> None:
     with tempfile.TemporaryDirectory() as work:
@@ -99,7 +99,6 @@ def test_every_float32_comes_back_bit_by_bit(weights: list[tuple[torch.Tensor, n
         assert same(read_delta(Path(work) / "delta", base), stored)
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 2000) | st.integers(0, 10**6)))
 def test_places_come_back_however_far_apart_they_are(chosen: set[int]) -> None:
     places = np.array(sorted(chosen), dtype=np.int64)

@@ -78,7 +78,7 @@ def test_a_model_without_its_weights_has_the_same_map(renamed: Path) -> None:
     assert names_of(skeleton(renamed), renamed) == names_of(plain(renamed), renamed)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.randoms(use_true_random=False), st.integers(0, 9))
 def test_axes_in_any_order_are_a_place_that_leads_there_and_back(shape: list[int], random: Random, offset: int) -> None:
     order = np.random.default_rng(random.randint(0, 99)).permutation(len(shape))

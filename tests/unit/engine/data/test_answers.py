@@ -460,7 +460,7 @@ def test_a_thread_can_compare_although_it_may_set_no_alarm() -> None:
 
 
 @given(st.text(max_size=80), st.text(max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_gets_a_verdict(response: str, gold: str) -> None:
     assert compare(response, gold) in Verdict
     extract(response)

@@ -67,7 +67,7 @@ tensors = st.lists(arrays.arrays(np.float32, st.integers(1, 60), elements=number
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tensors, shares)
 @example([np.ones(13, np.float32), np.ones(4, np.float32)], [0.0, 0.5, 1.0])
 @example([np.zeros(9, np.float32)], [0.0, 0.4, 1.0])
@@ -79,7 +79,7 @@ def test_selects_what_sorting_everything_would(values: list[Values], places: lis
         assert np.array_equal(mask, by_sorting(values, rank))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     arrays.arrays(np.float32, st.integers(1, 200), elements=numbers),
     st.floats(0, 1),

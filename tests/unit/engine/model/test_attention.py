@@ -74,7 +74,7 @@ tokens = st.lists(st.integers(5, 7), min_size=1, max_size=6)
 forests = st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(forests, st.integers(1, 9), st.sampled_from(["full", "window 5", "chunk 7"]))
 def test_blocks_of_any_size_see_what_the_mask_shows(
     given_groups: list[tuple[list[int], list[list[int]]]], size: int, kind: str

@@ -77,7 +77,7 @@ def test_equal_beginnings_stand_once_and_change_nothing() -> None:
 tokens = st.lists(st.integers(5, 7), min_size=1, max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=5)), min_size=1, max_size=4))
 def test_a_token_attends_to_its_own_sequence_alone(given_groups: list[tuple[list[int], list[list[int]]]]) -> None:
     row = build_row([singles(key, prompt, found) for key, (prompt, found) in enumerate(given_groups)])
@@ -154,7 +154,7 @@ def test_an_item_that_is_longer_than_a_row_has_a_row_of_its_own() -> None:
 items = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(lambda pair: pair[0] != pair[1]), min_size=1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(items, min_size=1, max_size=6), st.integers(10, 120))
 def test_rows_hold_every_item_once_longest_first_within_their_budget(
     item_lists: list[list[tuple[int, int]]], budget: int

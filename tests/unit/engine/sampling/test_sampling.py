@@ -236,7 +236,7 @@ def test_a_sampler_opens_a_folder_with_a_delta(model_folder: Path, tmp_path: Pat
     assert found != plain
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(0.05, 1.0), st.floats(0.2, 3.0))
 def test_draws_come_from_the_nucleus_by_its_own_distribution(seed: int, top_p: float, temperature: float) -> None:
     logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 200)) * 3).float()
