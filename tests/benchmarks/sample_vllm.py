@@ -21,7 +21,7 @@ def vllm() -> float:
 
 
 def vllm_with_a_runaway() -> float:
-    return _rate(sample.with_a_runaway(material.chats(sample.RUNAWAY_PROBLEMS)), ())
+    return _rate(sample.of_lengths(material.chats(sample.RUNAWAY_PROBLEMS), sample.RUNAWAY), ())
 
 
 def _rate(requests: Sequence[Request], ends: tuple[int, ...]) -> float:
@@ -45,7 +45,7 @@ CASES = (
     Case(
         "vllm, tokens/s, one response of 100 runs to 1,024 tokens",
         vllm_with_a_runaway,
-        sample.ours_with_a_runaway,
+        lambda: sample.ours_of_lengths(sample.RUNAWAY),
         our_own,
         1,
         True,
@@ -54,7 +54,7 @@ CASES = (
     Case(
         "vllm, tokens/s, one response of 100 runs to 1,024 tokens",
         vllm_with_a_runaway,
-        sample.hf_generate_with_a_runaway,
+        lambda: sample.hf_generate_of_lengths(sample.RUNAWAY),
         transformers_version("generate"),
         5,
         True,
