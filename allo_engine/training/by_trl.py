@@ -9,6 +9,7 @@ sizes, each counts by its size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -203,7 +204,11 @@ class Stage:
 
 
 def _library() -> ModuleType:
-    """Raises StageError where TRL is not installed."""
+    """Raises StageError where TRL is not installed. It runs in this process alone: a place among several that stands in
+    the environment, where whatever started the worker left it, is not meant for it.
+    """
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
     try:
         from allo_engine.training import trl_trainers  # here: it takes seconds, and few stages want it
     except ImportError:

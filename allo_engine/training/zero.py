@@ -25,6 +25,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -273,16 +274,16 @@ def _settings(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, st
 
 def _deepspeed() -> Any:
     """Raises StageError where DeepSpeed is not installed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(torch.cuda.current_device() if torch.cuda.is_available() else 0))
-    try:
-        import deepspeed  # here: it takes seconds, and few stages want it
-    except ImportError:
+    if find_spec("deepspeed") is None:
         raise StageError(
             "bad_config",
             "ZeRO shares a dense stage out over devices with DeepSpeed, which is not installed: pip install "
             "'allo[scale]', or set zero to 0, train to 'mask', or devices to 1.",
-        ) from None
+        )
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(torch.cuda.current_device() if torch.cuda.is_available() else 0))
+    import deepspeed  # here: it takes seconds, and few stages want it
+
     # On a CPU it would have a compiler make a way to exchange tensors that training does not go.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

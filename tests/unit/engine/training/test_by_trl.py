@@ -151,6 +151,13 @@ class Watching(Report):
             self.stop_requested = True
 
 
+def test_a_place_among_several_that_stands_in_the_environment_is_not_meant_for_trl(
+    tmp_path: Path, model_folder: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert tuned(SftConfig(trainer="trl", n_epochs=1), model_folder, problems, tmp_path / "out")["steps"] == 1
+
+
 @pytest.mark.parametrize("step", [4])
 def test_a_run_that_was_stopped_ends_in_the_same_bits(
     tmp_path: Path, model_folder: Path, preferences: Path, step: int
