@@ -22,11 +22,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from allo_engine.config import PromptConfig, StageConfig
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 
 _PATIENCE = timedelta(days=7)
@@ -94,9 +94,7 @@ def _leave_together(size: int) -> None:
     """Wait until every rank has all that it was sent: a connection that is closed with something unread in it is reset,
     and takes with it what the other end has not read yet.
     """
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    gone = partial(_get_default_store().add, "gone")
+    gone = here().tally()
     gone(1)
     while gone(0) < size:
         time.sleep(0.005)

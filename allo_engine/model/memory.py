@@ -55,7 +55,6 @@ HEAD_KEPT_BYTES = 96 << 20
 SPARE = 0.95
 """Rows are fitted to this share of a budget: blocks of unlike sizes leave gaps, and libraries want a little too."""
 
-CONTEXT_BYTES = {"cpu": 0}
 CONTEXT_BYTES_ELSEWHERE = 600_000_000
 """What a process takes of an accelerator before its first tensor: the driver's context, kernels, cuBLAS's workspace."""
 

@@ -84,17 +84,13 @@ class Checkpoints:
         self._work.mkdir(parents=True, exist_ok=True)
         aside = self._work / "checkpoint.tmp"
         save_file(tensors, aside, metadata=metadata)
-        with aside.open("rb+") as stream:
-            os.fsync(stream.fileno())
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        aside.replace(self._work / f"step-{int(metadata['step']):08d}-{sha256}.safetensors")
+        aside.replace(self._work / f"step-{int(metadata['step']):08d}-{synced(aside)}.safetensors")
 
     def load(self) -> tuple[int, Sums] | None:
         """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
         for path in self._ranks.firsts(self._newest_first()):
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() == path.stem.split("-")[2]:
-                    return self._load(path)
+            if sha256_of(path) == path.stem.split("-")[2]:
+                return self._load(path)
             self._report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")
         return None
 
@@ -106,6 +102,18 @@ class Checkpoints:
             self._state.restore((place, file.get_tensor(place)) for place in file.keys())  # noqa: SIM118 - no mapping
             metadata = file.metadata()
         return int(metadata["step"]), json.loads(metadata["totals"])
+
+
+def synced(path: Path) -> str:
+    """Have a file's content on the disk; its sha256."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    return sha256_of(path)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def placed(state: Tensor, value: Tensor, optimizer: torch.optim.Optimizer) -> Tensor | int:

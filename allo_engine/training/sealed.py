@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 from allo_engine.report import Report
+from allo_engine.training.resuming import sha256_of, synced
 
 _SEAL = "sealed.json"
 
 
 def seal(folder: Path) -> None:
     """Sync a folder's files and, behind them all, note the sha256 of each."""
-    digests = {str(path.relative_to(folder)): _synced(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    digests = {str(path.relative_to(folder)): synced(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     aside = folder / "sealed.tmp"
     aside.write_text(json.dumps(digests))
-    _synced(aside)
+    synced(aside)
     aside.replace(folder / _SEAL)
 
 
@@ -40,15 +39,4 @@ def _is_whole(folder: Path) -> bool:
     if not (folder / _SEAL).exists():
         return False
     digests: dict[str, str] = json.loads((folder / _SEAL).read_text())
-    return all((folder / name).exists() and _sha256(folder / name) == sha256 for name, sha256 in digests.items())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _synced(path: Path) -> str:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
-    return _sha256(path)
+    return all((folder / name).exists() and sha256_of(folder / name) == sha256 for name, sha256 in digests.items())
