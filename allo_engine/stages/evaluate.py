@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from allo_engine.model.sequences import Group, singles
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped, Tick
 from allo_engine.sampling import Request, Settings
+from allo_engine.sampling.kept import answers
 from allo_engine.training.objectives import reward_figures
 
 Line = dict[str, Any]
@@ -39,8 +41,9 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model's folder, and the sparse checkpoint whose values it takes, if any."""
+    """A model by its name: its folder, and the sparse checkpoint whose values it takes, if any."""
 
+    name: str
     folder: Path
     delta: Path | None = None
 
@@ -58,17 +61,17 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
     size, evaluation = _evaluation(config, inputs, work, report)
     total = size * sum(name in inputs for name in ("base", "sft", "warmup", "forget", "improve"))
     rows: list[Line] = []
-    for name, candidate in _models(inputs):
-        kept = work / f"{name}.json"
+    for candidate in _models(inputs):
+        kept = work / f"{candidate.name}.json"
         row = here().firsts(json.loads(kept.read_text()) if kept.exists() else None)
         if row is None:
-            row = {"model": name, **evaluation(candidate, _ticker(report, size * len(rows), total))}
+            row = {"model": candidate.name, **evaluation(candidate, _ticker(report, size * len(rows), total))}
             work.mkdir(parents=True, exist_ok=True)
             kept.with_suffix(".tmp").write_text(json.dumps(row))
             kept.with_suffix(".tmp").replace(kept)
         rows.append(row)
         _compare_with_warmup(rows)
-        report.message(f"Evaluated {name}.", data=_figures(rows[-1]))
+        report.message(f"Evaluated {candidate.name}.", data=_figures(rows[-1]))
     (outputs / "report").mkdir(parents=True, exist_ok=True)
     text = json.dumps({"models": rows}, indent=2, ensure_ascii=False)
     (outputs / "report" / "report.json").write_text(text, encoding="utf-8")
@@ -94,14 +97,14 @@ def _compare_with_warmup(rows: list[Line]) -> None:
         rows[-1]["against_warmup"] = paired_difference(rows[-1]["cases"], warmup["cases"])
 
 
-def _models(inputs: Inputs) -> Iterator[tuple[str, Candidate]]:
-    """Each model by its name. Sparse checkpoints are values of the model that alignment started from."""
+def _models(inputs: Inputs) -> Iterator[Candidate]:
+    """Each model. Sparse checkpoints are values of the model that alignment started from."""
     for name in ("base", "sft", "warmup"):
         if name in inputs:
-            yield name, Candidate(inputs[name])
+            yield Candidate(name, inputs[name])
     for name in ("forget", "improve"):
         if name in inputs:
-            yield name, Candidate(inputs.get("sft", inputs["base"]), inputs[name])
+            yield Candidate(name, inputs.get("sft", inputs["base"]), inputs[name])
 
 
 def _evaluation(config: EvaluateConfig, inputs: Inputs, work: Path, report: Report) -> tuple[int, Evaluation]:
@@ -132,14 +135,10 @@ def _on_problems(
     settings = Settings(encoder.ends, rows=config.decoding_batch)
 
     def evaluate(candidate: Candidate, tick: Tick) -> Line:
-        texts: dict[int, str] = {}
-        own = here().share(requests)
         how = (dtype_of(config.precision), report, work, config.backend)
-        with sampling.open(candidate.folder, candidate.delta, *how) as sampler:
-            for number, _, response in sampler.sample(own, settings):
-                texts[number] = encoder.decode(response.ids)
-                tick(1)
-        texts = {number: text for part in here().gathered(texts) for number, text in part.items()}
+        opened = partial(sampling.open, candidate.folder, candidate.delta, *how)
+        found = answers(requests, settings, opened, work / f"{candidate.name}.jsonl", report, tick)
+        texts = {number: encoder.decode(response.ids) for number, (response,) in found.items()}
         verdicts = {number: _verdict(text, given[number]) for number, text in texts.items()}
         right = sum(verdict is Verdict.RIGHT for verdict in verdicts.values())
         low, high = wilson(right, len(requests))

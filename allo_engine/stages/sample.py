@@ -8,12 +8,10 @@ reference.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Container, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
@@ -27,14 +25,12 @@ from allo_engine.model.loading import dtype_of
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.ranks import here
-from allo_engine.report import Report, StageError, Stopped
+from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Response, Settings
+from allo_engine.sampling.kept import answers
 
 KEPT = "responses.jsonl"
 """In the work folder of each rank: what it has drawn."""
-
-Kept = dict[tuple[int, int], Response]
-"""Responses by (problem's number, sample)."""
 
 
 def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -102,67 +98,16 @@ def _keep(cache: LogpCache, prompts: list[list[int]], found: dict[int, list[Resp
 def _sampled(
     config: SampleConfig, folder: Path, requests: list[Request], settings: Settings, work: Path, report: Report
 ) -> dict[int, list[Response]]:
-    """Responses by problem. Ranks share what no earlier run has drawn, whatever ranks that had."""
-    done = here().firsts(_kept(work))
-    left = [one for request in requests if (one := _without(request, done)).samples]
-    before, total, tally = len(done), config.n * len(requests), here().tally()
-    report.progress(before, total)
-    own = here().share(left, lambda request: len(request.samples))
-    drawn = _drawn(config, folder, own, settings, work, report, lambda: report.progress(before + tally(1), total))
-    for part in here().gathered(drawn):
-        done |= part
+    """Responses by problem."""
+    total, tally = config.n * len(requests), here().tally()
+    opened = partial(sampling.open, folder, None, dtype_of(config.precision), report, work, config.backend)
+    found = answers(
+        requests, settings, opened, work / KEPT, report, lambda amount: report.progress(tally(amount), total)
+    )
     report.progress(total, total)
-    return {request.number: [done[request.number, sample] for sample in range(config.n)] for request in requests}
-
-
-def _drawn(
-    config: SampleConfig,
-    folder: Path,
-    requests: list[Request],
-    settings: Settings,
-    work: Path,
-    report: Report,
-    told: Callable[[], None],
-) -> Kept:
-    """This rank's responses. Each is kept as it ends, so that a resumed run goes on behind it."""
-    found: Kept = {}
-    count = sum(len(request.samples) for request in requests)
-    if count:
-        opened = sampling.open(folder, None, dtype_of(config.precision), report, work, config.backend)
-        with _appending(work / KEPT) as stream, opened as sampler:
-            for number, sample, response in sampler.sample(requests, settings):
-                found[number, sample] = response
-                stream.write(json.dumps({"number": number, "sample": sample, "response": response}) + "\n")
-                stream.flush()
-                told()
-                if report.stop_requested and len(found) < count:
-                    raise Stopped
     return found
-
-
-def _without(request: Request, done: Container[tuple[int, int]]) -> Request:
-    return replace(request, samples=[sample for sample in request.samples if (request.number, sample) not in done])
 
 
 def _room(config: SampleConfig, context: int, prompt: Sequence[int]) -> int:
     """A response's tokens at most: behind its own prompt, whatever the others'."""
     return min(config.max_response_tokens, context - len(prompt))
-
-
-def _kept(work: Path) -> Kept:
-    """What an earlier run has drawn, each of its ranks in a folder of its own."""
-    files = [work / KEPT, *sorted(work.glob(f"ranks/*/{KEPT}"))]
-    lines = [json.loads(line) for path in files if path.exists() for line in _whole(path.read_bytes()).splitlines()]
-    return {(line["number"], line["sample"]): Response(*line["response"]) for line in lines}
-
-
-def _whole(kept: bytes) -> bytes:
-    """Without its last line, where a killed run left that in the middle."""
-    return kept[: kept.rfind(b"\n") + 1]
-
-
-def _appending(path: Path) -> TextIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        os.truncate(path, len(_whole(path.read_bytes())))
-    return path.open("a")

@@ -93,10 +93,28 @@ def test_evaluation_is_the_same_by_either(tmp_path: Path, model: Path, data: Pat
         config = EvaluateConfig(max_response_tokens=12, template="{problem}:", examples=8, backend=backend)
         evaluate.run(config, inputs, tmp_path / backend, tmp_path / "work" / backend, report)
         reports[backend] = json.loads((tmp_path / backend / "report" / "report.json").read_text())["models"]
-        assert {path.name for path in (tmp_path / "work" / backend).iterdir()} == {"base.json", "improve.json"}
+        left = {path.name for path in (tmp_path / "work" / backend).iterdir()}
+        assert left == {f"{name}.{kind}" for name in ("base", "improve") for kind in ("json", "jsonl")}
     assert reports["vllm"] == reports["transformers"]
     answers = [{example["answer"] for example in line["examples"]} for line in reports["vllm"]]
     assert answers[0] != answers[1]
+
+
+def test_a_resumed_evaluation_asks_nothing_again(tmp_path: Path, model: Path, data: Path, report: Report) -> None:
+    config = EvaluateConfig(max_response_tokens=12, template="{problem}:", examples=8, backend="vllm")
+    inputs = {"base": model, "heldout": data}
+    stops = StopsAfter(3)
+    stops.report = Report(stops, every_seconds=0)
+    with pytest.raises(Stopped):
+        evaluate.run(config, inputs, tmp_path / "out", tmp_path / "cut", stops.report)
+    before = (tmp_path / "cut" / "base.jsonl").read_text()
+    evaluate.run(config, inputs, tmp_path / "out", tmp_path / "cut", report)
+    found = (tmp_path / "out" / "report" / "report.json").read_bytes()
+    after = (tmp_path / "cut" / "base.jsonl").read_text()
+    assert (len(before.splitlines()), len(after.splitlines())) == (3, 8)
+    assert after.startswith(before)
+    evaluate.run(config, inputs, tmp_path / "out", tmp_path / "whole", report)
+    assert (tmp_path / "out" / "report" / "report.json").read_bytes() == found
 
 
 def processes(mark: str) -> list[int]:

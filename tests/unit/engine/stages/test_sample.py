@@ -12,6 +12,7 @@ from allo_engine.config import EvaluateConfig, SampleConfig
 from allo_engine.data.records import SampledProblem
 from allo_engine.report import Report, Stopped
 from allo_engine.stages import evaluate, sample
+from tests.tiny import save_tiny
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import write_problems
 
@@ -85,3 +86,25 @@ def test_a_resumed_run_draws_nothing_anew(tmp_path: Path, model_folder: Path, re
     assert kept.read_text().startswith(before)
     drawn = [(line["number"], line["sample"]) for line in map(json.loads, kept.read_text().splitlines())]
     assert len(set(drawn)) == len(drawn) == 24
+
+
+def test_a_resumed_evaluation_asks_nothing_again(tmp_path: Path, model_folder: Path, report: Report) -> None:
+    """It is cut in the midst of its second model."""
+    config = EvaluateConfig(max_response_tokens=12, template="{problem}:", examples=8)
+    other, data = save_tiny(tmp_path / "other", seed=1), write_problems(tmp_path / "data")
+
+    def evaluated(root: Path, report: Report) -> bytes:
+        inputs = {"base": model_folder, "sft": other, "heldout": data}
+        evaluate.run(config, inputs, root / "out", root / "work", report)
+        return (root / "out" / "report" / "report.json").read_bytes()
+
+    stops = StopsAfter(11)
+    stops.report = Report(stops, every_seconds=0)
+    with pytest.raises(Stopped):
+        evaluated(tmp_path / "cut", stops.report)
+    kept = tmp_path / "cut" / "work" / "sft.jsonl"
+    before = kept.read_text()
+    assert len(before.splitlines()) == 3
+    assert evaluated(tmp_path / "cut", report) == evaluated(tmp_path / "whole", report)
+    assert kept.read_text().startswith(before)
+    assert sorted(json.loads(line)["number"] for line in kept.read_text().splitlines()) == list(range(8))

@@ -1,0 +1,80 @@
+"""Responses that outlive the run that drew them: each is kept as it ends, and a resumed run asks for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from allo_engine.ranks import here
+from allo_engine.report import Report, Stopped, Tick
+from allo_engine.sampling.requests import Request, Response, Sampler, Settings
+
+Kept = dict[tuple[int, int], Response]
+"""Responses by (request's number, sample)."""
+
+Opened = Callable[[], AbstractContextManager[Sampler]]
+"""Loads a model that answers, where there is something to ask it."""
+
+
+def answers(
+    requests: Sequence[Request], settings: Settings, opened: Opened, kept: Path, report: Report, tick: Tick
+) -> dict[int, list[Response]]:
+    """Each request's responses, by its number. `kept` is this rank's file of what it has drawn, in its work folder.
+
+    Ranks share what no earlier run has drawn, whatever ranks that had. Raises Stopped, with all that has ended kept.
+    """
+    found = _read(kept) if here().leads else {}
+    if here().leads:
+        tick(len(found))
+    done = here().firsts(found)
+    left = [one for request in requests if (one := _without(request, done)).samples]
+    own = here().share(left, lambda request: len(request.samples))
+    for part in here().gathered(_drawn(own, settings, opened, kept, report, tick)):
+        done |= part
+    return {request.number: [done[request.number, sample] for sample in request.samples] for request in requests}
+
+
+def _drawn(
+    requests: Sequence[Request], settings: Settings, opened: Opened, kept: Path, report: Report, tick: Tick
+) -> Kept:
+    """This rank's responses."""
+    found: Kept = {}
+    count = sum(len(request.samples) for request in requests)
+    if count:
+        with _appending(kept) as stream, opened() as sampler:
+            for number, sample, response in sampler.sample(requests, settings):
+                found[number, sample] = response
+                stream.write(json.dumps({"number": number, "sample": sample, "response": response}) + "\n")
+                stream.flush()
+                tick(1)
+                if report.stop_requested and len(found) < count:
+                    raise Stopped
+    return found
+
+
+def _without(request: Request, done: Container[tuple[int, int]]) -> Request:
+    return replace(request, samples=[sample for sample in request.samples if (request.number, sample) not in done])
+
+
+def _read(kept: Path) -> Kept:
+    """What an earlier run has drawn, each of its ranks in a folder of its own."""
+    files = [kept, *sorted(kept.parent.glob(f"ranks/*/{kept.name}"))]
+    lines = [json.loads(line) for path in files if path.exists() for line in _whole(path.read_bytes()).splitlines()]
+    return {(line["number"], line["sample"]): Response(*line["response"]) for line in lines}
+
+
+def _whole(kept: bytes) -> bytes:
+    """Without its last line, where a killed run left that in the middle."""
+    return kept[: kept.rfind(b"\n") + 1]
+
+
+def _appending(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        os.truncate(path, len(_whole(path.read_bytes())))
+    return path.open("a")
