@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 
 from service.api import artifacts, events, files, health, jobs, models, workers
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
+from service.api.query import known_query
 from service.broker import Broker, CeleryBroker
 from service.db import Database, migrate
 from service.jobs.workers import Watch
@@ -21,7 +22,14 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     migrate(settings.database)
     database = Database(settings.database)
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
-    app = FastAPI(title="ALLO", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json", redirect_slashes=False)
+    app = FastAPI(
+        title="ALLO",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+        redirect_slashes=False,
+        dependencies=[Depends(known_query)],
+    )
     watch = Watch(settings.lease_seconds)
     app.state.context = Context(settings, database, open_store(settings.store), broker, watch)
     app.add_middleware(Guard, settings=settings, database=database)

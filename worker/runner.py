@@ -66,7 +66,7 @@ class Runner:
             return None
         log.info("stage_claimed stage_id=%s epoch=%s name=%s", stage_id, claim.epoch, claim.name)
         sweep(stage_id)
-        with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.digest) as workspace:
+        with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.work) as workspace:
             with Heart(self.database, claim, self._every, self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
             if (

@@ -1,7 +1,7 @@
 """The folders of one attempt: inputs and outputs of its own, and the resume checkpoints it inherits.
 
     <data>/runs/<stage>.<epoch>/   inputs/, outputs/, stage.json: of this attempt alone, removed at its end
-    <data>/work/<digest>/          resume checkpoints: they outlive an attempt and serve the next one of the same digest
+    <data>/work/<name>/            resume checkpoints: they outlive an attempt and serve the next one of the same name
     <data>/cache/                  log-probabilities that stages share; may be removed at any time
     <data>/logs/<stage>.<epoch>.log
 
@@ -93,7 +93,7 @@ class Workspace:
 
 
 @contextmanager
-def open_workspace(data_dir: Path, stage_id: str, epoch: int, digest: str) -> Iterator[Workspace]:
+def open_workspace(data_dir: Path, stage_id: str, epoch: int, name: str) -> Iterator[Workspace]:
     """The folders of one attempt, without what earlier attempts of the stage left there."""
     for name in ("runs", "work", "logs"):
         (data_dir / name).mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def open_workspace(data_dir: Path, stage_id: str, epoch: int, digest: str) -> It
         shutil.rmtree(leftover, ignore_errors=True)
     run = data_dir / "runs" / f"{stage_id}.{epoch}"
     run.mkdir()
-    work, lock = _lock_work(data_dir / "work", stage_id, digest)
+    work, lock = _lock_work(data_dir / "work", stage_id, name)
     try:
         yield Workspace(run, work, data_dir / "cache", data_dir / "logs" / f"{stage_id}.{epoch}.log", lock)
     finally:
@@ -120,13 +120,13 @@ def _prune(folder: Path) -> None:
                 os.close(lock)
 
 
-def _lock_work(folder: Path, stage_id: str, digest: str) -> tuple[Path, int]:
-    """The digest's work folder, or one of the stage's own while another stage makes the very same result."""
-    for work in (folder / digest, folder / f"{digest}.{stage_id}"):
+def _lock_work(folder: Path, stage_id: str, name: str) -> tuple[Path, int]:
+    """The work folder of this name, or one of the stage's own while another stage makes the very same result."""
+    for work in (folder / name, folder / f"{name}.{stage_id}"):
         lock = _lock_folder(work)
         if lock is not None:
             return work, lock
-    raise BlockingIOError(f"{folder / digest} is in use by an earlier attempt of {stage_id}")
+    raise BlockingIOError(f"{folder / name} is in use by an earlier attempt of {stage_id}")
 
 
 def _lock_folder(folder: Path) -> int | None:

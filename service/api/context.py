@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
 
 from service.broker import Broker
 from service.db import Database
@@ -33,14 +34,14 @@ class Context:
         return self.watch.living(self.database)
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-def _require(scope: Scope) -> Callable[[Request], ApiKey]:
-    def key(request: Request) -> ApiKey:
+def _require(scope: Scope) -> Callable[[Request], Awaitable[ApiKey]]:
+    async def key(request: Request) -> ApiKey:
         key = request.state.key
         assert isinstance(key, ApiKey)
         if scope not in key.scopes and "admin" not in key.scopes:
@@ -50,7 +51,20 @@ def _require(scope: Scope) -> Callable[[Request], ApiKey]:
     return key
 
 
+def body_type(wanted: str, advice: str) -> Callable[[Request], Awaitable[None]]:
+    """A dependency that refuses every body but one of the media type `wanted`, however it is spelt."""
+
+    async def check(request: Request) -> None:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
+            raise HTTPException(415, advice)
+
+    return check
+
+
+is_json = body_type("application/json", "Send the body as application/json.")
+
 Parts = Annotated[Context, Depends(_context)]
 Reader = Annotated[ApiKey, Depends(_require("read"))]
 Admin = Annotated[ApiKey, Depends(_require("admin"))]
 Submitter = Annotated[ApiKey, Depends(_require("submit"))]
+Meter = Annotated[ApiKey, Depends(_require("metrics"))]

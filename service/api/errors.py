@@ -11,11 +11,12 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from allo_engine.pipeline import PlanError
 from service.api.scope import request_id
 from service.jobs.clean import clean_json, clean_text
-from service.jobs.errors import Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooMany
+from service.jobs.errors import Busy, Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooMany
 from service.storage.store import StoreError
 
 STATUS: Mapping[type[Exception], int] = {
@@ -36,6 +37,9 @@ HEADERS: Mapping[int, Mapping[str, str]] = {
     429: {"retry-after": "30"},
     503: {"retry-after": "2"},
 }
+
+SOON: Mapping[str, str] = {"x-should-retry": "true", "retry-after": "1"}
+"""What stands in the way ends by itself."""
 
 TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -58,7 +62,8 @@ def answer(
 ) -> JSONResponse:
     """An error as the client expects it. It never repeats more than a little of what the client sent."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    error = {"message": clean_text(message)[:4000], "type": kind, "param": param, "code": code}
+    about = None if param is None else clean_text(param)[:200]
+    error = {"message": clean_text(message)[:4000], "type": kind, "param": about, "code": code}
     sent = {**HEADERS.get(status, {}), **(headers or {}), "x-request-id": request_id(request.scope)}
     return JSONResponse({"error": clean_json({**(details or {}), **error})}, status, headers=sent)
 
@@ -79,7 +84,8 @@ def _of_the_domain(request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
     if isinstance(error, PlanError):
         return answer(request, status, error.message, error.param, "invalid_value")
-    return answer(request, status, error.message, error.param, error.code, error.details)
+    headers = SOON if isinstance(error, Busy) else None
+    return answer(request, status, error.message, error.param, error.code, error.details, headers)
 
 
 def _of_a_part(request: Request, error: Exception) -> JSONResponse:
@@ -98,7 +104,19 @@ def _of_the_request(request: Request, error: Exception) -> JSONResponse:
 def _of_the_framework(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = MESSAGES.get(error.status_code, str(error.detail))
-    return answer(request, error.status_code, message, code=_code(error.status_code), headers=error.headers)
+    headers = {"allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
+    return answer(request, error.status_code, message, code=_code(error.status_code), headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that the path has, whichever of its routes they belong to."""
+    asked = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", "")}
+    routes = request.app.routes
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**asked, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 def _unforeseen(request: Request, _error: Exception) -> JSONResponse:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Request, Response, UploadFile
 from starlette.exceptions import HTTPException
 
-from service.api.context import Parts, Reader, Submitter
+from service.api.context import Parts, Reader, Submitter, body_type
 from service.api.download import content
 from service.api.pages import LongPaging, listed
 from service.datasets.validation import LineProblem
@@ -20,9 +20,7 @@ from service.jobs.tables import File
 router = APIRouter(prefix="/files")
 
 
-def _is_form(request: Request) -> None:
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise HTTPException(415, "Send the file as multipart/form-data, with the fields purpose and file.")
+_is_form = body_type("multipart/form-data", "Send the file as multipart/form-data, with the fields purpose and file.")
 
 
 @router.post("", dependencies=[Depends(_is_form)])

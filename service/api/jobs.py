@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, Depends, Header
 
 from service.api import render
-from service.api.context import Context, Parts, Reader, Submitter
+from service.api.context import Context, Parts, Reader, Submitter, is_json
 from service.api.pages import Paging, listed
+from service.api.query import Prefixed
 from service.api.schemas import CreateJob
 from service.jobs import service
+from service.jobs.errors import NotFound
 from service.jobs.placement import Offer
 from service.jobs.service import JobView
 from service.jobs.submission import Sender
@@ -21,13 +21,11 @@ from service.jobs.tables import ApiKey
 
 router = APIRouter(prefix="/fine_tuning/jobs")
 
-
-def _is_json(request: Request) -> None:
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        raise HTTPException(415, "Send the job as application/json.")
+METADATA = Prefixed("metadata", at_most=16)
+"""`metadata[name]=value`, as many as a job has at most."""
 
 
-@router.post("", dependencies=[Depends(_is_json)])
+@router.post("", dependencies=[Depends(is_json)])
 def create(
     parts: Parts,
     key: Submitter,
@@ -41,9 +39,11 @@ def create(
 
 
 @router.get("")
-def index(parts: Parts, key: Reader, page: Paging, request: Request) -> dict[str, Any]:
+def index(
+    parts: Parts, key: Reader, page: Paging, metadata: Annotated[dict[str, str], Depends(METADATA)]
+) -> dict[str, Any]:
     """The owner's jobs, newest first; `metadata[k]=v` keeps those that have it."""
-    views, more = service.read_page(parts.database, key.owner, page, _metadata(request.query_params))
+    views, more = service.read_page(parts.database, key.owner, page, metadata)
     now, offers = parts.database.now(), _offers(parts)
     return listed([render.job(view, now, offers) for view in views], more)
 
@@ -71,7 +71,9 @@ def checkpoints(parts: Parts, key: Reader, job_id: str, page: Paging) -> dict[st
     """The models that the job's stages left, newest first."""
     found = render.checkpoints(service.read(parts.database, key.owner, job_id))
     ids = [checkpoint["id"] for checkpoint in found]
-    start = ids.index(page.after) + 1 if page.after in ids else 0
+    if page.after is not None and page.after not in ids:
+        raise NotFound(f"No checkpoint {page.after!r} of this job to go on after.", "after")
+    start = 0 if page.after is None else ids.index(page.after) + 1
     return listed(found[start : start + page.limit], len(found) > start + page.limit)
 
 
@@ -109,8 +111,3 @@ def _sender(parts: Context, key: ApiKey, body: CreateJob, idempotency_key: str |
         max_active_jobs=parts.settings.max_active_jobs,
         teacher_hosts=parts.settings.teacher_hosts,
     )
-
-
-def _metadata(query: Mapping[str, str]) -> dict[str, str]:
-    """`metadata[name]=value`, as the client writes it."""
-    return {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name.endswith("]")}

@@ -12,7 +12,7 @@ from service.jobs.repository import Page
 Order = Literal["asc", "desc"]
 
 
-def _page(
+async def _page(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64)] = None,
     order: Order = "desc",
@@ -20,7 +20,7 @@ def _page(
     return Page(limit, after, order)
 
 
-def _long_page(
+async def _long_page(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     after: Annotated[str | None, Query(max_length=64)] = None,
     order: Order = "desc",

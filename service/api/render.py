@@ -164,14 +164,16 @@ def checkpoints(view: JobView) -> list[dict[str, Any]]:
 
 
 def _checkpoint(row: Job, stage: Stage) -> dict[str, Any]:
+    """`step_number` counts the optimizer's steps; a stage's own progress counts what it works through."""
+    steps = stage.metrics.get("steps", stage.step or 0)
     return {
         "id": stage.id.replace("stage-", "ftckpt-", 1),
         "object": "fine_tuning.job.checkpoint",
         "created_at": stage.finished_at,
         "fine_tuning_job_id": row.id,
         "fine_tuned_model_checkpoint": checkpoint_model(row, stage.name),
-        "step_number": stage.step or 0,
-        "metrics": {**stage.metrics, "step": stage.step, "train_loss": stage.metrics.get("loss")},
+        "step_number": steps,
+        "metrics": {**stage.metrics, "step": steps, "train_loss": stage.metrics.get("loss")},
         "stage": stage.name,
     }
 

@@ -9,27 +9,39 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from service.jobs.submission import NewJob
 
+MAX_DEPTH = 32
+"""Objects and lists inside one another in a body: no setting needs more."""
 
-def _plain(value: Any) -> Any:
-    """Any JSON that both databases can hold: no NUL, and no number that JSON does not have."""
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Any JSON that both databases and every reader of it can hold: no NUL, no number that is no number or too large
+    for 64 bits, nothing endlessly nested."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"is nested deeper than {MAX_DEPTH}")
     if isinstance(value, str):
         if "\0" in value:
             raise ValueError("a text may not hold a NUL character")
         value.encode()  # a lone surrogate raises a ValueError of its own
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("numbers must be finite")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("whole numbers must fit 64 bits")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _plain(key), _plain(item)
+            _plain(key), _plain(item, depth + 1)
     elif isinstance(value, list):
         for item in value:
-            _plain(item)
+            _plain(item, depth + 1)
     return value
 
 
-Text = Annotated[str, AfterValidator(_plain)]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_plain)]
-Settings = Annotated[dict[str, Any], AfterValidator(_plain)]
+def _plain_value(value: Any) -> Any:
+    return _plain(value)
+
+
+Text = Annotated[str, AfterValidator(_plain_value)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_plain_value)]
+Settings = Annotated[dict[str, Any], AfterValidator(_plain_value)]
 Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Metadata = Annotated[
     dict[
@@ -79,7 +91,7 @@ class CreateJob(Body):
     extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in those and locates
     none of its own."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain)]
+    model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
     training_file: Id
     validation_file: Id | None = None
     corrections_file: Id | None = None

@@ -5,6 +5,7 @@ Every verb carries the epoch that the claim gave. A worker that lost its stage h
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,6 +46,7 @@ class Claim:
 
     stage_id: str
     job_id: str
+    owner: str
     name: str
     epoch: int
     attempt: int
@@ -52,6 +54,11 @@ class Claim:
     digest: str
     inputs: dict[str, InputFiles]
     devices: tuple[str, ...] | None
+
+    @property
+    def work(self) -> str:
+        """The name of its resume checkpoints: the owner's own, or who goes on from another's would know of them."""
+        return hashlib.sha256(f"{self.owner}\0{self.digest}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim |
         files = name_result(session, job, stage)
         assert stage.digest is not None
         devices = None if stage.devices is None else tuple(stage.devices)
-        name = (stage_id, job.id, stage.name, stage.epoch, stage.attempt)
+        name = (stage_id, job.id, job.owner, stage.name, stage.epoch, stage.attempt)
         return Claim(*name, stage.config, stage.digest, files, devices)
 
 

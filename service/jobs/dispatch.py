@@ -19,12 +19,12 @@ from service.storage.store import Store
 
 
 def ready_stages(database: Database) -> tuple[Waiting, ...]:
-    """Stages that could run now, oldest job first. Of several that would compute the same, the first alone; none
-    while it is being computed: the others will find its result."""
+    """Stages that could run now, oldest job first. Of several of an owner's that would compute the same, the first
+    alone; none while it is being computed: the others will find its result."""
     with database.snapshot() as session:
         stages = repository.ready_stages(session)
-        first = {stage.digest: stage for stage in reversed(stages)}
-        return tuple(_waiting(stage) for stage in stages if first[stage.digest] is stage)
+        first = {(owner, stage.digest): stage for stage, owner in reversed(stages)}
+        return tuple(_waiting(stage) for stage, owner in stages if first[owner, stage.digest] is stage)
 
 
 def dispatched_stages(database: Database) -> tuple[Placed, ...]:

@@ -50,6 +50,12 @@ class Conflict(DomainError):
     code = "conflict"
 
 
+class Busy(Conflict):
+    """A Conflict that ends by itself in a moment: asking again helps."""
+
+    code = "busy"
+
+
 class TooMany(DomainError):
     """A limit of the owner is reached; it ends by itself."""
 

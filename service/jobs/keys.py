@@ -15,7 +15,7 @@ from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.ids import new_id
 from service.jobs.tables import ApiKey
 
-Scope = Literal["read", "submit", "admin"]
+Scope = Literal["read", "submit", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _OWNER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

@@ -65,9 +65,9 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
 
 
 def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:
-    """Takes over the result of an earlier stage with the same digest, where all of it still exists."""
+    """Takes over the result of an earlier stage of the owner's with the same digest, where all of it still exists."""
     assert stage.digest is not None
-    for earlier in repository.succeeded_stages(session, stage.digest):
+    for earlier in repository.succeeded_stages(session, job.owner, stage.digest):
         artifacts = repository.artifacts(session, [earlier.id])
         if all(store.exists(artifact.sha256) for artifact in artifacts):
             _take_over(session, job, stage, earlier, artifacts, now)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import CursorResult, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, literal, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from service.jobs.lifecycle import JOB_ENDED, StageStatus, stage_sources
@@ -90,8 +90,16 @@ def job(session: Session, owner: str, job_id: str) -> Job | None:
 def jobs(session: Session, owner: str, page: Page, metadata: Mapping[str, str]) -> tuple[list[Job], bool]:
     query = select(Job).where(Job.owner == owner)
     for name, value in metadata.items():
-        query = query.where(Job.user_metadata[name].as_string() == value)
+        query = query.where(_has_pair(session, name, value))
     return _page(session, query, Job.id, page.after, page)
+
+
+def _has_pair(session: Session, name: str, value: str) -> ColumnElement[bool]:
+    """Whether the job's metadata has this very pair. The name is compared as a value, never read as a path: a path
+    would need quoting, and SQLite and PostgreSQL quote differently."""
+    each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
+    pair = each(Job.user_metadata).table_valued("key", "value").alias()
+    return select(literal(1)).select_from(pair).where(pair.c.key == name, pair.c.value == value).exists()
 
 
 def lock_job(session: Session, job_id: str) -> Job | None:
@@ -126,6 +134,10 @@ def events(session: Session, job_id: str, page: Page) -> tuple[list[Event], bool
     return _page(session, select(Event).where(Event.job_id == job_id), Event.seq, after, page)
 
 
+def has_event(session: Session, job_id: str, event_id: str) -> bool:
+    return session.scalar(select(Event.id).where(Event.job_id == job_id, Event.id == event_id)) is not None
+
+
 # --- stages
 
 
@@ -144,12 +156,17 @@ def stages_by_status(session: Session, status: StageStatus) -> Sequence[Stage]:
     return session.scalars(select(Stage).where(Stage.status == status).order_by(Stage.job_id, Stage.position)).all()
 
 
-def ready_stages(session: Session) -> Sequence[Stage]:
-    """Oldest job first, without those whose very result another stage is making at this moment."""
-    other = aliased(Stage)
-    being_made = select(other.id).where(other.digest == Stage.digest, other.status.in_(IN_FLIGHT)).exists()
-    query = select(Stage).where(Stage.status == StageStatus.READY, ~being_made)
-    return session.scalars(query.order_by(Stage.job_id, Stage.position)).all()
+def ready_stages(session: Session) -> Sequence[tuple[Stage, str]]:
+    """Each with its owner, oldest job first, without those whose very result another stage of the owner's is making at
+    this moment."""
+    other, others = aliased(Stage), aliased(Job)
+    being_made = select(other.id).join(others, others.id == other.job_id)
+    being_made = being_made.where(
+        other.digest == Stage.digest, other.status.in_(IN_FLIGHT), others.owner == Job.owner
+    ).correlate(Stage, Job)
+    query = select(Stage, Job.owner).join(Job, Job.id == Stage.job_id)
+    query = query.where(Stage.status == StageStatus.READY, ~being_made.exists())
+    return [(stage, owner) for stage, owner in session.execute(query.order_by(Stage.job_id, Stage.position))]
 
 
 def stages_under_way(session: Session, worker_id: str | None = None) -> Sequence[Stage]:
@@ -159,9 +176,10 @@ def stages_under_way(session: Session, worker_id: str | None = None) -> Sequence
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
-def succeeded_stages(session: Session, digest: str) -> Sequence[Stage]:
-    """The latest few stages with this very result."""
-    query = select(Stage).where(Stage.digest == digest, Stage.status == StageStatus.SUCCEEDED)
+def succeeded_stages(session: Session, owner: str, digest: str) -> Sequence[Stage]:
+    """The owner's latest few stages with this very result: that another owner has it, too, must not show."""
+    query = select(Stage).join(Job, Job.id == Stage.job_id).where(Job.owner == owner)
+    query = query.where(Stage.digest == digest, Stage.status == StageStatus.SUCCEEDED)
     return session.scalars(query.order_by(Stage.id.desc()).limit(3)).all()
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.errors import Conflict, NotFound
+from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.placement import Offer
 from service.jobs.progression import add_event, advance, cancel_unstarted, settle
@@ -61,16 +61,20 @@ def read(database: Database, owner: str, job_id: str) -> JobView:
 def read_page(
     database: Database, owner: str, page: Page, metadata: Mapping[str, str] | None = None
 ) -> tuple[list[JobView], bool]:
-    """Jobs that have all of `metadata`, and whether there are more."""
+    """Jobs that have all of `metadata`, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
+        if page.after is not None and repository.job(session, owner, page.after) is None:
+            raise NotFound(f"No fine-tuning job {page.after!r} to go on after.", "after")
         jobs, more = repository.jobs(session, owner, page, metadata or {})
         return _views(session, jobs), more
 
 
 def read_events(database: Database, owner: str, job_id: str, page: Page) -> tuple[list[Event], bool]:
-    """The job's events. Raises NotFound."""
+    """The job's events. Raises NotFound, for an unknown `page.after` too."""
     with database.snapshot() as session:
         _owned(session, owner, job_id)
+        if page.after is not None and not repository.has_event(session, job_id, page.after):
+            raise NotFound(f"No event {page.after!r} of this job to go on after.", "after")
         return repository.events(session, job_id, page)
 
 
@@ -107,7 +111,7 @@ def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
         if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
             raise Conflict(f"The job is {job.status.value}: only a failed or cancelled job can be retried.")
         if any(stage.status is StageStatus.RUNNING for stage in stages):
-            raise Conflict("A stage of the job is still stopping: retry in a moment.")
+            raise Busy("A stage of the job is still stopping: retry in a moment.")
         job.status, job.finished_at, job.error = move(job.status, JobStatus.QUEUED), None, None
         job.cancel_requested = False
         for stage in stages:

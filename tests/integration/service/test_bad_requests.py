@@ -16,6 +16,7 @@ from tests.integration.service.domain import Domain
 
 JOBS = "/v1/fine_tuning/jobs"
 JSON = {"content-type": "application/json"}
+NESTED = json.loads('{"a":' * 400 + "1" + "}" * 400)
 
 
 @pytest.fixture
@@ -64,6 +65,9 @@ def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
     answer = client.put("/v1/models")
     assert error(answer, 405)["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "GET"
+    assert client.put(JOBS).headers["allow"] == "GET, POST"
+    assert client.put("/v1/models/acme%2Ftiny").headers["allow"] == "DELETE, GET"
+    assert client.put("/v1/files/x/content").headers["allow"] == "GET, HEAD"
     error(client.get(f"{JOBS}/"), 404)
     error(client.get("/v1/files/%00"), 404)
     error(client.get(f"{JOBS}?after=%00"), 422)
@@ -93,6 +97,23 @@ def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
         ({"method": {"type": "allo", "allo": {"stages": {"sft": 3}}}}, "method.allo.stages.sft", "valid dictionary"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": "\0"}}}}, "method.dpo.hyperparameters", "NUL"),
         ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": -1}}}}, "method.dpo.stages.warmup.beta", "0"),
+        ({"hyperparameters": {"n_epochs": 10**11}}, "method.supervised.stages.sft.n_epochs", "10000"),
+        ({"hyperparameters": {"n_epochs": 10**400}}, "hyperparameters", "64 bits"),
+        ({"hyperparameters": {"learning_rate_multiplier": 10**400}}, "hyperparameters", "64 bits"),
+        ({"hyperparameters": {"learning_rate": "inf"}}, "method.supervised.stages.sft.learning_rate", "finite"),
+        ({"hyperparameters": {"learning_rate": "1e999"}}, "method.supervised.stages.sft.learning_rate", "finite"),
+        ({"hyperparameters": {"n_epochs": "9" * 5000}}, "method.supervised.stages.sft.n_epochs", "sft"),
+        (
+            {"hyperparameters": {"chat_template_kwargs": json.loads('{"a":' * 400 + "1" + "}" * 400)}},
+            "hyperparameters",
+            "deeper",
+        ),
+        ({"hyperparameters": json.loads('{"a":' * 400 + "1" + "}" * 400)}, "hyperparameters", "deeper than 32"),
+        (
+            {"method": {"type": "dpo", "dpo": {"stages": {"x" * 9000: {}}}}},
+            ("method.dpo.stages." + "x" * 9000)[:200],
+            "no stage",
+        ),
         ({"hyperparameters": {"n_epochs": "many"}}, "method.supervised.stages.sft.n_epochs", "valid integer"),
     ],
 )
@@ -104,7 +125,10 @@ def test_a_bad_field_is_named_with_what_it_takes(client: TestClient, body: Any, 
     assert message in found["message"]
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1} x', "", "\xff", "[" * 5000, '{"seed": NaN}', '{"seed": 1e999}'])
+HUGE = '{"model": "tiny", "training_file": "file-train", "seed": ' + "9" * 5000 + "}"
+
+
+@pytest.mark.parametrize("text", [HUGE, "{", '{"a": 1} x', "", "\xff", "[" * 5000, '{"seed": NaN}', '{"seed": 1e999}'])
 def test_a_body_that_is_no_job_is_refused(client: TestClient, text: str) -> None:
     answer = client.post(JOBS, content=text.encode("latin-1"), headers=JSON)
     assert answer.status_code in (400, 422)
@@ -129,6 +153,17 @@ def test_bodies_are_bounded_and_typed(client: TestClient) -> None:
     error(client.post(JOBS, content=b"{}", headers={**JSON, "content-encoding": "gzip"}), 415)
     error(client.post(JOBS, content=b"{}", headers={"content-type": "text/plain"}), 415)
     error(client.post("/v1/files", content=b"{}", headers=JSON), 415)
+
+
+def test_media_types_are_known_however_they_are_spelt(client: TestClient) -> None:
+    body = json.dumps({"model": "tiny", "training_file": "file-train"})
+    for kind in ("Application/JSON", "application/json;charset=UTF-8", "APPLICATION/JSON ; charset=utf-8"):
+        assert client.post(JOBS, content=body, headers={"content-type": kind}).status_code == 200
+    form = b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+    form += b'--x\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    form += b'{"problem": "p", "solution": "s"}\r\n--x--\r\n'
+    answer = client.post("/v1/files", content=form, headers={"content-type": "Multipart/Form-Data; boundary=x"})
+    assert answer.status_code == 200, answer.text
 
 
 def test_files_are_bounded_and_checked(client: TestClient) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from service.jobs import dispatch, models, service
 from service.jobs.files import delete_file
 from service.jobs.tables import Stage
-from tests.integration.service.domain import ALLO, OWNER, WORKER, Domain, in_order, stage_by_name
+from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order, stage_by_name
 
 
 def test_the_same_job_again_reuses_every_stage_and_ends_at_once(domain: Domain) -> None:
@@ -22,6 +22,23 @@ def test_the_same_job_again_reuses_every_stage_and_ends_at_once(domain: Domain) 
     files = [(row.output, row.path, row.sha256) for row in again.artifacts]
     assert sorted(files) == sorted((row.output, row.path, row.sha256) for row in domain.view(first).artifacts)
     assert in_order(domain.events(again.job.id))
+
+
+def test_what_one_owner_computed_is_computed_again_for_another_and_nothing_tells_of_it(domain: Domain) -> None:
+    domain.add_key("key-2", "stranger")
+    domain.add_file("file-theirs", owner="stranger")
+    theirs = replace(SUPERVISED, training_file="file-theirs", validation_file=None)
+    domain.submit(replace(SUPERVISED, validation_file=None))
+    first = domain.claim()
+    other = domain.submit(theirs, domain.sender(key_id="key-2", owner="stranger"))
+    assert [ring.stage_id for ring in dispatch.ready_stages(domain.database)] == [other.stages[0].id]
+    second = domain.claim()
+    assert first.digest == second.digest
+    assert first.work != second.work
+    assert domain.finish(first)
+    assert domain.finish(second)
+    again = domain.submit(replace(theirs, suffix="again"), domain.sender(key_id="key-2", owner="stranger"))
+    assert again.stages[0].reused_from == second.stage_id
 
 
 def test_a_changed_last_stage_is_all_that_a_sweep_pays_for(domain: Domain) -> None:

@@ -1,0 +1,61 @@
+"""Query parameters that a route does not have are refused by name: a misspelt one would otherwise be ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+
+from service.jobs.errors import InvalidRequest
+
+
+class Prefixed:
+    """A dependency that reads `prefix[name]=value` parameters, as OpenAI's clients write a mapping."""
+
+    def __init__(self, prefix: str, at_most: int) -> None:
+        self.prefix, self._at_most = prefix, at_most
+
+    async def __call__(self, request: Request) -> dict[str, str]:
+        found = {name: value for name, value in request.query_params.items() if self.names(name)}
+        if len(found) > self._at_most:
+            raise InvalidRequest(f"At most {self._at_most} parameters {self.prefix}[…] are taken.", self.prefix)
+        return {name[len(self.prefix) + 1 : -1]: value for name, value in found.items()}
+
+    def names(self, parameter: str) -> bool:
+        """Whether the parameter is one of these."""
+        return parameter.startswith(f"{self.prefix}[") and parameter.endswith("]")
+
+
+async def known_query(request: Request) -> None:
+    """For every route: raises InvalidRequest for a parameter that the route's own signature does not have, and for one
+    that is given twice."""
+    route = request.scope["route"]
+    assert isinstance(route, APIRoute)
+    parts = list(_parts(route.dependant))
+    known = sorted({field.alias for part in parts for field in part.query_params})
+    families = [part.call for part in parts if isinstance(part.call, Prefixed)]
+    seen = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known and not any(family.names(name) for family in families):
+            raise InvalidRequest(_unknown(name, [*known, *(f"{family.prefix}[…]" for family in families)]), name)
+        if name in seen:
+            raise InvalidRequest(f"The query parameter {name:.60} is given twice.", name)
+        seen.add(name)
+
+
+def _parts(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for part in dependant.dependencies:
+        yield from _parts(part)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = get_close_matches(name[:60], known, 1)
+    if close:
+        hint = f"did you mean {close[0]}?"
+    else:
+        hint = f"this route takes {', '.join(known)}." if known else "this route takes none."
+    return f"There is no query parameter {name[:60]!r}: {hint}"
