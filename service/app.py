@@ -9,18 +9,28 @@ from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
 from service.api.query import known_query
+from service.api.reading import Answers, make_readers
 from service.broker import Broker, CeleryBroker
-from service.db import Database, migrate
+from service.db import Database
+from service.engines import Patience
+from service.gate import Bounded
 from service.jobs.workers import Watch
+from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
+
+PATIENCE = Patience(connect=3, statement=10, lock=5)
+"""Of requests, seconds: whoever asked would rather hear that it did not work."""
+
+WRITERS = 16
+"""Threads that may wait to write, of the 40 that there are: the others are left to those who wait for nothing."""
 
 
 def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     """The app over the parts that the settings name, their tables brought up to date."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings.database)
-    database = Database(settings.database)
+    database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
     app = FastAPI(
         title="ALLO",
@@ -31,7 +41,8 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         dependencies=[Depends(known_query)],
     )
     watch = Watch(settings.lease_seconds)
-    app.state.context = Context(settings, database, open_store(settings.store), broker, watch)
+    reading = (Answers(database), make_readers())
+    app.state.context = Context(settings, database, open_store(settings.store), broker, watch, *reading)
     app.add_middleware(Guard, settings=settings, database=database)
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")

@@ -7,20 +7,21 @@ SQLite (WAL) and PostgreSQL are both first-class. A SQLite transaction that may 
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
+from sqlalchemy import MetaData, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
 
-import migrations
+from service.engines import Patience, make_engine
+from service.gate import Gate
 
-SQLITE_BUSY_MS = 30_000
+_FULL = {"53100"}
+"""PostgreSQL's code for a full disk."""
 
 
 class Base(DeclarativeBase):
@@ -37,12 +38,23 @@ class Base(DeclarativeBase):
 
 
 class Database:
-    """An engine, and the two ways into it. `clock` gives wall-clock seconds; tests bring their own."""
+    """An engine, and the two ways into it. `clock` gives wall-clock seconds; tests bring their own.
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
-        self.engine = _engine(url)
+    `gate` is for a process in which many threads want to write at once: it bounds how many wait.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] = time.time,
+        patience: Patience | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self.engine = make_engine(url, patience or Patience())
         self._reader = self.engine.execution_options(read_only=True)
-        self._clock = clock
+        self._clock, self._gate = clock, gate or Gate()
+        self._watcher: Any = None
+        self._watching = threading.Lock()
 
     def now(self) -> int:
         """Unix seconds, for people to read: no decision between processes rests on it."""
@@ -51,16 +63,30 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Everything in the block happens, or none of it. Rows stay readable after the block."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._gate.writer(), Session(self.engine, expire_on_commit=False) as session:
             yield session
             session.commit()
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
         """A transaction that only reads: it waits for no writer, and what it changes is dropped."""
-        with Session(self._reader, expire_on_commit=False) as session:
+        with self._gate.reader(), Session(self._reader, expire_on_commit=False) as session:
             yield session
             session.expunge_all()
+
+    def version(self) -> str:
+        """A word that stays the same for as long as nobody commits: two readings that agree saw the same content.
+
+        PostgreSQL's names the transactions that a snapshot sees; SQLite's counts what other connections committed, and
+        is asked on one that never writes.
+        """
+        with self._gate.reader():
+            if self.engine.dialect.name == "postgresql":
+                with self._reader.connect() as connection:
+                    return str(connection.scalar(text("SELECT pg_current_snapshot()::text")))
+            with self._watching:
+                self._watcher = self._watcher or self.engine.raw_connection()
+                return str(self._watcher.cursor().execute("PRAGMA data_version").fetchone()[0])
 
     def ping(self) -> None:
         """Raises where the database does not answer."""
@@ -69,67 +95,18 @@ class Database:
 
     def close(self) -> None:
         """Closes every pooled connection."""
+        if self._watcher is not None:
+            self._watcher.close()
         self.engine.dispose()
 
 
-def migrate(url: str) -> None:
-    """Brings the database at `url` to this version's tables, making it where it is absent.
-
-    Processes that start together may all call this: the first one migrates while the others wait.
-    """
-    engine = _engine(url)
-    try:
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(4117)"))
-            command.upgrade(alembic_config(connection), "head")
-    finally:
-        engine.dispose()
+def is_full(error: DBAPIError) -> bool:
+    """Whether the database's disk is full."""
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return getattr(error.orig, "sqlstate", None) in _FULL
 
 
-def alembic_config(connection: Connection) -> Config:
-    """Alembic's configuration for one open connection, without an ini file."""
-    config = Config()
-    config.set_main_option("script_location", migrations.__path__[0].replace("%", "%%"))
-    config.attributes["connection"] = connection
-    return config
-
-
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(_with_psycopg(url), pool_pre_ping=True, pool_size=20, max_overflow=30)
-    engine = create_engine(url, pool_size=20, max_overflow=30)
-    event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _with_psycopg(url: str) -> str:
-    """`postgres://…` and `postgresql://…` as people write them, for the driver that we install."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url
-
-
-def _configure_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # pysqlite's own BEGIN comes too late; _begin_sqlite says it
-    connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")  # an accepted job survives a power cut
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get("read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    """Makes the file's folder and turns on WAL, which the file itself remembers."""
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-    connection = engine.raw_connection()
-    try:
-        connection.cursor().execute("PRAGMA journal_mode = WAL")
-    finally:
-        connection.close()
+def is_locked(error: DBAPIError) -> bool:
+    """Whether another program holds SQLite's write lock: then nobody writes, on this machine or any other."""
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY

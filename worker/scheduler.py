@@ -26,9 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from allo_engine.pipeline import code_version
 from service.broker import Broker, BrokerDown, CeleryBroker
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs import attempts, dispatch, workers
 from service.jobs.placement import Offer
+from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store

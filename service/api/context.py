@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
+from service.api.reading import Answers
 from service.broker import Broker
 from service.db import Database
 from service.jobs.errors import Forbidden
@@ -28,6 +30,8 @@ class Context:
     store: Store
     broker: Broker
     watch: Watch
+    answers: Answers
+    readers: CapacityLimiter
 
     def workers(self) -> list[WorkerView]:
         """The workers that live, as far as this process has watched them."""

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.errors import MESSAGES, answer
 from service.api.scope import request_id
 from service.db import Database
-from service.jobs.keys import find_key
+from service.jobs.keys import KeyRing
 from service.jobs.tables import ApiKey
 from service.settings import Settings
 
@@ -28,7 +28,7 @@ class Guard:
     """Refuses early, before a body is read, and bounds what is read after."""
 
     def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
-        self._app, self._settings, self._database = app, settings, database
+        self._app, self._settings, self._keys = app, settings, KeyRing(database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,7 +63,7 @@ class Guard:
         return None
 
     async def _key(self, secret: str) -> ApiKey | None:
-        return await to_thread.run_sync(find_key, self._database, secret)
+        return self._keys.known(secret) or await to_thread.run_sync(self._keys.find, secret)
 
 
 def _bad_request(scope: Scope, limit: int) -> Response | None:

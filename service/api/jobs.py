@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Response
 
 from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter, is_json
 from service.api.pages import Paging, listed
 from service.api.query import Prefixed
+from service.api.reading import reading, shown
 from service.api.schemas import CreateJob
 from service.jobs import service
 from service.jobs.errors import NotFound
@@ -39,19 +40,20 @@ def create(
 
 
 @router.get("")
-def index(
-    parts: Parts, key: Reader, page: Paging, metadata: Annotated[dict[str, str], Depends(METADATA)]
-) -> dict[str, Any]:
-    """The owner's jobs, newest first; `metadata[k]=v` keeps those that have it."""
+@reading
+def index(parts: Parts, key: Reader, page: Paging, metadata: Annotated[dict[str, str], Depends(METADATA)]) -> Response:
+    """The owner's jobs, newest first, without their artifacts; `metadata[k]=v` keeps those that have it."""
     views, more = service.read_page(parts.database, key.owner, page, metadata)
     now, offers = parts.database.now(), _offers(parts)
-    return listed([render.job(view, now, offers) for view in views], more)
+    return shown(listed([render.job(view, now, offers) for view in views], more))
 
 
 @router.get("/{job_id}")
-def read(parts: Parts, key: Reader, job_id: str) -> dict[str, Any]:
+@reading
+def read(parts: Parts, key: Reader, job_id: str) -> Response:
     """One job with its stages."""
-    return _shown(parts, service.read(parts.database, key.owner, job_id))
+    make = lambda: _shown(parts, service.read(parts.database, key.owner, job_id))  # noqa: E731
+    return parts.answers.get(("job", key.owner, job_id), make)
 
 
 @router.post("/{job_id}/cancel")
@@ -81,14 +83,7 @@ def checkpoints(parts: Parts, key: Reader, job_id: str, page: Paging) -> dict[st
 def artifacts(parts: Parts, key: Reader, job_id: str) -> dict[str, Any]:
     """Every file that the job's stages wrote, in the stages' order."""
     view = service.read(parts.database, key.owner, job_id)
-    return listed(
-        [
-            render.artifact(row, stage.name)
-            for stage in view.stages
-            for row in view.artifacts
-            if row.stage_id == stage.id
-        ]
-    )
+    return listed([file for stage in view.stages for file in render.artifacts(view, stage)])
 
 
 def _shown(parts: Context, view: JobView) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "cancel_requested": row.cancel_requested,
         "eta_seconds": eta,
         "progress": _job_progress(view),
-        "stages": [_stage(view, stage, now, offers) for stage in view.stages],
+        "stages": [_stage(stage, now, offers) | _files(view, stage) for stage in view.stages],
     }
 
 
@@ -65,7 +65,8 @@ def _job_progress(view: JobView) -> dict[str, Any]:
     return {"stages_ended": ended, "stages_total": len(view.stages), "fraction": round(job_fraction(view.stages), 4)}
 
 
-def _stage(view: JobView, row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
+def _stage(row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
+    read = Needs.read(row.needs)
     return {
         "id": row.id,
         "name": row.name,
@@ -78,12 +79,20 @@ def _stage(view: JobView, row: Stage, now: int, offers: Sequence[Offer]) -> dict
         "metrics": row.metrics,
         "error": row.error,
         "reused_from": row.reused_from,
-        "needs": None if row.needs is None else needs(Needs.read(row.needs)),
+        "needs": None if row.needs is None else needs(read),
         "worker": row.worker,
         "devices": row.devices,
-        "missing": _missing(row, offers),
-        "artifacts": [artifact(item, row.name) for item in view.artifacts if item.stage_id == row.id],
+        "missing": _missing(row, read, offers),
     }
+
+
+def _files(view: JobView, row: Stage) -> dict[str, Any]:
+    """What a stage wrote, where that was read."""
+    return {} if view.artifacts is None else {"artifacts": artifacts(view, row)}
+
+
+def artifacts(view: JobView, row: Stage) -> list[dict[str, Any]]:
+    return [artifact(item, row.name) for item in view.files[row.id]]
 
 
 def needs(row: Needs) -> dict[str, Any]:
@@ -98,11 +107,11 @@ def needs(row: Needs) -> dict[str, Any]:
     }
 
 
-def _missing(row: Stage, offers: Sequence[Offer]) -> str | None:
+def _missing(row: Stage, needed: Needs, offers: Sequence[Offer]) -> str | None:
     """What no worker has that the stage needs, where it has yet to be given to one."""
     if row.status in (*STAGE_ENDED, StageStatus.RUNNING):
         return None
-    return missing(row.name, Needs.read(row.needs), offers) or None
+    return missing(row.name, needed, offers) or None
 
 
 def worker(view: WorkerView) -> dict[str, Any]:
@@ -157,7 +166,7 @@ def event(row: Event) -> dict[str, Any]:
 
 def checkpoints(view: JobView) -> list[dict[str, Any]]:
     """The models that the job's stages left, newest first: each can be downloaded, or started from."""
-    made = {row.stage_id for row in view.artifacts if row.output == "checkpoint"}
+    made = {row.stage_id for rows in view.files.values() for row in rows if row.output == "checkpoint"}
     done = [row for row in view.stages if row.id in made and row.status is StageStatus.SUCCEEDED]
     usable = [row for row in done if row.name != "reward_model"]  # the rewriter is no answer to a problem
     return [_checkpoint(view.job, row) for row in reversed(usable)]

@@ -14,8 +14,9 @@ from service import embedded
 from service.broker import BrokerDown, CeleryBroker
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs.workers import WorkerView, read_workers
+from service.migrating import migrate
 from service.settings import Settings
 
 

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs import keys, models
 from service.jobs.tables import ApiKey, Model
+from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -52,6 +53,29 @@ def find_key(database: Database, secret: str) -> ApiKey | None:
     if key is None or key.revoked_at is not None:
         return None
     return key if key.expires_at is None or key.expires_at > database.now() else None
+
+
+class KeyRing:
+    """Keys that were looked up a moment ago: a key that is revoked elsewhere opens nothing after `seconds`."""
+
+    def __init__(self, database: Database, seconds: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database, self._seconds, self._clock = database, seconds, clock
+        self._found: dict[str, tuple[float, ApiKey]] = {}
+
+    def known(self, secret: str) -> ApiKey | None:
+        """The key, where it was found a moment ago: this asks no database."""
+        until, key = self._found.get(_hash(secret), (0.0, None))
+        if key is None or self._clock() >= until:
+            return None
+        return key if key.expires_at is None or key.expires_at > self._database.now() else None
+
+    def find(self, secret: str) -> ApiKey | None:
+        """The key, looked up."""
+        key, now = find_key(self._database, secret), self._clock()
+        if key is not None:
+            self._found = {name: kept for name, kept in self._found.items() if kept[0] > now}
+            self._found[key.hash] = (now + self._seconds, key)
+        return key
 
 
 def list_keys(database: Database) -> Sequence[ApiKey]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, literal, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
-from service.jobs.lifecycle import JOB_ENDED, StageStatus, stage_sources
+from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, stage_sources
 from service.jobs.tables import ApiKey, Artifact, Event, File, Idempotency, Job, Model, Stage, Worker
 
+_RECENT_JOBS = 20
 IN_FLIGHT = (StageStatus.DISPATCHED, StageStatus.RUNNING)
 
 
@@ -151,6 +152,12 @@ def stages(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
+def stages_shown(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
+    """The same, without what only runs a stage: its settings, which the job shows, and its inputs."""
+    query = select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.job_id, Stage.position)
+    return session.scalars(query.options(defer(Stage.config), defer(Stage.inputs))).all()
+
+
 def stages_by_status(session: Session, status: StageStatus) -> Sequence[Stage]:
     """Oldest job first."""
     return session.scalars(select(Stage).where(Stage.status == status).order_by(Stage.job_id, Stage.position)).all()
@@ -183,13 +190,15 @@ def succeeded_stages(session: Session, owner: str, digest: str) -> Sequence[Stag
     return session.scalars(query.order_by(Stage.id.desc()).limit(3)).all()
 
 
-def earlier_seconds(session: Session, job: Job) -> dict[str, int]:
-    """How long each stage took when the job's owner last computed it from the same model and file."""
-    same = (Job.owner == job.owner, Job.model == job.model, Job.training_file == job.training_file)
-    done = (Stage.status == StageStatus.SUCCEEDED, Stage.reused_from.is_(None), Job.id != job.id)
-    query = select(Stage.name, Stage.finished_at - Stage.started_at).join(Job, Job.id == Stage.job_id)
-    rows = session.execute(query.where(*same, *done).order_by(Stage.id.desc()).limit(100))
-    return {name: seconds for name, seconds in reversed(rows.all()) if seconds is not None}
+def earlier_seconds(session: Session, owner: str, model: str, training_file: str) -> dict[str, int]:
+    """How long each stage took when the owner last computed it from this model and file, as far as that is to be found
+    in the latest few jobs of theirs that began."""
+    same = (Job.owner == owner, Job.model == model, Job.training_file == training_file)
+    recent = select(Job.id).where(*same, Job.status != JobStatus.QUEUED).order_by(Job.id.desc()).limit(_RECENT_JOBS)
+    computed = (Stage.job_id.in_(recent), Stage.reused_from.is_(None))
+    query = select(Stage.name, Stage.status, Stage.finished_at - Stage.started_at).where(*computed).order_by(Stage.id)
+    found = session.execute(query)  # statuses are told apart here: their index would lead through every job there is
+    return {name: seconds for name, status, seconds in found if status is StageStatus.SUCCEEDED and seconds is not None}
 
 
 def move_stage(session: Session, stage_id: str, epoch: int, target: StageStatus, /, **values: Any) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sqlalchemy.orm import Session
 
@@ -21,13 +23,21 @@ from service.storage.store import Store
 
 @dataclass(frozen=True)
 class JobView:
-    """A job with its stages in running order, the files that they wrote, and how long each stage took (seconds) when
-    the owner last ran it on the same model and file."""
+    """A job with its stages in running order, how long each stage took (seconds) when the owner last ran it on the same
+    model and file, and the files that the stages wrote; a list reads none."""
 
     job: Job
     stages: tuple[Stage, ...]
-    artifacts: tuple[Artifact, ...]
     earlier_seconds: Mapping[str, int]
+    artifacts: tuple[Artifact, ...] | None = None
+
+    @cached_property
+    def files(self) -> Mapping[str, list[Artifact]]:
+        """The files by the stage that wrote them."""
+        found = defaultdict[str, list[Artifact]](list)
+        for row in self.artifacts or ():
+            found[row.stage_id].append(row)
+        return found
 
 
 def submit(
@@ -66,7 +76,10 @@ def read_page(
         if page.after is not None and repository.job(session, owner, page.after) is None:
             raise NotFound(f"No fine-tuning job {page.after!r} to go on after.", "after")
         jobs, more = repository.jobs(session, owner, page, metadata or {})
-        return _views(session, jobs), more
+        stages, earlier = defaultdict(list), _earlier(session, jobs)
+        for stage in repository.stages_shown(session, [job.id for job in jobs]):
+            stages[stage.job_id].append(stage)
+        return [JobView(job, tuple(stages[job.id]), earlier[_source(job)]) for job in jobs], more
 
 
 def read_events(database: Database, owner: str, job_id: str, page: Page) -> tuple[list[Event], bool]:
@@ -143,17 +156,18 @@ def _reset(stage: Stage) -> None:
 
 
 def _view(session: Session, job: Job) -> JobView:
-    return _views(session, [job])[0]
-
-
-def _views(session: Session, jobs: Sequence[Job]) -> list[JobView]:
     session.flush()
-    stages = repository.stages(session, [job.id for job in jobs])
+    stages = repository.stages(session, [job.id])
     artifacts = repository.artifacts(session, [stage.id for stage in stages])
-    views = []
-    for job in jobs:
-        own = tuple(stage for stage in stages if stage.job_id == job.id)
-        names = {stage.id for stage in own}
-        earlier = {} if job.status in JOB_ENDED else repository.earlier_seconds(session, job)
-        views.append(JobView(job, own, tuple(row for row in artifacts if row.stage_id in names), earlier))
-    return views
+    return JobView(job, tuple(stages), _earlier(session, [job])[_source(job)], tuple(artifacts))
+
+
+def _earlier(session: Session, jobs: Sequence[Job]) -> Mapping[tuple[str, str, str], Mapping[str, int]]:
+    """How long stages took before, by whose job it is and what it begins with; nothing of jobs that have ended."""
+    unended = {_source(job) for job in jobs if job.status not in JOB_ENDED}
+    found = {source: repository.earlier_seconds(session, *source) for source in unended}
+    return defaultdict(dict, found)
+
+
+def _source(job: Job) -> tuple[str, str, str]:
+    return job.owner, job.model, job.training_file

@@ -17,8 +17,9 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.broker import BrokerDown
-from service.db import Base, Database, migrate
+from service.db import Base, Database
 from service.jobs.keys import create_key
+from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from tests.integration.service.domain import Domain, furnish

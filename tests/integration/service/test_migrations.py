@@ -11,7 +11,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 import service.jobs.tables  # noqa: F401 - fills the metadata
-from service.db import Base, Database, migrate
+from service.db import Base, Database
+from service.migrating import migrate
 
 
 def test_models_and_migrations_agree(database: Database) -> None:

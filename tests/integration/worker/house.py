@@ -9,12 +9,13 @@ from typing import Any
 
 import psutil
 
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs import attempts, dispatch, service, workers
 from service.jobs.flight import Running
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
 from service.jobs.tables import ApiKey, Event, File, Model, Stage
+from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store

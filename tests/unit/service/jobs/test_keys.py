@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.keys import create_key, find_key, list_keys, revoke_key
+from service.migrating import migrate
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from allo_engine.model.shape import shape_of
-from service.db import Database, migrate
+from service.db import Database
 from service.jobs import models
 from service.jobs.errors import Conflict, InvalidRequest
 from service.jobs.models import read_model
 from service.jobs.tables import Model
+from service.migrating import migrate
 from service.storage import Store, open_store
 from tests.tiny import save_tiny
 

@@ -1,0 +1,57 @@
+"""How both databases are reached: SQLAlchemy engines whose connections wait for nothing without end."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+
+_MIGRATION_LOCK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds. `connect`: for a server to take a connection. `statement`: for its answer, whether it computes, has
+    frozen or is cut off. `lock`: for another writer to finish."""
+
+    connect: float = 5.0
+    statement: float = 30.0
+    lock: float = 10.0
+
+
+def make_engine(url: str, patience: Patience | None) -> Engine:
+    """The engine of a URL; without patience, a statement may take as long as it takes: a migration does."""
+    if url.startswith("sqlite"):
+        engine = create_engine(url, pool_size=20, max_overflow=30)
+        event.listen(
+            engine, "connect", partial(_configure_sqlite, patience.lock if patience else _MIGRATION_LOCK_SECONDS)
+        )
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = create_engine(_with_psycopg(url), pool_pre_ping=True, pool_size=20, max_overflow=30)
+    if patience is not None:
+        from service.postgres import connector  # here: where there is none, its driver need not be loaded
+
+        event.listen(engine, "do_connect", connector(patience))
+    return engine
+
+
+def _with_psycopg(url: str) -> str:
+    """`postgres://…` and `postgresql://…` as people write them, for the driver that we install."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url
+
+
+def _configure_sqlite(lock: float, connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # pysqlite's own BEGIN comes too late; _begin_sqlite says it
+    connection.execute(f"PRAGMA busy_timeout = {round(lock * 1000)}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")  # an accepted job survives a power cut
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

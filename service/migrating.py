@@ -1,0 +1,78 @@
+"""Brings a database to this version's tables. Alembic is loaded only where there is something to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+import migrations
+from service.engines import make_engine
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_LOCK_NUMBER = 4117
+
+
+def migrate(url: str) -> None:
+    """Brings the database at `url` to this version's tables, making it where it is absent.
+
+    Processes that start together may all call this: the first one migrates while the others wait.
+    """
+    engine = make_engine(url, None)
+    try:
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine)
+        if _version(engine) != newest():
+            _upgrade(engine)
+    finally:
+        engine.dispose()
+
+
+def newest() -> str:
+    """The revision of the newest migration: its file's name begins with it."""
+    folder = Path(migrations.__path__[0]) / "versions"
+    return max(path.name for path in folder.glob("v*.py")).partition("_")[0]
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's configuration for one open connection, without an ini file."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", migrations.__path__[0].replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _version(engine: Engine) -> str | None:
+    """The revision that the database is at; None before the first."""
+    try:
+        with engine.execution_options(read_only=True).connect() as connection:
+            found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return found
+    except DBAPIError:  # most likely there is no such table; what else is wrong, the upgrade will say
+        return None
+
+
+def _upgrade(engine: Engine) -> None:
+    from alembic import command
+
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
+        command.upgrade(alembic_config(connection), "head")
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """Makes the file's folder and turns on WAL, which the file itself remembers."""
+    if engine.url.database:
+        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()

@@ -1,0 +1,43 @@
+"""PostgreSQL as we reach it: nobody waits for it without end, also where it has frozen or the network is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from service.engines import Patience
+
+_INTERVAL = 0.1
+_GRACE_SECONDS = 1.0
+"""What the server gets beyond its own time-outs: its own words, where it has any, are better."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """Gives up on a server that says nothing: the time-outs that it should keep itself froze with it."""
+
+    seconds: float | None = None
+
+    def wait(self, gen: Any, interval: float = _INTERVAL, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, timeout or self.seconds)
+        except psycopg.errors._WaitTimeout:
+            self.close()
+            raise psycopg.OperationalError(f"the database said nothing for {self.seconds} s") from None
+
+
+def connector(patience: Patience) -> Callable[..., Any]:
+    """For SQLAlchemy's `do_connect`: opens a connection that is as patient as that, and no more."""
+    wait = {"connect_timeout": max(2, round(patience.connect)), "tcp_user_timeout": round(patience.connect * 1000)}
+    limits = {"statement_timeout": patience.statement, "lock_timeout": patience.lock}
+
+    def connect(_dialect: Any, _record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        connection = _Connection.connect(*arguments, **wait | options)
+        connection.seconds = patience.statement + _GRACE_SECONDS
+        for name, seconds in limits.items():
+            connection.execute("SELECT set_config(%s, %s, false)", (name, str(round(seconds * 1000))))
+        connection.commit()
+        return connection
+
+    return connect

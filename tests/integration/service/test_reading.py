@@ -1,0 +1,102 @@
+"""What is read is never out of date, though it is rendered once; and a list costs a few queries, however long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import event
+
+from service.db import Database
+from service.jobs import service
+from service.jobs.keys import KeyRing, create_key, revoke_key
+from service.jobs.repository import Page
+from tests.integration.service.domain import OWNER, SUPERVISED, Domain
+
+
+def test_a_version_changes_with_every_commit_and_with_nothing_else(database: Database, domain: Domain) -> None:
+    before = database.version()
+    domain.view(domain.submit(SUPERVISED).job.id)
+    submitted = database.version()
+    assert submitted != before
+    with database.snapshot():
+        pass
+    assert database.version() == submitted
+    domain.claim()
+    assert database.version() != submitted
+
+
+def test_a_poll_shows_each_change_at_once(base_url: str, served: Domain, secret: str) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with httpx.Client(headers={"authorization": f"Bearer {secret}"}) as client:
+
+        def shown() -> Any:
+            return client.get(f"{base_url}/fine_tuning/jobs/{job}").json()
+
+        assert [stage["status"] for stage in shown()["stages"]] == ["ready", "waiting"]
+        claimed = served.claim()
+        assert [stage["status"] for stage in shown()["stages"]] == ["running", "waiting"]
+        assert served.finish(claimed)
+        first, second = shown(), shown()
+        assert first == second
+        assert [stage["status"] for stage in first["stages"]] == ["succeeded", "ready"]
+        assert first["stages"][0]["artifacts"]
+
+
+def test_one_owner_never_sees_what_was_kept_for_another(base_url: str, served: Domain, secret: str) -> None:
+    job, stranger = served.submit(SUPERVISED).job.id, create_key(served.database, "stranger").secret
+    url = f"{base_url}/fine_tuning/jobs/{job}"
+    assert httpx.get(url, headers={"authorization": f"Bearer {secret}"}).status_code == 200
+    assert httpx.get(url, headers={"authorization": f"Bearer {stranger}"}).status_code == 404
+
+
+def test_a_list_has_the_stages_without_their_files(base_url: str, served: Domain, secret: str) -> None:
+    job = served.submit(SUPERVISED).job.id
+    served.run_all()
+    headers = {"authorization": f"Bearer {secret}"}
+    listed = httpx.get(f"{base_url}/fine_tuning/jobs", headers=headers).json()["data"][0]
+    whole = httpx.get(f"{base_url}/fine_tuning/jobs/{job}", headers=headers).json()
+    assert all(stage.pop("artifacts") for stage in whole["stages"])
+    assert listed == whole
+
+
+def test_a_list_asks_the_database_as_often_for_many_jobs_as_for_few(domain: Domain) -> None:
+    asked: list[str] = []
+    event.listen(domain.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    counts = []
+    for seed in range(6):
+        domain.submit(replace(SUPERVISED, seed=seed))
+        asked.clear()
+        service.read_page(domain.database, OWNER, Page(100))
+        counts.append(len(asked))
+    assert len(set(counts)) == 1
+
+
+def test_a_job_is_estimated_by_what_the_same_took_before(domain: Domain) -> None:
+    domain.submit(SUPERVISED)
+    domain.run_all()
+    again = domain.submit(replace(SUPERVISED, seed=1)).job.id
+    assert set(domain.view(again).earlier_seconds) == {"sft", "evaluate"}
+    views, _ = service.read_page(domain.database, OWNER, Page(100))
+    assert {view.job.id: set(view.earlier_seconds) for view in views}[again] == {"sft", "evaluate"}
+
+
+@pytest.fixture
+def ring(database: Database) -> KeyRing:
+    return KeyRing(database, seconds=2, clock=lambda: CLOCK[0])
+
+
+CLOCK = [0.0]
+
+
+def test_a_revoked_key_opens_nothing_after_two_seconds(database: Database, ring: KeyRing) -> None:
+    made = create_key(database, "owner")
+    assert ring.known(made.secret) is None
+    assert ring.find(made.secret)
+    assert ring.known(made.secret)
+    revoke_key(database, made.id)
+    CLOCK[0] += 2
+    assert ring.known(made.secret) is None
+    assert ring.find(made.secret) is None
