@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from allo_engine.checkpoints.writing import DTYPES, Layout, header_bytes
 from allo_engine.ranks import here
 from allo_engine.report import Report
 
@@ -23,12 +24,24 @@ Sums = Mapping[str, list[float]]
 
 _SHARE = 20
 
+_DTYPES = DTYPES | {torch.uint8: "U8", torch.int64: "I64"}
+"""Of weights, and of what optimizers keep of them."""
+
+
+class LazyTensor(NamedTuple):
+    """One tensor of a checkpoint, and how to have it whole, wherever its parts are: all ranks ask for it together."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Sequence[int]
+    whole: Callable[[], Tensor]
+
 
 class State(Protocol):
     """What a checkpoint holds, tensor by tensor: of each weight "values/NAME", and what the optimizer keeps of it."""
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor whole, wherever its parts are. All ranks ask for all of them."""
+    def tensors(self) -> Iterator[LazyTensor]:
+        """All tensors, in the same order on all ranks."""
 
     def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Take what was saved, by however many ranks."""
@@ -40,11 +53,11 @@ class OptimizerState:
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.parameters, self.optimizer = dict(parameters), optimizer
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[LazyTensor]:
         for name, value in self.parameters.items():
-            yield f"values/{name}", value.detach()
+            yield _held(f"values/{name}", value.detach())
             for key, state in self.optimizer.state[value].items():
-                yield f"{key}/{name}", _apart(state)
+                yield _held(f"{key}/{name}", torch.as_tensor(state))
 
     @torch.no_grad()
     def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
@@ -70,21 +83,24 @@ class Checkpoints:
         self._work = self._ranks.firsts(work)
 
     def save(self, step: int, sums: Sums) -> None:
-        """Forget all but the newest, then write aside, sync and rename. The name holds the content's sha256."""
-        tensors = {}
-        for name, tensor in self._state.tensors():
-            if self._ranks.leads:
-                tensors[name] = tensor.cpu().contiguous()
-        if self._ranks.leads:
-            self._write(tensors, {"step": str(step), "totals": json.dumps(sums)})
+        """Forget all but the newest, then write aside, sync and rename. The name holds the content's sha256.
 
-    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        No rank ever holds more than one tensor that is whole for this alone.
+        """
+        tensors = sorted(self._state.tensors(), key=lambda one: -one.dtype.itemsize)  # each where its kind may lie
+        if not self._ranks.leads:
+            for tensor in tensors:
+                tensor.whole()
+            return
         for path in self._newest_first()[1:]:
             path.unlink()
         self._work.mkdir(parents=True, exist_ok=True)
         aside = self._work / "checkpoint.tmp"
-        save_file(tensors, aside, metadata=metadata)
-        aside.replace(self._work / f"step-{int(metadata['step']):08d}-{synced(aside)}.safetensors")
+        with aside.open("wb") as stream:
+            stream.write(header_bytes(_layout(tensors), {"step": str(step), "totals": json.dumps(sums)}))
+            for tensor in tensors:
+                stream.write(_bytes(tensor.whole()))
+        aside.replace(self._work / f"step-{step:08d}-{synced(aside)}.safetensors")
 
     def load(self) -> tuple[int, Sums] | None:
         """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
@@ -127,10 +143,16 @@ def placed(state: Tensor, value: Tensor, optimizer: torch.optim.Optimizer) -> Te
     return state.to(value.device) if beside else state
 
 
-def _apart(state: Tensor | int) -> Tensor:
-    """As a file can hold it: what is small may be shared by all parameters, as is the map of 8 bits to numbers."""
-    tensor = torch.as_tensor(state).detach()
-    return tensor.clone() if tensor.numel() <= 256 else tensor
+def _held(name: str, tensor: Tensor) -> LazyTensor:
+    return LazyTensor(name, tensor.dtype, tensor.shape, lambda: tensor)
+
+
+def _layout(tensors: Sequence[LazyTensor]) -> Layout:
+    return {name: (_DTYPES[dtype], list(shape), math.prod(shape) * dtype.itemsize) for name, dtype, shape, _ in tensors}
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 class Cadence:

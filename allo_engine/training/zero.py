@@ -25,6 +25,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ from allo_engine.ranks import here
 from allo_engine.report import Report, StageError
 from allo_engine.training.descent import Weight, everyones
 from allo_engine.training.figures import Readings, Totals
+from allo_engine.training.resuming import LazyTensor
 
 Item = TypeVar("Item")
 
@@ -134,14 +136,16 @@ class Sharded:
         found: Tensor = _deepspeed().utils.safe_get_full_fp32_param(parameter)
         return found
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[LazyTensor]:
         """As a process that holds all of it names it."""
         steps = next(iter(self._optimizer.state.values()))["step"]
         for name, parameter in self._parameters.items():
-            yield f"values/{name}", self._gathered(name)
-            yield f"step/{name}", steps.clone()
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            yield LazyTensor(f"values/{name}", torch.float32, shape, partial(self._gathered, name))
+            yield LazyTensor(f"step/{name}", torch.float32, (), lambda: steps)
             for key in MOMENTS:
-                yield f"{key}/{name}", _deepspeed().utils.safe_get_full_optimizer_state(parameter, key)
+                moment = partial(_deepspeed().utils.safe_get_full_optimizer_state, parameter, key)
+                yield LazyTensor(f"{key}/{name}", torch.float32, shape, moment)
 
     @torch.no_grad()
     def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:

@@ -27,7 +27,6 @@ from allo_engine.training import losses
 from allo_engine.training.figures import Figures
 from allo_engine.training.loop import Trainer
 from allo_engine.training.objectives import CrossEntropy, Logps, PairObjective, TokenNpo
-from allo_engine.training.resuming import Checkpoints, OptimizerState
 from tests.tiny import tiny_model
 from tests.unit.engine.conftest import Lines
 
@@ -122,31 +121,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, report: Report, str
     resumed = dpo_run(config, tmp_path / "cut", Report(stream))
     assert any("damaged" in line.get("message", "") for line in stream.lines())
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
-
-
-def test_a_checkpoint_that_is_saved_twice_is_there(tmp_path: Path, report: Report) -> None:
-    """A stop right behind a checkpoint saves the same one again, and often under the same name: safetensors writes its
-    metadata in one order or another.
-    """
-    values = {"weight": torch.nn.Parameter(torch.ones(3))}
-    checkpoints = Checkpoints(tmp_path, OptimizerState(values, torch.optim.AdamW(values.values())), report)
-    for _ in range(10):
-        checkpoints.save(7, {})
-        assert checkpoints.load() == (7, {})
-        assert len(list(tmp_path.iterdir())) <= 2
-
-
-def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_there(tmp_path: Path, report: Report) -> None:
-    weight = torch.nn.Parameter(torch.zeros(3))
-    checkpoints = Checkpoints(tmp_path, OptimizerState({"weight": weight}, torch.optim.AdamW([weight])), report)
-    for step in range(1, 5):
-        weight.data.fill_(step)
-        checkpoints.save(step, {})
-    kept = sorted(tmp_path.iterdir())
-    assert [path.name[:13] for path in kept] == ["step-00000003", "step-00000004"]
-    kept[1].write_bytes(kept[1].read_bytes()[:-1])
-    assert checkpoints.load() == (3, {})
-    assert weight.tolist() == [3, 3, 3]
 
 
 def test_at_the_first_step_the_log_ratio_is_zero(tmp_path: Path, report: Report, stream: Lines) -> None:
