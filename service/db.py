@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from sqlalchemy import MetaData, text
@@ -35,6 +36,10 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+
+
+_OPEN: ContextVar[tuple[Database | None, Session | None]] = ContextVar("open", default=(None, None))
+"""The transaction that is under way in this thread, and whose it is."""
 
 
 class Database:
@@ -62,14 +67,31 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """Everything in the block happens, or none of it. Rows stay readable after the block."""
+        """Everything in the block happens, or none of it. Rows stay readable after the block.
+
+        Inside another transaction of the same thread it is a part of that one, which alone commits.
+        """
+        outer = self._joined()
+        if outer is not None:
+            yield outer
+            outer.flush()
+            return
         with self._gate.writer(), Session(self.engine, expire_on_commit=False) as session:
-            yield session
-            session.commit()
+            token = _OPEN.set((self, session))
+            try:
+                yield session
+                session.commit()
+            finally:
+                _OPEN.reset(token)
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
-        """A transaction that only reads: it waits for no writer, and what it changes is dropped."""
+        """A transaction that only reads: it waits for no writer, and what it changes is dropped. Inside a transaction
+        it reads as that does."""
+        outer = self._joined()
+        if outer is not None:
+            yield outer
+            return
         with self._gate.reader(), Session(self._reader, expire_on_commit=False) as session:
             yield session
             session.expunge_all()
@@ -87,6 +109,10 @@ class Database:
             with self._watching:
                 self._watcher = self._watcher or self.engine.raw_connection()
                 return str(self._watcher.cursor().execute("PRAGMA data_version").fetchone()[0])
+
+    def _joined(self) -> Session | None:
+        database, session = _OPEN.get()
+        return session if database is self else None
 
     def ping(self) -> None:
         """Raises where the database does not answer."""

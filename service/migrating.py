@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 _LOCK_NUMBER = 4117
+_LOCK_SECONDS = 30.0
 
 
 def migrate(url: str) -> None:
@@ -71,8 +74,21 @@ def _prepare_sqlite(engine: Engine) -> None:
     """Makes the file's folder and turns on WAL, which the file itself remembers."""
     if engine.url.database:
         Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + _LOCK_SECONDS
     connection = engine.raw_connection()
     try:
-        connection.cursor().execute("PRAGMA journal_mode = WAL")
+        while not _turned_on_wal(connection.cursor(), last_try=time.monotonic() >= end):
+            time.sleep(0.02)
     finally:
         connection.close()
+
+
+def _turned_on_wal(cursor: Any, last_try: bool) -> bool:
+    """This one statement does not wait for another process that is at it, whatever the busy timeout says."""
+    try:
+        cursor.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError:
+        if last_try:
+            raise
+        return False
+    return True

@@ -41,7 +41,10 @@ class Settings(BaseModel):
     max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
     min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")
     retry_window_seconds: Seconds = Field(
-        default=600, description="For how long a client's marked retry of a submit means the job that it already made."
+        default=600, description="For how long a client's marked retry means the request that was already done."
+    )
+    idempotency_seconds: Seconds = Field(
+        default=86_400, description="For how long the same Idempotency-Key means the request that was already done."
     )
 
     heartbeat_seconds: Seconds = Field(

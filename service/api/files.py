@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from service.api.context import Parts, Reader, Submitter, body_type
 from service.api.download import content
+from service.api.once import Once
 from service.api.pages import LongPaging, listed
 from service.datasets.validation import LineProblem
 from service.jobs import files
@@ -17,7 +18,7 @@ from service.jobs.clean import clean_text
 from service.jobs.errors import InvalidRequest
 from service.jobs.tables import File
 
-router = APIRouter(prefix="/files")
+router = APIRouter(prefix="/files", route_class=Once)
 
 
 _is_form = body_type("multipart/form-data", "Send the file as multipart/form-data, with the fields purpose and file.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Response
 
 from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter, is_json
+from service.api.once import Once
 from service.api.pages import Paging, listed
 from service.api.query import Prefixed
 from service.api.reading import reading, shown
@@ -18,24 +18,17 @@ from service.jobs.errors import NotFound
 from service.jobs.placement import Offer
 from service.jobs.service import JobView
 from service.jobs.submission import Sender
-from service.jobs.tables import ApiKey
 
-router = APIRouter(prefix="/fine_tuning/jobs")
+router = APIRouter(prefix="/fine_tuning/jobs", route_class=Once)
 
 METADATA = Prefixed("metadata", at_most=16)
 """`metadata[name]=value`, as many as a job has at most."""
 
 
 @router.post("", dependencies=[Depends(is_json)])
-def create(
-    parts: Parts,
-    key: Submitter,
-    body: CreateJob,
-    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
-    x_stainless_retry_count: Annotated[int, Header()] = 0,
-) -> dict[str, Any]:
+def create(parts: Parts, key: Submitter, body: CreateJob) -> dict[str, Any]:
     """Submits a job. The same Idempotency-Key, or the client's own retry of this request, is the same job."""
-    sender = _sender(parts, key, body, idempotency_key, x_stainless_retry_count > 0)
+    sender = Sender(key.owner, parts.settings.max_active_jobs, parts.settings.teacher_hosts)
     return _shown(parts, service.submit(parts.database, parts.store, body.asked(), sender, _offers(parts)))
 
 
@@ -93,16 +86,3 @@ def _shown(parts: Context, view: JobView) -> dict[str, Any]:
 def _offers(parts: Context) -> list[Offer]:
     """What the workers that live have."""
     return [view.offer for view in parts.workers()]
-
-
-def _sender(parts: Context, key: ApiKey, body: CreateJob, idempotency_key: str | None, is_retry: bool) -> Sender:
-    return Sender(
-        key_id=key.id,
-        owner=key.owner,
-        body_hash=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
-        idempotency_key=idempotency_key,
-        is_retry=is_retry,
-        retry_window=parts.settings.retry_window_seconds,
-        max_active_jobs=parts.settings.max_active_jobs,
-        teacher_hosts=parts.settings.teacher_hosts,
-    )

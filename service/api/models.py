@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request, Response
 from service.api import render
 from service.api.context import Parts, Reader, Submitter
 from service.api.download import content
+from service.api.once import Once
 from service.api.pages import listed
 from service.jobs import models
 
-router = APIRouter(prefix="/models")
+router = APIRouter(prefix="/models", route_class=Once)
 
 
 @router.get("")

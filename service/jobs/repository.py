@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, litera
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, stage_sources
-from service.jobs.tables import ApiKey, Artifact, Event, File, Idempotency, Job, Model, Stage, Worker
+from service.jobs.tables import ApiKey, Artifact, Event, File, Job, Model, PastCall, Stage, Worker
 
 _RECENT_JOBS = 20
 IN_FLIGHT = (StageStatus.DISPATCHED, StageStatus.RUNNING)
@@ -43,8 +43,16 @@ def keys(session: Session) -> Sequence[ApiKey]:
 
 
 def lock_key(session: Session, key_id: str) -> None:
-    """Makes the submits of one key wait for each other."""
+    """Makes the calls of one key that change something wait for each other."""
     session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update())
+
+
+def past_call(session: Session, key_id: str, token: str) -> PastCall | None:
+    return session.get(PastCall, (key_id, token))
+
+
+def forget_past_calls(session: Session, now: int) -> None:
+    session.execute(delete(PastCall).where(PastCall.expires_at < now))
 
 
 # --- files and models
@@ -123,10 +131,6 @@ def should_stop(session: Session, stage_id: str) -> bool:
 def count_active_jobs(session: Session, owner: str) -> int:
     query = select(func.count()).select_from(Job).where(Job.owner == owner, Job.status.not_in(JOB_ENDED))
     return session.scalar(query) or 0
-
-
-def accepted(session: Session, key_id: str, token: str) -> Idempotency | None:
-    return session.get(Idempotency, (key_id, token))
 
 
 def events(session: Session, job_id: str, page: Page) -> tuple[list[Event], bool]:

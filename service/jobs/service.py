@@ -16,7 +16,7 @@ from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.placement import Offer
 from service.jobs.progression import add_event, advance, cancel_unstarted, settle
 from service.jobs.repository import Page
-from service.jobs.submission import NewJob, Sender, check_limit, create, remember, repeated, tell_missing
+from service.jobs.submission import NewJob, Sender, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store
 
@@ -43,22 +43,18 @@ class JobView:
 def submit(
     database: Database, store: Store, new: NewJob, sender: Sender, offers: Sequence[Offer] | None = None
 ) -> JobView:
-    """Makes a job, its stages and its first events; or finds the job that this very request made before. `offers` is
-    what the workers that live have, where the caller knows: what none of them has is told.
+    """Makes a job, its stages and its first events. `offers` is what the workers that live have, where the caller
+    knows: what none of them has is told.
 
     Raises PlanError, InvalidRequest or NotFound, naming the field, for what cannot run; TooMany at the owner's limit.
     """
     with database.transaction() as session:
         now = database.now()
-        repository.lock_key(session, sender.key_id)
-        job = repeated(session, sender, now)
-        if job is None:
-            check_limit(session, sender)
-            job = create(session, store, new, sender, now)
-            advance(session, store, job, now)
-            if offers is not None:
-                tell_missing(session, job, offers, now)
-            remember(session, sender, job, now)
+        check_limit(session, sender)
+        job = create(session, store, new, sender, now)
+        advance(session, store, job, now)
+        if offers is not None:
+            tell_missing(session, job, offers, now)
         return _view(session, job)
 
 

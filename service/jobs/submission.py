@@ -18,7 +18,7 @@ from service.jobs.masks import find_masks
 from service.jobs.placement import Offer, missing
 from service.jobs.progression import add_event
 from service.jobs.rewriters import check_teacher, find_rewriter
-from service.jobs.tables import File, Idempotency, Job, Model, Stage
+from service.jobs.tables import File, Job, Model, Stage
 from service.storage.store import Store
 
 
@@ -42,48 +42,11 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Sender:
-    """Who submits, and what tells a repetition of the same request from a new one.
+    """Who submits, and what is allowed."""
 
-    `idempotency_key` is the client's own; without one, a request that the client marks as a retry means the job that
-    the same key made from the same body within the last `retry_window` seconds.
-    """
-
-    key_id: str
     owner: str
-    body_hash: str
-    idempotency_key: str | None = None
-    is_retry: bool = False
-    retry_window: float = 600
     max_active_jobs: int = 100
     teacher_hosts: str = ""
-
-
-def _token(sender: Sender) -> str:
-    """Under what a submit is remembered: the client's own key, or else the body."""
-    return f"key:{sender.idempotency_key}" if sender.idempotency_key else f"body:{sender.body_hash}"
-
-
-def repeated(session: Session, sender: Sender, now: int) -> Job | None:
-    """The job that this very request made before."""
-    earlier = repository.accepted(session, sender.key_id, _token(sender))
-    if earlier is None:
-        return None
-    if sender.idempotency_key and earlier.body_hash != sender.body_hash:
-        raise InvalidRequest(
-            "This Idempotency-Key was sent before with another body: use a new key for a new request.",
-            "Idempotency-Key",
-            "idempotency_key_reused",
-        )
-    fresh = sender.is_retry and now - earlier.created_at <= sender.retry_window
-    return repository.job(session, sender.owner, earlier.job_id) if sender.idempotency_key or fresh else None
-
-
-def remember(session: Session, sender: Sender, job: Job, now: int) -> None:
-    """Notes that the request made the job."""
-    token = Idempotency(key_id=sender.key_id, token=_token(sender), body_hash=sender.body_hash, job_id=job.id)
-    token.created_at = now
-    session.flush()  # the job first: the token's row refers to it
-    session.merge(token)
 
 
 def check_limit(session: Session, sender: Sender) -> None:

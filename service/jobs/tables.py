@@ -188,13 +188,14 @@ class Worker(Base):
     started_at: Mapped[int] = mapped_column(BigInteger)
 
 
-class Idempotency(Base):
-    """A submit that was accepted, by the key that sent it and by what names a repetition of it."""
+class PastCall(Base):
+    """A request that changed something, by the key that sent it and by what names a repetition of it, with what it was
+    answered; kept until `expires_at`."""
 
-    __tablename__ = "idempotency"
+    __tablename__ = "past_calls"
 
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
     token: Mapped[str] = mapped_column(String(255), primary_key=True)
-    body_hash: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    created_at: Mapped[int] = mapped_column(BigInteger)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    answer: Mapped[dict[str, Any]] = mapped_column(JSON)
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)

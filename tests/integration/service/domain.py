@@ -10,7 +10,6 @@ from allo_engine.pipeline import OUTPUTS
 from service.db import Database
 from service.jobs import attempts, dispatch, repository, service, workers
 from service.jobs.attempts import Claim
-from service.jobs.ids import new_id
 from service.jobs.repository import Page
 from service.jobs.service import JobView
 from service.jobs.submission import NewJob, Sender
@@ -49,7 +48,7 @@ class Domain:
         return service.submit(self.database, self.store, new, sender or self.sender())
 
     def sender(self, **values: Any) -> Sender:
-        return Sender(**{"key_id": "key", "owner": OWNER, "body_hash": new_id("body"), **values})
+        return Sender(**{"owner": OWNER, **values})
 
     def view(self, job_id: str) -> JobView:
         return service.read(self.database, OWNER, job_id)

@@ -17,7 +17,7 @@ from service.jobs import attempts, service
 from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.keys import create_key
 from service.jobs.submission import NewJob
-from service.jobs.tables import Artifact, Event, Idempotency, Job, Stage
+from service.jobs.tables import Artifact, Event, Job, Stage
 from tests.integration.service.domain import ALLO, OWNER, Domain, stage_by_name
 
 IN_MASKS = ["sample", "pair", "reward_model", "token_rewards", "forget", "improve", "evaluate"]
@@ -89,7 +89,7 @@ def test_masks_outlive_the_rows_of_the_job_that_made_them(domain: Domain) -> Non
     made = [stage.id for stage in domain.view(first).stages]
     with domain.database.transaction() as session:
         session.execute(delete(Artifact).where(Artifact.stage_id.in_(made)))
-        for table in (Stage, Event, Idempotency):
+        for table in (Stage, Event):
             session.execute(delete(table).where(table.job_id == first))
         session.execute(delete(Job).where(Job.id == first))
     domain.run_all()

@@ -25,19 +25,18 @@ def test_the_same_job_again_reuses_every_stage_and_ends_at_once(domain: Domain) 
 
 
 def test_what_one_owner_computed_is_computed_again_for_another_and_nothing_tells_of_it(domain: Domain) -> None:
-    domain.add_key("key-2", "stranger")
     domain.add_file("file-theirs", owner="stranger")
     theirs = replace(SUPERVISED, training_file="file-theirs", validation_file=None)
     domain.submit(replace(SUPERVISED, validation_file=None))
     first = domain.claim()
-    other = domain.submit(theirs, domain.sender(key_id="key-2", owner="stranger"))
+    other = domain.submit(theirs, domain.sender(owner="stranger"))
     assert [ring.stage_id for ring in dispatch.ready_stages(domain.database)] == [other.stages[0].id]
     second = domain.claim()
     assert first.digest == second.digest
     assert first.work != second.work
     assert domain.finish(first)
     assert domain.finish(second)
-    again = domain.submit(replace(theirs, suffix="again"), domain.sender(key_id="key-2", owner="stranger"))
+    again = domain.submit(replace(theirs, suffix="again"), domain.sender(owner="stranger"))
     assert again.stages[0].reused_from == second.stage_id
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from allo_engine.pipeline import PlanError
-from service.db import Database
 from service.jobs import service
 from service.jobs.errors import DomainError, InvalidRequest, NotFound, TooMany
 from service.jobs.repository import Page
@@ -20,48 +18,13 @@ def count(domain: Domain) -> int:
     return len(service.read_page(domain.database, OWNER, Page(1000))[0])
 
 
-def test_an_idempotency_key_makes_one_job(domain: Domain) -> None:
-    sender = domain.sender(idempotency_key="abc", body_hash="same")
-    assert domain.submit(SUPERVISED, sender).job.id == domain.submit(SUPERVISED, sender).job.id
-    with pytest.raises(InvalidRequest, match="another body"):
-        domain.submit(SUPERVISED, replace(sender, body_hash="other"))
-    domain.add_key("key-2", "stranger")
-    assert count(domain) == 1
-
-
-def test_many_that_come_at_once_with_one_idempotency_key_make_one_job(domain: Domain) -> None:
-    sender = domain.sender(idempotency_key="abc", body_hash="same")
-    with ThreadPoolExecutor(8) as pool:
-        jobs = list(pool.map(lambda _: domain.submit(SUPERVISED, sender).job.id, range(16)))
-    assert len(set(jobs)) == 1
-    assert count(domain) == 1
-
-
-def test_a_clients_own_retry_is_the_same_job_and_a_second_request_is_not(domain: Domain) -> None:
-    sender = domain.sender(body_hash="same")
-    first = domain.submit(SUPERVISED, sender).job.id
-    assert domain.submit(SUPERVISED, replace(sender, is_retry=True)).job.id == first
-    assert domain.submit(SUPERVISED, sender).job.id != first
-    assert domain.submit(SUPERVISED, domain.sender(body_hash="new", is_retry=True)).job.id != first
-
-
-def test_a_retry_after_the_window_is_a_new_job(domain: Domain, database_url: str) -> None:
-    now = [1_000.0]
-    domain.database = Database(database_url, clock=lambda: now[0])
-    sender = domain.sender(body_hash="same", is_retry=True, retry_window=60)
-    first = domain.submit(SUPERVISED, sender).job.id
-    now[0] += 61
-    assert domain.submit(SUPERVISED, sender).job.id != first
-    domain.database.close()
-
-
 def test_an_owner_has_a_limit_of_unfinished_jobs(domain: Domain) -> None:
     sender = domain.sender(max_active_jobs=1)
     first = domain.submit(SUPERVISED, sender).job.id
     with pytest.raises(TooMany):
-        domain.submit(SUPERVISED, replace(sender, body_hash="x"))
+        domain.submit(SUPERVISED, sender)
     service.cancel(domain.database, OWNER, first)
-    domain.submit(SUPERVISED, replace(sender, body_hash="x"))
+    domain.submit(SUPERVISED, sender)
 
 
 @pytest.mark.parametrize(

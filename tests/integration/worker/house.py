@@ -12,7 +12,6 @@ import psutil
 from service.db import Database
 from service.jobs import attempts, dispatch, service, workers
 from service.jobs.flight import Running
-from service.jobs.ids import new_id
 from service.jobs.repository import Page
 from service.jobs.tables import ApiKey, Event, File, Model, Stage
 from service.migrating import migrate
@@ -51,7 +50,7 @@ class House:
     def submit(self, seed: int = 0) -> str:
         """A supervised job with a validation file: the stages sft and evaluate."""
         new = service.NewJob("tiny", "file-train", "file-heldout", method="supervised", seed=seed)
-        return service.submit(self.database, self.store, new, service.Sender("key", OWNER, new_id("body"))).job.id
+        return service.submit(self.database, self.store, new, service.Sender(OWNER)).job.id
 
     def view(self, job_id: str) -> service.JobView:
         return service.read(self.database, OWNER, job_id)

@@ -1,0 +1,137 @@
+"""Every POST and DELETE that there is, its answer lost and sent again and again: the second time changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from openai import OpenAI
+from sqlalchemy import select
+
+from service.api.once import CHANGING
+from service.db import Base, Database
+from service.jobs.tables import Model
+from tests.integration.service.domain import Domain
+from tests.integration.service.routes import every_route
+
+JOBS = "/v1/fine_tuning/jobs"
+BODY = {"model": "tiny", "training_file": "file-train"}
+
+
+class Asked:
+    """A request: what to send, to what."""
+
+    def __init__(self, path: str, **sent: Any) -> None:
+        self.path, self.sent = path, sent
+
+
+def job(client: TestClient) -> str:
+    return str(client.post(JOBS, json=BODY).json()["id"])
+
+
+def cancelled_job(client: TestClient) -> str:
+    name = job(client)
+    client.post(f"{JOBS}/{name}/cancel")
+    return name
+
+
+def upload(client: TestClient) -> Asked:
+    line = b'{"problem": "p", "solution": "s"}'
+    return Asked("/v1/files", files={"file": ("f.jsonl", line)}, data={"purpose": "fine-tune"})
+
+
+STORM: dict[str, Callable[[TestClient], Asked]] = {
+    f"POST {JOBS}": lambda client: Asked(JOBS, json=BODY),
+    f"POST {JOBS}/{{job_id}}/cancel": lambda client: Asked(f"{JOBS}/{job(client)}/cancel"),
+    f"POST {JOBS}/{{job_id}}/retry": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}/retry"),
+    "POST /v1/files": upload,
+    "DELETE /v1/files/{file_id}": lambda client: Asked("/v1/files/file-train"),
+    "DELETE /v1/models/{name}": lambda client: Asked("/v1/models/tiny"),
+}
+"""A valid request for every route that changes something. A new route needs one, too."""
+
+NOT_YET = {"POST /v1/files"}
+"""Uploads have their own way to be repeated."""
+
+UNSEEN = {"past_calls", "audit"}
+"""What notes that somebody asked."""
+
+
+@pytest.fixture
+def client(app: FastAPI, secret: str) -> TestClient:
+    return TestClient(app, headers={"authorization": f"Bearer {secret}"})
+
+
+def contents(database: Database) -> dict[str, list[Any]]:
+    with database.snapshot() as session:
+        return {
+            table.name: sorted(map(str, session.execute(select(table)).all()))
+            for table in Base.metadata.sorted_tables
+            if table.name not in UNSEEN
+        }
+
+
+def test_every_changing_route_is_stormed(app: FastAPI) -> None:
+    changing = {f"{found.method} {found.path}" for found in every_route(app) if found.method in CHANGING}
+    assert changing == set(STORM)
+
+
+@pytest.mark.parametrize("route", sorted(set(STORM) - NOT_YET))
+@pytest.mark.parametrize("mark", ["the client's word", "an Idempotency-Key"])
+def test_a_lost_answer_is_given_again_and_nothing_is_done_twice(
+    client: TestClient, served: Domain, route: str, mark: str
+) -> None:
+    asked = STORM[route](client)
+
+    def send(count: int) -> Any:
+        headers = {"x-stainless-retry-count": str(count)} if mark == "the client's word" else {"Idempotency-Key": "k"}
+        return client.request(route.split()[0], asked.path, headers=headers, **asked.sent)
+
+    first = send(0)
+    assert first.status_code == 200, first.text
+    after = contents(served.database)
+    with ThreadPoolExecutor(4) as pool:
+        repeated = list(pool.map(send, range(1, 9)))
+    assert [answer.status_code for answer in repeated] == [200] * 8
+    assert all(answer.json() == first.json() for answer in repeated)
+    assert contents(served.database) == after
+
+
+class Lossy(httpx.HTTPTransport):
+    """A network that carries every request, and loses the first answer to each that changes something."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        if request.method in CHANGING and request.headers["x-stainless-retry-count"] == "0":
+            answer.close()
+            raise httpx.ReadError("the answer got lost")
+        return answer
+
+
+def test_the_openai_client_over_a_lossy_network_does_everything_once(
+    base_url: str, secret: str, served: Domain
+) -> None:
+    with OpenAI(
+        base_url=base_url, api_key=secret, max_retries=1, http_client=httpx.Client(transport=Lossy())
+    ) as client:
+        made = client.fine_tuning.jobs.create(model="tiny", training_file="file-train")
+        assert [found.id for found in client.fine_tuning.jobs.list()] == [made.id]
+        assert client.fine_tuning.jobs.cancel(made.id).status == "cancelled"
+        retried = client.post(f"/fine_tuning/jobs/{made.id}/retry", cast_to=dict[str, Any])
+        assert retried["status"] == "queued"
+        assert client.files.delete("file-heldout").deleted
+        assert client.models.delete("tiny").deleted
+    with served.database.snapshot() as session:
+        assert session.get(Model, "tiny") is None
+    messages = [event.message for event in served.events(made.id)]
+    assert [message.split(".")[0] for message in messages] == [
+        "The job was accepted",
+        "Cancelling the job",
+        "The job was cancelled",
+        "The job runs again from where it ended",
+    ]
