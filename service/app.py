@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import artifacts, events, files, health, jobs, models, workers
+from service.api import artifacts, events, files, health, jobs, models, webhooks, workers
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
@@ -18,6 +21,7 @@ from service.jobs.workers import Watch
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
+from service.webhooks.courier import Courier
 
 PATIENCE = Patience(connect=3, statement=10, lock=5)
 """Of requests, seconds: whoever asked would rather hear that it did not work."""
@@ -32,6 +36,12 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     migrate(settings.database)
     database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
+
+    @asynccontextmanager
+    async def at_work(_app: FastAPI) -> AsyncIterator[None]:
+        with Courier(database, settings.webhook_private):
+            yield
+
     app = FastAPI(
         title="ALLO",
         docs_url=None,
@@ -39,6 +49,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         openapi_url="/v1/openapi.json",
         redirect_slashes=False,
         dependencies=[Depends(known_query)],
+        lifespan=at_work,
     )
     watch = Watch(settings.lease_seconds)
     reading = (Answers(database), make_readers())
@@ -46,8 +57,10 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     app.add_middleware(Guard, settings=settings, database=database)
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")
-    for part in (files, jobs, events, artifacts, models, workers):
+    for part in (files, jobs, events, artifacts, models, webhooks, workers):
         routes.include_router(part.router)
+    routes.include_router(webhooks.tests)
+    routes.include_router(webhooks.types)
     app.include_router(routes)
     app.include_router(health.router)
     return app

@@ -63,6 +63,9 @@ class Settings(BaseModel):
     grace_seconds: Seconds = Field(
         default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
     )
+    webhook_private: bool = Field(
+        default=False, description="Whether webhooks may go to addresses of private networks, and without TLS."
+    )
     teacher_hosts: str = Field(
         default="",
         description="Hosts, separated by commas, that stage reward_model may ask for corrections: 'api.openai.com', or "

@@ -12,7 +12,7 @@ from service.jobs.lifecycle import STAGE_ENDED, StageStatus
 from service.jobs.placement import Offer, missing
 from service.jobs.progression import checkpoint_model
 from service.jobs.service import JobView
-from service.jobs.tables import Artifact, Event, Job, Model, Stage
+from service.jobs.tables import Artifact, Event, Job, Model, Stage, WebhookDelivery, WebhookEndpoint
 from service.jobs.workers import WorkerView
 
 SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -202,3 +202,37 @@ def model(row: Model) -> dict[str, Any]:
 def model_file(row: Model, file: dict[str, Any]) -> dict[str, Any]:
     url = f"/v1/models/{quote(row.id, safe='')}/files/{quote(file['path'])}"
     return {"id": file["path"], "object": "model.file", **file, "url": url}
+
+
+def webhook(row: WebhookEndpoint, with_secret: bool = False) -> dict[str, Any]:
+    """An endpoint; its secret only where it was made in this very request."""
+    secret = {"signing_secret": row.secret} if with_secret else {}
+    return {
+        "id": row.id,
+        "object": "webhook_endpoint",
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "name": row.name,
+        "url": row.url,
+        "event_types": row.event_types,
+        "signing_secret_hint": f"{row.secret[:9]}…",
+        **secret,
+    }
+
+
+def delivery(row: WebhookDelivery) -> dict[str, Any]:
+    status = "delivered" if row.delivered_at else "pending" if row.due_at is not None else "failed"
+    return {
+        "id": row.id,
+        "object": "webhook_delivery",
+        "created_at": row.created_at,
+        "webhook_endpoint_id": row.endpoint_id,
+        "fine_tuning_job_id": row.job_id,
+        "event_type": row.event_type,
+        "status": status,
+        "attempts": row.attempts,
+        "delivered_at": row.delivered_at,
+        "next_attempt_at": row.due_at,
+        "status_code": row.status_code,
+        "error": row.error,
+    }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session
 
 from allo_engine.pipeline import code_version, digest, model_source
-from service.jobs import repository
+from service.jobs import repository, webhooks
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move
@@ -98,6 +98,7 @@ def end(session: Session, job: Job, status: JobStatus, now: int, level: Level, m
     cancel_unstarted(session, job, now)
     job.status, job.finished_at = move(job.status, status), now
     add_event(session, job, now, level, message, {"status": status.value})
+    webhooks.tell(session, job, now)
 
 
 def cancel_unstarted(session: Session, job: Job, now: int) -> None:

@@ -21,8 +21,8 @@ from service.jobs.tables import PastCall
 
 Answer = Mapping[str, Any]
 
-SECRET = "secret"  # noqa: S105 - the name of a field
-"""The field of an answer that is never kept: it is shown once."""
+SECRETS = frozenset({"secret", "signing_secret"})
+"""The fields of an answer that are never kept: they are shown once."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _recalled(session: Session, call: Call, now: int) -> Answer | None:
 
 def _remember(session: Session, call: Call, answer: Answer, now: int) -> None:
     window = call.retry_window if call.idempotency_key is None else call.key_window
-    kept = {name: value for name, value in answer.items() if name != SECRET}
+    kept = {name: value for name, value in answer.items() if name not in SECRETS}
     repository.forget_past_calls(session, now)
     row = PastCall(key_id=call.key_id, token=call.token, fingerprint=call.fingerprint, answer=kept)
     row.expires_at = now + int(window)

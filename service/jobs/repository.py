@@ -10,7 +10,19 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, litera
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, stage_sources
-from service.jobs.tables import ApiKey, Artifact, Event, File, Job, Model, PastCall, Stage, Worker
+from service.jobs.tables import (
+    ApiKey,
+    Artifact,
+    Event,
+    File,
+    Job,
+    Model,
+    PastCall,
+    Stage,
+    WebhookDelivery,
+    WebhookEndpoint,
+    Worker,
+)
 
 _RECENT_JOBS = 20
 IN_FLIGHT = (StageStatus.DISPATCHED, StageStatus.RUNNING)
@@ -25,7 +37,7 @@ class Page:
     order: Literal["asc", "desc"] = "desc"
 
 
-Row = TypeVar("Row", Job, File, Event)
+Row = TypeVar("Row", Job, File, Event, WebhookEndpoint, WebhookDelivery)
 
 # --- keys
 
@@ -245,6 +257,53 @@ def lock_worker(session: Session, worker_id: str) -> Worker | None:
 
 def delete_worker(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+# --- webhooks
+
+
+def webhook(session: Session, owner: str, endpoint_id: str) -> WebhookEndpoint | None:
+    query = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.owner == owner)
+    return session.scalar(query)
+
+
+def webhooks(session: Session, owner: str, page: Page) -> tuple[list[WebhookEndpoint], bool]:
+    query = select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)
+    return _page(session, query, WebhookEndpoint.id, page.after, page)
+
+
+def all_webhooks(session: Session, owner: str) -> Sequence[WebhookEndpoint]:
+    return session.scalars(select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)).all()
+
+
+def deliveries(session: Session, endpoint_id: str, page: Page) -> tuple[list[WebhookDelivery], bool]:
+    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
+    return _page(session, query, WebhookDelivery.id, page.after, page)
+
+
+def delivery(session: Session, delivery_id: str) -> WebhookDelivery | None:
+    return session.scalar(select(WebhookDelivery).where(WebhookDelivery.id == delivery_id).with_for_update())
+
+
+def due_deliveries(
+    session: Session, now: int, most: int, lock: bool = False
+) -> Sequence[tuple[WebhookDelivery, WebhookEndpoint]]:
+    """The first that are due. With `lock` they are this transaction's alone, without those that are another's."""
+    query = select(WebhookDelivery, WebhookEndpoint).join(WebhookEndpoint)
+    query = query.where(WebhookDelivery.due_at <= now).order_by(WebhookDelivery.due_at).limit(most)
+    if lock:
+        query = query.with_for_update(skip_locked=True, of=WebhookDelivery)
+    return [(row.WebhookDelivery, row.WebhookEndpoint) for row in session.execute(query)]
+
+
+def delete_deliveries(session: Session, endpoint_id: str) -> None:
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id))
+
+
+def delete_old_deliveries(session: Session, before: int) -> None:
+    """Those that have come to an end."""
+    old = delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), WebhookDelivery.created_at < before)
+    session.execute(old)
 
 
 def _page(

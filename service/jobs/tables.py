@@ -199,3 +199,42 @@ class PastCall(Base):
     fingerprint: Mapped[str] = mapped_column(String(64))
     answer: Mapped[dict[str, Any]] = mapped_column(JSON)
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class WebhookEndpoint(Base):
+    """A URL that is told of an owner's jobs. The secret signs, so it is kept as it is; `old_secret` signs beside it
+    until `old_secret_until`."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index(None, "owner", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(255))
+    url: Mapped[str] = mapped_column(String(2048))
+    event_types: Mapped[list[str]] = mapped_column(JSON)
+    secret: Mapped[str] = mapped_column(String(128))
+    old_secret: Mapped[str | None] = mapped_column(String(128))
+    old_secret_until: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class WebhookDelivery(Base):
+    """An event on its way to an endpoint, and the log of it: `due_at` is the next attempt's time, None once there is
+    none; `status_code` and `error` are the last attempt's."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (Index(None, "endpoint_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    event_type: Mapped[str] = mapped_column(String(64))
+    payload: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    due_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    attempts: Mapped[int]
+    delivered_at: Mapped[int | None] = mapped_column(BigInteger)
+    status_code: Mapped[int | None]
+    error: Mapped[str | None]

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from service.api.once import CHANGING
 from service.db import Base, Database
-from service.jobs.tables import Model
+from service.jobs.tables import Model, PastCall
 from tests.integration.service.domain import Domain
 from tests.integration.service.routes import every_route
 
@@ -45,6 +45,14 @@ def upload(client: TestClient) -> Asked:
     return Asked("/v1/files", files={"file": ("f.jsonl", line)}, data={"purpose": "fine-tune"})
 
 
+HOOKS = "/v1/webhook_endpoints"
+HOOK = {"name": "x", "url": "https://93.184.215.14/x", "event_types": ["fine_tuning.job.failed"]}
+
+
+def webhook(client: TestClient) -> str:
+    return HOOKS + "/" + str(client.post(HOOKS, json=HOOK).json()["id"])
+
+
 STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}": lambda client: Asked(JOBS, json=BODY),
     f"POST {JOBS}/{{job_id}}/cancel": lambda client: Asked(f"{JOBS}/{job(client)}/cancel"),
@@ -52,11 +60,22 @@ STORM: dict[str, Callable[[TestClient], Asked]] = {
     "POST /v1/files": upload,
     "DELETE /v1/files/{file_id}": lambda client: Asked("/v1/files/file-train"),
     "DELETE /v1/models/{name}": lambda client: Asked("/v1/models/tiny"),
+    f"POST {HOOKS}": lambda client: Asked(HOOKS, json=HOOK),
+    f"POST {HOOKS}/{{endpoint_id}}": lambda client: Asked(webhook(client), json={"name": "y"}),
+    f"POST {HOOKS}/{{endpoint_id}}/rotate_secret": lambda client: Asked(webhook(client) + "/rotate_secret"),
+    f"POST {HOOKS}/{{endpoint_id}}/test": lambda client: Asked(webhook(client) + "/test"),
+    f"DELETE {HOOKS}/{{endpoint_id}}": lambda client: Asked(webhook(client)),
 }
 """A valid request for every route that changes something. A new route needs one, too."""
 
 NOT_YET = {"POST /v1/files"}
 """Uploads have their own way to be repeated."""
+
+SECRETIVE = {f"POST {HOOKS}", f"POST {HOOKS}/{{endpoint_id}}/rotate_secret"}
+"""Each of their answers shows a secret, which is kept nowhere: a repetition has another one."""
+
+SAMPLES = {f"POST {HOOKS}/{{endpoint_id}}/test"}
+"""They change nothing here."""
 
 UNSEEN = {"past_calls", "audit"}
 """What notes that somebody asked."""
@@ -81,7 +100,7 @@ def test_every_changing_route_is_stormed(app: FastAPI) -> None:
     assert changing == set(STORM)
 
 
-@pytest.mark.parametrize("route", sorted(set(STORM) - NOT_YET))
+@pytest.mark.parametrize("route", sorted(set(STORM) - NOT_YET - SECRETIVE - SAMPLES))
 @pytest.mark.parametrize("mark", ["the client's word", "an Idempotency-Key"])
 def test_a_lost_answer_is_given_again_and_nothing_is_done_twice(
     client: TestClient, served: Domain, route: str, mark: str
@@ -100,6 +119,22 @@ def test_a_lost_answer_is_given_again_and_nothing_is_done_twice(
     assert [answer.status_code for answer in repeated] == [200] * 8
     assert all(answer.json() == first.json() for answer in repeated)
     assert contents(served.database) == after
+
+
+@pytest.mark.parametrize("route", sorted(SECRETIVE))
+def test_a_lost_secret_is_given_anew_to_the_thing_that_was_made(client: TestClient, served: Domain, route: str) -> None:
+    asked = STORM[route](client)
+    answers = [
+        client.post(asked.path, headers={"x-stainless-retry-count": str(count)}, **asked.sent).json()
+        for count in range(3)
+    ]
+    assert len({answer["id"] for answer in answers}) == 1
+    assert len({answer["signing_secret"] for answer in answers}) == 3
+    assert len(client.get(HOOKS).json()["data"]) == 1
+    kept = str(contents(served.database)["webhook_endpoints"])
+    assert [answer["signing_secret"] in kept for answer in answers] == [False, False, True]
+    with served.database.snapshot() as session:
+        assert "whsec_" not in str([row.answer.get("signing_secret") for row in session.scalars(select(PastCall))])
 
 
 class Lossy(httpx.HTTPTransport):
