@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import artifacts, events, files, health, jobs, models, webhooks, workers
+from service.api import artifacts, events, files, health, hub, jobs, models, webhooks, workers
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
@@ -63,6 +63,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     routes.include_router(webhooks.types)
     app.include_router(routes)
     app.include_router(health.router)
+    app.include_router(hub.router)
     return app
 
 

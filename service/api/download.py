@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import quote
 
 from fastapi import Request
@@ -12,6 +14,9 @@ from fastapi.responses import Response, StreamingResponse
 
 from service.api.errors import answer
 from service.storage.store import Store
+
+Opened = Callable[[int, int], Iterator[bytes]]
+"""The bytes of a content from one offset up to, not including, another."""
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -21,13 +26,25 @@ def content(request: Request, store: Store, sha256: str, size: int, filename: st
 
     The ETag is the content's own hash, so it is strong: the same ETag is the same bytes, for ever.
     """
-    etag = f'"{sha256}"'
+    return served(request, partial(store.open, sha256), size, filename, sha256, sha256)
+
+
+def held(request: Request, data: bytes, filename: str) -> Response:
+    """What is small and made anew for every request, in the same way."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return served(request, lambda start, end: iter((data[start:end],)), len(data), filename, sha256, sha256)
+
+
+def served(request: Request, opened: Opened, size: int, filename: str, tag: str, sha256: str | None) -> Response:
+    """A content of `size` bytes that `tag` names: the same tag, the same bytes. `sha256` where it is known."""
+    etag = f'"{tag}"'
     headers = {
         "accept-ranges": "bytes",
         "etag": etag,
-        "repr-digest": f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:",
         "content-disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
     }
+    if sha256 is not None:
+        headers["repr-digest"] = f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"
     if not _listed(request, "if-match", etag, default=True):
         return answer(request, 412, "The content is not the one that If-Match names.", code="precondition_failed")
     if _listed(request, "if-none-match", etag, default=False):
@@ -36,18 +53,16 @@ def content(request: Request, store: Store, sha256: str, size: int, filename: st
     if part is None:
         unsatisfied = {"content-range": f"bytes */{size}"}
         return answer(request, 416, f"The content has {size} bytes.", code="range_not_satisfiable", headers=unsatisfied)
-    return _stream(request, store, sha256, size, part, headers)
+    return _stream(request, opened, size, part, headers)
 
 
-def _stream(
-    request: Request, store: Store, sha256: str, size: int, part: tuple[int, int], headers: dict[str, str]
-) -> Response:
+def _stream(request: Request, opened: Opened, size: int, part: tuple[int, int], headers: dict[str, str]) -> Response:
     start, end = part
     status = 200 if part == (0, size) else 206
     if status == 206:
         headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
     headers["content-length"] = str(end - start)
-    chunks: Iterator[bytes] = store.open(sha256, start, end)
+    chunks = opened(start, end)
     body = iter(()) if request.method == "HEAD" else chunks
     return StreamingResponse(body, status, headers, media_type="application/octet-stream")
 

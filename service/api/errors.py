@@ -17,6 +17,7 @@ from allo_engine.pipeline import PlanError
 from service.api.scope import request_id
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.errors import Busy, Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooMany
+from service.jobs.hub import Absent
 from service.storage.store import StoreError
 
 STATUS: Mapping[type[Exception], int] = {
@@ -84,8 +85,15 @@ def _of_the_domain(request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
     if isinstance(error, PlanError):
         return answer(request, status, error.message, error.param, "invalid_value")
-    headers = SOON if isinstance(error, Busy) else None
+    headers = SOON if isinstance(error, Busy) else _for_the_hub(error) if isinstance(error, Absent) else None
     return answer(request, status, error.message, error.param, error.code, error.details, headers)
+
+
+def _for_the_hub(error: Absent) -> dict[str, str]:
+    """By these the Hub's client tells what is absent; it shows the message."""
+    plain = clean_text(error.message)[:500].encode("ascii", "replace").decode()
+    printable = "".join(letter if letter.isprintable() else "?" for letter in plain)
+    return {"x-error-code": error.code, "x-error-message": printable}
 
 
 def _of_a_part(request: Request, error: Exception) -> JSONResponse:

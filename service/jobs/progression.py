@@ -187,8 +187,9 @@ def _register(session: Session, job: Job, name: str, stage: Stage, now: int) -> 
     files = [{"path": row.path, "bytes": row.bytes, "sha256": row.sha256} for row in rows]
     if files:
         base = session.get(Model, job.model)
-        verdict = base.verdict if base else None
-        session.merge(Model(id=name, owner=job.owner, created_at=now, job_id=job.id, files=files, verdict=verdict))
+        model = Model(id=name, owner=job.owner, created_at=now, job_id=job.id, files=files)
+        model.verdict, model.origin = (base.verdict, base.origin) if base else (None, None)
+        session.merge(model)
 
 
 def _succeed(session: Session, job: Job, stages: Sequence[Stage], now: int) -> None:

@@ -88,6 +88,10 @@ def models(session: Session, owner: str) -> Sequence[Model]:
     return session.scalars(select(Model).where(_visible(owner)).order_by(Model.id)).all()
 
 
+def models_of_job(session: Session, owner: str, job_id: str) -> Sequence[Model]:
+    return session.scalars(select(Model).where(Model.job_id == job_id, Model.owner == owner)).all()
+
+
 def model_by_name(session: Session, name: str) -> Model | None:
     """Whoever owns it: names are unique."""
     return session.get(Model, name)

@@ -61,6 +61,7 @@ class Model(Base):
 
     Without an owner it is everyone's: a base model that the operator registered. `verdict` is what a probe found of it
     (see verdicts.py), or of the model that its job began with; None where it was registered before there were probes.
+    `origin` is where a registered one comes from: {license, source}, as far as it said.
     """
 
     __tablename__ = "models"
@@ -71,6 +72,7 @@ class Model(Base):
     job_id: Mapped[str | None] = mapped_column(String(64), index=True)
     files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    origin: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Job(Base):

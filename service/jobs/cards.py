@@ -1,0 +1,144 @@
+"""The card of a model that a job made: what it is, what it was made of and how, and how good it was found to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from allo_engine.config import CONFIGS
+from service.jobs.lifecycle import StageStatus
+from service.jobs.service import JobView
+from service.jobs.tables import Job, Model, Stage
+
+METHODS = {
+    "supervised": "supervised fine-tuning",
+    "dpo": "direct preference optimization",
+    "allo": "ALLO ([Low-Redundant Optimization for LLM Alignment](https://arxiv.org/abs/2406.12606))",
+}
+
+_ROWS = {
+    "base": "base",
+    "sft": "SFT",
+    "warmup": "vanilla DPO (the warm-up)",
+    "forget": "forgotten",
+    "improve": "aligned",
+}
+"""The models of the report, in its order."""
+
+
+def card(view: JobView, revision: str, base: Model | None) -> bytes:
+    """README.md of one revision, as the Hub has it: YAML, then Markdown."""
+    return ("\n".join((*_front(view.job, base), "", *_body(view, revision, base))) + "\n").encode()
+
+
+def _front(job: Job, base: Model | None) -> Iterator[str]:
+    yield "---"
+    yield "library_name: transformers"
+    yield "pipeline_tag: text-generation"
+    yield f"base_model: {_quoted(job.model)}"
+    licence = licence_of(base)
+    yield f"license: {_quoted(licence)}" if licence else "license: unknown"
+    yield "tags: [allo, alignment]"
+    yield "---"
+
+
+def _body(view: JobView, revision: str, base: Model | None) -> Iterator[str]:
+    job = view.job
+    yield f"# {job.fine_tuned_model or job.id}"
+    yield ""
+    yield f"{_quoted(job.model)} after {METHODS[job.method['type']]}; revision `{revision}` of job `{job.id}`."
+    yield ""
+    yield from _licence(base)
+    yield from _accuracy(view)
+    yield from _settings(view)
+    yield from _sources(job)
+    yield from _loading(job, revision)
+
+
+def licence_of(model: Model | None) -> str | None:
+    """The licence that a base model came with, as far as it said."""
+    return ((model.origin or {}).get("license") if model is not None else None) or None
+
+
+def _licence(base: Model | None) -> Iterator[str]:
+    found = licence_of(base)
+    yield f"The base is licensed as: {found}." if found else "The base did not say how it is licensed."
+    yield ""
+
+
+def _accuracy(view: JobView) -> Iterator[str]:
+    figures: Mapping[str, Any] = next((stage.metrics for stage in view.stages if _evaluated(stage)), {})
+    rows = [row for name, title in _ROWS.items() if (row := _row(figures, name, title))]
+    if rows:
+        yield "## On held-out data"
+        yield ""
+        yield "| model | accuracy | 95 % interval |"
+        yield "|---|---|---|"
+        yield from rows
+        yield ""
+
+
+def _evaluated(stage: Stage) -> bool:
+    return stage.name == "evaluate" and stage.status is StageStatus.SUCCEEDED
+
+
+def _row(figures: Mapping[str, Any], name: str, title: str) -> str:
+    accuracy = figures.get(f"{name}_accuracy")
+    if accuracy is None:
+        return ""
+    low, high = (figures.get(f"{name}_accuracy_{end}") for end in ("low", "high"))
+    interval = "" if low is None or high is None else f"{_percent(low)} – {_percent(high)}"
+    return f"| {title} | {_percent(accuracy)} | {interval} |"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _settings(view: JobView) -> Iterator[str]:
+    """What differs from the published defaults, stage by stage."""
+    yield "## Stages and settings"
+    yield ""
+    yield f"Seed {view.job.seed}. Settings that are not named have their defaults."
+    yield ""
+    for stage in view.stages:
+        changed = _changed(stage)
+        told = ", ".join(f"`{name} = {json.dumps(value, ensure_ascii=False)}`" for name, value in changed.items())
+        yield f"- `{stage.name}`{': ' + told if told else ''}"
+    yield ""
+
+
+def _changed(stage: Stage) -> dict[str, Any]:
+    defaults = CONFIGS[stage.name]().model_dump(mode="json") | {"seed": stage.config.get("seed")}
+    return {name: value for name, value in stage.config.items() if defaults.get(name, value) != value}
+
+
+def _sources(job: Job) -> Iterator[str]:
+    yield "## Made of"
+    yield ""
+    yield "| source | file | bytes | sha256 |"
+    yield "|---|---|---|---|"
+    for source, files in sorted(job.sources.items()):
+        for path, sha256, size in files:
+            yield f"| {source} | {path} | {size} | `{sha256}` |"
+    yield ""
+
+
+def _loading(job: Job, revision: str) -> Iterator[str]:
+    yield "## How to load it"
+    yield ""
+    yield "With `HF_ENDPOINT` set to the service's URL and a key of it in `HF_TOKEN`:"
+    yield ""
+    given = "" if revision == "main" else f', revision="{revision}"'
+    yield "```python"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield f'model = AutoModelForCausalLM.from_pretrained("jobs/{job.id}"{given})'
+    yield f'tokenizer = AutoTokenizer.from_pretrained("jobs/{job.id}"{given})'
+    yield "```"
+
+
+def _quoted(text: str) -> str:
+    """A name as a YAML scalar that is nothing else, and as Markdown that it cannot break out of."""
+    return json.dumps(text, ensure_ascii=False).replace("`", "'")

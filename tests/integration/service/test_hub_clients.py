@@ -1,0 +1,263 @@
+"""The unmodified clients of the Hugging Face Hub, over a real connection: this service is their HF_ENDPOINT."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from allo_engine.pipeline import OUTPUTS
+from service.app import create_app
+from service.db import migrate
+from service.jobs import attempts, dispatch
+from service.jobs.keys import create_key
+from service.jobs.submission import NewJob
+from service.settings import Settings
+from service.storage.store import Blob, Store
+from tests.integration.service.domain import OWNER, Domain, furnish
+from tests.tiny import save_tiny
+
+FIGURES = {"base_accuracy": 0.1, "improve_accuracy": 0.5, "improve_accuracy_low": 0.4, "improve_accuracy_high": 0.6}
+
+
+class SilentBroker:
+    """Nobody is rung for: the test itself is the worker."""
+
+    def ring(self, worker: str, stage_id: str, epoch: int) -> None: ...
+    def forget(self, worker: str) -> None: ...
+    def ping(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A service with one finished job, whose every checkpoint is a tiny model of its own."""
+
+    endpoint: str
+    token: str
+    stranger: str
+    job: str
+    models: dict[str, Path]
+    domain: Domain
+
+    @property
+    def repository(self) -> str:
+        return f"jobs/{self.job}"
+
+    def api(self) -> HfApi:
+        return HfApi(endpoint=self.endpoint, token=self.token)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return httpx.get(f"{self.endpoint}{path}", headers={"authorization": f"Bearer {self.token}", **headers})
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root = tmp_path_factory.mktemp("hub")
+    settings = Settings(data_dir=root / "data", min_free_bytes=0)
+    (root / "data").mkdir()
+    migrate(settings.database)
+    app = create_app(settings, SilentBroker())
+    domain = furnish(app.state.context.database, app.state.context.store)
+    models = {stage: save_tiny(root / stage, seed) for seed, stage in enumerate(("sft", "warmup", "improve"))}
+    settings_of_stages = {"sft": {"n_epochs": 2}, "improve": {"beta": 0.3}}
+    new = NewJob("tiny", "file-train", "file-heldout", method="allo", stages=settings_of_stages, suffix="mine")
+    job = domain.submit(new).job.id
+    run(domain, {stage: stored(domain.store, folder) for stage, folder in models.items()})
+    keys = [create_key(domain.database, owner, ("read",)).secret for owner in (OWNER, "stranger")]
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Hub(f"http://127.0.0.1:{port}", *keys, job, models, domain)
+    server.should_exit = True
+    thread.join()
+    domain.database.close()
+
+
+def stored(store: Store, folder: Path) -> list[tuple[str, Blob]]:
+    return [(path.name, store.put(path)) for path in sorted(folder.iterdir())]
+
+
+def run(domain: Domain, checkpoints: dict[str, list[tuple[str, Blob]]]) -> None:
+    """Every stage to its end."""
+    while rings := dispatch.ready_stages(domain.database):
+        assert dispatch.place(domain.database, domain.store, rings[0].stage_id, rings[0].epoch, "worker")
+        claim = attempts.claim(domain.database, rings[0].stage_id, rings[0].epoch, "worker")
+        assert claim is not None
+        data = [("data.bin", domain.data)]
+        files = [
+            (output, path, blob.sha256, blob.size)
+            for output in OUTPUTS[claim.name]
+            for path, blob in (checkpoints.get(claim.name, data) if output == "checkpoint" else data)
+        ]
+        metrics = FIGURES if claim.name == "evaluate" else {}
+        assert attempts.finish(domain.database, domain.store, claim.stage_id, claim.epoch, files, metrics)
+
+
+def same_files(folder: Path, source: Path) -> bool:
+    return all((folder / path.name).read_bytes() == path.read_bytes() for path in source.iterdir())
+
+
+def test_a_snapshot_is_every_file_and_the_card(hub: Hub, tmp_path: Path) -> None:
+    where = {"endpoint": hub.endpoint, "token": hub.token, "cache_dir": tmp_path}
+    folder = Path(snapshot_download(hub.repository, **where))
+    assert same_files(folder, hub.models["improve"])
+    assert {path.name for path in folder.iterdir()} == {path.name for path in hub.models["improve"].iterdir()} | {
+        "README.md"
+    }
+    assert folder.name == hub.api().model_info(hub.repository).sha
+
+
+def test_every_revision_is_a_checkpoint_by_its_name_and_by_its_commit(hub: Hub, tmp_path: Path) -> None:
+    branches = {branch.name: branch.target_commit for branch in hub.api().list_repo_refs(hub.repository).branches}
+    assert set(branches) == {"main", "sft", "warmup"}
+    assert len(set(branches.values())) == 3
+    for revision, stage in {"main": "improve", "sft": "sft", "warmup": "warmup"}.items():
+        expected = (hub.models[stage] / "model.safetensors").read_bytes()
+        for name in (revision, branches[revision]):
+            path = hf_hub_download(
+                hub.repository,
+                "model.safetensors",
+                revision=name,
+                endpoint=hub.endpoint,
+                token=hub.token,
+                cache_dir=tmp_path,
+            )
+            assert Path(path).read_bytes() == expected
+            assert Path(path).parent.name == branches[revision]
+
+
+def test_what_the_client_asks_of_a_repository_is_answered(hub: Hub) -> None:
+    api = hub.api()
+    info = api.model_info(hub.repository, files_metadata=True)
+    assert (info.id, info.private, info.library_name) == (hub.repository, True, "transformers")
+    sizes = {path.name: path.stat().st_size for path in hub.models["improve"].iterdir()}
+    assert {file.rfilename: file.size for file in info.siblings or [] if file.rfilename != "README.md"} == sizes
+    assert api.file_exists(hub.repository, "config.json", revision="sft")
+    assert not api.file_exists(hub.repository, "adapter_config.json")
+    assert not api.repo_exists("jobs/ftjob-none")
+    assert set(api.list_repo_files(hub.repository)) == {*sizes, "README.md"}
+    weights = api.get_safetensors_metadata(hub.repository)
+    assert sum(weights.parameter_count.values()) == sum(
+        tensor.parameter_count for tensor in weights.files_metadata["model.safetensors"].tensors.values()
+    )
+
+
+def test_what_is_absent_is_told_apart(hub: Hub, tmp_path: Path) -> None:
+    where = {"endpoint": hub.endpoint, "token": hub.token, "cache_dir": tmp_path}
+    with pytest.raises(RepositoryNotFoundError):
+        snapshot_download("jobs/ftjob-none", **where)
+    with pytest.raises(RepositoryNotFoundError):
+        snapshot_download("other/model", **where)
+    with pytest.raises(RevisionNotFoundError, match="it has: main, sft, warmup"):
+        hub.api().model_info(hub.repository, revision="refs/pr/1")
+    with pytest.raises(RemoteEntryNotFoundError):
+        hf_hub_download(hub.repository, "adapter_config.json", **where)
+
+
+def test_another_owners_repository_is_absent_and_no_key_opens_nothing(hub: Hub) -> None:
+    with pytest.raises(RepositoryNotFoundError) as theirs:
+        HfApi(endpoint=hub.endpoint, token=hub.stranger).model_info(hub.repository)
+    assert theirs.value.response.status_code == 404
+    for path in (f"/{hub.repository}/resolve/main/config.json", f"/api/models/{hub.repository}/tree/main"):
+        assert httpx.get(hub.endpoint + path, headers={"authorization": f"Bearer {hub.stranger}"}).status_code == 404
+    with pytest.raises(HfHubHTTPError) as unknown:
+        HfApi(endpoint=hub.endpoint, token="hf_wrong").model_info(hub.repository)
+    assert unknown.value.response.status_code == 401
+
+
+def test_a_download_that_was_cut_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    expected = (hub.models["improve"] / "model.safetensors").read_bytes()
+    url = f"/{hub.repository}/resolve/main/model.safetensors"
+    head = httpx.head(f"{hub.endpoint}{url}", headers={"authorization": f"Bearer {hub.token}"})
+    assert head.headers["x-repo-commit"] == hub.api().model_info(hub.repository).sha
+    assert (head.headers["content-length"], head.headers["x-linked-size"]) == (str(len(expected)),) * 2
+    etag = head.headers["etag"].strip('"')
+    blobs = tmp_path / f"models--jobs--{hub.job}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{etag}.incomplete").write_bytes(expected[:5000])
+    path = hf_hub_download(
+        hub.repository, "model.safetensors", endpoint=hub.endpoint, token=hub.token, cache_dir=tmp_path
+    )
+    assert Path(path).read_bytes() == expected
+    part = hub.get(url, range="bytes=5000-5003")
+    assert (part.status_code, part.content) == (206, expected[5000:5004])
+    assert part.headers["x-repo-commit"] == head.headers["x-repo-commit"]
+
+
+TRANSFORMERS = """
+import sys, json
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+job, revisions = sys.argv[1], sys.argv[2:]
+found = {}
+for revision in revisions:
+    model = AutoModelForCausalLM.from_pretrained(job, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(job, revision=revision)
+    ids = tokenizer("sky", return_tensors="pt")
+    found[revision] = model.generate(**ids, max_new_tokens=4, do_sample=False)[0].tolist()
+    assert AutoConfig.from_pretrained(job, revision=revision).hidden_size == 32
+print(json.dumps(found))
+"""
+
+
+def test_transformers_loads_and_generates_from_the_service(hub: Hub, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", TRANSFORMERS, hub.repository, "main", "sft"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for revision, stage in {"main": "improve", "sft": "sft"}.items():
+        model = AutoModelForCausalLM.from_pretrained(hub.models[stage])
+        ids = AutoTokenizer.from_pretrained(hub.models[stage])("sky", return_tensors="pt")
+        assert model.generate(**ids, max_new_tokens=4, do_sample=False)[0].tolist() == found[revision]
+
+
+def test_the_card_says_what_the_model_is_and_how_good(hub: Hub) -> None:
+    text = hub.get(f"/{hub.repository}/resolve/main/README.md").text
+    front, body = text.removeprefix("---\n").split("---\n", 1)
+    assert 'base_model: "tiny"' in front
+    assert "| aligned | 50.0 % | 40.0 % – 60.0 % |" in body
+    assert "- `improve`: `beta = 0.3`" in body
+    assert "- `sft`: `n_epochs = 2`" in body
+    assert "- `forget`\n" in body
+    assert hub.domain.data.sha256 in body
+    assert f'from_pretrained("{hub.repository}")' in body
+    assert 'revision="sft"' in hub.get(f"/{hub.repository}/resolve/sft/README.md").text
+
+
+def test_a_deleted_model_is_no_revision_any_more(hub: Hub) -> None:
+    new = NewJob("tiny", "file-train", method="supervised", seed=5)
+    job = hub.domain.submit(new).job.id
+    with pytest.raises(RevisionNotFoundError, match="none yet"):
+        hub.api().model_info(f"jobs/{job}")
+    run(hub.domain, {})
+    assert hub.api().model_info(f"jobs/{job}").sha
+    name = hub.domain.view(job).job.fine_tuned_model
+    admin = create_key(hub.domain.database, OWNER).secret
+    url = f"{hub.endpoint}/v1/models/{name}"
+    assert httpx.delete(url, headers={"authorization": f"Bearer {admin}"}).status_code == 200
+    with pytest.raises(RevisionNotFoundError, match="it has: sft"):
+        hub.api().model_info(f"jobs/{job}")
