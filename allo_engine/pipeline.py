@@ -32,7 +32,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "locate": ("masks",),
     "reward_model": ("checkpoint",),
     "token_rewards": ("scores",),
-    "forget": ("delta",),
+    "forget": ("delta", "checkpoint"),
     "improve": ("delta", "checkpoint"),
     "evaluate": ("report",),
 }

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.storage.store import Store
+from allo_engine.checkpoints.merging import DESCRIBED, Recipe
+from service.storage.store import Blob, Store
 
 Files = Mapping[str, Sequence[tuple[str, str, int]]]
 """Each input's files: (relative path, sha256, bytes)."""
@@ -70,13 +71,19 @@ class Workspace:
         }
 
     def publish(self, store: Store, proceed: Callable[[], bool]) -> list[tuple[str, str, str, int]]:
-        """Store every output file; each as (output, relative path, sha256, bytes). Ends early unless `proceed()`."""
+        """Store every output file; each as (output, relative path, sha256, bytes). Ends early unless `proceed()`.
+
+        What a stage only described is named by its recipe.
+        """
         published = []
         for path in sorted(self.outputs.rglob("*")):
             if path.is_file() and not path.is_symlink() and proceed():
                 output, _, relative = path.relative_to(self.outputs).as_posix().partition("/")
-                blob = store.take(path)  # the processes that wrote it are gone
-                published.append((output, relative, blob.sha256, blob.size))
+                if relative == DESCRIBED:
+                    published += [(output, *file) for file in _derived(store, path)]
+                else:
+                    blob = store.take(path)  # the processes that wrote it are gone
+                    published.append((output, relative, blob.sha256, blob.size))
         return published
 
     def log_tail(self) -> str:
@@ -90,6 +97,13 @@ class Workspace:
     def forget_work(self) -> None:
         """Remove the resume checkpoints: nobody will resume this stage."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _derived(store: Store, described: Path) -> Iterator[tuple[str, str, int]]:
+    for file in json.loads(described.read_text(encoding="utf-8")):
+        blob = Blob(file["sha256"], file["bytes"])
+        store.derive(blob, Recipe.of(file))
+        yield file["path"], blob.sha256, blob.size
 
 
 @contextmanager

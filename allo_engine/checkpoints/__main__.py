@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 from allo_engine.checkpoints.delta import Delta
 from allo_engine.checkpoints.delta import merge as merge_into
-from allo_engine.checkpoints.writing import DTYPES
 from allo_engine.report import StageError
 
 
@@ -35,7 +36,7 @@ def merge(base: str, delta: str, out: str, dtype: str) -> None:
     folder = Path(base)
     if not any(folder.glob("*.safetensors")):
         raise StageError("bad_model", f"{base} holds no *.safetensors: name the folder of the model that was aligned.")
-    merge_into(folder, Path(delta), Path(out), {str(kind): kind for kind in DTYPES}[f"torch.{dtype}"])
+    merge_into(folder, Path(delta), Path(out), getattr(torch, dtype))
     sys.stdout.write(f"wrote {out}\n")
 
 

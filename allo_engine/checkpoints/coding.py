@@ -23,6 +23,9 @@ Floats = NDArray[np.float32]
 
 _ESCAPE = 255
 
+_BLOCK = 1 << 16
+"""Bytes of coded places between two that can be decoded from."""
+
 
 class Damaged(ValueError):
     """Bytes that no encoder wrote."""
@@ -65,7 +68,57 @@ def decode_values(data: bytes, base_K: Floats) -> Floats:
     coded = _inflate(data, 4 * len(base_K))
     if len(coded) != 4 * len(base_K):
         raise Damaged(f"it holds {len(coded)} bytes of values, not {4 * len(base_K)}")
-    planes = np.frombuffer(coded, dtype=np.uint8).reshape(4, -1)
+    return _moved(base_K, np.frombuffer(coded, dtype=np.uint8).reshape(4, -1))
+
+
+class Entries:
+    """A weight's entries, of which any part is decoded when it is wanted.
+
+    Held are the inflated streams: a little over one byte an entry of places, four of values. Raises Damaged as the
+    functions above do.
+    """
+
+    def __init__(self, gaps: bytes, values: bytes, count: int, size: int) -> None:
+        if not 0 < count <= size:
+            raise Damaged(f"{count} entries do not fit its {size}")
+        self._coded = np.frombuffer(_inflate(gaps, size), dtype=np.uint8)
+        starts = np.arange(0, len(self._coded), _BLOCK)
+        ends = np.add.reduceat(self._coded != _ESCAPE, starts, dtype=np.int64)
+        steps = np.add.reduceat(self._coded, starts, dtype=np.int64)
+        self._numbers = np.concatenate(([0], np.cumsum(ends)))  # how many entries end before each block
+        self._places = np.concatenate(([0], np.cumsum(steps))) + self._numbers  # and where the next may lie at first
+        if self._numbers[-1] != count or self._coded[-1] == _ESCAPE:
+            raise Damaged(f"it holds {self._numbers[-1]} places, not {count}")
+        if self._places[-1] > size:
+            raise Damaged(f"a place lies at {self._places[-1] - 1}, behind the weight's end at {size}")
+        planes = _inflate(values, 4 * count)
+        if len(planes) != 4 * count:
+            raise Damaged(f"it holds {len(planes)} bytes of values, not {4 * count}")
+        self._planes = np.frombuffer(planes, dtype=np.uint8).reshape(4, -1)
+
+    def touches(self, start: int, end: int) -> bool:
+        """Whether an entry lies in [start, end)."""
+        return bool(len(self._within(start, end)[0]))
+
+    def put_into(self, values: Floats, start: int) -> None:
+        """Set a piece of the weight, its base values from the flat position `start` on, to what was trained there."""
+        places_K, first = self._within(start, start + len(values))
+        at = places_K - start
+        values[at] = _moved(values[at], self._planes[:, first : first + len(places_K)])
+
+    def _within(self, start: int, end: int) -> tuple[Places, int]:
+        """The places in [start, end), and the number of the first of them."""
+        left = max(int(np.searchsorted(self._places, start, side="right")) - 1, 0)
+        right = int(np.searchsorted(self._places, end, side="left"))
+        coded = self._coded[left * _BLOCK : right * _BLOCK]
+        found_K = np.cumsum(coded, dtype=np.int64)[coded != _ESCAPE]
+        found_K += self._places[left] + np.arange(len(found_K))
+        low, high = np.searchsorted(found_K, (start, end))
+        return found_K[low:high], int(self._numbers[left] + low)
+
+
+def _moved(base_K: Floats, planes: NDArray[np.uint8]) -> Floats:
+    """The trained values, from their base values and the four planes [4, K] of how far they are from them."""
     zigzag = np.ascontiguousarray(planes.T).view("<u4").reshape(-1).astype(np.uint32, copy=False)
     difference = ((zigzag >> 1) ^ -(zigzag & 1)).view(np.int32)
     difference += _ordered(_bits(base_K))

@@ -25,11 +25,11 @@ nearly empty. A weight is named as in the base; tied weights are one weight; one
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from allo_engine.checkpoints import coding
-from allo_engine.checkpoints.folder import fingerprint, tied
+from allo_engine.checkpoints.folder import digest_of, fingerprint, tied
+from allo_engine.checkpoints.merging import DESCRIBED, File, Merged, Recipe
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor, same_values
-from allo_engine.checkpoints.writing import gathered, rewrite, write_tensors
+from allo_engine.checkpoints.writing import DTYPES, files_of, gathered, remade, write_tensors, write_whole
 from allo_engine.report import StageError
 
 if TYPE_CHECKING:  # transformers comes with these
@@ -116,32 +117,56 @@ def merge(base: Path, delta: Path, out: Path, dtype: torch.dtype = torch.float32
     In float32 a merged value has the very bits that training left; in another dtype it is rounded once, from float32.
     Raises StageError: wrong_base, bad_delta, or not_empty where `out` holds something already.
     """
+    recipes = _recipes(base, delta, _stored_as(dtype))
+    with remade(base, out, _stored_as(dtype)) as aside:
+        for path, recipe in recipes.items():
+            with _merged(path, delta, recipe) as merged:
+                write_whole(aside / path.name, merged.stream())
+
+
+def describe(base: Path, delta: Path, out: Path) -> None:
+    """Write to `out` what `merge` would, but for the weights: in their stead merged.json says how each file of them is
+    made, and which sha256 it then has. So whoever holds base and delta can serve it without holding it.
+
+    Raises StageError as `merge` does.
+    """
+    files = []
+    for path, recipe in _recipes(base, delta, "F32").items():
+        with _merged(path, delta, recipe) as merged:
+            digest = hashlib.sha256()
+            for part in merged.stream():
+                digest.update(part)
+            files.append({"path": path.name, "bytes": merged.size, "sha256": digest.hexdigest()} | recipe.fields())
+    with remade(base, out, "F32") as aside:
+        (aside / DESCRIBED).write_text(json.dumps(files, indent=2), encoding="utf-8")
+
+
+def _stored_as(dtype: torch.dtype) -> str:
+    return next(stored for stored, name in DTYPES.items() if str(dtype) == f"torch.{name}")
+
+
+@contextmanager
+def _merged(path: Path, delta: Path, recipe: Recipe) -> Iterator[Merged]:
+    with File(path) as base, File(delta / FILE) as changes:
+        yield Merged(base, changes, recipe.dtype, recipe.copies)
+
+
+def _recipes(base: Path, delta: Path, dtype: str) -> dict[Path, Recipe]:
+    """How each of the base's weight files is made into a merged one."""
     source = Delta(delta)
     source.check(base)
     with Checkpoint(base) as stored:
         for name in source.counts:
             _weight(stored, name)  # each is there, before anything is written
-        names = {name: name for name in source.counts} | _copies(base, stored, source.counts.keys())
-
-    def contents(name: str, weight: StoredTensor) -> StoredTensor | _Changed:
-        return _Changed(weight, source.entries(names[name], weight)) if name in names else weight
-
-    rewrite(base, out, dtype, contents)
-
-
-@dataclass(frozen=True)
-class _Changed:
-    """A stored weight with other values at some entries."""
-
-    weight: StoredTensor
-    entries: Entries
-
-    def read(self, start: int, count: int) -> NDArray[np.float32]:
-        places, values = self.entries
-        piece = self.weight.read(start, count)
-        first, last = np.searchsorted(places, (start, start + count))
-        piece[places[first:last] - start] = values[first:last]
-        return piece
+        copies = _copies(base, stored, source.counts.keys())
+        files = files_of(base, stored)
+    changes = digest_of(source.path).hex()
+    return {
+        path: Recipe(
+            digest_of(path).hex(), changes, dtype, {name: twin for name, twin in copies.items() if name in weights}
+        )
+        for path, weights in files.items()
+    }
 
 
 def _copies(base: Path, stored: Checkpoint, changed: Set[str]) -> dict[str, str]:

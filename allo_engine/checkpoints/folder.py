@@ -41,12 +41,17 @@ def ends_of(folder: Path) -> tuple[int, ...]:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over a checkpoint's weight files: what a delta names as its base. A file is read once a process."""
+    """sha256 over a checkpoint's weight files: what a delta names as its base."""
     total = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        now = path.stat()
-        total.update(_digest(path.resolve(), now.st_ino, now.st_size, now.st_mtime_ns))
+        total.update(digest_of(path))
     return total.hexdigest()
+
+
+def digest_of(path: Path) -> bytes:
+    """A file's sha256. It is read once a process."""
+    now = path.stat()
+    return _digest(path.resolve(), now.st_ino, now.st_size, now.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

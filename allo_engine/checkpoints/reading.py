@@ -49,11 +49,8 @@ class StoredTensor:
         if not self.numbers:
             known = ", ".join(FLOATS)
             raise StageError("bad_model", f"A weight is stored as {self.dtype}; what can be trained is {known}.")
-        item = np.dtype(FLOATS[self.dtype])
-        raw = self.read_bytes(start * item.itemsize, count * item.itemsize).view(item)
-        if self.dtype == "BF16":  # the upper half of a float32
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32, copy=False)
+        item = np.dtype(FLOATS[self.dtype]).itemsize
+        return widened(self.read_bytes(start * item, count * item), self.dtype)
 
     def read_bytes(self, start: int, count: int) -> NDArray[np.uint8]:
         room = _room(count, self.offset + start)
@@ -66,6 +63,14 @@ class StoredTensor:
             if not count:
                 raise StageError("bad_model", f"The weights file {self.file.name} ends early: copy it again.")
             buffer, offset = buffer[count:], offset + count
+
+
+def widened(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """Stored numbers as float32, exactly; a view of the same memory where they are stored so."""
+    stored = raw.view(FLOATS[dtype])
+    if dtype == "BF16":  # the upper half of a float32
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32, copy=False)
 
 
 def _room(size: int, offset: int) -> NDArray[np.uint8]:

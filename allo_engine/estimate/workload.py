@@ -91,7 +91,7 @@ class Workload:
     def _improve(self, config: Any) -> Load:
         groups = self._fitting(self._data.pairs, config)
         load = self._trained("improve", groups, self._data.pair_scale)
-        return replace(load, forward=(self._reference("improve", groups),), checkpoints=1, deltas=1)
+        return replace(load, forward=(self._reference("improve", groups),), checkpoints=0, deltas=1)
 
     def _locate(self, config: Any) -> Load:
         if "updated" in self._plan["locate"].inputs:

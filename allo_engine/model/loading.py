@@ -96,7 +96,7 @@ def save_weights(weights: Callable[[str], Tensor], names: Names, base: Path, fol
         place = names.place(name)
         return stored if place is None else _Trained(place.view(weights(place.weight)).reshape(-1))
 
-    rewrite(base, folder, torch.float32, contents)
+    rewrite(base, folder, "F32", contents)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ token_rewards scored it; in 16 bits it is scored anew (see logp_cache.py). With 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from allo_engine.checkpoints.delta import write_delta
+from allo_engine.checkpoints.delta import Values, describe, write_delta
 from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ForgetConfig
 from allo_engine.data.prompts import Encoder
@@ -44,7 +45,7 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
     metrics = {"responses": len(weights), "forgotten_share": float((everything != 0).float().mean())}
     if not everything.any():
         report.message("No token of the wrong responses is unaligned: nothing was forgotten.", "warn")
-        write_delta({}, start, outputs / "delta")
+        _leave({}, start, outputs)
         return {**metrics, "trained_weights": 0}
     training = trained(
         start, config, report, work, lambda _, names: positions_of(inputs["masks"] / "forget.safetensors", names.sizes)
@@ -59,8 +60,14 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
     metrics |= training.trainer.train(groups, objective)
     changes = training.changes()
     if here().leads:
-        write_delta(changes, start, outputs / "delta")
+        _leave(changes, start, outputs)
     return {**metrics, "trained_weights": training.weights}
+
+
+def _leave(changes: Values, start: Path, outputs: Path) -> None:
+    write_delta(changes, start, outputs / "delta")
+    shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
+    describe(start, outputs / "delta", outputs / "checkpoint")
 
 
 def _reference(scored: list[ScoredGroup]) -> PerToken:

@@ -3,7 +3,8 @@
 L = −logσ(β(Σ_chosen d − Σ_{t∈K} d_rejected)), d = logπ − logπ_ref, the reference being the forgotten model, K the
 ⌈ε·R⌉ rejected tokens with the lowest d, R the rejected response's own length.
 
-The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed.
+The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed; it
+is described, not written: `allo merge` writes it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from allo_engine.checkpoints.delta import merge, read_delta, write_delta
+from allo_engine.checkpoints.delta import describe, read_delta, write_delta
 from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ImproveConfig
 from allo_engine.data.prompts import Encoder
@@ -53,5 +54,5 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     if here().leads:
         write_delta(changes, start, delta)
         shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
-        merge(start, delta, outputs / "checkpoint")
+        describe(start, delta, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": training.weights, **metrics}

@@ -6,9 +6,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from service.storage.local import LocalStore
+from service.storage.merged import MergingStore
 from service.storage.store import Blob, BlobMissing, Corrupt, Store, StoreError
 
-__all__ = ["Blob", "BlobMissing", "Corrupt", "LocalStore", "Store", "StoreError", "open_store"]
+__all__ = ["Blob", "BlobMissing", "Corrupt", "LocalStore", "MergingStore", "Store", "StoreError", "open_store"]
 
 
 def open_store(url: str) -> Store:
@@ -16,4 +17,4 @@ def open_store(url: str) -> Store:
     parts = urlsplit(url)
     if parts.scheme != "file" or not parts.path:
         raise ValueError(f"ALLO_STORE_URL must be file:///folder, not {url!r}.")
-    return LocalStore(Path(unquote(parts.path)))
+    return MergingStore(Path(unquote(parts.path)))

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from allo_engine.checkpoints.merging import Recipe
 
 CHUNK = 2**20
 """Bytes read or hashed at a time."""
@@ -41,6 +44,16 @@ class Corrupt(StoreError):
     """The stored bytes are not those that were written."""
 
 
+class Made(Protocol):
+    """A content that is made while it is read. Its bytes are the same every time."""
+
+    @property
+    def size(self) -> int: ...
+
+    def open(self, start: int, end: int, /) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`. Raises Corrupt where what it is made of is damaged."""
+
+
 class Store(Protocol):
     """A place for blobs. Every method may be called from many threads and processes at once."""
 
@@ -53,6 +66,14 @@ class Store(Protocol):
 
     def put_stream(self, chunks: Iterable[bytes]) -> Blob:
         """Stores bytes as they come, in bounded memory."""
+
+    def derive(self, blob: Blob, recipe: Recipe) -> None:
+        """Names a content by its recipe instead of storing it: it is made anew whenever it is opened or fetched. What
+        it is made of is kept as long as it is."""
+
+    def recast(self, sha256: str, dtype: str) -> Made:
+        """A safetensors file with its floating-point numbers in another dtype, as safetensors names it (BF16). Raises
+        BlobMissing or Corrupt."""
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; where the whole blob is

@@ -29,7 +29,7 @@ from allo_engine.pipeline import Data
 from allo_engine.report import Report
 from tests.architectures import ARCHITECTURES, PACKED, save_random
 from tests.unit.engine.conftest import Lines
-from tests.unit.engine.pipeline import run_job
+from tests.unit.engine.pipeline import aligned_folder, run_job
 
 PAIRS = [
     ("say red", "it is red", "a green thing"),
@@ -129,7 +129,7 @@ def test_what_a_job_reports_is_what_plain_transformers_computes(
         expected = alone(unpacked, groups[place].prompt, groups[place].responses[index])
         assert torch.allclose(logps, expected, atol=1e-4)
 
-    found = margins(name, tmp_path / "job/improve/checkpoint", start, groups)
+    found = margins(name, aligned_folder(tmp_path / "job", start), start, groups)
     assert max(map(abs, found)) > 0.01, "training moved the model"
     assert metrics["evaluate"]["improve_margin"] == pytest.approx(sum(found) / len(found), abs=1e-4)
     assert metrics["evaluate"]["improve_accuracy"] == sum(margin > 0 for margin in found) / len(found)

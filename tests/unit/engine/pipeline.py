@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from allo_engine.checkpoints.delta import merge
 from allo_engine.pipeline import Data, Method, plan
 from allo_engine.report import Report
 
@@ -45,3 +46,11 @@ def run_job(
         module = importlib.import_module(f"allo_engine.stages.{stage.name}")
         metrics[stage.name] = module.run(stage.config, inputs, root / stage.name, root / "work" / stage.name, report)
     return metrics
+
+
+def aligned_folder(root: Path, start: Path, stage: str = "improve") -> Path:
+    """The folder of what a stage described: its delta merged into the model that it started from."""
+    out = root / stage / "merged"
+    if not out.exists():
+        merge(start, root / stage / "delta", out)
+    return out

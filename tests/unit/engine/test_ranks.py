@@ -17,16 +17,11 @@ from safetensors.numpy import load_file
 
 from allo_engine.ranks import Ranks, here
 from tests.tiny import save_tiny
-from tests.unit.engine.pipeline import write_problems
+from tests.unit.engine.pipeline import aligned_folder, write_problems
 from tests.unit.engine.test_main import finish, start, write_task
 from tests.waiting import PATIENCE, until
 
-TRAINED = {
-    "sft": "checkpoint/model.safetensors",
-    "warmup": "checkpoint/model.safetensors",
-    "reward_model": "checkpoint/model.safetensors",
-    "improve": "checkpoint/model.safetensors",
-}
+TRAINED = ("sft", "warmup", "reward_model", "improve")
 
 
 def test_alone_an_exchange_gives_what_it_is_given() -> None:
@@ -67,7 +62,10 @@ def ranked(root: Path, size: int, train: str) -> dict[str, dict[str, np.ndarray]
         for rank in range(size)
     ]
     assert [process.wait(PATIENCE) for process in processes] == [0] * size
-    return {stage: load_file(root / stage / file) for stage, file in TRAINED.items()}
+    folders = {stage: root / stage / "checkpoint" for stage in TRAINED} | {
+        "improve": aligned_folder(root, root / "model")
+    }
+    return {stage: load_file(folder / "model.safetensors") for stage, folder in folders.items()}
 
 
 @pytest.mark.parametrize("train", ["all", "mask"])

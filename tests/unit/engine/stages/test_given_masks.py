@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError
-from tests.unit.engine.pipeline import run_job
+from tests.unit.engine.pipeline import aligned_folder, run_job
 
 STAGES = {
     "warmup": {"learning_rate": 1e-3},
@@ -43,7 +43,7 @@ def test_the_masks_alone_give_the_very_model_of_the_job_that_located_them(
     run_job(first, "allo", DATA, given, STAGES, report)
     metrics = run_job(second, "allo", GIVEN, {**given, "masks": first / "locate" / "masks"}, IN_MASKS, report)
     assert list(metrics) == ["reward_model", "token_rewards", "forget", "improve", "evaluate"]
-    ours, theirs = (load_file(root / "improve" / "checkpoint" / "model.safetensors") for root in (first, second))
+    ours, theirs = (load_file(aligned_folder(root, given["model"]) / "model.safetensors") for root in (first, second))
     # to rounding: the warm-up leaves the reference's log-probabilities, packed with other responses
     assert all(np.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
     rows = json.loads((second / "evaluate" / "report" / "report.json").read_text())["models"]

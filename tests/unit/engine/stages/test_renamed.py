@@ -15,7 +15,7 @@ from allo_engine.checkpoints.delta import apply_delta, read_delta
 from allo_engine.masking.selection import count_of, positions
 from allo_engine.pipeline import Data
 from allo_engine.report import Report
-from tests.unit.engine.pipeline import run_job
+from tests.unit.engine.pipeline import aligned_folder, run_job
 from tests.unit.engine.renamed import RENAMED, save_renamed
 
 STAGES = {
@@ -53,7 +53,7 @@ def test_a_model_is_aligned_in_the_names_of_its_checkpoint(
     assert masked.keys() == trained.keys()
     assert sum(map(len, masked.values())) == count_of(0.1, sum(weight.numel() for weight in trained.values()))
 
-    aligned = load_file(tmp_path / "improve" / "checkpoint" / "model.safetensors")
+    aligned = load_file(aligned_folder(tmp_path, base) / "model.safetensors")
     delta = read_delta(tmp_path / "improve" / "delta", base)
     assert aligned.keys() == stored.keys()
     moved = 0
@@ -67,7 +67,7 @@ def test_a_model_is_aligned_in_the_names_of_its_checkpoint(
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     apply_delta(model, tmp_path / "improve" / "delta", base)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "improve" / "checkpoint").state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(aligned_folder(tmp_path, base)).state_dict()
     assert all(torch.equal(weight, merged[name]) for name, weight in model.state_dict().items())
 
 

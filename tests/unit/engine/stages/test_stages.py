@@ -23,7 +23,7 @@ from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError
 from allo_engine.stages import forget, reward_model
 from tests.unit.engine.conftest import Lines
-from tests.unit.engine.pipeline import run_job, write_problems
+from tests.unit.engine.pipeline import aligned_folder, run_job, write_problems
 
 SETTINGS: dict[str, Any] = {
     "sft": {"learning_rate": 1e-2, "n_epochs": 25, "batch_size": 4},
@@ -37,12 +37,18 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def weights_of(root: Path, stage: str) -> dict[str, np.ndarray]:
+    described = stage in ("forget", "improve")
+    folder = aligned_folder(root, root / "sft" / "checkpoint", stage) if described else root / stage / "checkpoint"
+    return load_file(folder / "model.safetensors")
+
+
 class Job:
     def __init__(self, root: Path, metrics: dict[str, dict[str, float]]) -> None:
         self.root, self.metrics = root, metrics
 
     def weights(self, stage: str) -> dict[str, np.ndarray]:
-        return load_file(self.root / stage / "checkpoint" / "model.safetensors")
+        return weights_of(self.root, stage)
 
     def mask(self, use: str) -> dict[str, np.ndarray]:
         bits = load_file(self.root / "locate" / "masks" / f"{use}.safetensors")
@@ -153,7 +159,7 @@ def test_the_same_job_gives_the_same_bits(job: Job, tmp_path: Path, model_folder
     given = {"model": model_folder, "training_file": data, "validation_file": data}
     run_job(tmp_path, "allo", Data("problems", validation="problems"), given, SETTINGS, Report(Lines()))
     for stage in ("sft", "warmup", "reward_model", "improve"):
-        ours, again = job.weights(stage), load_file(tmp_path / stage / "checkpoint" / "model.safetensors")
+        ours, again = job.weights(stage), weights_of(tmp_path, stage)
         assert all(np.array_equal(ours[name], again[name]) for name in ours), stage
 
 

@@ -22,7 +22,7 @@ from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.stages import sft, warmup
 from tests.unit.engine.conftest import Lines
-from tests.unit.engine.pipeline import run_job, write_problems
+from tests.unit.engine.pipeline import aligned_folder, run_job, write_problems
 
 RATIO = 0.03
 MASKED: dict[str, Any] = {"train": "mask", "mask_ratio": RATIO, "learning_rate": 1e-2}
@@ -173,12 +173,12 @@ def test_forgetting_and_improving_train_in_the_mask_or_everywhere(
     data = Data("preferences", validation="preferences")
     metrics = run_job(tmp_path / "job", "allo", data, given, stages, report)
     assert ("locate" in metrics) == ("mask" in (forgetting, improving))
-    start, aligned = weights(model_folder), weights(tmp_path / "job" / "improve" / "checkpoint")
+    start, aligned = weights(model_folder), weights(aligned_folder(tmp_path / "job", model_folder))
     total = sum(weight.size for weight in start.values())
     share = sum(map(len, changed(start, aligned).values())) / total
     assert (share > 0.5) == ("all" in (forgetting, improving))
     assert metrics["improve"]["trained_weights"] == (total if improving == "all" else count_of(RATIO, total))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "job" / "improve" / "checkpoint")
+    plain = AutoModelForCausalLM.from_pretrained(aligned_folder(tmp_path / "job", model_folder))
     assert torch.isfinite(plain(torch.tensor([[0, 5, 6]])).logits).all()
 
 
