@@ -78,7 +78,7 @@ def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> b
 def complete(session: Session, job: Job, stage: Stage, now: int, message: str) -> None:
     """What follows from a success: the event, and the name under which a trained checkpoint can be used."""
     add_event(session, job, now, "info", message, {"stage": stage.name, "metrics": stage.metrics})
-    if stage.name in ("sft", "warmup", "improve"):
+    if stage.name in ("sft", "warmup", "forget", "improve"):
         _register(session, job, checkpoint_model(job, stage.name), stage, now)
 
 

@@ -114,7 +114,7 @@ def test_checkpoints_and_models_are_listed(client: openai.OpenAI, finished: str)
     job = client.fine_tuning.jobs.retrieve(finished)
     checkpoints = client.fine_tuning.jobs.checkpoints.list(finished).data
     assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {finished}
-    assert len(checkpoints) == 3
+    assert len(checkpoints) == 4
     assert job.fine_tuned_model in {model.id for model in client.models.list()}
 
 

@@ -75,7 +75,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     migrate(settings.database)
     app = create_app(settings, SilentBroker())
     domain = furnish(app.state.context.database, app.state.context.store)
-    models = {stage: save_tiny(root / stage, seed) for seed, stage in enumerate(("sft", "warmup", "improve"))}
+    models = {stage: save_tiny(root / stage, seed) for seed, stage in enumerate(("sft", "warmup", "forget", "improve"))}
     settings_of_stages = {"sft": {"n_epochs": 2}, "improve": {"beta": 0.3}}
     new = NewJob("tiny", "file-train", "file-heldout", method="allo", stages=settings_of_stages, suffix="mine")
     job = domain.submit(new).job.id
@@ -129,9 +129,9 @@ def test_a_snapshot_is_every_file_and_the_card(hub: Hub, tmp_path: Path) -> None
 
 def test_every_revision_is_a_checkpoint_by_its_name_and_by_its_commit(hub: Hub, tmp_path: Path) -> None:
     branches = {branch.name: branch.target_commit for branch in hub.api().list_repo_refs(hub.repository).branches}
-    assert set(branches) == {"main", "sft", "warmup"}
-    assert len(set(branches.values())) == 3
-    for revision, stage in {"main": "improve", "sft": "sft", "warmup": "warmup"}.items():
+    assert set(branches) == {"main", "sft", "warmup", "forgotten"}
+    assert len(set(branches.values())) == 4
+    for revision, stage in {"main": "improve", "sft": "sft", "warmup": "warmup", "forgotten": "forget"}.items():
         expected = (hub.models[stage] / "model.safetensors").read_bytes()
         for name in (revision, branches[revision]):
             path = hf_hub_download(
@@ -168,7 +168,7 @@ def test_what_is_absent_is_told_apart(hub: Hub, tmp_path: Path) -> None:
         snapshot_download("jobs/ftjob-none", **where)
     with pytest.raises(RepositoryNotFoundError):
         snapshot_download("other/model", **where)
-    with pytest.raises(RevisionNotFoundError, match="it has: main, sft, warmup"):
+    with pytest.raises(RevisionNotFoundError, match="it has: main, sft, warmup, forgotten"):
         hub.api().model_info(hub.repository, revision="refs/pr/1")
     with pytest.raises(RemoteEntryNotFoundError):
         hf_hub_download(hub.repository, "adapter_config.json", **where)

@@ -88,6 +88,7 @@ def test_a_job_is_followed_from_submit_to_the_model(client: OpenAI, served: Doma
     found = client.fine_tuning.jobs.checkpoints.list(job.id).data
     assert [checkpoint.fine_tuned_model_checkpoint.split(":")[-1] for checkpoint in found] == [
         "ckpt-improve",
+        "ckpt-forget",
         "ckpt-warmup",
         "ckpt-sft",
     ]
