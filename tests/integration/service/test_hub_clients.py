@@ -25,10 +25,10 @@ from huggingface_hub.errors import (
 
 from allo_engine.pipeline import OUTPUTS
 from service.app import create_app
-from service.db import migrate
 from service.jobs import attempts, dispatch
 from service.jobs.keys import create_key
 from service.jobs.submission import NewJob
+from service.migrating import migrate
 from service.settings import Settings
 from service.storage.store import Blob, Store
 from tests.integration.service.domain import OWNER, Domain, furnish
