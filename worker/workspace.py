@@ -109,8 +109,8 @@ def _derived(store: Store, described: Path) -> Iterator[tuple[str, str, int]]:
 @contextmanager
 def open_workspace(data_dir: Path, stage_id: str, epoch: int, name: str) -> Iterator[Workspace]:
     """The folders of one attempt, without what earlier attempts of the stage left there."""
-    for name in ("runs", "work", "logs"):
-        (data_dir / name).mkdir(parents=True, exist_ok=True)
+    for folder in ("runs", "work", "logs"):
+        (data_dir / folder).mkdir(parents=True, exist_ok=True)
     _prune(data_dir / "work")
     for leftover in (data_dir / "runs").glob(f"{stage_id}.*"):
         shutil.rmtree(leftover, ignore_errors=True)
