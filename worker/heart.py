@@ -47,13 +47,15 @@ class Progress:
 
 
 class Heart:
-    """Beats from `with` to its end; `interrupt` says why the attempt must end, once it must.
+    """Beats from `with` to its end; `interrupt` says why the attempt must end, once it must, and `paused` that it is to
+    be given back.
 
     `every` and `patience` are seconds: between beats, and without a successful one until the attempt counts as lost.
     """
 
     def __init__(self, database: Database, claim: attempts.Claim, every: float, patience: float) -> None:
         self.interrupt: Interrupt | None = None
+        self.paused = False
         self.renewed: Callable[[], None] = lambda: None
         self._database, self._claim, self._every, self._patience = database, claim, every, patience
         self._progress = Progress()
@@ -121,6 +123,7 @@ class Heart:
         self.renewed()
         if answer.cancel:
             self.interrupt = self.interrupt or Interrupt.CANCELLED
+        self.paused = self.paused or answer.pause
         self._send_events()
 
     def _send_events(self) -> None:

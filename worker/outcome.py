@@ -61,11 +61,12 @@ Outcome = Succeeded | Failed | Released | Cancelled | Abandoned
 
 @dataclass(frozen=True)
 class Ending:
-    """What is known of an engine that has ended. `last` is its last `result` or `error` line."""
+    """What is known of an engine that has ended. `last` is its last `result` or `error` line; `stopped`: it was asked
+    to stop at a checkpoint."""
 
     status: int
     last: Mapping[str, Any] | None
-    drained: bool
+    stopped: bool
     log_tail: str
 
 
@@ -77,7 +78,7 @@ def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
         return Abandoned()
     if ending.last and ending.last["type"] == "result" and ending.status == 0:
         return Succeeded(ending.last.get("metrics", {}))
-    if ending.status == EXIT_STOPPED or ending.drained:
+    if ending.status == EXIT_STOPPED or ending.stopped:
         return Released()
     if ending.last and ending.last["type"] == "error":
         code = str(ending.last.get("code", "internal"))

@@ -97,13 +97,13 @@ class Runner:
         for _ in workspace.materialise(self.store, claim.name, claim.config, claim.inputs):
             if heart.interrupt:
                 return interrupted(heart.interrupt)
-            if self.draining():
+            if self._gives_back(heart):
                 return Released()
         return None
 
     def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
-        last, drained = None, False
+        last, stopped = None, False
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
         with Engine(self.start, command, claim.stage_id, claim.name, workspace, grace, lease, seen) as engine:
@@ -113,11 +113,15 @@ class Runner:
                     last = _note(line, heart) or last
                 elif heart.interrupt:
                     engine.kill()
-                elif self.draining() and not drained:
+                elif self._gives_back(heart) and not stopped:
                     engine.stop()
-                    drained = True
-            ending = Ending(engine.status(), last, drained, workspace.log_tail())
+                    stopped = True
+            ending = Ending(engine.status(), last, stopped, workspace.log_tail())
         return judge(ending, heart.interrupt)
+
+    def _gives_back(self, heart: Heart) -> bool:
+        """Whether the stage is to go on later, here or elsewhere: this worker drains, or the job is paused."""
+        return self.draining() or heart.paused
 
     def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts) -> bool:
         """Write the outcome, trying again while the database is away and the lease may still be ours."""

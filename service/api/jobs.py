@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: submitted, watched, cancelled, run again."""
+"""Fine-tuning jobs: submitted, watched, paused, cancelled, run again."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def read(parts: Parts, key: Reader, job_id: str) -> Response:
 def cancel(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
     """Ends a job; it is `cancelled` once the stage that runs has stopped."""
     return _shown(parts, service.cancel(parts.database, key.owner, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
+    """Rests a job; the stage that runs stops at a checkpoint and gives its device back."""
+    return _shown(parts, service.pause(parts.database, key.owner, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
+    """Lets a paused job go on from its checkpoints."""
+    return _shown(parts, service.resume(parts.database, parts.store, key.owner, job_id))
 
 
 @router.post("/{job_id}/retry")

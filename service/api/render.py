@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from allo_engine.needs import Needs
 from service.jobs.estimates import fraction, job_eta, job_fraction, stage_eta
-from service.jobs.lifecycle import STAGE_ENDED, StageStatus
+from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
 from service.jobs.placement import Offer, missing
 from service.jobs.progression import checkpoint_model
 from service.jobs.service import JobView
@@ -22,7 +22,7 @@ SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
 def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
     """The job; `offers` is what the workers that live have."""
     row = view.job
-    eta = job_eta(view.stages, view.earlier_seconds, now)
+    eta = None if row.status is JobStatus.PAUSED else job_eta(view.stages, view.earlier_seconds, now)
     tokens = [stage.metrics["trained_tokens"] for stage in view.stages if "trained_tokens" in stage.metrics]
     return {
         "id": row.id,

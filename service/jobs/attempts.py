@@ -63,10 +63,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Beat:
-    """The answer to a heartbeat: `alive` False means that the stage is no longer this worker's."""
+    """The answer to a heartbeat: `alive` False means that the stage is no longer this worker's; `pause` that it should
+    stop at a checkpoint and be given back."""
 
     alive: bool
     cancel: bool
+    pause: bool = False
 
 
 def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim | None:
@@ -98,7 +100,7 @@ def heartbeat(
     total: int | None = None,
     metrics: Mapping[str, Any] | None = None,
 ) -> Beat:
-    """A sign of life, with how far the stage is. Brings back whether it should stop."""
+    """A sign of life, with how far the stage is. Brings back whether it should stop, and how."""
     with database.transaction() as session:
         progress: dict[str, Any] = {"beat": Stage.beat + 1}
         if step is not None:
@@ -106,7 +108,7 @@ def heartbeat(
         if metrics:
             progress["metrics"] = clean_json(metrics)
         alive = repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], **progress)
-        return Beat(alive, cancel=not alive or repository.should_stop(session, stage_id))
+        return Beat(True, *repository.wishes(session, stage_id)) if alive else Beat(False, cancel=True)
 
 
 def record_message(
@@ -170,17 +172,20 @@ def expire(database: Database, stage_id: str, epoch: int, beat: int) -> bool:
 
 
 def release(database: Database, stage_id: str, epoch: int) -> bool:
-    """Gives the stage back uncounted: a worker that drains has checkpointed it."""
+    """Gives the stage back uncounted: a worker that drains, or was told that the job is paused, has checkpointed it."""
     with database.transaction() as session:
         now, attempt = database.now(), Stage.attempt - 1
         job = repository.lock_job_of(session, stage_id)
-        if job is not None and stopping(job):
+        if job is None:
+            return False
+        if stopping(job):
             return _confirm(session, stage_id, epoch, now)
-        found = _leave(session, stage_id, epoch, StageStatus.READY, attempt=attempt, **NOWHERE)
+        found = _leave(session, stage_id, epoch, _again_as(job), attempt=attempt, **NOWHERE)
         if found is None:
             return False
         job, stage = found
-        add_event(session, job, now, "info", f"Stage {stage.name}: given back by its worker.", {"stage": stage.name})
+        why = "paused" if stage.status is StageStatus.WAITING else "given back by its worker"
+        add_event(session, job, now, "info", f"Stage {stage.name}: {why}.", {"stage": stage.name})
         return True
 
 
@@ -188,6 +193,11 @@ def confirm_cancelled(database: Database, stage_id: str, epoch: int) -> bool:
     """The stage's processes have ended because its job is to stop."""
     with database.transaction() as session:
         return _confirm(session, stage_id, epoch, database.now())
+
+
+def _again_as(job: Job) -> StageStatus:
+    """What a stage becomes that is to run again: of a paused job it waits for the job."""
+    return StageStatus.WAITING if job.status is JobStatus.PAUSED else StageStatus.READY
 
 
 def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int) -> bool:
@@ -242,7 +252,7 @@ def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message
         return _confirm(session, stage_id, epoch, now)
     again = retry and another_attempt(_stage(session, stage_id).attempt)
     error = {"code": code, "message": clean_text(message)}
-    target = StageStatus.READY if again else StageStatus.FAILED
+    target = _again_as(job) if again else StageStatus.FAILED
     placed = NOWHERE if again else {}
     found = _leave(session, stage_id, epoch, target, error=error, finished_at=None if again else now, **placed)
     if found is None:

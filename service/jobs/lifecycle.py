@@ -15,6 +15,8 @@ class JobStatus(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Nothing more of it starts; what still runs of it is stopping at a checkpoint."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -24,7 +26,7 @@ class StageStatus(StrEnum):
     """A stage of a job."""
 
     WAITING = "waiting"
-    """A stage that it needs has not finished."""
+    """A stage that it needs has not finished, or its job is paused."""
     READY = "ready"
     """It could run."""
     DISPATCHED = "dispatched"
@@ -41,8 +43,9 @@ Status = TypeVar("Status", JobStatus, StageStatus)
 J, S = JobStatus, StageStatus
 
 JOB_MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
-    J.QUEUED: frozenset({J.RUNNING, J.SUCCEEDED, J.FAILED, J.CANCELLED}),  # succeeded: every stage was reused
-    J.RUNNING: frozenset({J.SUCCEEDED, J.FAILED, J.CANCELLED}),
+    J.QUEUED: frozenset({J.RUNNING, J.PAUSED, J.SUCCEEDED, J.FAILED, J.CANCELLED}),  # succeeded: every stage was reused
+    J.RUNNING: frozenset({J.PAUSED, J.SUCCEEDED, J.FAILED, J.CANCELLED}),
+    J.PAUSED: frozenset({J.QUEUED, J.RUNNING, J.SUCCEEDED, J.FAILED, J.CANCELLED}),  # its last stage ended all the same
     J.SUCCEEDED: frozenset(),
     J.FAILED: frozenset({J.QUEUED}),  # retry
     J.CANCELLED: frozenset({J.QUEUED}),  # retry
@@ -50,9 +53,9 @@ JOB_MOVES: Mapping[JobStatus, frozenset[JobStatus]] = {
 
 STAGE_MOVES: Mapping[StageStatus, frozenset[StageStatus]] = {
     S.WAITING: frozenset({S.READY, S.SUCCEEDED, S.CANCELLED}),  # succeeded: reused
-    S.READY: frozenset({S.DISPATCHED, S.SUCCEEDED, S.CANCELLED}),
-    S.DISPATCHED: frozenset({S.DISPATCHED, S.RUNNING, S.CANCELLED}),  # dispatched: rung again
-    S.RUNNING: frozenset({S.READY, S.SUCCEEDED, S.FAILED, S.CANCELLED}),  # ready: another attempt
+    S.READY: frozenset({S.DISPATCHED, S.WAITING, S.SUCCEEDED, S.CANCELLED}),  # waiting, here and below: paused
+    S.DISPATCHED: frozenset({S.DISPATCHED, S.RUNNING, S.WAITING, S.CANCELLED}),  # dispatched: rung again
+    S.RUNNING: frozenset({S.READY, S.WAITING, S.SUCCEEDED, S.FAILED, S.CANCELLED}),  # ready: another attempt
     S.SUCCEEDED: frozenset(),
     S.FAILED: frozenset({S.WAITING}),  # retry
     S.CANCELLED: frozenset({S.WAITING}),  # retry

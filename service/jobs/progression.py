@@ -30,7 +30,7 @@ def advance(session: Session, store: Store, job: Job, now: int) -> None:
     Stages come in an order in which they can run, so one pass also carries a chain of reused stages through.
     """
     stages = repository.stages(session, [job.id])
-    if not stopping(job):
+    if not stopping(job) and job.status is not JobStatus.PAUSED:
         by_name = {stage.name: stage for stage in stages}
         for stage in stages:
             if stage.status is StageStatus.WAITING and all(
@@ -99,6 +99,15 @@ def end(session: Session, job: Job, status: JobStatus, now: int, level: Level, m
     job.status, job.finished_at = move(job.status, status), now
     add_event(session, job, now, level, message, {"status": status.value})
     webhooks.tell(session, job, now)
+
+
+def hold_unstarted(session: Session, job: Job) -> None:
+    """Lets every stage wait that no worker has claimed: whoever was rung for one comes too late."""
+    for stage in repository.stages(session, [job.id]):
+        if stage.status in (StageStatus.READY, StageStatus.DISPATCHED):
+            stage.status = move(stage.status, StageStatus.WAITING)
+            stage.worker = stage.devices = None
+    session.flush()
 
 
 def cancel_unstarted(session: Session, job: Job, now: int) -> None:

@@ -138,10 +138,11 @@ def lock_job_of(session: Session, stage_id: str) -> Job | None:
     return None if job_id is None else lock_job(session, job_id)
 
 
-def should_stop(session: Session, stage_id: str) -> bool:
-    """Whether the stage's job was cancelled or has ended."""
-    query = select(Job.id).join(Stage, Stage.job_id == Job.id).where(Stage.id == stage_id)
-    return session.scalar(query.where(or_(Job.cancel_requested, Job.status.in_(JOB_ENDED)))) is not None
+def wishes(session: Session, stage_id: str) -> tuple[bool, bool]:
+    """Of the stage's job: whether it was cancelled or has ended, and whether it is paused."""
+    query = select(Job.cancel_requested, Job.status).join(Stage, Stage.job_id == Job.id).where(Stage.id == stage_id)
+    cancelled, status = session.execute(query).one()
+    return cancelled or status in JOB_ENDED, status is JobStatus.PAUSED
 
 
 def count_active_jobs(session: Session, owner: str) -> int:

@@ -1,4 +1,4 @@
-"""What an owner does with jobs: submit, read, cancel, retry. One verb, one transaction."""
+"""What an owner does with jobs: submit, read, pause, resume, cancel, retry. One verb, one transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.jobs import repository
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.placement import Offer
-from service.jobs.progression import add_event, advance, cancel_unstarted, settle
+from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
 from service.jobs.repository import Page
 from service.jobs.submission import NewJob, Sender, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
@@ -112,6 +112,32 @@ def cancel(database: Database, owner: str, job_id: str) -> JobView:
         return _view(session, job)
 
 
+def pause(database: Database, owner: str, job_id: str) -> JobView:
+    """Rests a job: nothing more of it starts, and what runs is told with its next heartbeat to stop at a checkpoint and
+    to give its device back. Once more changes nothing; of a job that has ended, or is to, it is a Conflict."""
+    with database.transaction() as session:
+        job = _unended(session, owner, job_id, "paused")
+        if job.status is not JobStatus.PAUSED:
+            job.status = move(job.status, JobStatus.PAUSED)
+            running = _running(session, job)
+            stops = f"Pausing the job: {' and '.join(running)} will stop at a checkpoint."
+            add_event(session, job, database.now(), "info", stops if running else "The job is paused.", {})
+            hold_unstarted(session, job)
+        return _view(session, job)
+
+
+def resume(database: Database, store: Store, owner: str, job_id: str) -> JobView:
+    """Lets a paused job go on from its checkpoints, to the result that it would have had. Of a job that is not paused
+    it changes nothing; of one that has ended, or is to, it is a Conflict."""
+    with database.transaction() as session:
+        job = _unended(session, owner, job_id, "resumed")
+        if job.status is JobStatus.PAUSED:
+            job.status = move(job.status, JobStatus.RUNNING if _running(session, job) else JobStatus.QUEUED)
+            add_event(session, job, database.now(), "info", "The job goes on.", {})
+            advance(session, store, job, database.now())
+        return _view(session, job)
+
+
 def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
     """Runs a failed or cancelled job again from where it ended. Raises Conflict for any other job."""
     with database.transaction() as session:
@@ -142,6 +168,20 @@ def _locked(session: Session, owner: str, job_id: str) -> Job:
     locked = repository.lock_job(session, _owned(session, owner, job_id).id)
     assert locked is not None
     return locked
+
+
+def _unended(session: Session, owner: str, job_id: str, verb: str) -> Job:
+    job = _locked(session, owner, job_id)
+    if job.status in JOB_ENDED:
+        raise Conflict(f"The job has already {job.status.value}: it cannot be {verb}.")
+    if job.cancel_requested:
+        raise Conflict(f"The job is being cancelled: it cannot be {verb}.")
+    return job
+
+
+def _running(session: Session, job: Job) -> list[str]:
+    """The names of the stages that a worker has claimed."""
+    return [stage.name for stage in repository.stages(session, [job.id]) if stage.status is StageStatus.RUNNING]
 
 
 def _reset(stage: Stage) -> None:

@@ -40,6 +40,12 @@ def cancelled_job(client: TestClient) -> str:
     return name
 
 
+def paused_job(client: TestClient) -> str:
+    name = job(client)
+    client.post(f"{JOBS}/{name}/pause")
+    return name
+
+
 def upload(client: TestClient) -> Asked:
     line = b'{"problem": "p", "solution": "s"}'
     return Asked("/v1/files", files={"file": ("f.jsonl", line)}, data={"purpose": "fine-tune"})
@@ -56,6 +62,8 @@ def webhook(client: TestClient) -> str:
 STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}": lambda client: Asked(JOBS, json=BODY),
     f"POST {JOBS}/{{job_id}}/cancel": lambda client: Asked(f"{JOBS}/{job(client)}/cancel"),
+    f"POST {JOBS}/{{job_id}}/pause": lambda client: Asked(f"{JOBS}/{job(client)}/pause"),
+    f"POST {JOBS}/{{job_id}}/resume": lambda client: Asked(f"{JOBS}/{paused_job(client)}/resume"),
     f"POST {JOBS}/{{job_id}}/retry": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}/retry"),
     "POST /v1/files": upload,
     "DELETE /v1/files/{file_id}": lambda client: Asked("/v1/files/file-train"),
@@ -156,6 +164,8 @@ def test_the_openai_client_over_a_lossy_network_does_everything_once(
     ) as client:
         made = client.fine_tuning.jobs.create(model="tiny", training_file="file-train")
         assert [found.id for found in client.fine_tuning.jobs.list()] == [made.id]
+        assert str(client.fine_tuning.jobs.pause(made.id).status) == "paused"
+        assert client.fine_tuning.jobs.resume(made.id).status == "queued"
         assert client.fine_tuning.jobs.cancel(made.id).status == "cancelled"
         retried = client.post(f"/fine_tuning/jobs/{made.id}/retry", cast_to=dict[str, Any])
         assert retried["status"] == "queued"
@@ -166,6 +176,8 @@ def test_the_openai_client_over_a_lossy_network_does_everything_once(
     messages = [event.message for event in served.events(made.id)]
     assert [message.split(".")[0] for message in messages] == [
         "The job was accepted",
+        "The job is paused",
+        "The job goes on",
         "Cancelling the job",
         "The job was cancelled",
         "The job runs again from where it ended",

@@ -67,6 +67,12 @@ class House:
     def cancel(self, job_id: str) -> None:
         service.cancel(self.database, OWNER, job_id)
 
+    def pause(self, job_id: str) -> None:
+        service.pause(self.database, OWNER, job_id)
+
+    def resume(self, job_id: str) -> None:
+        service.resume(self.database, self.store, OWNER, job_id)
+
     def dispatch(self, *devices: str) -> tuple[str, int]:
         """Give the first ready stage to the worker; its (id, epoch) is what a message would carry."""
         stage = dispatch.ready_stages(self.database)[0]

@@ -173,6 +173,39 @@ def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint
     assert house.starts()[1][1] > 0
 
 
+def test_a_paused_job_gives_its_device_back_uncounted_and_goes_on_to_the_same_bits(make_house):
+    straight, pausing = make_house("straight"), make_house("pausing")
+    straight.behave(steps=10)
+    pausing.behave(steps=10, seconds=0.2)
+    jobs = straight.submit(), pausing.submit()
+    run(straight).run(*straight.dispatch())
+    join = in_thread(pausing)
+    pids = pausing.trainer()
+    until(lambda: pausing.stage(jobs[1]).step)
+    pausing.pause(jobs[1])
+    assert join() == Released()
+    assert not any(map(alive, pids.values()))
+    stage = pausing.stage(jobs[1])
+    assert (stage.status, stage.attempt, stage.worker) == ("waiting", 0, None)
+    assert pausing.status(jobs[1]) == "paused"
+    pausing.resume(jobs[1])
+    pausing.behave(steps=10)
+    assert isinstance(run(pausing).run(*pausing.dispatch()), Succeeded)
+    assert pausing.starts()[1][1] > 0
+    assert pausing.artifact(jobs[1]) == straight.artifact(jobs[0])
+
+
+def test_a_cancel_of_a_job_that_is_pausing_ends_it(house):
+    house.behave(steps=100, seconds=0.2)
+    job = house.submit()
+    join = in_thread(house)
+    house.trainer()
+    house.pause(job)
+    house.cancel(job)
+    assert join() in (Cancelled(), Released())
+    assert house.status(job) == "cancelled"
+
+
 def test_a_stale_epoch_that_finishes_late_changes_nothing(house):
     house.behave(steps=10, seconds=0.1)
     job = house.submit()

@@ -10,18 +10,18 @@ USERS_ERROR = {"type": "error", "code": "no_pairs", "message": "Sample more."}
 MEMORY_ERROR = {"type": "error", "code": "out_of_memory", "message": "Lower batch_size."}
 
 
-def ending(status=0, last=None, drained=False, log_tail=""):
-    return Ending(status, last, drained, log_tail)
+def ending(status=0, last=None, stopped=False, log_tail=""):
+    return Ending(status, last, stopped, log_tail)
 
 
 @pytest.mark.parametrize(
     ("how", "outcome"),
     [
         (ending(0, RESULT), Succeeded({"loss": 1.0})),
-        (ending(0, RESULT, drained=True), Succeeded({"loss": 1.0})),
+        (ending(0, RESULT, stopped=True), Succeeded({"loss": 1.0})),
         (ending(75), Released()),
-        (ending(143, drained=True), Released()),
-        (ending(137, drained=True), Released()),
+        (ending(143, stopped=True), Released()),
+        (ending(137, stopped=True), Released()),
         (ending(1, USERS_ERROR), Failed("no_pairs", "Sample more.", retry=False)),
         (ending(1, MEMORY_ERROR), Failed("out_of_memory", "Lower batch_size.", retry=True)),
         (ending(EXIT_LEASE_LOST), Abandoned()),
