@@ -29,7 +29,7 @@ def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[i
     """(prompt ids, response ids) of a file of problems or of chats: a chat's every assistant turn is a response, those
     of weight 0 aside."""
     for line in read_lines(folder / UPLOADED):
-        if "messages" in line:
+        if line.get("messages") is not None:
             yield from _turns(line["messages"], line.get("tools"), encoder)
         else:
             problem = as_problem(line)
@@ -76,7 +76,7 @@ def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
         return NegativeGroup.read(folder / "negatives.jsonl")
     found = []
     for line in read_lines(folder / UPLOADED):
-        prompt = line["input"]["messages"] if "input" in line else line["prompt"]
+        prompt = line["input"]["messages"] if line.get("preferred_output") is not None else line["prompt"]
         text = prompt if isinstance(prompt, str) else "\n".join(map(content_of, prompt))
         ids, chosen, rejected = _preference(line, encoder)
         found.append(NegativeGroup(text, line.get("solution") or "", ids, [rejected], [chosen]))
@@ -85,7 +85,7 @@ def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
 
 def _preference(line: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
     """The ids of prompt, chosen and rejected, given as texts or as messages of which the last is the response."""
-    if "preferred_output" in line:
+    if line.get("preferred_output") is not None:
         prompt, tools = line["input"]["messages"], line["input"].get("tools")
         responses = line["preferred_output"], line["non_preferred_output"]
     else:

@@ -93,8 +93,8 @@ def write_lines(path: Path, records: Iterable[Record]) -> None:
 
 
 def as_problem(line: Mapping[str, Any]) -> Problem:
-    """A line of a problems file: {problem | question | input, solution | output, answer?}."""
-    problem = next(line[key] for key in ("problem", "question", "input") if key in line)
-    solution = next(line[key] for key in ("solution", "output") if key in line)
+    """A line of a problems file: {problem | question | input, solution | output, answer?}; null says nothing."""
+    problem = next(line[key] for key in ("problem", "question", "input") if line.get(key) is not None)
+    solution = next(line[key] for key in ("solution", "output") if line.get(key) is not None)
     answer = line.get("answer")
     return Problem(problem, solution, None if answer is None else str(answer))

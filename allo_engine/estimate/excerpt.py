@@ -50,8 +50,9 @@ def excerpt_of(file: Path, folder: Path, seed: int) -> Excerpt:
 
 def format_of(line: Mapping[str, Any]) -> Format:
     """What a file holds, by its first line."""
-    if "correction" in line:
+    named = {name for name, value in line.items() if value is not None}
+    if "correction" in named:
         return "corrections"
-    if "messages" in line:
+    if "messages" in named:
         return "chats"
-    return "preferences" if "prompt" in line or "preferred_output" in line else "problems"
+    return "preferences" if named & {"prompt", "preferred_output"} else "problems"

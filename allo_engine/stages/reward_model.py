@@ -15,7 +15,7 @@ from pathlib import Path
 from allo_engine.config import TEACHER_KEY, RewardModelConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, negatives
-from allo_engine.data.records import NegativeGroup, read_lines
+from allo_engine.data.records import NegativeGroup, as_problem, read_lines
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.data.teacher import Corrections
 from allo_engine.report import Report
@@ -54,13 +54,14 @@ def corrections(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
     """The lines of an uploaded file {problem, solution, prediction, correction}."""
     return [
         NegativeGroup(
-            line["problem"],
-            line["solution"],
-            encoder.prompt(line["problem"]),
+            problem.problem,
+            problem.solution,
+            encoder.prompt(problem.problem),
             [encoder.response(line["prediction"])],
             [encoder.response(line["correction"])],
         )
         for line in read_lines(folder / UPLOADED)
+        for problem in [as_problem(line)]
     ]
 
 

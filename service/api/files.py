@@ -101,7 +101,10 @@ def _render(file: File) -> dict[str, Any]:
         "status": file.status,
         "status_details": file.status_details,
         "format": file.format,
+        "form": file.form,
+        "container": file.container,
         "rows": file.rows,
+        "duplicates": file.duplicates,
         "sha256": file.sha256,
     }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -59,14 +61,13 @@ def messages(value: Any) -> Iterator[Fault]:
         yield Fault("", wrong, 'a list of messages, each {"role": …, "content": …}')
         return
     for place, message in enumerate(value):
-        yield from _message(f"[{place}]", message)
+        if not _is_plain(message):
+            yield from _message(f"[{place}]", message)
 
 
 def chat(value: Any) -> Iterator[Fault]:
     """Messages with something to learn: at least one answer of the assistant, and each to something."""
-    faults = list(messages(value))
-    yield from faults
-    if faults:
+    if (yield from _told(messages(value))):
         return
     if value[0]["role"] == "assistant":
         yield Fault("[0].role", "is 'assistant'", "'system' or 'user': an answer comes after something")
@@ -88,9 +89,7 @@ def response(value: Any) -> Iterator[Fault]:
 
 def assistant_messages(value: Any) -> Iterator[Fault]:
     """Messages that end with the assistant's: that one is the response."""
-    faults = list(messages(value))
-    yield from faults
-    if not faults and value[-1]["role"] != "assistant":
+    if not (yield from _told(messages(value))) and value[-1]["role"] != "assistant":
         yield Fault(f"[{len(value) - 1}].role", f"is {value[-1]['role']!r}", "'assistant': the response comes last")
 
 
@@ -124,6 +123,40 @@ def functions(value: Any) -> Iterator[Fault]:
         yield Fault("", "is OpenAI's old form", 'tools: [{"type": "function", "function": …}]')
 
 
+def absent(instead: str) -> Check:
+    """Nothing, or what says nothing: whatever else a form may have here is written `instead`."""
+
+    def check(value: Any) -> Iterator[Fault]:
+        if value not in (None, "", [], {}):
+            yield Fault("", "is not taken over", instead)
+
+    return check
+
+
+def label(value: Any) -> Iterator[Fault]:
+    """Where a form has no label, one of true or false may not be passed over: it tells good answers from bad ones."""
+    if isinstance(value, bool):
+        yield Fault("", "marks an answer as good or bad", "pairs of them: {prompt, chosen, rejected}")
+
+
+def misspelt(holder: dict[str, Any], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(name, what it was meant to be) for names of an object that are one slip from a known one, which is not there."""
+    unknown = (name for name in holder if name not in known and len(name) < LONGEST_NAME)
+    for name in islice(unknown, MOST_NAMES):
+        meant = _nearest(name, tuple(known))
+        if meant and meant not in holder:
+            yield name, meant
+
+
+MOST_NAMES, LONGEST_NAME = 100, 40
+"""Names of an object that are held against ours: it may have hundreds of thousands."""
+
+
+def said(value: Any) -> str:
+    """A value, where it is short enough to be repeated, else its type."""
+    return f"{value!r:.40}" if isinstance(value, str | float | bool) else kind(value)
+
+
 def kind(value: Any) -> str:
     """A JSON value's type, in words."""
     names = {
@@ -142,15 +175,16 @@ def _message(path: str, message: Any) -> Iterator[Fault]:
         yield Fault(path, f"is {kind(message)}", 'an object {"role": …, "content": …}')
         return
     role = message.get("role")
-    if role not in ROLES:
-        wrong = f"is {role!r:.40}" if "role" in message else "is missing"
+    if not isinstance(role, str) or role not in ROLES:
+        wrong = f"is {said(role)}" if "role" in message else "is missing"
         yield Fault(f"{path}.role", wrong, "'tool'" if role == "function" else f"one of {', '.join(ROLES)}")
+    for name, meant in misspelt(message, _OF_MESSAGES):
+        yield Fault(f"{path}.{name}", "is no field of a message", f"{meant!r}, or another name")
     if message.get("content") is not None or message.get("tool_calls") is None:
         yield from _below(f"{path}.content", _content, message, "content", "a text that is not empty")
-    if "name" in message:
-        yield from _below(f"{path}.name", text, message, "name", "")
-    if role == "tool":
-        yield from _below(f"{path}.tool_call_id", text, message, "tool_call_id", "the id of the call that it answers")
+    for name in ("name", "tool_call_id"):
+        if message.get(name) is not None:
+            yield from _below(f"{path}.{name}", text, message, name, "")
     for name, check in _ASSISTANTS.items():
         if message.get(name) is None:
             continue
@@ -178,15 +212,15 @@ def _content(value: Any) -> Iterator[Fault]:
         if not isinstance(part, dict):
             yield Fault(f"[{place}]", f"is {kind(part)}", 'a text for all of it, or parts {"type": "text", "text": …}')
         elif part.get("type") != "text":
-            wrong = f"is {part['type']!r:.40}" if "type" in part else "is missing"
+            wrong = f"is {said(part['type'])}" if "type" in part else "is missing"
             yield Fault(f"[{place}].type", wrong, "'text': models here read nothing else")
         else:
             yield from _below(f"[{place}].text", text, part, "text", "a text that is not empty")
 
 
 def _weight(value: Any) -> Iterator[Fault]:
-    if isinstance(value, bool) or value not in (0, 1):
-        yield Fault("", f"is {value!r:.40}", "1 for an answer to learn from, 0 for one to read alone")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in (0, 1):
+        yield Fault("", f"is {said(value)}", "1 for an answer to learn from, 0 for one to read alone")
 
 
 def _tool_calls(value: Any) -> Iterator[Fault]:
@@ -198,21 +232,22 @@ def _tool_calls(value: Any) -> Iterator[Fault]:
         if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
             yield Fault(f"[{place}]", "is no call of a function", right)
             continue
-        yield from _below(f"[{place}].id", text, call, "id", "a text that the tool's message names")
+        if call.get("id") is not None:
+            yield from _below(f"[{place}].id", text, call, "id", "")
         yield from _below(f"[{place}].function.name", text, call["function"], "name", "the function's name")
         yield from _below(f"[{place}].function.arguments", _arguments, call["function"], "arguments", _ARGUMENTS)
 
 
-_ARGUMENTS = 'a JSON object as a text, as in "{\\"city\\": \\"Paris\\"}"'
+_ARGUMENTS = 'a JSON object, or one as a text, as in "{\\"city\\": \\"Paris\\"}"'
 
 
 def _arguments(value: Any) -> Iterator[Fault]:
     try:
-        fine = isinstance(value, str) and isinstance(json.loads(value), dict)
+        fine = isinstance(json.loads(value) if isinstance(value, str) else value, dict)
     except (ValueError, RecursionError):
         fine = False
     if not fine:
-        yield Fault("", "is no JSON object in a text", _ARGUMENTS)
+        yield Fault("", "is no JSON object", _ARGUMENTS)
 
 
 def _old_form(_value: Any) -> Iterator[Fault]:
@@ -221,6 +256,44 @@ def _old_form(_value: Any) -> Iterator[Fault]:
 
 _ASSISTANTS: dict[str, Check] = {"weight": _weight, "tool_calls": _tool_calls, "function_call": _old_form}
 """What the assistant's messages alone may have."""
+
+
+_OF_MESSAGES = ("role", "content", "name", "tool_call_id", *_ASSISTANTS)
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether a message is right beyond doubt: a role that any has, and a text. Most are, and this is quick."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and message.get("role") in _PLAIN_ROLES
+        and type(content := message.get("content")) is str
+        and not content.isspace()
+        and content != ""
+        and "\0" not in content
+        and (content.isascii() or not _lone_surrogate(content))
+    )
+
+
+_PLAIN_ROLES = ("user", "assistant", "system", "developer")
+
+
+def _told(faults: Iterator[Fault]) -> Generator[Fault, None, bool]:
+    """Yields the faults; whether there were any."""
+    found = False
+    for fault in faults:
+        found = True
+        yield fault
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _nearest(name: str, wanted: tuple[str, ...]) -> str | None:
+    """What `name` was meant to be: the same but for case and signs, or one letter more, less, other or exchanged."""
+    from rapidfuzz.distance import OSA  # here: few files have a name that is not ours
+
+    plain = name.casefold().replace("-", "_").replace(" ", "_")
+    return next((other for other in wanted if len(other) > 3 and OSA.distance(plain, other, score_cutoff=1) <= 1), None)
 
 
 def _lone_surrogate(value: str) -> bool:

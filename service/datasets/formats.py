@@ -1,85 +1,212 @@
-"""The formats of training files: their fields, each with its other names, and how a line shows which it is.
+"""The forms of training lines: their fields, each with its other names, and how a line shows which it is.
 
-The engine reads the uploaded file itself and knows the same names: whatever is added here is added there.
+Four formats are ours. The engine reads those by the same names: whatever is added to them here is added there. Forms of
+other tools are made lines of the four when a file comes in (conversions.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from allo_engine.pipeline import Format
-from service.datasets import checks
+from service.datasets import checks, conversions
 from service.datasets.checks import Check, Fault
+
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a line: its names, of which a line has one, and what it may hold."""
+    """A field of a line: its names, of which a line has one, and what it may hold. null says that it is not there."""
 
     names: tuple[str, ...]
     check: Check = checks.text
     required: bool = True
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A form of lines. `name` is what users read; `shows` tells by the names in a line whether it has this form, be it
+    complete or not. Another tool's form is made one of `format` by `convert`."""
+
+    name: str
+    format: Format
+    fields: tuple[Field, ...]
+    shows: Callable[[Mapping[str, Any]], bool]
+    convert: Callable[[Line], Line] | None = None
+
+    def values(self, line: Line) -> Line:
+        """What the line has of the form's fields, each by its first name."""
+        named = ((field.names[0], line.get(name)) for field in self.fields for name in field.names)
+        return {name: value for name, value in named if value is not None}
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of all its fields."""
+        return frozenset(name for field in self.fields for name in field.names)
+
+
+def _any_of(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    """One of the fields suffices."""
+    return lambda line: any(line.get(name) is not None for name in names)
+
+
+def _optional(name: str, check: Check) -> Field:
+    return Field((name,), check, required=False)
+
+
+def _is_gsm8k(line: Mapping[str, Any]) -> bool:
+    answer = line.get("answer")
+    return (
+        isinstance(answer, str)
+        and conversions.ANSWER.search(answer) is not None
+        and line.get("question") is not None
+        and not _any_of("solution", "output")(line)
+    )
+
+
+def _are_texts(line: Mapping[str, Any]) -> bool:
+    return all(isinstance(line.get(name), str | None) for name in ("prompt", "completion"))
+
+
 PROBLEM = Field(("problem", "question", "input"))
 SOLUTION = Field(("solution", "output"))
+_CHATS = "chats {messages}, which have room for it"
 
-TOOLS = (Field(("tools",), checks.tools, required=False), Field(("functions",), checks.functions, required=False))
+TOOLS = (_optional("tools", checks.tools), _optional("functions", checks.functions))
 """What a line of messages may have beside them."""
 
-SHAPES: tuple[tuple[Format, tuple[Field, ...]], ...] = (
-    ("corrections", (PROBLEM, SOLUTION, Field(("prediction",)), Field(("correction",)))),
-    (
-        "preferences",
-        (
-            Field(("prompt",), checks.prompt),
-            Field(("chosen",), checks.response),
-            Field(("rejected",), checks.response),
-            Field(("solution",), checks.optional_text, required=False),
-            *TOOLS,
-        ),
+_REFERENCE = _optional("solution", checks.optional_text)
+_LABEL = _optional("label", checks.label)
+
+SHAPES: tuple[Shape, ...] = (
+    Shape(
+        "corrections",
+        "corrections",
+        (PROBLEM, SOLUTION, Field(("prediction",)), Field(("correction",))),
+        _any_of("prediction", "correction"),
     ),
-    (
+    Shape(
+        "Alpaca",
+        "problems",
+        (
+            Field(("instruction",)),
+            Field(("input", "context"), checks.optional_text, required=False),
+            Field(("output", "response")),
+            _optional("system", checks.absent(_CHATS)),
+            _optional("history", checks.absent(_CHATS)),
+        ),
+        _any_of("instruction"),
+        conversions.from_alpaca,
+    ),
+    Shape(
+        "ShareGPT",
+        "chats",
+        (
+            Field(("conversations", "conversation"), conversions.turns),
+            _optional("system", checks.optional_text),
+            _optional("tools", checks.absent(_CHATS)),
+        ),
+        _any_of("conversations", "conversation"),
+        conversions.from_sharegpt,
+    ),
+    Shape(
+        "preferences",
         "preferences",
         (
             Field(("input",), checks.wrapped_messages),
             Field(("preferred_output",), checks.assistant_messages),
             Field(("non_preferred_output",), checks.assistant_messages),
-            Field(("solution",), checks.optional_text, required=False),
+            _REFERENCE,
         ),
+        _any_of("preferred_output", "non_preferred_output"),
     ),
-    ("chats", (Field(("messages",), checks.chat), *TOOLS)),
-    ("problems", (PROBLEM, SOLUTION, Field(("answer",), checks.answer, required=False))),
+    Shape(
+        "TRL, implicit prompts",
+        "preferences",
+        (Field(("chosen",), checks.response), Field(("rejected",), checks.response), _REFERENCE, *TOOLS),
+        lambda line: "prompt" not in line and all(line.get(name) is not None for name in ("chosen", "rejected")),
+        conversions.from_implicit_prompt,
+    ),
+    Shape(
+        "preferences",
+        "preferences",
+        (
+            Field(("prompt",), checks.prompt),
+            Field(("chosen",), checks.response),
+            Field(("rejected",), checks.response),
+            _REFERENCE,
+            *TOOLS,
+        ),
+        _any_of("chosen", "rejected"),
+    ),
+    Shape("chats", "chats", (Field(("messages",), checks.chat), *TOOLS), _any_of("messages")),
+    Shape(
+        "TRL, prompts and completions",
+        "problems",
+        (Field(("prompt",)), Field(("completion",)), _LABEL),
+        lambda line: line.get("completion") is not None and _are_texts(line),
+        conversions.from_completion,
+    ),
+    Shape(
+        "TRL, conversational prompts and completions",
+        "chats",
+        (Field(("prompt",), checks.prompt), Field(("completion",), checks.response), _LABEL, *TOOLS),
+        _any_of("completion"),
+        conversions.from_conversational_completion,
+    ),
+    Shape("GSM8K", "problems", (Field(("question",)), Field(("answer",))), _is_gsm8k, conversions.from_gsm8k),
+    Shape(
+        "problems",
+        "problems",
+        (PROBLEM, SOLUTION, _optional("answer", checks.answer)),
+        _any_of(*PROBLEM.names, *SOLUTION.names),
+    ),
 )
-"""Every shape that a line may have. OpenAI's preferences are a second shape of the same format."""
+"""Every form that a line may have; the first that a line shows is its own."""
 
-MARKS: tuple[frozenset[str], ...] = (
-    frozenset({"prediction", "correction"}),
-    frozenset({"chosen", "rejected"}),
-    frozenset({"preferred_output", "non_preferred_output"}),
-    frozenset({"messages"}),
-    frozenset(PROBLEM.names + SOLUTION.names),
-)
-"""For each shape the fields of which one suffices to tell it; the first shape that has one wins."""
+OURS = {shape.format: shape for shape in SHAPES if shape.convert is None}
+"""What a line of each format looks like once it was converted."""
+
+KNOWN = frozenset(name for shape in SHAPES for name in shape.names)
 
 EXPECTED = (
-    "an object of one format: problems {problem, solution, answer?}, preferences {prompt, chosen, rejected, solution?} "
+    "an object of one form: problems {problem, solution, answer?}, preferences {prompt, chosen, rejected, solution?} "
     "or {input, preferred_output, non_preferred_output}, chats {messages}, corrections {problem, solution, prediction, "
-    "correction}"
+    "correction}, GSM8K {question, answer: '… #### 72'}, TRL {prompt, completion} or {chosen, rejected}, Alpaca "
+    "{instruction, input?, output}, ShareGPT {conversations: [{from, value}]}"
 )
 
+_HINTS = {
+    "text": "a text alone has no answer to learn: cut it into {prompt, completion}",
+    "completions": "one line for each completion, as {prompt, completion}",
+    "query": "{prompt, completion}, with the query as the prompt",
+    "response": "{prompt, completion}, with the response as the completion",
+    "prompt": "a prompt with what answers it: {prompt, completion}, or {prompt, chosen, rejected}",
+}
+"""What a line of none of the forms may be on its way to."""
 
-def shape_of(line: Mapping[str, Any]) -> int | None:
-    """Which of `SHAPES` a line has, be it complete or not."""
-    return next((place for place, marks in enumerate(MARKS) if not marks.isdisjoint(line)), None)
+
+def shape_of(line: Mapping[str, Any]) -> Shape | None:
+    """The form that a line has, be it complete or not."""
+    return next((shape for shape in SHAPES if shape.shows(line)), None)
 
 
-def faults_of(line: Mapping[str, Any], shape: int) -> Iterator[tuple[str, Fault]]:
-    """(field, fault) for everything in the line that is not as its shape has it. Fields of other names are ignored."""
-    for field in SHAPES[shape][1]:
-        given = [name for name in field.names if name in line]
+def expected(line: Mapping[str, Any]) -> str:
+    """What a line of none of the forms should be."""
+    return next((hint for name, hint in _HINTS.items() if name in line), EXPECTED)
+
+
+def faults_of(line: Line, shape: Shape) -> Iterator[tuple[str, Fault]]:
+    """(field, fault) for everything in the line that is not as its shape has it.
+
+    Fields of other names are ignored, unless a slip makes one of what the line lacks.
+    """
+    for field in shape.fields:
+        given = [name for name in field.names if line.get(name) is not None]
         if len(given) > 1:
             wrong = f"is given beside {given[1]!r}, which means the same"
             yield given[0], Fault("", wrong, "one of the two")
@@ -87,9 +214,23 @@ def faults_of(line: Mapping[str, Any], shape: int) -> Iterator[tuple[str, Fault]
             for fault in field.check(line[given[0]]):
                 yield given[0] + fault.path, fault
         elif field.required:
-            yield field.names[0], Fault("", "is missing", _spelled(field))
+            null = next((name for name in field.names if name in line), None)
+            yield null or field.names[0], Fault("", "is null" if null else "is missing", _spelled(field))
+    if not line.keys() <= shape.names:
+        yield from _misspelt(line, shape)
+
+
+def _misspelt(line: Line, shape: Shape) -> Iterator[tuple[str, Fault]]:
+    lacking = [field.names for field in shape.fields if not any(name in line for name in field.names)]
+    for name, meant in checks.misspelt(line, [name for names in lacking for name in names]):
+        yield name, Fault("", "is no field of ours", f"{meant!r}, or another name if it is a column of your own")
 
 
 def _spelled(field: Field) -> str:
     others = ", ".join(field.names[1:])
     return f"a field {field.names[0]!r}" + (f" (or {others})" if others else "")
+
+
+def may_be_ours(name: str) -> bool:
+    """Whether a column is worth reading: a field of some form, or a slip away from one."""
+    return name in KNOWN or any(checks.misspelt({name: None}, sorted(KNOWN)))

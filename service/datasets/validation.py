@@ -1,30 +1,48 @@
-"""A training file, checked line by line in bounded memory. Every bad line is told, not only the first."""
+"""A training file, checked in one pass and bounded memory while it arrives. Every bad line is told, not only the first.
+
+What is not JSON lines of a format of ours becomes that on the way, as a second content: jobs read it, and the file
+stays as it was sent.
+"""
 
 from __future__ import annotations
 
-import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from itertools import islice
+from typing import Any, Protocol
 
 from allo_engine.pipeline import Format
-from service.datasets.checks import kind
-from service.datasets.formats import EXPECTED, SHAPES, faults_of, shape_of
+from service.datasets.containers import Limits, opened
+from service.datasets.duplicates import Duplicates
+from service.datasets.formats import EXPECTED, OURS, Shape, expected, faults_of, shape_of
+from service.datasets.parsing import BadLine, parse
+
+__all__ = ["Limits", "LineProblem", "Sink", "Summary", "validate"]
 
 SHOWN = 100
 """Problems kept for the answer; the report has them all."""
 
-MAX_PROBLEMS = 100_000
-"""After so many the file is not read on: a report must not outgrow the file that it is about."""
+MOST_OF_A_LINE = 20
+"""Problems that are told of one line: it may have a million."""
+
+MAX_PROBLEMS, MAX_REPORT_BYTES = 100_000, 16 * 2**20
+"""Past either the file is not read on: a report must not outgrow the file that it is about."""
 
 REMEMBERED = 10_000
 """Lines without a solution that are remembered by number."""
 
 
+class Sink(Protocol):
+    """What takes bytes."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
 @dataclass(frozen=True)
 class LineProblem:
-    """What is wrong with a line (counted from 1), and what would be right."""
+    """What is wrong with a line (counted from 1; an element, or a row of Parquet), and what would be right."""
 
     line: int
     field: str | None
@@ -38,138 +56,136 @@ class LineProblem:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a file holds. It can be used where `problem_count` is 0."""
+    """What a file holds. It can be used where `problem_count` is 0.
+
+    `form` is how its lines were written (a name of formats.SHAPES), `container` what they came in; `converted` says
+    that the lines to train on are those that were written to `data`. `duplicates` are lines equal to an earlier one.
+    """
 
     format: Format | None
+    form: str | None
+    container: str
+    converted: bool
     rows: int
+    duplicates: int
     lines_without_solution: tuple[int, ...]
     problem_count: int
     shown: tuple[LineProblem, ...]
 
 
-class BadLine(Exception):
-    """A line that is no JSON object of ours."""
-
-    def __init__(self, wrong: str, right: str, field: str | None = None) -> None:
-        super().__init__(wrong, right, field)
-        self.wrong, self.right, self.field = wrong, right, field
-
-
-def validate(stream: IO[bytes], report: IO[bytes], max_line_bytes: int) -> Summary:
-    """Reads a JSONL file to its end and writes every problem to `report`, a JSON object a line."""
-    validation = _Validation()
-    for number, line in _lines(stream, max_line_bytes):
-        for problem in validation.problems(number, line, max_line_bytes):
-            _tell(problem, validation, report)
-        if validation.problem_count >= MAX_PROBLEMS:
-            right = "a file of one of the known formats"
-            _tell(
-                LineProblem(number, None, f"is the last one read, after {MAX_PROBLEMS} problems", right),
-                validation,
-                report,
-            )
-            break
-    if not validation.rows and not validation.problem_count:
-        _tell(LineProblem(1, None, "is empty: the file has no rows", EXPECTED), validation, report)
-    return validation.summary()
+def validate(chunks: Iterable[bytes], report: Sink, data: Sink, limits: Limits) -> Summary:
+    """Reads a file, and writes every problem to `report`, a JSON object a line, and to `data` the lines to train on
+    where they are not the file itself. Of a file with too many problems some chunks may be left."""
+    pass_ = _Pass(report, data, limits)
+    number = 0
+    try:
+        pass_.container, rows = opened(chunks, limits)
+        with closing(rows):
+            for number, line in rows:
+                pass_.read(number, line)
+                if pass_.has_enough:
+                    raise BadLine(
+                        "is where reading stopped, after too many problems", "a file of one of the known forms"
+                    )
+    except BadLine as error:  # of the container: it cannot be read on
+        pass_.tell(LineProblem(number + (not pass_.has_enough), error.field, error.wrong, error.right))
+    if not pass_.rows and not pass_.problem_count:
+        pass_.tell(LineProblem(1, None, "is empty: the file has no rows", EXPECTED))
+    return pass_.summary()
 
 
-def _tell(problem: LineProblem, validation: _Validation, report: IO[bytes]) -> None:
-    validation.count(problem)
-    report.write(json.dumps(asdict(problem)).encode() + b"\n")
+class _Pass:
+    """What is known after some lines: the form, once one line has shown it, and the counts."""
 
+    def __init__(self, report: Sink, data: Sink, limits: Limits) -> None:
+        self._report, self._data, self._longest = report, data, limits.line_bytes
+        self._shape: Shape | None = None
+        self._converts = False
+        self._duplicates = Duplicates()
+        self._first_line = self._report_bytes = 0
+        self._without_solution: list[int] = []
+        self._shown: list[LineProblem] = []
+        self.container = "jsonl"
+        self.rows = self.problem_count = 0
 
-class _Validation:
-    """What is known after some lines: the format, once one line has shown it, and the counts."""
+    @property
+    def has_enough(self) -> bool:
+        return self.problem_count >= MAX_PROBLEMS or self._report_bytes >= MAX_REPORT_BYTES
 
-    def __init__(self) -> None:
-        self.format: Format | None = None
-        self.first_line = self.rows = self.problem_count = 0
-        self.without_solution: list[int] = []
-        self.shown: list[LineProblem] = []
-
-    def problems(self, number: int, line: bytes, max_line_bytes: int) -> Iterator[LineProblem]:
+    def read(self, number: int, line: bytes) -> None:
+        """Checks a line, and passes it on."""
         try:
-            row = _parse(line, max_line_bytes)
-            shape = self._shape(number, row)
+            row = parse(line, self._longest)
+            shape = self._held(number, row)
+            self.rows += 1
+            self._duplicates.add(line)
+            problems = list(islice(self._problems(number, row, shape), MOST_OF_A_LINE + 1))
+            if not problems and self._converts:
+                self._pass_on(row, shape, line)
         except BadLine as error:
-            yield LineProblem(number, error.field, error.wrong, error.right)
-            return
-        self.rows += 1
-        if self.format == "preferences" and not row.get("solution") and len(self.without_solution) < REMEMBERED:
-            self.without_solution.append(number)
-        for field, fault in faults_of(row, shape):
-            yield LineProblem(number, field, fault.wrong, fault.right)
+            problems = [LineProblem(number, error.field, error.wrong, error.right)]
+        if len(problems) > MOST_OF_A_LINE:
+            wrong = f"has more than these {MOST_OF_A_LINE} problems"
+            problems[-1] = LineProblem(number, None, wrong, "what the others take")
+        for problem in problems:
+            self.tell(problem)
 
-    def count(self, problem: LineProblem) -> None:
+    def tell(self, problem: LineProblem) -> None:
+        """Counts and reports a problem."""
         self.problem_count += 1
-        if len(self.shown) < SHOWN:
-            self.shown.append(problem)
+        self._report_bytes += self._report.write(json.dumps(asdict(problem)).encode() + b"\n")
+        if len(self._shown) < SHOWN:
+            self._shown.append(problem)
 
     def summary(self) -> Summary:
-        lines = tuple(self.without_solution)
-        return Summary(self.format, self.rows, lines, self.problem_count, tuple(self.shown))
+        shape = self._shape
+        return Summary(
+            format=None if shape is None else shape.format,
+            form=None if shape is None else shape.name,
+            container=self.container,
+            converted=self._converts,
+            rows=self.rows,
+            duplicates=self._duplicates.count,
+            lines_without_solution=tuple(self._without_solution),
+            problem_count=self.problem_count,
+            shown=tuple(self._shown),
+        )
 
-    def _shape(self, number: int, row: dict[str, Any]) -> int:
-        """The line's shape, held against the format of the first line that showed one."""
+    def _held(self, number: int, row: dict[str, Any]) -> Shape:
+        """The line's form, held against that of the first line that showed one."""
         shape = shape_of(row)
         if shape is None:
-            raise BadLine("has none of the known fields", EXPECTED)
-        found = SHAPES[shape][0]
-        if self.format is None:
-            self.format, self.first_line = found, number
-        if found != self.format:
-            raise BadLine(f"holds {found}", f"{self.format}, as line {self.first_line} does: one file, one format")
+            raise BadLine("has none of the known fields", expected(row))
+        if self._shape is None:
+            self._shape, self._first_line = shape, number
+            self._converts = shape.convert is not None or self.container != "jsonl"
+        if shape is self._shape:
+            return shape
+        if shape.format != self._shape.format or (shape.convert and not self._converts):
+            right = f"{self._shape.name}, as line {self._first_line} does: one file, one format"
+            raise BadLine(f"holds {shape.name}", right)
         return shape
 
+    def _problems(self, number: int, row: dict[str, Any], shape: Shape) -> Iterator[LineProblem]:
+        for field, fault in faults_of(row, shape):
+            yield LineProblem(number, field, fault.wrong, fault.right)
+        if shape.format == "preferences" and not row.get("solution") and len(self._without_solution) < REMEMBERED:
+            self._without_solution.append(number)
 
-def _lines(stream: IO[bytes], max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, without blank ones and without a byte order mark. A line that is too long comes cut, one byte
-    longer than allowed."""
-    number = 0
-    while line := stream.readline(max_line_bytes + 1):
-        number += 1
-        rest = line
-        while len(rest) > max_line_bytes and not rest.endswith(b"\n"):
-            rest = stream.readline(max_line_bytes + 1)
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield number, line
+    def _pass_on(self, row: dict[str, Any], shape: Shape, line: bytes) -> None:
+        """Writes the line as one of our format. What a conversion made is checked like a line of that format."""
+        if shape.convert is None and self.container.startswith("jsonl"):
+            self._data.write(line.rstrip() + b"\n")
+            return
+        if shape.convert:
+            row, shape = shape.convert(shape.values(row)), OURS[shape.format]
+            for field, fault in faults_of(row, shape):
+                raise BadLine(f"becomes {shape.name} whose {field} {fault.wrong}", fault.right)
+        self._data.write(_encoded(shape.values(row)) + b"\n")
 
 
-def _parse(line: bytes, max_line_bytes: int) -> dict[str, Any]:
-    if len(line.rstrip(b"\r\n")) > max_line_bytes:
-        raise BadLine(f"is longer than {max_line_bytes} bytes", "a shorter line, or a larger ALLO_MAX_LINE_BYTES")
-    right = "one JSON object a line"
+def _encoded(row: dict[str, Any]) -> bytes:
     try:
-        row = json.loads(line.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise BadLine(f"is not UTF-8 at its byte {error.start + 1}", "UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise BadLine(f"is not JSON at its character {error.pos + 1}: {error.msg}", right) from None
-    except RecursionError:
-        raise BadLine("is nested too deeply", right) from None
-    except ValueError:  # a number of more digits than Python reads
-        raise BadLine("holds a number that is too long", "numbers of fewer digits, or texts") from None
-    if not isinstance(row, dict):
-        raise BadLine(f"is {kind(row)}", right)
-    return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that comes twice is refused, because readers disagree on which one counts."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise BadLine("is given twice", "each field once", _printable(key))
-        found[key] = value
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise BadLine(f"holds {name}, which is not JSON", "a finite number, null, or a text")
-
-
-def _printable(key: str) -> str:
-    return key[:60].encode("ascii", "backslashreplace").decode()
+        return json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, in what nobody reads
+        return json.dumps(row).encode()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import IO
 
-from service.datasets.validation import LineProblem, Summary, validate
+from service.datasets.validation import Limits, LineProblem, Summary, validate
 from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound
@@ -40,15 +40,20 @@ def add_file(
 
     A file with problems is kept too, with status `error`, so that its report has a place; no job takes it.
     """
-    with TemporaryFile() as report:
-        summary = validate(stream, report, max_line_bytes)
+    with TemporaryFile() as report, TemporaryFile() as data:
+        summary = validate(_chunks(stream), report, data, Limits(max_line_bytes, 512 * 2**20))
         stream.seek(0)
         blob = store.put_stream(_chunks(stream))
         report.seek(0)
         report_sha256 = store.put_stream(_chunks(report)).sha256 if summary.problem_count else None
+        data.seek(0)
+        converted = store.put_stream(_chunks(data)) if summary.converted and not summary.problem_count else None
     file = File(id=new_id("file"), owner=owner, purpose=PURPOSE, filename=filename[-255:], created_at=database.now())
     file.bytes, file.sha256, file.report_sha256 = blob.size, blob.sha256, report_sha256
     file.format, file.rows = summary.format, summary.rows
+    file.form, file.container, file.duplicates = summary.form, summary.container, summary.duplicates
+    if converted:
+        file.data_sha256, file.data_bytes = converted.sha256, converted.size
     file.lines_without_solution = list(summary.lines_without_solution)
     file.status, file.status_details = _status(summary)
     file.expires_at = None if lifetime is None else file.created_at + lifetime

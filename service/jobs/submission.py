@@ -129,12 +129,19 @@ def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, Fil
 
 def _sources(model: Model, rewriter: Model | None, files: Mapping[str, File]) -> dict[str, list[Any]]:
     """The content behind every name that the job refers to, as it is now."""
-    sources: dict[str, list[Any]] = {param: [["data.jsonl", file.sha256, file.bytes]] for param, file in files.items()}
+    sources: dict[str, list[Any]] = {param: [["data.jsonl", *_lines_of(file)]] for param, file in files.items()}
     models = {"model": model, **({"rewriter": rewriter} if rewriter else {})}
     contents = {
         name: [[file["path"], file["sha256"], file["bytes"]] for file in found.files] for name, found in models.items()
     }
     return {**contents, **sources}
+
+
+def _lines_of(file: File) -> tuple[str, int]:
+    """The content with the file's lines in a format of ours: the file itself, or what it was made when it came in."""
+    if file.data_sha256 is None or file.data_bytes is None:
+        return file.sha256, file.bytes
+    return file.data_sha256, file.data_bytes
 
 
 def _shape(model: Model) -> dict[str, Any] | None:

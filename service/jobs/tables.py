@@ -35,7 +35,11 @@ class ApiKey(Base):
 
 
 class File(Base):
-    """An uploaded file. A bad one has status `error`, and the blob `report_sha256` names every bad line."""
+    """An uploaded file. A bad one has status `error`, and the blob `report_sha256` names every bad line.
+
+    `form`, `container` and `duplicates` are what was found in it (see datasets/validation.py). Where it is not JSON
+    lines of a format of ours, the blob `data_sha256` holds those: jobs read that.
+    """
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "owner", "id"),)
@@ -48,6 +52,11 @@ class File(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     format: Mapped[str | None] = mapped_column(String(32))
     rows: Mapped[int | None] = mapped_column(BigInteger)
+    form: Mapped[str | None] = mapped_column(String(64))
+    container: Mapped[str | None] = mapped_column(String(16))
+    duplicates: Mapped[int | None] = mapped_column(BigInteger)
+    data_sha256: Mapped[str | None] = mapped_column(String(64))
+    data_bytes: Mapped[int | None] = mapped_column(BigInteger)
     lines_without_solution: Mapped[list[int]] = mapped_column(JSON)
     status: Mapped[str] = mapped_column(String(32))
     status_details: Mapped[str | None]

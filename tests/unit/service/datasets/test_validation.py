@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
+from itertools import chain
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.datasets import validation
-from service.datasets.validation import Summary, validate
+from service.datasets import formats, validation
+from service.datasets.validation import Limits, Summary, validate
 
 MAX = 100_000
 
@@ -20,7 +21,7 @@ MAX = 100_000
 def check(content: bytes, max_line_bytes: int = MAX) -> tuple[Summary, list[dict[str, Any]]]:
     """The summary, and the report's lines."""
     report = io.BytesIO()
-    summary = validate(io.BytesIO(content), report, max_line_bytes)
+    summary = validate([content], report, io.BytesIO(), Limits(max_line_bytes, 10 * MAX))
     lines = [json.loads(line) for line in report.getvalue().splitlines()]
     assert len(lines) == summary.problem_count
     return summary, lines
@@ -34,6 +35,7 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
 DEVELOPER = {"role": "developer", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": " kind"}]}
 CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+CALLING_IN_TRL = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
 TOLD = {"role": "tool", "tool_call_id": "1", "content": "2"}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 OPENAI = {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT], "non_preferred_output": [ASSISTANT]}
@@ -42,6 +44,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"problem": "p", "solution": "s"},
         {"question": "p", "output": "s", "answer": 3},
         {"input": "p", "solution": "s", "answer": None, "level": [1]},
+        {"problem": None, "question": "p", "solution": "s"},
     ],
     "preferences": [
         {"prompt": "p", "chosen": "c", "rejected": "r"},
@@ -54,6 +57,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"messages": [{"role": "system", "content": "s"}, USER, ASSISTANT]},
         {"messages": [DEVELOPER, USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1, "name": "x"}]},
         {"messages": [USER, CALLING, TOLD, ASSISTANT], "tools": TOOLS, "parallel_tool_calls": False},
+        {"messages": [USER, CALLING_IN_TRL, {"role": "tool", "name": "add", "content": "2"}, ASSISTANT], "tools": None},
     ],
     "corrections": [{"problem": "p", "solution": "s", "prediction": "x", "correction": "y"}],
 }
@@ -109,6 +113,9 @@ def test_a_file_without_rows_is_refused(content: bytes) -> None:
         (b'{"problem": "p", "solution": "s", "answer": true}', "answer", "is true or false"),
         (b'{"problem": "p", "solution": "s", "answer": 1e999}', "answer", "too large"),
         (b'{"messages": [{"role": "user", "content": "q"}]}', None, "holds chats"),
+        (b'{"question": "p", "answer": "s #### 1"}', None, "holds GSM8K"),
+        (b'{"problem": "p", "solution": "s", "anwser": 3}', "anwser", "no field of ours"),
+        (b'{"problem": "p", "solution": "s", "Answer": 3}', "Answer", "no field of ours"),
     ],
 )
 def test_a_bad_line_is_named_with_its_field_and_fault(line: bytes, field: str | None, wrong: str) -> None:
@@ -141,7 +148,9 @@ def test_a_bad_line_is_named_with_its_field_and_fault(line: bytes, field: str | 
         ({"messages": [USER, {**CALLING, "tool_calls": "x"}]}, "messages[1].tool_calls", "is a text"),
         ({"messages": [USER, {**CALLING, "tool_calls": [{"id": "1"}]}]}, "messages[1].tool_calls[0]", "no call"),
         ({"messages": [USER, {**ASSISTANT, "function_call": {}}]}, "messages[1].function_call", "old form"),
-        ({"messages": [USER, {"role": "tool", "content": "2"}]}, "messages[1].tool_call_id", "is missing"),
+        ({"messages": [USER, {**TOLD, "tool_call_id": 3}, ASSISTANT]}, "messages[1].tool_call_id", "is a number"),
+        ({"messages": [USER, {**ASSISTANT, "wieght": 0}]}, "messages[1].wieght", "no field of a message"),
+        ({"messages": [{"role": {}, "content": "q"}, ASSISTANT]}, "messages[0].role", "is an object"),
         ({"messages": [USER, ASSISTANT], "tools": [{"name": "add"}]}, "tools[0]", "no description"),
         ({"messages": [USER, ASSISTANT], "functions": [{"name": "add"}]}, "functions", "old form"),
         ({**OPENAI, "input": {"messages": [USER], "tools": 3}}, "input.tools", "is a number"),
@@ -165,8 +174,8 @@ def test_nested_faults_are_named_by_their_path(row: Any, field: str, wrong: str)
     assert wrong in report[0]["wrong"]
 
 
-@pytest.mark.parametrize("arguments", [None, {}, "", "x", "[1]", "[" * 50_000])
-def test_the_arguments_of_a_call_are_a_json_object_in_a_text(arguments: Any) -> None:
+@pytest.mark.parametrize("arguments", [None, [], "", "x", "[1]", "[" * 50_000])
+def test_the_arguments_of_a_call_are_a_json_object(arguments: Any) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
     (found,) = check(lines({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}), 200_000)[1]
     assert found["field"] == "messages[1].tool_calls[0].function.arguments"
@@ -180,6 +189,29 @@ def test_a_line_too_long_is_passed_over_and_the_next_ones_keep_their_numbers() -
     assert summary.rows == 2
 
 
+def test_a_line_of_a_million_faults_tells_twenty() -> None:
+    summary, report = check(lines({"messages": [0] * 1_000_000}), 2**22)
+    assert len(report) == summary.problem_count == 21
+    assert "more than these 20" in report[-1]["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("problems", "size"), [(50, validation.MAX_REPORT_BYTES), (validation.MAX_PROBLEMS, 5_000)], ids=["count", "bytes"]
+)
+def test_a_report_ends_where_it_becomes_too_long(monkeypatch: pytest.MonkeyPatch, problems: int, size: int) -> None:
+    monkeypatch.setattr(validation, "MAX_PROBLEMS", problems)
+    monkeypatch.setattr(validation, "MAX_REPORT_BYTES", size)
+    _, report = check(b"x\n" * 1000)
+    assert len(report) < 100
+    assert "where reading stopped" in report[-1]["wrong"]
+    assert report[-1]["line"] == report[-2]["line"]
+
+
+def test_columns_of_other_names_are_ignored() -> None:
+    row = {"problem": "p", "solution": "s", "answer": 3, "answers": [3], "level": 1, "x" * 50_000: None}
+    assert check(lines(row))[1] == []
+
+
 def test_all_bad_lines_are_in_the_report_and_the_first_hundred_at_hand() -> None:
     summary, report = check(b"x\n" * 250)
     assert [found["line"] for found in report] == list(range(1, 251))
@@ -187,10 +219,10 @@ def test_all_bad_lines_are_in_the_report_and_the_first_hundred_at_hand() -> None
 
 
 def test_memory_stays_bounded_whatever_the_file() -> None:
-    content = io.BytesIO(b"x" * 30_000_000 + b"\n" + b"y\n" * 2_000)
+    pieces = (b"x" * 30_000 for _ in range(1000))
     tracemalloc.start()
-    with open("/dev/null", "wb") as report:  # noqa: PTH123 - a path has no better way to a device
-        validate(content, report, 10_000)
+    with open("/dev/null", "wb") as null:  # noqa: PTH123 - a path has no better way to a device
+        validate(chain(pieces, [b"\n" + b"y\n" * 2_000]), null, null, Limits(10_000, MAX))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
@@ -201,7 +233,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = sorted({name for _, fields in validation.SHAPES for field in fields for name in field.names})
+NAMES = sorted(formats.KNOWN)
 ROWS = st.dictionaries(st.sampled_from(NAMES), JSON | st.just([USER, ASSISTANT]), max_size=5)
 LINES = st.one_of(
     st.binary(max_size=40), ROWS.map(lambda row: json.dumps(row).encode()), JSON.map(json.dumps).map(str.encode)
@@ -212,7 +244,7 @@ LINES = st.one_of(
 def test_no_file_breaks_the_validator(parts: list[bytes]) -> None:
     content = b"\n".join(parts)
     summary, report = check(content)
-    count = content.count(b"\n") + 1
+    count = content.count(b"\n") + content.count(b",") + 2  # lines, or elements and what comes behind them
     assert all(1 <= found["line"] <= count and found["wrong"] and found["right"] for found in report)
     assert [found["line"] for found in report] == sorted(found["line"] for found in report)
     assert summary.problem_count or summary.rows

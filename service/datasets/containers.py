@@ -1,0 +1,262 @@
+"""What training files come in: JSON lines or a JSON array, each as it is or compressed with gzip or zstd, and Parquet.
+
+A container is told by its first bytes, never by its name, and read in one pass in bounded memory. Whatever it is, rows
+come out as (number, JSON), counted from 1 as lines, elements or rows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from service.datasets import parquet
+from service.datasets.parsing import RIGHT, BadLine
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+Rows = Generator[tuple[int, bytes], None, None]
+
+HEAD = 2**16
+"""Bytes that are looked at to tell a container."""
+
+PIECE = 2**18
+"""Bytes that are decompressed at a time."""
+
+WINDOW_LOG = 25
+"""The largest window of zstd that is decompressed, 32 MB: memory that a file asks for. `zstd -19` asks for 8 MB."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The longest line; the most that a compressed file or Parquet may expand to; and the folder, on the disk of the
+    files, for what must be written before it can be read."""
+
+    line_bytes: int
+    data_bytes: int
+    scratch: Path | None = None
+
+
+def opened(chunks: Iterable[bytes], limits: Limits) -> tuple[str, Rows]:
+    """The container's name, as "jsonl", "json.gz" or "parquet", and its rows. Raises BadLine, as reading rows may."""
+    head, chunks = _peeked(chunks)
+    suffix = ""
+    for magic, name, decompress in _COMPRESSIONS:
+        if head.startswith(magic):
+            suffix = f".{name}"
+            head, chunks = _peeked(_bounded(decompress(chunks), limits.data_bytes))
+            break
+    for magic, name in _OTHERS:
+        if head.startswith(magic):
+            raise BadLine(f"begins a file of {name}", "JSON lines, a JSON array, either with gzip or zstd, or Parquet")
+    if head.startswith(parquet.MAGIC):
+        if suffix:
+            raise BadLine(
+                "begins a Parquet file that was compressed", "the Parquet file itself: it is compressed within"
+            )
+        return "parquet", parquet.rows(chunks, limits.data_bytes, limits.line_bytes, limits.scratch)
+    chunks = _without_mark(chunks)
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return f"json{suffix}", _elements(chunks, limits.line_bytes)
+    return f"jsonl{suffix}", _lines(chunks, limits.line_bytes)
+
+
+def _peeked(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes, and all of them: enough to see what they begin with, blank lines aside."""
+    chunks = iter(chunks)
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head.strip()) >= 8 or len(head) >= HEAD:
+            break
+    return head[:HEAD], chain([head], chunks)
+
+
+def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    return chain([next(chunks).removeprefix(codecs.BOM_UTF8)], chunks)
+
+
+def _lines(chunks: Iterable[bytes], longest: int) -> Rows:
+    """Lines that are not blank. One that is too long comes cut, and longer than allowed."""
+    number, rest = 0, bytearray()
+    for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        if whole and rest:
+            whole[0] = bytes(rest) + whole[0]
+            rest.clear()
+        for line in whole:
+            number += 1
+            if line and not line.isspace():
+                yield number, line
+        rest += last[: max(longest + 2 - len(rest), 0)]
+    if rest.strip():
+        yield number + 1, bytes(rest)
+
+
+# --- an array
+
+
+def _elements(chunks: Iterable[bytes], longest: int) -> Rows:
+    """The elements of a JSON array, cut out of it. What they hold is for others to judge."""
+    text = _Text(chunks, longest)
+    number = 0
+    text.skip("[")
+    while not text.skip("]"):
+        if number and not text.skip(","):
+            raise BadLine("is not behind a comma", "a JSON array: [{…}, {…}]")
+        number += 1
+        yield number, text.element().encode("utf-8", "surrogatepass")
+    text.end()
+
+
+class _Text:
+    """A window on the array's text, from what is read next. It holds an element, and a piece more."""
+
+    def __init__(self, chunks: Iterable[bytes], longest: int) -> None:
+        self._chunks, self._longest = iter(chunks), longest
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text, self._place, self._ended = "", 0, False
+
+    def skip(self, sign: str) -> bool:
+        """Passes over `sign`, and whether it came next, blanks aside."""
+        self._blank()
+        found = self._text.startswith(sign, self._place)
+        self._place += found
+        return found
+
+    def element(self) -> str:
+        """The next value's text. It is whole only where something follows it: 12 may go on as 123."""
+        self._blank()
+        while True:
+            end, error = self._scanned()
+            if error is None and (end < len(self._text) or self._ended):
+                break
+            left = len(self._text) - self._place
+            if left > self._longest:
+                wrong = f"is longer than {self._longest} characters, or not JSON: {error or 'it goes on'}"
+                raise BadLine(wrong, "a JSON array of smaller objects, or a larger ALLO_MAX_LINE_BYTES")
+            if not self._more(left) and error is not None:
+                raise BadLine(f"is not JSON: {error}", RIGHT)
+        found, self._place = self._text[self._place : end], end
+        return found
+
+    def end(self) -> None:
+        """Raises BadLine where something stands behind the array."""
+        self._blank()
+        if self._place < len(self._text):
+            raise BadLine("stands behind the end of the array", "one JSON array, or one JSON object a line")
+
+    def _scanned(self) -> tuple[int, ValueError | None]:
+        try:
+            return _SCAN(self._text, self._place)[1], None
+        except RecursionError:
+            raise BadLine("is nested too deeply", RIGHT) from None
+        except ValueError as error:
+            return self._place, error
+
+    def _blank(self) -> None:
+        """Passes over blanks."""
+        while True:
+            match = _BLANK(self._text, self._place)
+            self._place = match.end() if match else self._place
+            if self._place < len(self._text) or not self._more(0):
+                return
+
+    def _more(self, at_least: int) -> bool:
+        """Reads on, by as much as is there already, so that what is scanned again is not scanned often."""
+        found, size = [self._text[self._place :]], 0
+        while size <= at_least and not self._ended:
+            chunk = next(self._chunks, b"")
+            self._ended = not chunk
+            try:
+                found.append(self._decoder.decode(chunk, self._ended))
+            except UnicodeDecodeError:
+                raise BadLine("is not UTF-8", "UTF-8") from None
+            size += len(found[-1])
+        self._text, self._place = "".join(found), 0
+        return size > 0
+
+
+_SCAN = json.JSONDecoder().raw_decode
+_BLANK = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
+
+
+# --- compression
+
+
+def _gunzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Of one gzip file, or several behind each other, as `cat` makes them."""
+    stream = zlib.decompressobj(wbits=31)
+    for chunk in chunks:
+        while chunk:
+            if stream.eof and not (chunk := chunk.lstrip(b"\0")):  # some tools fill up with zeros
+                break
+            if stream.eof:
+                stream = zlib.decompressobj(wbits=31)
+            try:
+                yield stream.decompress(chunk, PIECE)
+            except zlib.error as error:
+                raise BadLine(f"is not whole: {error}", "the file compressed again") from None
+            chunk = stream.unconsumed_tail or stream.unused_data
+    if not stream.eof:
+        raise BadLine("is the last of a gzip file that was cut off", "the whole file")
+
+
+def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Of one zstd frame, or several behind each other."""
+    stream = _zstd_stream()
+    for chunk in chunks:
+        while chunk or not (stream.eof or stream.needs_input):
+            if stream.eof:
+                stream = _zstd_stream()
+            try:
+                yield stream.decompress(chunk, PIECE)
+            except zstd.ZstdError as error:
+                raise BadLine(f"is not whole, or asks for too much memory: {error}", "zstd -19 at most") from None
+            chunk = stream.unused_data if stream.eof else b""
+    if not stream.eof:
+        raise BadLine("is the last of a zstd file that was cut off", "the whole file")
+
+
+def _zstd_stream() -> zstd.ZstdDecompressor:
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
+
+
+def _bounded(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > most:
+            raise BadLine(
+                f"is where the file passes {most} bytes, decompressed",
+                "a smaller file, or a larger ALLO_MAX_FILE_BYTES",
+            )
+        yield chunk
+
+
+_COMPRESSIONS: tuple[tuple[bytes, str, Callable[[Iterable[bytes]], Iterator[bytes]]], ...] = (
+    (b"\x1f\x8b", "gz", _gunzipped),
+    (b"\x28\xb5\x2f\xfd", "zst", _unzstd),
+)
+
+_OTHERS = (
+    (b"PK\x03\x04", "zip (or a spreadsheet)"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"BZh", "bzip2"),
+    (b"7z\xbc\xaf", "7z"),
+    (b"ARROW1", "Arrow"),
+    (b"SQLite format 3", "SQLite"),
+    (b"\x1f\x8b", "gzip within another"),
+    (b"\x28\xb5\x2f\xfd", "zstd within another"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+"""What people send as well."""
