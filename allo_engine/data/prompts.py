@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from jinja2 import Environment, TemplateError, meta, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
 from allo_engine.checkpoints.folder import ends_of
 from allo_engine.config import PromptConfig
 from allo_engine.data.messages import Message, Prompt, as_messages, content_of, for_template, lost_message
-from allo_engine.model.loading import load_tokenizer
+from allo_engine.model.templates import TemplateFault, names_in, rendered
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import StageError
 
 ALPACA = (
@@ -90,15 +88,12 @@ class Encoder:
         """A conversation as the chat template writes it, up to where the assistant answers if it is `answering`."""
         if not self.tokenizer.chat_template:
             raise StageError("bad_template", "The file holds conversations and the model has no chat template.")
-        knows_developers = "developer" in self.tokenizer.get_chat_template(tools=tools)
-        given = [for_template(message, knows_developers) for message in messages]
+        template = self.tokenizer.get_chat_template(tools=tools)
+        given = [for_template(message, "developer" in template) for message in messages]
+        arguments = {**self.tokenizer.special_tokens_map, **self._arguments}
         try:
-            text = str(
-                self.tokenizer.apply_chat_template(
-                    given, tools=tools, tokenize=False, add_generation_prompt=answering, **self._arguments
-                )
-            )
-        except (TemplateError, TypeError) as error:
+            text = rendered(template, given, tools, answering, arguments)
+        except TemplateFault as error:
             raise StageError("bad_template", f"The chat template refuses a conversation of the file: {error}") from None
         lost = lost_message(given, text)
         if lost:
@@ -152,8 +147,10 @@ class Encoder:
 
 def arguments_of(template: str) -> set[str]:
     """The variables that a chat template reads and that are for its caller to give."""
-    environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation], autoescape=False)  # noqa: S701 - no HTML
-    return meta.find_undeclared_variables(environment.parse(template)) - _FROM_TRANSFORMERS
+    try:
+        return names_in(template) - _FROM_TRANSFORMERS
+    except TemplateFault as error:
+        raise StageError("bad_template", f"The model's chat template is broken: {error}") from None
 
 
 _FROM_TRANSFORMERS = {
@@ -161,13 +158,3 @@ _FROM_TRANSFORMERS = {
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
 }
 """What transformers gives to every chat template."""
-
-
-class _Generation(Extension):
-    """transformers' own tag {% generation %}, which marks what the assistant says: here its content alone counts."""
-
-    tags = {"generation"}  # noqa: RUF012 - as jinja declares it
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

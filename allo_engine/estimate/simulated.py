@@ -18,8 +18,8 @@ from allo_engine.data.reading import negatives, pairs, problems
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
 from allo_engine.estimate.excerpt import LINES, Excerpt
 from allo_engine.estimate.priors import Answered, Priors, answered
-from allo_engine.model.loading import load_tokenizer
 from allo_engine.model.sequences import Group, singles
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.pipeline import PlannedStage
 from allo_engine.report import StageError
 from allo_engine.stages.pair import negatives_of, pair_up

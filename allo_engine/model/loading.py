@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from allo_engine.checkpoints.names import Names, names_of
@@ -20,7 +20,6 @@ from allo_engine.checkpoints.writing import rewrite
 from allo_engine.config import Precision
 from allo_engine.model.attention import NAME
 from allo_engine.model.probe import verdict
-from allo_engine.report import StageError
 
 
 def device() -> torch.device:
@@ -71,13 +70,6 @@ def recompute_activations(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True  # of the layer itself, which asks for it; what is inside stays without dropout
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.eos_token_id is None:
-        raise StageError("bad_model", "The model's tokenizer names no end-of-sequence token: add eos_token to it.")
-    return tokenizer
 
 
 def save_model(model: PreTrainedModel, base: Path, folder: Path) -> None:

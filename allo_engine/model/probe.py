@@ -5,6 +5,7 @@ layer of each type, few tokens, short windows. A row that packs some sequences m
 these have alone under transformers' own attention. What is recurrent or convolutional, counts places instead of
 positions (ALiBi), or attends in ways that ours does not know, does not: it is trained one sequence a row. And what the
 checkpoint stores must map onto the model's weights, whole: that is told from names and shapes (checkpoints/names.py).
+Its tokenizer must be one that transformers reads, and its chat template write a conversation within limits.
 
     python -m allo_engine.model.probe FOLDER     prints {"packs": …, "reason": …, "shape": {…}}, or {"refused": "why"}
 
@@ -33,6 +34,7 @@ from allo_engine.checkpoints.names import names_of, skeleton
 from allo_engine.model.attention import NAME, attending
 from allo_engine.model.sequences import build_row, singles
 from allo_engine.model.shape import shape_of
+from allo_engine.model.tokenizer import check_tokenizer
 from allo_engine.report import StageError
 
 TOLERANCE = 1e-4
@@ -183,6 +185,7 @@ def _shape(folder: Path) -> dict[str, Any] | None:
 
 def main(folder: Path) -> None:
     try:
+        check_tokenizer(folder)
         found: dict[str, Any] = {**asdict(probe(folder)), "shape": _shape(folder)}
     except StageError as error:
         found = {"refused": error.message}

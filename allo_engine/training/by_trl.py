@@ -24,12 +24,13 @@ from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import text_weights
 from allo_engine.config import BaselineConfig, SftConfig, WarmupConfig
-from allo_engine.model.loading import device, dtype_of, load_model, load_tokenizer, plain_model, save_model
+from allo_engine.model.loading import device, dtype_of, load_model, plain_model, save_model
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.loop import FORWARD_SHARE, MOST_PLANNED
 from allo_engine.training.optimizer import learning_rate, optimizer_of

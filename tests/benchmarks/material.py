@@ -18,8 +18,8 @@ from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import as_problem, read_lines
 from allo_engine.data.records import NegativeGroup, Problem
-from allo_engine.model.loading import load_tokenizer
 from allo_engine.model.sequences import Group
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.stages.pair import pair_up
 
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "allo-bench"

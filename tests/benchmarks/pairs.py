@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from allo_engine.checkpoints.delta import Values
 from allo_engine.config import ImproveConfig
 from allo_engine.masking.sparse import SparseModel
-from allo_engine.model.loading import device, dtype_of, load_model, load_tokenizer
+from allo_engine.model.loading import device, dtype_of, load_model
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.rows import LONGEST_ROW, LONGEST_ROW_ELSEWHERE, RowBudget
 from allo_engine.model.sequences import Group, singles
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import Report
 from allo_engine.training import losses
 from allo_engine.training.loop import Trainer

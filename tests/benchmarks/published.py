@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from allo_engine.data.answers import Verdict, compare
 from allo_engine.data.records import Problem, SampledProblem
 from allo_engine.data.rewriting import INSTRUCTION, PROBLEM
-from allo_engine.model.loading import load_model, load_tokenizer
+from allo_engine.model.loading import load_model
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.stages.pair import negatives_of, pair_up
 from tests.benchmarks.job import Settings, template
 

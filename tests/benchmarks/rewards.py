@@ -12,10 +12,11 @@ import torch
 from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.model.loading import load_model, load_tokenizer
+from allo_engine.model.loading import load_model
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.rows import LONGEST_ROW_SCORED, RowBudget
 from allo_engine.model.sequences import Group, singles
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import Report
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case, torch_version

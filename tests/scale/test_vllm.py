@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from allo_engine import sampling
 from allo_engine.checkpoints.delta import write_delta
 from allo_engine.data.prompts import Encoder
-from allo_engine.model.loading import load_model, load_tokenizer
+from allo_engine.model.loading import load_model
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling import Request, Sampler, Settings, TransformersSampler, VllmSampler
 from tests.benchmarks import material

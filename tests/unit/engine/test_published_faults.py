@@ -30,9 +30,9 @@ from allo_engine.config import LocateConfig, PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.masking.entries import stored_values
 from allo_engine.masking.selection import positions
-from allo_engine.model.loading import load_tokenizer
 from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import build_row, singles
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import Report
 from allo_engine.stages import locate
 from tests.tiny import tiny_model

@@ -17,7 +17,7 @@ from allo_engine.config import SftConfig, WarmupConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import pairs, supervised_examples
 from allo_engine.masking.selection import count_of
-from allo_engine.model.loading import load_tokenizer
+from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.stages import sft, warmup
