@@ -26,14 +26,19 @@ def problems(folder: Path) -> list[Problem]:
 
 
 def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
-    """(prompt ids, response ids) of a file of problems or of chats: a chat's every assistant turn is a response, those
-    of weight 0 aside."""
+    """(prompt ids, response ids) of a file of problems or of chats."""
     for line in read_lines(folder / UPLOADED):
-        if line.get("messages") is not None:
-            yield from _turns(line["messages"], line.get("tools"), encoder)
-        else:
-            problem = as_problem(line)
-            yield encoder.prompt(problem.problem), encoder.response(problem.solution)
+        yield from examples_of(line, encoder)
+
+
+def examples_of(line: Mapping[str, Any], encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids) of a problem or a chat: a chat's every assistant turn is a response, those of weight 0
+    aside."""
+    if line.get("messages") is not None:
+        yield from _turns(line["messages"], line.get("tools"), encoder)
+    else:
+        problem = as_problem(line)
+        yield encoder.prompt(problem.problem), encoder.response(problem.solution)
 
 
 def _turns(messages: list[Message], tools: list[Any] | None, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
@@ -57,7 +62,7 @@ def _pair_records(folder: Path, encoder: Encoder) -> list[PairGroup]:
         return PairGroup.read(folder / "pairs.jsonl")
     groups: dict[tuple[int, ...], list[tuple[list[int], list[int]]]] = {}
     for line in read_lines(folder / UPLOADED):
-        ids, chosen, rejected = _preference(line, encoder)
+        ids, chosen, rejected = preference_of(line, encoder)
         groups.setdefault(tuple(ids), []).append((chosen, rejected))
     return [_pair_group(list(prompt), found) for prompt, found in groups.items()]
 
@@ -78,12 +83,12 @@ def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
     for line in read_lines(folder / UPLOADED):
         prompt = line["input"]["messages"] if line.get("preferred_output") is not None else line["prompt"]
         text = prompt if isinstance(prompt, str) else "\n".join(map(content_of, prompt))
-        ids, chosen, rejected = _preference(line, encoder)
+        ids, chosen, rejected = preference_of(line, encoder)
         found.append(NegativeGroup(text, line.get("solution") or "", ids, [rejected], [chosen]))
     return found
 
 
-def _preference(line: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
+def preference_of(line: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
     """The ids of prompt, chosen and rejected, given as texts or as messages of which the last is the response."""
     if line.get("preferred_output") is not None:
         prompt, tools = line["input"]["messages"], line["input"].get("tools")

@@ -185,8 +185,8 @@ def _shape(folder: Path) -> dict[str, Any] | None:
 
 def main(folder: Path) -> None:
     try:
-        check_tokenizer(folder)
         found: dict[str, Any] = {**asdict(probe(folder)), "shape": _shape(folder)}
+        check_tokenizer(folder)
     except StageError as error:
         found = {"refused": error.message}
     sys.stdout.write(json.dumps(found) + "\n")

@@ -69,7 +69,7 @@ class _Renderer:
     def _start(self) -> None:
         self._template = None
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "allo_engine.model.templating"],
+            [sys.executable, "-m", "allo_engine.model.templating", str(CPU_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

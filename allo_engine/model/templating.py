@@ -1,6 +1,6 @@
 """Chat templates, rendered in a process of their own: they come with models, and may loop or grow without end.
 
-    python -m allo_engine.model.templating     answers a line of JSON with a line of JSON, until its input ends
+    python -m allo_engine.model.templating SECONDS    answers a line of JSON with a line of JSON, until its input ends
 
 A request is {"template"?, "messages", "tools", "add_generation_prompt", "arguments"}, or {"template"?, "names": true}
 for the names that a template wants; one that leaves out "template" is about the last. The environment is the one that
@@ -28,13 +28,13 @@ MEMORY_BYTES = 2**30
 """Address space of the process, which takes a tenth of it by itself."""
 
 CPU_SECONDS = 10
-"""Of one rendering. Most take less than a millisecond."""
+"""SECONDS, of one rendering. Most take less than a millisecond."""
 
 LONGEST = 2**26
 """Characters of a rendered conversation."""
 
 
-def main() -> None:
+def main(seconds: int) -> None:
     """Answers requests until there are no more."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever asks is asked to stop, and ends this by its end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -42,7 +42,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     answered = _Answers()
     for line in sys.stdin:
-        _allow(CPU_SECONDS)
+        _allow(seconds)
         sys.stdout.write(answered(line) + "\n")
         sys.stdout.flush()
 
@@ -117,4 +117,4 @@ class _Generation(Extension):
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -157,17 +157,12 @@ def said(value: Any) -> str:
     return f"{value!r:.40}" if isinstance(value, str | float | bool) else kind(value)
 
 
+_KINDS = {bool: "true or false", str: "a text", list: "a list", **dict.fromkeys((int, float), "a number")}
+
+
 def kind(value: Any) -> str:
     """A JSON value's type, in words."""
-    names = {
-        type(None): "null",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-    }
-    return names.get(type(value), "an object")
+    return "null" if value is None else _KINDS.get(type(value), "an object")
 
 
 def _message(path: str, message: Any) -> Iterator[Fault]:
@@ -280,11 +275,10 @@ _PLAIN_ROLES = ("user", "assistant", "system", "developer")
 
 def _told(faults: Iterator[Fault]) -> Generator[Fault, None, bool]:
     """Yields the faults; whether there were any."""
-    found = False
+    fault = None
     for fault in faults:
-        found = True
         yield fault
-    return found
+    return fault is not None
 
 
 @lru_cache(maxsize=4096)

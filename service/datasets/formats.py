@@ -6,7 +6,7 @@ other tools are made lines of the four when a file comes in (conversions.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,15 +27,18 @@ class Field:
     required: bool = True
 
 
+Shows = Callable[[Set[str], Line], bool]
+"""Whether a line has a form, be it complete or not, by the names that are not null in it, and by the line."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """A form of lines. `name` is what users read; `shows` tells by the names in a line whether it has this form, be it
-    complete or not. Another tool's form is made one of `format` by `convert`."""
+    """A form of lines. `name` is what users read. Another tool's form is made one of `format` by `convert`."""
 
     name: str
     format: Format
     fields: tuple[Field, ...]
-    shows: Callable[[Mapping[str, Any]], bool]
+    shows: Shows
     convert: Callable[[Line], Line] | None = None
 
     def values(self, line: Line) -> Line:
@@ -49,27 +52,32 @@ class Shape:
         return frozenset(name for field in self.fields for name in field.names)
 
 
-def _any_of(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+def _any_of(*names: str) -> Shows:
     """One of the fields suffices."""
-    return lambda line: any(line.get(name) is not None for name in names)
+    marks = frozenset(names)
+    return lambda named, _line: not marks.isdisjoint(named)
 
 
 def _optional(name: str, check: Check) -> Field:
     return Field((name,), check, required=False)
 
 
-def _is_gsm8k(line: Mapping[str, Any]) -> bool:
+def _is_gsm8k(named: Set[str], line: Line) -> bool:
     answer = line.get("answer")
     return (
-        isinstance(answer, str)
-        and conversions.ANSWER.search(answer) is not None
-        and line.get("question") is not None
-        and not _any_of("solution", "output")(line)
+        "question" in named
+        and named.isdisjoint(SOLUTION.names)
+        and isinstance(answer, str)
+        and conversions.gsm8k_answer(answer) != ""
     )
 
 
-def _are_texts(line: Mapping[str, Any]) -> bool:
-    return all(isinstance(line.get(name), str | None) for name in ("prompt", "completion"))
+def _has_texts(named: Set[str], line: Line) -> bool:
+    return "completion" in named and all(isinstance(line.get(name), str | None) for name in ("prompt", "completion"))
+
+
+def _lacks_a_prompt(named: Set[str], line: Line) -> bool:
+    return named >= {"chosen", "rejected"} and "prompt" not in line
 
 
 PROBLEM = Field(("problem", "question", "input"))
@@ -128,7 +136,7 @@ SHAPES: tuple[Shape, ...] = (
         "TRL, implicit prompts",
         "preferences",
         (Field(("chosen",), checks.response), Field(("rejected",), checks.response), _REFERENCE, *TOOLS),
-        lambda line: "prompt" not in line and all(line.get(name) is not None for name in ("chosen", "rejected")),
+        _lacks_a_prompt,
         conversions.from_implicit_prompt,
     ),
     Shape(
@@ -148,7 +156,7 @@ SHAPES: tuple[Shape, ...] = (
         "TRL, prompts and completions",
         "problems",
         (Field(("prompt",)), Field(("completion",)), _LABEL),
-        lambda line: line.get("completion") is not None and _are_texts(line),
+        _has_texts,
         conversions.from_completion,
     ),
     Shape(
@@ -190,12 +198,13 @@ _HINTS = {
 """What a line of none of the forms may be on its way to."""
 
 
-def shape_of(line: Mapping[str, Any]) -> Shape | None:
+def shape_of(line: Line) -> Shape | None:
     """The form that a line has, be it complete or not."""
-    return next((shape for shape in SHAPES if shape.shows(line)), None)
+    named = {name for name, value in line.items() if value is not None}
+    return next((shape for shape in SHAPES if shape.shows(named, line)), None)
 
 
-def expected(line: Mapping[str, Any]) -> str:
+def expected(line: Line) -> str:
     """What a line of none of the forms should be."""
     return next((hint for name, hint in _HINTS.items() if name in line), EXPECTED)
 
