@@ -35,6 +35,13 @@ class Settings(BaseModel):
         default="stages", description="What the workers' queues are called: each listens to <queue>.<its name>."
     )
 
+    hub_url: str = Field(
+        default="",
+        pattern="^(https?://.*)?$",
+        description="Where `allo models add` may fetch models by their Hub ids: https://huggingface.co, or another "
+        "that speaks its protocol. Empty: nowhere.",
+    )
+
     max_file_bytes: Bytes = Field(default=512 * 2**20, description="Largest training file.")
     max_request_bytes: Bytes = Field(default=2**20, description="Largest body of any other request.")
     max_line_bytes: Bytes = Field(default=4 * 2**20, description="Longest line of a training file.")

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from service.cli.connection import add_data_dir, local_settings
-from service.cli.terminal import out
+from service.cli.terminal import CommandError, out
 from service.db import Database
 from service.jobs import keys, models
 from service.jobs.tables import ApiKey, Model
@@ -31,6 +32,8 @@ Everything that a key makes belongs to its owner; other owners do not see it.
 _MODELS_EPILOG = """\
 examples:
   allo models add smollm2 ./SmolLM2-135M-Instruct    a folder with config.json, tokenizer and *.safetensors
+  allo models add tiny ~/.cache/huggingface/hub/models--acme--tiny/snapshots/…
+  ALLO_HUB_URL=https://huggingface.co allo models add tiny acme/tiny --revision v1
   allo models list
 
 Adding copies the files into the data folder. Pickled weights and models with code of their own are refused, and so is
@@ -56,7 +59,8 @@ def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verbs = _with_verbs(commands, "models", "register the models that jobs start from", _MODELS_EPILOG)
     add = _verb(verbs, "add", "register a local folder as a model for everyone", _add_model)
     add.add_argument("name", help="the name that jobs use")
-    add.add_argument("path", type=Path, help="a folder with config.json, tokenizer and *.safetensors")
+    add.add_argument("path", help="a folder with config.json, tokenizer and *.safetensors; or a Hub id, owner/name")
+    add.add_argument("--revision", help="which revision of a Hub id (main); the commit that it is now is taken")
     _verb(verbs, "list", "show everyone's models and the local owner's", _list_models)
 
 
@@ -128,13 +132,25 @@ def _revoke_key(args: argparse.Namespace) -> int:
 
 
 def _add_model(args: argparse.Namespace) -> int:
-    with _opened(args) as (settings, database), out.status(f"Adding {args.path} …"):
-        model = models.register_model(database, open_store(settings.store), args.name, args.path)
+    with _opened(args) as (settings, database), out.status(f"Adding {escape(args.path)} …"):
+        folder, source = _folder(settings, args.path, args.revision)
+        model = models.register_model(database, open_store(settings.store), args.name, folder, source=source)
     size = sum(file["bytes"] for file in model.files)
     out.print(f"{model.id}: {len(model.files)} files, {size / 2**20:.0f} MiB, trained on {_rows(model)}.")
     if model.verdict and model.verdict["reason"]:
         out.print(model.verdict["reason"], markup=False)
     return 0
+
+
+def _folder(settings: Settings, path: str, revision: str | None) -> tuple[Path, str | None]:
+    """The model's folder, fetched where the path is none but a Hub id, and then where it comes from."""
+    from service.cli import fetching  # here: other commands need no client of the Hub
+
+    if Path(path).exists() or not fetching.looks_like_id(path):
+        if revision is not None:
+            raise CommandError(f"--revision is of a Hub id; {path} is a path.")
+        return Path(path), None
+    return fetching.fetch(settings, path, revision)
 
 
 def _rows(model: Model) -> str:

@@ -25,8 +25,10 @@ from huggingface_hub.errors import (
 
 from allo_engine.pipeline import OUTPUTS
 from service.app import create_app
+from service.db import Database
 from service.jobs import attempts, dispatch
 from service.jobs.keys import create_key
+from service.jobs.models import read_model
 from service.jobs.submission import NewJob
 from service.migrating import migrate
 from service.settings import Settings
@@ -246,6 +248,30 @@ def test_the_card_says_what_the_model_is_and_how_good(hub: Hub) -> None:
     assert hub.domain.data.sha256 in body
     assert f'from_pretrained("{hub.repository}")' in body
     assert 'revision="sft"' in hub.get(f"/{hub.repository}/resolve/sft/README.md").text
+
+
+def test_a_model_is_registered_by_its_hub_id_where_the_operator_allows_it(hub: Hub, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "models", "add", "copy", hub.repository]
+    command += ["--revision", "sft", "--data-dir", str(tmp_path / "data")]
+    environment = {**os.environ, "HF_TOKEN": hub.token}
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "ALLO_HUB_URL" in refused.stderr
+    environment["ALLO_HUB_URL"] = hub.endpoint
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    database = Database(f"sqlite:///{tmp_path / 'data' / 'allo.db'}")
+    model = read_model(database, "anyone", "copy")
+    database.close()
+    commit = hub.api().model_info(hub.repository, revision="sft").sha
+    assert (model.origin or {})["source"] == f"{hub.repository}@{commit}"
+    assert {file["path"] for file in model.files} == {path.name for path in hub.models["sft"].iterdir()}
+
+
+def test_a_path_that_looks_like_markup_is_a_path(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "models", "add", "tiny", "[/x]", "--data-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: [/x] is no folder.\n")
 
 
 def test_a_deleted_model_is_no_revision_any_more(hub: Hub) -> None:

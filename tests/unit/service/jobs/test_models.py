@@ -28,6 +28,12 @@ def safetensors(values: bytes = b"\0" * 8) -> bytes:
     return struct.pack("<Q", len(header)) + header + values
 
 
+def tensors(**offsets: list[object]) -> bytes:
+    entries = {name: {"dtype": "F32", "shape": [2], "data_offsets": place} for name, place in offsets.items()}
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
 PACKED = {"packs": True, "reason": ""}
 
 
@@ -109,10 +115,14 @@ def write(name: str, content: str | bytes) -> Callable[[Path], object]:
         (write("config.json", "[]"), "must hold an object"),
         (write("config.json", "\x00"), "not JSON"),
         (write("config.json", "[" * 5000), "not JSON"),
-        (write("model.safetensors", b"pickle"), "not a safetensors file"),
-        (write("model.safetensors", struct.pack("<Q", 2) + b"[]"), "not a safetensors file"),
-        (write("model.safetensors", safetensors()[:-1]), "not whole"),
-        (write("model.safetensors", struct.pack("<Q", 2**62) + b"{}"), "not whole|not a safetensors"),
+        (write("config.json", '{"text_config": {"layers": [{"auto_map": {"AutoModel": "x.Y"}}]}}'), "auto_map"),
+        (write("model.safetensors", b"pickle"), "not a whole safetensors file"),
+        (write("model.safetensors", struct.pack("<Q", 2) + b"[]"), "not a whole safetensors file"),
+        (write("model.safetensors", safetensors()[:-1]), "not a whole safetensors file"),
+        (write("model.safetensors", struct.pack("<Q", 2**62) + b"{}"), "not a whole safetensors file"),
+        (write("model.safetensors", tensors(w=["0", "8"])), "not a whole safetensors file"),
+        (write("model.safetensors", tensors(v=[0, 8], w=[0, 8])), "not a whole safetensors file"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
         (write("model.safetensors.index.json", '{"weight_map": {"w": "../other.safetensors"}}'), "must map"),
         (write("model.safetensors.index.json", '{"weight_map": {"w": 3}}'), "must map"),
         (write("model.safetensors.index.json", "[]"), "must map"),
@@ -132,6 +142,59 @@ def test_a_link_out_of_the_folder_is_refused(database: Database, store: Store, f
     (folder / "tokenizer.json").symlink_to(folder.parent / "secret.json")
     with pytest.raises(InvalidRequest, match="leads out of the folder"):
         register_model(database, store, "tiny", folder)
+
+
+def in_the_cache(folder: Path) -> Path:
+    """The folder as the Hub's cache has it: links in a snapshot, the files themselves in blobs."""
+    repository = folder.parent / "models--acme--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(folder.iterdir()):
+        path.rename(repository / "blobs" / f"blob{number}")
+        (snapshot / path.name).symlink_to(f"../../blobs/blob{number}")
+    return snapshot
+
+
+def test_a_snapshot_of_the_hubs_cache_is_taken(database: Database, store: Store, folder: Path) -> None:
+    register_model(database, store, "tiny", in_the_cache(folder))
+    names = [file["path"] for file in read_model(database, "anyone", "tiny").files]
+    assert names == ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("target", ["../../../secret.json", "../other/config.json", "/etc/hostname"])
+def test_a_snapshot_whose_link_leaves_its_repository_is_refused(
+    database: Database, store: Store, folder: Path, target: str
+) -> None:
+    (folder.parent / "secret.json").write_text("{}")
+    snapshot = in_the_cache(folder)
+    (snapshot.parent / "other").mkdir()
+    (snapshot.parent / "other" / "config.json").write_text("{}")
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to(target)
+    with pytest.raises(InvalidRequest, match="leads out of the folder"):
+        register_model(database, store, "tiny", snapshot)
+
+
+@pytest.mark.parametrize(
+    ("files", "licence"),
+    [
+        ({}, None),
+        ({"README.md": "---\nlanguage: en\nlicense: apache-2.0\n---\n# Tiny"}, "apache-2.0"),
+        ({"README.md": "---\nlicense: other\nlicense_name: qwen\n---\n"}, "qwen"),
+        ({"README.md": "license: in the text"}, None),
+        ({"LICENSE": "\n  Apache License\n  Version 2.0"}, "Apache License"),
+        ({"config.json": '{"model_type": "llama", "license": "mit"}', "LICENSE": "MIT License"}, "mit"),
+        ({"LICENSE": "x" * 10_000}, "x" * 100),
+    ],
+)
+def test_how_a_model_is_licensed_is_remembered(
+    database: Database, store: Store, folder: Path, files: dict[str, str], licence: str | None
+) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    model = register_model(database, store, "tiny", folder)
+    assert (model.origin or {})["license"] == licence
 
 
 def test_a_folder_that_is_not_there_is_refused(database: Database, store: Store, folder: Path) -> None:
