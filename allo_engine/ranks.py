@@ -8,7 +8,7 @@ crosses is tensors' sums, and small objects among processes that are all ours.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Item = TypeVar("Item")
+
+TOGETHER = 1 << 20
+"""Bytes of an exchange of small tensors. It takes its time however little it carries: between two processes of one
+machine, 270 tensors of 2 KB took 70 to 160 ms one by one and 3 to 5 ms like this; larger ones gain nothing."""
 
 _tallies = count()
 
@@ -35,12 +39,20 @@ class Ranks:
         return self.rank == 0
 
     def total(self, tensors: Sequence[Tensor]) -> None:
-        """Sum each tensor over the ranks, in place and to the same bits on each."""
+        """Sum each tensor over the ranks, in place and to the same bits on each; small ones in one exchange."""
         if self.size > 1:
+            import torch
             import torch.distributed as dist
 
-            for exchange in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            exchanges = []
+            for alike in _alike(tensors):
+                flat = torch.cat([tensor.flatten() for tensor in alike]) if len(alike) > 1 else alike[0]
+                exchanges.append((alike, flat, dist.all_reduce(flat, async_op=True)))
+            for alike, flat, exchange in exchanges:
                 exchange.wait()
+                if len(alike) > 1:
+                    for tensor, part in zip(alike, flat.split([one.numel() for one in alike]), strict=True):
+                        tensor.copy_(part.view_as(tensor))
 
     def gathered(self, value: Item) -> list[Item]:
         """Every rank's value, in the order of the ranks."""
@@ -91,6 +103,21 @@ class Ranks:
             if rank == self.rank:
                 own.append(item)
         return own
+
+
+def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors of a kind that make TOGETHER bytes at most, or are one alone."""
+    found: list[list[Tensor]] = []
+    held, last = 0, None
+    for tensor in tensors:
+        kind = tensor.dtype, tensor.device
+        held += tensor.nbytes
+        if kind != last or held > TOGETHER:
+            found.append([])
+            held = tensor.nbytes
+        found[-1].append(tensor)
+        last = kind
+    return found
 
 
 def here() -> Ranks:

@@ -40,10 +40,10 @@ class Descent(State, Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradient to that of the step. The step's is the sum over all rows of all ranks."""
 
-    def step(self, rate: float, readings: Readings) -> tuple[Totals, float]:
+    def step(self, rate: float, readings: Readings) -> tuple[Totals, float] | None:
         """Step along the gradient, and forget it: all ranks' figures, and the gradient's norm before it was clipped.
 
-        Nothing moves where the loss or the norm is not finite.
+        None, and nothing moves, where the loss or the norm is not finite.
         """
 
     def forget(self) -> None:
@@ -72,7 +72,7 @@ class Whole(OptimizerState):
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, rate: float, readings: Readings) -> tuple[Totals, float]:
+    def step(self, rate: float, readings: Readings) -> tuple[Totals, float] | None:
         """The device is waited for once, when all rows have been through and the gradient's norm is due."""
         self._ranks.total([cast(Tensor, value.grad) for value in self.parameters.values()])
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self._config.max_grad_norm)
@@ -80,12 +80,13 @@ class Whole(OptimizerState):
         own = readings.read()
         own_norm, _ = own.sums.pop("gradient_norm")  # of a step, not of an epoch; and of all ranks already
         found = everyones(own)
-        if finite(found, own_norm):
+        taken = finite(found, own_norm)
+        if taken:
             for settings in self.optimizer.param_groups:
                 settings["lr"] = rate
             self.optimizer.step()
         self.forget()
-        return found, own_norm
+        return (found, own_norm) if taken else None
 
     def forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=False)

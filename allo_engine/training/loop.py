@@ -29,7 +29,7 @@ from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.training.descent import Descent, Whole, finite
+from allo_engine.training.descent import Descent, Whole
 from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed, cut
 from allo_engine.training.figures import Readings, Totals
@@ -155,12 +155,20 @@ class Trainer:
                 continue
             strikes.clear()
             self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
-            if self._ranks.any(cadence.due()):
+            stop, due = self._asked(cadence)
+            if stop or due:
                 with cadence.saving():
                     self._checkpoints.save(step, totals.sums)
+            if stop and step < len(plan):
+                raise Stopped
         if strikes.in_a_row == len(plan):
             raise diverged()
         return totals
+
+    def _asked(self, cadence: Cadence) -> tuple[bool, bool]:
+        """Whether any rank is to stop, and whether any is to save."""
+        said = self._ranks.gathered((self._report.stop_requested, cadence.due()))
+        return any(stop for stop, _ in said), any(due for _, due in said)
 
     def _resumed(self) -> tuple[int, Totals]:
         """Where an earlier run was cut: the next step, and the figures so far."""
@@ -190,21 +198,19 @@ class Trainer:
         totals: Totals,
     ) -> dict[str, float] | None:
         """One step of the optimizer, its figures; None, and nothing done, where loss or gradient is not finite."""
-        if self._ranks.any(self._report.stop_requested):
-            raise Stopped
         divisor = sum(objective.weight(group) for group in batch)
         if not divisor:
             return {}
         readings = self._rows.fit(
             lambda budget: self._gradient(rows(budget), objective, divisor), batch, undo=self._descent.forget
         )
-        found, norm = self._descent.step(rate, readings)
-        figures = {**found.means(), "gradient_norm": norm, "learning_rate": rate}
-        if not finite(found, norm):
+        taken = self._descent.step(rate, readings)
+        if taken is None:
             return None
+        found, norm = taken
         self._written()
         totals.include(found)
-        return figures
+        return {**found.means(), "gradient_norm": norm, "learning_rate": rate}
 
     def _gradient(self, rows: Iterator[Packed], objective: Objective, divisor: float) -> Readings:
         """The batch's gradient, accumulated row by row, and its figures."""

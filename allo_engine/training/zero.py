@@ -43,7 +43,7 @@ from allo_engine.model.sequences import Row, build_row, singles
 from allo_engine.model.shape import shape_of
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError
-from allo_engine.training.descent import Weight, everyones
+from allo_engine.training.descent import Weight, everyones, finite
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.resuming import LazyTensor
 
@@ -108,13 +108,14 @@ class Sharded:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self._ranks.size)
 
-    def step(self, rate: float, readings: Readings) -> tuple[Totals, float]:
+    def step(self, rate: float, readings: Readings) -> tuple[Totals, float] | None:
         found = everyones(readings.read())
         for settings in self._optimizer.param_groups:
             settings["lr"] = rate
         self._optimizer.asked = math.isfinite(found.means()["loss"])
         self._engine.step()
-        return found, float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        return (found, norm) if finite(found, norm) else None
 
     def forget(self) -> None:
         """Never: what was exchanged with the others cannot be taken back. Whoever fails ends the attempt."""

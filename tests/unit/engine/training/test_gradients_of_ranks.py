@@ -21,7 +21,7 @@ from allo_engine.model.attention import NAME
 from allo_engine.model.logps import PerToken
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, singles
-from allo_engine.ranks import here
+from allo_engine.ranks import TOGETHER, Ranks, here
 from allo_engine.report import Report, Stopped
 from allo_engine.training.figures import Figures
 from allo_engine.training.loop import Trainer
@@ -101,6 +101,41 @@ def test_a_step_moves_by_autograds_gradient(
         for name, gradient in expected.items():
             wanted = gradient[places(len(gradient))] if masked else gradient
             assert np.abs(found[name] - wanted).max() < 1e-5 * max(1, np.abs(wanted).max()), name
+
+
+def moved_apart(*arguments: Any) -> Arrays:
+    """The same where gradients are not exchanged; the process of a rank ends with it."""
+    Ranks.total = lambda *_: None  # type: ignore[method-assign]
+    return moved(*arguments)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_that_gradients_are_not_exchanged_would_be_seen(tmp_path: Path, masked: bool) -> None:
+    groups = examples(6)
+    expected = autograd(groups, True, False)
+    for found in as_ranks(2, tmp_path, moved_apart, groups, True, False, masked, 4096, tmp_path):
+        wanted = {name: grad[places(len(grad))] if masked else grad for name, grad in expected.items()}
+        assert max(np.abs(found[name] - gradient).max() for name, gradient in wanted.items()) > 1e-3
+
+
+def summed() -> tuple[Arrays, Arrays]:
+    """Tensors of all sizes and kinds, and their sums over the ranks."""
+    source = torch.Generator().manual_seed(here().rank)
+    sizes = [1, 5, 0, 3000, TOGETHER // 8, TOGETHER // 4 + 1, 7, TOGETHER // 2, 2]
+    kinds = [torch.float32, torch.float32, torch.float64]
+    tensors = [torch.randn(size, generator=source).to(kinds[n % 3]) for n, size in enumerate(sizes * 2)]
+    tensors.append(torch.randn(40, 3, generator=source))
+    before = {str(n): tensor.numpy().copy() for n, tensor in enumerate(tensors)}
+    here().total(tensors)
+    return before, {str(n): tensor.numpy() for n, tensor in enumerate(tensors)}
+
+
+def test_tensors_of_all_sizes_and_kinds_are_summed_to_the_same_bits_on_each_rank(tmp_path: Path) -> None:
+    parts = as_ranks(3, tmp_path, summed)
+    for name, total in parts[0][1].items():
+        wanted = sum(before[name] for before, _ in parts)
+        assert np.abs(total - wanted).max(initial=0) < 1e-5
+        assert all(np.array_equal(found[name], total) for _, found in parts)
 
 
 def test_a_rank_that_has_nothing_of_a_batch_steps_with_the_others(tmp_path: Path) -> None:
