@@ -7,9 +7,9 @@ that a setting is either refused before the job starts or means what it says. De
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -175,22 +175,14 @@ class BaselineConfig(OwnMaskConfig):
     trainer: Literal["allo", "trl"] = Field(
         default="allo",
         description="'allo' is the engine's own loop; 'trl' has TRL's SFTTrainer or DPOTrainer do it, with the same "
-        "token ids, order and rates: the baseline that others have. It trains all weights on one device, pads, and is "
-        "slower.",
+        "token ids, order and rates: the baseline that others have. It trains all weights, pads, and is slower.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _on_one_device(cls, given: Any) -> Any:
-        return {"devices": 1, **given} if isinstance(given, dict) and given.get("trainer") == "trl" else given
 
     @field_validator("trainer")
     @classmethod
     def _as_trl_can(cls, trainer: str, info: ValidationInfo) -> str:
         if trainer == "trl" and info.data.get("train") == "mask":
             raise PydanticCustomError("trl_is_dense", "'trl' trains every weight: set train to 'all', or leave it out")
-        if trainer == "trl" and info.data.get("devices") != 1:
-            raise PydanticCustomError("trl_is_alone", "'trl' trains on one device: set devices to 1, or leave it out")
         return trainer
 
 

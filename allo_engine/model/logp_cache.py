@@ -112,11 +112,12 @@ def known_or_scored(
     budget: RowBudget,
     tick: Callable[[int, int], None],
     cut: Cut = responses_apart,
-    reader: Reader | None = None,
+    reader_of: Callable[[PreTrainedModel], Reader | None] = lambda _: None,
 ) -> PerToken:
     """logπ of every response under a model: what the cache knows, and a forward pass for the rest, if there is any.
 
     `tick` is told of the tokens done, and of all that have to be done. All ranks share both, and all have the result.
+    `reader_of` gives who takes rows through the model, if not this process.
     """
     known = everyones(cache.read(groups) if here().leads else {})
     missing = [left for group in groups if (left := _unknown(group, known))]
@@ -129,6 +130,7 @@ def known_or_scored(
         return score_rows(model, rows, lambda tokens: tick(tally(tokens), total), reader)
 
     model = load()
+    reader = reader_of(model)
     with computing(model, cache.precision):
         found = everyones(budget.fit(attempt, missing))
     if here().leads:

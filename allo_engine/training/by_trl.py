@@ -1,19 +1,22 @@
-"""TRL as a baseline's trainer: its DPOTrainer or SFTTrainer runs in the stage's process, in transformers' own loop.
+"""TRL as a baseline's trainer: its DPOTrainer or SFTTrainer runs in the stage's processes, in transformers' own loop.
 
-TRL's are the padded batches, the passes, the loss and the checkpoints. The engine's are, so that nothing else differs,
-the token ids and their order, AdamW and its rates, the reference's log-probabilities (scored once, so that no second
-model is held), what is reported, and the checkpoint that is left. A batch has `batch_size` items whatever problems they
-are of, and a step's gradient is the mean over its batch: where an epoch's last batch leaves micro-batches of unlike
-sizes, each counts by its size.
+TRL's are the padded batches, the passes and the loss; accelerate brings the processes together, by DeepSpeed where they
+share out what they train (zero.py) and by torch's DDP where they do not. The engine's are, so that nothing else
+differs, the token ids and their order, AdamW and its rates, the reference's log-probabilities (scored once, so that no
+second model is held), what is reported, and the checkpoints.
+
+A batch has `batch_size` items whatever problems they are of, and a step's gradient is the mean over its batch. It is
+cut into parts, one a pass and process, that differ by one item at most: each counts by its items, and one that is
+empty for nothing. So no item is taken twice or left out, whatever the number of processes.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,18 +25,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from allo_engine.checkpoints.names import text_weights
+from allo_engine.checkpoints.names import names_of, text_weights
 from allo_engine.config import BaselineConfig, SftConfig, WarmupConfig
-from allo_engine.model.loading import device, dtype_of, load_model, plain_model, save_model
+from allo_engine.model.loading import device, dtype_of, load_model, plain_model, save_weights
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches
 from allo_engine.model.tokenizer import load_tokenizer
+from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.loop import FORWARD_SHARE, MOST_PLANNED
-from allo_engine.training.optimizer import learning_rate, optimizer_of
+from allo_engine.training.optimizer import learning_rate
+from allo_engine.training.zero import Sharded, shared_out, stage_of, zero_settings
 
 UNSCORED = -100
 """The label of a token that is read and not predicted, as transformers has it."""
@@ -44,6 +49,7 @@ class Item:
     """What TRL is given of an item of a group: its columns.
 
     `tokens` are all that it has, `padded` what it takes in a batch with others as long, `weight` is its part in a mean.
+    What trains nothing has no weight.
     """
 
     columns: Mapping[str, Any]
@@ -67,10 +73,25 @@ class Plan:
         self.tokens_an_epoch = sum(item.tokens for item in items)
         self.order = cache(lambda epoch: _order(groups, config, epoch))
 
-    def batch(self, step: int) -> list[Item]:
+    def places(self, step: int) -> list[int]:
+        """Where among the items those of a step's batch stand."""
         epoch, inside = divmod(step, self.steps_an_epoch)
         first = inside * self.config.batch_size
-        return [self.items[place] for place in self.order(epoch)[first : first + self.config.batch_size]]
+        return self.order(epoch)[first : first + self.config.batch_size]
+
+    def batch(self, step: int) -> list[Item]:
+        return [self.items[place] for place in self.places(step)]
+
+    def weight(self, step: int) -> int:
+        return sum(item.weight for item in self.batch(step))
+
+    def nothing(self) -> Item:
+        """What a process goes through that has no item left while others have: all take equally many passes."""
+        shortest = min(self.items, key=lambda item: item.padded)
+        columns = dict(shortest.columns)
+        if "labels" in columns:
+            columns["labels"] = [UNSCORED] * len(columns["labels"])
+        return replace(shortest, columns=columns, weight=0)
 
     def tokens_before(self, step: int) -> int:
         epoch, inside = divmod(step, self.steps_an_epoch)
@@ -101,35 +122,39 @@ class Stage:
 
     def pairs(self, cache: LogpCache) -> dict[str, float]:
         """By DPOTrainer. Raises Stopped behind a checkpoint, and StageError as the engine's own loop does."""
-        config, library, rows = self.config, _library(), self._rows()
+        config, zero = self.config, stage_of(self.config, self.start, self.report)
         assert isinstance(config, WarmupConfig)
-        reference = self._reference(cache, rows)
-        items = [_pair(group, item, reference) for group in self.groups for item in group.items]
-        own = {
-            "beta": config.beta,
-            "loss_type": [config.loss],
-            "label_smoothing": config.label_smoothing,
-            "precompute_ref_log_probs": True,
-        }
-        return self._trained(library.PairTrainer, library.DPOConfig, own, items, rows)
+        with _library(zero) as library:
+            rows = self._rows(zero)
+            reference = self._reference(cache, rows, zero)
+            items = [_pair(group, item, reference) for group in self.groups for item in group.items]
+            own = {
+                "beta": config.beta,
+                "loss_type": [config.loss],
+                "label_smoothing": config.label_smoothing,
+                "precompute_ref_log_probs": True,
+            }
+            return self._trained(library.PairTrainer, partial(library.DPOConfig, **own), items, rows, zero)
 
     def examples(self) -> dict[str, float]:
         """By SFTTrainer. Raises what `pairs` does."""
         assert isinstance(self.config, SftConfig)
-        library, rows = _library(), self._rows()
-        items = [_example(group, index) for group in self.groups for (index,) in group.items]
-        return self._trained(library.ExampleTrainer, library.SFTConfig, {}, items, rows)
+        zero = stage_of(self.config, self.start, self.report)
+        with _library(zero) as library:
+            items = [_example(group, index) for group in self.groups for (index,) in group.items]
+            return self._trained(library.ExampleTrainer, library.SFTConfig, items, self._rows(zero), zero)
 
-    def _rows(self) -> RowBudget:
+    def _rows(self, zero: int) -> RowBudget:
         if device().type == "cpu":
             keep_freed_memory()
-        tokens, choice = fitting_rows(self.config, self.start, "dense")
-        rows = RowBudget(tokens, self.work, self.report, choice)
+        tokens, choice = fitting_rows(self.config, self.start, "dense", zero=zero)
+        again = here().size == 1  # else others wait in the midst of a backward pass for one that fails
+        rows = RowBudget(tokens, self.work, self.report, choice, again=again)
         rows.settle(self.groups)
         return rows
 
-    def _reference(self, cache: LogpCache, rows: RowBudget) -> PerToken:
-        """The start model's log-probabilities."""
+    def _reference(self, cache: LogpCache, rows: RowBudget, zero: int) -> PerToken:
+        """The start model's log-probabilities. A model that is held in parts is one here, too."""
         training = self.config.n_epochs * sum(_tokens(group, item) for group in self.groups for item in group.items)
         scoring = 0
 
@@ -137,10 +162,14 @@ class Stage:
             nonlocal scoring
             scoring = round(total * FORWARD_SHARE)
             self.report.progress(round(done * FORWARD_SHARE), scoring + training)
-            if self.report.stop_requested:
+            if self.report.stop_requested and rows.again:
                 raise Stopped
 
-        found = known_or_scored(lambda: load_model(self.start), self.groups, cache, rows, tick)
+        def in_parts(model: PreTrainedModel) -> Sharded | None:
+            return Sharded(model, text_weights(model), self.config, zero) if zero == 3 else None
+
+        load = partial(load_model, self.start, where=_place(zero))
+        found = known_or_scored(load, self.groups, cache, rows, tick, reader_of=in_parts)
         self.report.before += scoring
         return found
 
@@ -148,40 +177,46 @@ class Stage:
         self,
         trainer_class: Callable[..., Any],
         settings_class: Callable[..., Any],
-        own: Mapping[str, Any],
         items: Sequence[Item],
         rows: RowBudget,
+        zero: int,
     ) -> dict[str, float]:
         """Train, in smaller micro-batches from the last checkpoint on where memory proves too small."""
         plan, tokenizer = Plan(self.groups, items, self.config), load_tokenizer(self.start)
 
         def attempt(tokens: int) -> dict[str, float]:
-            micro = micro_batch(self.config.batch_size, max(item.padded for item in items), tokens)
-            model = without_dropout(plain_model(self.start))
+            passes = passes_of(self.config.batch_size, here().size, max(item.padded for item in items), tokens)
+            model = without_dropout(plain_model(self.start, where=_place(zero)))
+            names, weights, settings = names_of(model, self.start), text_weights(model), self._settings(passes, rows)
+            if zero:
+                settings |= _by_deepspeed(zero_settings(weights, self.config, zero), settings)
+                shared_out(model, weights, settings["deepspeed"])
             trainer = trainer_class(
                 plan=plan,
+                passes=passes,
+                parameters=weights,
                 report=self.report,
                 model=model,
-                args=settings_class(**self._settings(micro, rows), **own),
-                optimizers=self._optimizers(model, plan),
+                args=settings_class(**settings),
                 processing_class=tokenizer,
             )
             means: dict[str, float] = trainer.run()
-            save_model(model, self.start, self.out)
-            weights = sum(weight.numel() for weight in text_weights(model).values())
-            return {"trained_weights": weights, **means}
+            with trainer.kept.weights() as values:
+                if values:
+                    save_weights(values, names, self.start, self.out)
+            return {"trained_weights": sum(names.sizes.values()), **means}
 
         return rows.fit(attempt, self.groups)
 
-    def _settings(self, micro: int, rows: RowBudget) -> dict[str, Any]:
+    def _settings(self, passes: int, rows: RowBudget) -> dict[str, Any]:
         """What transformers' TrainingArguments have: nothing is logged, evaluated or saved but as we ask for it."""
         config, where = self.config, device().type
         return {
             "output_dir": str(self.work / "trl"),
             "seed": config.seed,
-            "num_train_epochs": config.n_epochs,
-            "per_device_train_batch_size": micro,
-            "gradient_accumulation_steps": config.batch_size // micro,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": -(-config.batch_size // (passes * here().size)),
+            "gradient_accumulation_steps": passes,
             "learning_rate": config.learning_rate,
             "max_grad_norm": config.max_grad_norm,
             "max_length": None,
@@ -193,30 +228,43 @@ class Stage:
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "save_strategy": "no",
-            "save_total_limit": 2,
             "report_to": [],
             "disable_tqdm": True,
         }
 
-    def _optimizers(self, model: PreTrainedModel, plan: Plan) -> tuple[torch.optim.Optimizer, Any]:
-        optimizer = optimizer_of(text_weights(model).values(), self.config, device().type)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.rate(step) / self.config.learning_rate)
-        return optimizer, rates
 
-
-def _library() -> ModuleType:
-    """Raises StageError where TRL is not installed. It runs in this process alone: a place among several that stands in
-    the environment, where whatever started the worker left it, is not meant for it.
-    """
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        os.environ.pop(name, None)
+@contextmanager
+def _library(zero: int) -> Iterator[ModuleType]:
+    """TRL's trainers, and accelerate in its place among the ranks. Raises StageError where TRL is not installed."""
     try:
         from allo_engine.training import trl_trainers  # here: it takes seconds, and few stages want it
     except ImportError:
         raise StageError(
             "bad_config", "trainer 'trl' needs TRL: pip install 'allo[trl]', or leave trainer out."
         ) from None
-    return trl_trainers
+    with trl_trainers.among_ranks(zero):
+        yield trl_trainers
+
+
+def _place(zero: int) -> torch.device | None:
+    """Where the start model is loaded to; what no device holds, on the host, from where it is shared out."""
+    return torch.device("cpu") if zero == 3 else None
+
+
+def _by_deepspeed(shared: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in transformers' settings where DeepSpeed shares out. Its own mode of 16 bits stays off: autocast is
+    entered by us (see zero.py). accelerate knows of no DeepSpeed on CPUs, but takes a state that says so.
+    """
+    sizes = {
+        "train_micro_batch_size_per_gpu": settings["per_device_train_batch_size"],
+        "gradient_accumulation_steps": settings["gradient_accumulation_steps"],
+    }
+    return {
+        "deepspeed": {**shared, **sizes},
+        "accelerator_config": {"use_configured_state": True},
+        "use_cpu": False,
+        "bf16": False,
+    }
 
 
 def _pair(group: Group, pair: tuple[int, ...], reference: PerToken) -> Item:
@@ -239,10 +287,18 @@ def _tokens(group: Group, item: Iterable[int]) -> int:
     return sum(len(group.prompt) + len(group.responses[index]) for index in item)
 
 
-def micro_batch(batch_size: int, padded: int, tokens: int) -> int:
-    """The most items, a divisor of the batch, whose `padded` tokens each fit in so many; at least one."""
-    most = min(batch_size, max(1, tokens // padded))
-    return next(size for size in range(most, 0, -1) if batch_size % size == 0)
+def passes_of(batch_size: int, ranks: int, padded: int, tokens: int) -> int:
+    """The fewest passes in which processes go through a batch, so many tokens at most at once, of items that are all
+    `padded` to as many.
+    """
+    return -(-batch_size // (ranks * max(1, tokens // padded)))
+
+
+def parts(batch: Sequence[int], passes: int, ranks: int) -> list[list[Sequence[int]]]:
+    """A batch's items by pass and rank, in parts that differ by one item at most."""
+    edges = [len(batch) * part // (passes * ranks) for part in range(passes * ranks + 1)]
+    found = [batch[first:last] for first, last in pairwise(edges)]
+    return [found[number * ranks : (number + 1) * ranks] for number in range(passes)]
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -23,9 +22,6 @@ from allo_engine.training.optimizer import optimizer_of
 from allo_engine.training.resuming import OptimizerState, State
 
 Item = TypeVar("Item")
-
-Weight = Callable[[str], Tensor]
-"""A weight's values, by its name."""
 
 
 class Descent(State, Protocol):
@@ -48,9 +44,6 @@ class Descent(State, Protocol):
 
     def forget(self) -> None:
         """Let go the gradient that was gathered so far."""
-
-    def weights(self) -> AbstractContextManager[Weight | None]:
-        """For the first rank, all weights as they are now; nothing for the others, which help until it is done."""
 
 
 class Whole(OptimizerState):
@@ -90,10 +83,6 @@ class Whole(OptimizerState):
 
     def forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=False)
-
-    @contextmanager
-    def weights(self) -> Iterator[Weight | None]:
-        yield (lambda name: self.parameters[name].detach()) if self._ranks.leads else None
 
 
 def everyones(own: Totals) -> Totals:

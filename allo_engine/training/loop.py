@@ -98,7 +98,7 @@ class Trainer:
             return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in cut(batch, budget)]
 
         how = responses_apart if cache.is_shared else first_epoch
-        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how, self._descent)
+        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how, lambda _: self._descent)
 
     def train(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
         """Train on groups for the configured epochs; the last epoch's mean figures.

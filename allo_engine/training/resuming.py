@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,9 +22,12 @@ from allo_engine.report import Report
 
 Sums = Mapping[str, list[float]]
 
+Weight = Callable[[str], Tensor]
+"""A weight's values, by its name."""
+
 _SHARE = 20
 
-_DTYPES = DTYPES | {torch.uint8: "U8", torch.int64: "I64"}
+_DTYPES = {getattr(torch, name): stored for stored, name in DTYPES.items()} | {torch.uint8: "U8", torch.int64: "I64"}
 """Of weights, and of what optimizers keep of them."""
 
 
@@ -46,9 +49,12 @@ class State(Protocol):
     def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Take what was saved, by however many ranks."""
 
+    def weights(self) -> AbstractContextManager[Weight | None]:
+        """For the first rank, all weights as they are now; nothing for the others, which help until it is done."""
+
 
 class OptimizerState:
-    """The state of parameters and their optimizer in one process."""
+    """The state of parameters and their optimizer where every process has all of it."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.parameters, self.optimizer = dict(parameters), optimizer
@@ -71,6 +77,10 @@ class OptimizerState:
             else:
                 self.optimizer.state[value][key] = placed(tensor, value, self.optimizer)
 
+    @contextmanager
+    def weights(self) -> Iterator[Weight | None]:
+        yield (lambda name: self.parameters[name].detach()) if here().leads else None
+
 
 class Checkpoints:
     """The checkpoints of one training in a work folder: the newest, and the one before in case that is damaged.
@@ -92,7 +102,7 @@ class Checkpoints:
             for tensor in tensors:
                 tensor.whole()
             return
-        for path in self._newest_first()[1:]:
+        for path in _newest_first(self._work)[1:]:
             path.unlink()
         self._work.mkdir(parents=True, exist_ok=True)
         aside = self._work / "checkpoint.tmp"
@@ -103,21 +113,34 @@ class Checkpoints:
         aside.replace(self._work / f"step-{step:08d}-{synced(aside)}.safetensors")
 
     def load(self) -> tuple[int, Sums] | None:
-        """Load the newest checkpoint whose content is what its name says: the next step, and the figures so far."""
-        for path in self._ranks.firsts(self._newest_first()):
-            if sha256_of(path) == path.stem.split("-")[2]:
-                return self._load(path)
-            self._report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")
-        return None
+        """Load the newest whole checkpoint: the next step, and the figures so far."""
+        path = newest_whole(self._work, self._report)
+        return self.read(path) if path else None
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self._work.glob("step-*.safetensors"), reverse=True)
-
-    def _load(self, path: Path) -> tuple[int, Sums]:
+    def read(self, path: Path) -> tuple[int, Sums]:
+        """Load that checkpoint: the next step, and the figures so far."""
         with safe_open(path, framework="pt") as file:
             self._state.restore((place, file.get_tensor(place)) for place in file.keys())  # noqa: SIM118 - no mapping
             metadata = file.metadata()
         return int(metadata["step"]), json.loads(metadata["totals"])
+
+
+def newest_whole(work: Path, report: Report) -> Path | None:
+    """The newest checkpoint, in the first rank's work folder, whose content is what its name says."""
+    for path in here().firsts(_newest_first(work)):
+        if sha256_of(path) == path.stem.split("-")[2]:
+            return path
+        report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")
+    return None
+
+
+def _newest_first(work: Path) -> list[Path]:
+    return sorted(work.glob("step-*.safetensors"), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step behind which a checkpoint was saved."""
+    return int(checkpoint.stem.split("-")[1])
 
 
 def synced(path: Path) -> str:

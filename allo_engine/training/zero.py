@@ -14,19 +14,15 @@ What was found in DeepSpeed 0.19.8, and is held by tests:
 - Stage 3 gathers what a module's forward pass reads of another module's weights (our head does) for the outermost
   module that it runs, which must therefore be the one that all of the row goes through.
 - A gradient that is not finite is dropped in all stages, and its norm is then infinite.
-- `safe_set_full_optimizer_state` of stage 3 fails for weights that do not divide among the processes.
+
+What is kept of it is in zero_state.py.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,48 +38,40 @@ from allo_engine.model.rows import LONGEST_ROW, SENSIBLE_ROW, free_bytes, use_of
 from allo_engine.model.sequences import Row, build_row, singles
 from allo_engine.model.shape import shape_of
 from allo_engine.ranks import here
-from allo_engine.report import Report, StageError
-from allo_engine.training.descent import Weight, everyones, finite
+from allo_engine.report import Report
+from allo_engine.training.descent import everyones, finite
 from allo_engine.training.figures import Readings, Totals
-from allo_engine.training.resuming import LazyTensor
+from allo_engine.training.zero_state import ZeroState, deepspeed
 
 Item = TypeVar("Item")
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each weight beside the number of its steps."""
 
-
-class Sharded:
+class Sharded(ZeroState):
     """A model in training whose `parameters` DeepSpeed shares out over all ranks, in stage 1, 2 or 3 of ZeRO."""
 
     def __init__(
         self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], config: TrainingConfig, stage: int
     ) -> None:
-        self._model, self._parameters, self._ranks = model, dict(parameters), here()
-        self._whole = stage < 3
-        trained = {id(parameter) for parameter in parameters.values()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
-        settings, deepspeed = _settings(parameters, config, stage), _deepspeed()
-        if stage == 3:  # weight by weight: no device ever holds the model
-            deepspeed.zero.Init(module=model, config_dict_or_path=settings)
-            for buffer in model.buffers():
-                buffer.data = buffer.to(device())
+        settings = zero_settings(parameters, config, stage) | {
+            "train_micro_batch_size_per_gpu": 1,  # it wants a number; our batches are no business of its
+            "managed_gradient_accumulation": False,  # a step is when we say so, however many rows it had
+        }
+        shared_out(model, parameters, settings)
         self._optimizer = _Asked(
-            self._parameters.values(),
+            parameters.values(),
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._engine, *_ = deepspeed.initialize(
+        self._engine, *_ = deepspeed().initialize(
             model=_Rows(model, dtype_of(config.precision)),
             optimizer=self._optimizer,
             config=settings,
             dist_init_required=False,
         )
-        self._begin_moments()
+        super().__init__(self._engine.optimizer, self._optimizer, parameters)
 
     def even(self, rows: Iterator[Item]) -> Iterator[Item]:
         """Its own rows and then, while others have some, the shortest one there is, for nothing."""
@@ -119,82 +107,6 @@ class Sharded:
 
     def forget(self) -> None:
         """Never: what was exchanged with the others cannot be taken back. Whoever fails ends the attempt."""
-
-    @contextmanager
-    def weights(self) -> Iterator[Weight | None]:
-        if self._ranks.leads:
-            yield lambda name: self._gathered(self._ranks.firsts(name))
-            self._ranks.firsts("")
-        else:
-            while name := self._ranks.firsts(""):
-                self._gathered(name)
-            yield None
-
-    def _gathered(self, name: str) -> Tensor:
-        parameter = self._parameters[name]
-        if self._whole:
-            return parameter.detach()
-        found: Tensor = _deepspeed().utils.safe_get_full_fp32_param(parameter)
-        return found
-
-    def tensors(self) -> Iterator[LazyTensor]:
-        """As a process that holds all of it names it."""
-        steps = next(iter(self._optimizer.state.values()))["step"]
-        for name, parameter in self._parameters.items():
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            yield LazyTensor(f"values/{name}", torch.float32, shape, partial(self._gathered, name))
-            yield LazyTensor(f"step/{name}", torch.float32, (), lambda: steps)
-            for key in MOMENTS:
-                moment = partial(_deepspeed().utils.safe_get_full_optimizer_state, parameter, key)
-                yield LazyTensor(f"{key}/{name}", torch.float32, shape, moment)
-
-    @torch.no_grad()
-    def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        for place, tensor in tensors:
-            key, _, name = place.partition("/")
-            parameter = self._parameters[name]
-            if key == "values":
-                with self._writable(parameter):
-                    parameter.copy_(tensor)
-            elif key == "step":
-                for state in self._optimizer.state.values():
-                    state["step"].copy_(tensor)
-            else:
-                self._set_moment(parameter, tensor, key)
-        self._engine.optimizer.refresh_fp32_params()
-
-    def _writable(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        """Within, a weight is whole; what the first rank writes into it remains."""
-        if self._whole:
-            return nullcontext()
-        found: AbstractContextManager[Any] = _deepspeed().zero.GatheredParameters([parameter], modifier_rank=0)
-        return found
-
-    def _set_moment(self, parameter: nn.Parameter, tensor: Tensor, key: str) -> None:
-        utils = _deepspeed().utils
-        if self._whole:
-            utils.safe_set_full_optimizer_state(parameter, tensor, key)
-        else:
-            utils.safe_set_local_optimizer_state(parameter, self._own_part(parameter, tensor), key)
-
-    def _own_part(self, parameter: nn.Parameter, tensor: Tensor) -> Tensor:
-        """What this process holds of a tensor in stage 3: an equal part, the last ones filled up with zeros."""
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
-        part = tensor.new_zeros(size)
-        own = tensor.flatten()[self._ranks.rank * size :][:size]
-        part[: len(own)] = own
-        return part
-
-    def _begin_moments(self) -> None:
-        """AdamW makes its moments at the first step; here they are there before, so that any step may be left out."""
-        zero = self._engine.optimizer
-        flats = zero.single_partition_of_fp32_groups if self._whole else zero.fp32_partitioned_groups_flat
-        for flat in flats:
-            state = self._optimizer.state[flat]
-            state["step"] = torch.zeros((), device=flat.device)
-            state |= {key: torch.zeros_like(flat) for key in MOMENTS}
-        if self._whole:
-            zero._lazy_init_hp_params_optimizer_state()
 
 
 class _Rows(nn.Module):
@@ -252,13 +164,11 @@ def stage_of(config: TrainingConfig, folder: Path, report: Report) -> int:
     return zero
 
 
-def _settings(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, stage: int) -> dict[str, Any]:
+def zero_settings(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, stage: int) -> dict[str, Any]:
     """DeepSpeed's. What is in no matrix (norms, biases) stays whole in stage 3: it is little, and asked for often."""
     pinned = torch.cuda.is_available()
     vectors = max([parameter.numel() for parameter in parameters.values() if parameter.ndim < 2], default=0)
     return {
-        "train_micro_batch_size_per_gpu": 1,  # it wants a number; our batches are no business of its
-        "managed_gradient_accumulation": False,  # a step is when we say so, however many rows it had
         "gradient_clipping": config.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -277,19 +187,15 @@ def _settings(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, st
     }
 
 
-def _deepspeed() -> Any:
-    """Raises StageError where DeepSpeed is not installed."""
-    if find_spec("deepspeed") is None:
-        raise StageError(
-            "bad_config",
-            "ZeRO shares a dense stage out over devices with DeepSpeed, which is not installed: pip install "
-            "'allo[scale]', or set zero to 0, train to 'mask', or devices to 1.",
-        )
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(torch.cuda.current_device() if torch.cuda.is_available() else 0))
-    import deepspeed  # here: it takes seconds, and few stages want it
-
-    # On a CPU it would have a compiler make a way to exchange tensors that training does not go.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    return deepspeed
+def shared_out(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], settings: Mapping[str, Any]) -> None:
+    """Have a model train its `parameters` alone and, in stage 3, hold this process's part of them: weight by weight, so
+    that no device ever holds the model.
+    """
+    trained = {id(parameter) for parameter in parameters.values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    library = deepspeed()
+    if settings["zero_optimization"]["stage"] == 3:
+        library.zero.Init(module=model, config_dict_or_path=dict(settings))
+        for buffer in model.buffers():
+            buffer.data = buffer.to(device())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
@@ -22,38 +23,31 @@ from allo_engine.config import PairLoss, SftConfig, WarmupConfig
 from allo_engine.pipeline import Data, PlanError, plan
 from allo_engine.report import Report, Stopped
 from allo_engine.stages import sft, warmup
-from allo_engine.training.by_trl import micro_batch
-from allo_engine.training.sealed import step_of
+from allo_engine.training.by_trl import parts, passes_of
+from allo_engine.training.resuming import step_of
 from tests.unit.engine.conftest import Lines
+from tests.unit.engine.training.trl_ranked import (
+    SLOWLY,
+    Case,
+    Watching,
+    launch,
+    run,
+    write_material,
+    write_preferences,
+    write_solved,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's own are not ours to mend
-
-SLOWLY: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 4, "n_epochs": 2, "epsilon": 1e-3}
-"""Settings under which a rounding stays one: Adam's first steps are signs where epsilon is small."""
-
-
-def text(source: random.Random, most: int) -> str:
-    return "".join(source.choice("abcdefgh ") for _ in range(source.randrange(1, most)))
 
 
 @pytest.fixture(scope="session")
 def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pairs, each of a prompt of its own, of unlike lengths."""
-    source, folder = random.Random(0), tmp_path_factory.mktemp("preferences")
-    lines = [
-        {"prompt": f"{number} {text(source, 12)}", "chosen": text(source, 20), "rejected": text(source, 20)}
-        for number in range(10)
-    ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return write_preferences(tmp_path_factory.mktemp("preferences"), 10)
 
 
 @pytest.fixture(scope="session")
 def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source, folder = random.Random(1), tmp_path_factory.mktemp("problems")
-    lines = [{"problem": f"{number} {text(source, 12)}", "solution": text(source, 20)} for number in range(10)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return write_solved(tmp_path_factory.mktemp("problems"), 10)
 
 
 Weights = dict[str, np.ndarray]
@@ -70,6 +64,10 @@ def furthest(first: Weights, second: Weights) -> float:
 
 def steps(stream: Lines) -> list[dict[str, float]]:
     return [line["metrics"] for line in stream.lines() if line["type"] == "progress" and "loss" in line["metrics"]]
+
+
+def steps_in(file: Path) -> list[dict[str, float]]:
+    return steps(Lines(file.read_text()))
 
 
 def warm(config: WarmupConfig, model: Path, data: Path, out: Path, report: Report | None = None) -> dict[str, float]:
@@ -135,20 +133,6 @@ def test_the_losses_are_those_that_dpo_trainer_names() -> None:
 
     told = next(field.metadata["help"] for field in fields(DPOConfig) if field.name == "loss_type")
     assert tuple(re.findall(r"`'(\w+)'`", told)) == get_args(PairLoss)
-
-
-class Watching(Report):
-    """Asks to stop when a given step was told."""
-
-    def __init__(self, step: int = 0) -> None:
-        self.stream = Lines()
-        super().__init__(self.stream, every_seconds=0)
-        self._step = step
-
-    def progress(self, step: int, total: int, metrics: Any = None) -> None:
-        super().progress(step, total, metrics)
-        if metrics and metrics["step"] == self._step:
-            self.stop_requested = True
 
 
 def test_a_place_among_several_that_stands_in_the_environment_is_not_meant_for_trl(
@@ -265,25 +249,73 @@ def test_checkpoints_are_kept_two_at_a_time_and_one_that_is_not_whole_is_passed_
     warm(config, model_folder, preferences, tmp_path / "whole")
     with pytest.raises(Stopped):
         warm(config, model_folder, preferences, tmp_path / "cut", Watching(4))
-    older, newer = sorted((tmp_path / "cut.work" / "trl").glob("checkpoint-*"), key=step_of)
+    older, newer = sorted((tmp_path / "cut.work" / "trl").glob("step-*.safetensors"))
     assert step_of(older) < step_of(newer) == 4
-    assert (newer / "model.safetensors").exists()
-    content = bytearray((newer / "optimizer.pt").read_bytes())
+    content = bytearray(newer.read_bytes())
     content[len(content) // 2] ^= 1
-    (newer / "optimizer.pt").write_bytes(content)
+    newer.write_bytes(content)
     again = Watching()
     warm(config, model_folder, preferences, tmp_path / "cut", again)
     messages = [line.get("message") for line in again.stream.lines()]
-    assert "Checkpoint checkpoint-4 is not whole and was passed over." in messages
+    assert f"Checkpoint {newer.name} is damaged and was passed over." in messages
     assert f"Resumed behind step {step_of(older)}." in messages
     assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
 
 
-def test_a_micro_batch_is_the_largest_divisor_of_the_batch_that_fits() -> None:
-    assert micro_batch(32, padded=100, tokens=10_000) == 32
-    assert micro_batch(32, padded=100, tokens=1_599) == 8
-    assert micro_batch(30, padded=100, tokens=900) == 6
-    assert micro_batch(32, padded=100, tokens=10) == 1
+def test_a_batch_takes_as_few_passes_as_fit() -> None:
+    assert passes_of(32, ranks=1, padded=100, tokens=10_000) == 1
+    assert passes_of(32, ranks=1, padded=100, tokens=1_599) == 3
+    assert passes_of(32, ranks=3, padded=100, tokens=1_599) == 1
+    assert passes_of(32, ranks=2, padded=100, tokens=10) == 16
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 5))
+def test_parts_hold_every_item_once_and_are_alike(items: int, passes: int, ranks: int) -> None:
+    found = parts(range(items), passes, ranks)
+    assert [len(ranks_of) for ranks_of in found] == [ranks] * passes
+    assert [item for ranks_of in found for part in ranks_of for item in part] == list(range(items))
+    sizes = {len(part) for ranks_of in found for part in ranks_of}
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same trainings in one process and in two, which share out nothing; and one that two began and one ends."""
+    root = write_material(tmp_path_factory.mktemp("ranked"))
+    cases = [
+        Case("pairs", "warmup", {"micro_batch_tokens": 200}),
+        Case("ipo", "warmup", {"loss": "ipo", "weight_decay": 0.01}),
+        Case("examples", "sft", {"micro_batch_tokens": 60}),
+    ]
+    others = [Case("begun", "warmup", stop=4), Case("diverges", "sft", {"learning_rate": 1e9})]
+    launch(root, 2, [*(replace(case, name=f"{case.name}-2") for case in cases), *others])
+    for case in (*cases, Case("ended", "warmup", resumes="begun")):
+        run(case, root)
+    return root
+
+
+@pytest.mark.parametrize("name", ["pairs", "ipo", "examples"])
+def test_two_processes_end_in_the_weights_of_one(ranked: Path, name: str) -> None:
+    """The last batch of an epoch has one item, so that one process has none."""
+    one, two = (weights(ranked / case / "0") for case in (name, f"{name}-2"))
+    assert furthest(one, two) < 1e-5
+    assert furthest(one, load_file(ranked / "model" / "model.safetensors")) > 1e-3
+    told, others = (steps_in(ranked / case / "lines.jsonl") for case in (name, f"{name}-2"))
+    assert len(told) == 6
+    for step, other in zip(told, others, strict=True):
+        assert step == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_processes_agree_on_a_stop_and_on_what_is_not_finite(ranked: Path) -> None:
+    """One of them is asked to stop."""
+    assert json.loads((ranked / "begun" / "endings.json").read_text()) == ["stopped"] * 2
+    assert json.loads((ranked / "diverges" / "endings.json").read_text()) == ["diverged"] * 2
+
+
+def test_what_two_processes_saved_one_goes_on_from(ranked: Path) -> None:
+    assert [step["step"] for step in steps_in(ranked / "begun" / "lines.jsonl")] == [1, 2, 3, 4]
+    assert [step["step"] for step in steps_in(ranked / "ended" / "lines.jsonl")] == [5, 6]
+    assert furthest(weights(ranked / "pairs" / "0"), weights(ranked / "ended" / "0")) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -293,7 +325,6 @@ def test_a_micro_batch_is_the_largest_divisor_of_the_batch_that_fits() -> None:
         ({"label_smoothing": 0.1}, "label_smoothing"),
         ({"trainer": "trl", "loss": "exo_pair"}, "loss"),
         ({"trainer": "trl", "train": "mask"}, "trainer"),
-        ({"trainer": "trl", "devices": 2}, "trainer"),
         ({"trainer": "trl", "loss": "simpo"}, "loss"),
     ],
 )
@@ -304,7 +335,7 @@ def test_what_no_trainer_has_is_refused_before_it_runs(settings: dict[str, Any],
     assert refused.value.message.startswith(f"Stage warmup: {field} ")
 
 
-def test_what_trl_trains_asks_for_one_device() -> None:
-    (stage,) = plan("supervised", Data("chats"), {"sft": {"trainer": "trl"}})
-    assert isinstance(stage.config, SftConfig)
-    assert stage.config.devices == 1
+@pytest.mark.parametrize("devices", ["auto", 2])
+def test_what_trl_trains_takes_the_devices_that_are_set(devices: str | int) -> None:
+    (stage,) = plan("supervised", Data("chats"), {"sft": {"trainer": "trl", "devices": devices}})
+    assert stage.config.model_dump()["devices"] == devices
