@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import artifacts, events, files, health, hub, jobs, models, webhooks, workers
+from service.api import artifacts, events, files, health, hub, jobs, models, uploads, webhooks, workers
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
+from service.api.intake import Intake
 from service.api.query import known_query
 from service.api.reading import Answers, make_readers
 from service.broker import Broker, CeleryBroker
@@ -53,11 +54,12 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     )
     watch = Watch(settings.lease_seconds)
     reading = (Answers(database), make_readers())
-    app.state.context = Context(settings, database, open_store(settings.store), broker, watch, *reading)
+    intake = Intake(settings.max_uploads, settings.max_owner_uploads, settings.idle_body_seconds)
+    app.state.context = Context(settings, database, open_store(settings.store), broker, watch, *reading, intake)
     app.add_middleware(Guard, settings=settings, database=database)
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")
-    for part in (files, jobs, events, artifacts, models, webhooks, workers):
+    for part in (files, uploads, jobs, events, artifacts, models, webhooks, workers):
         routes.include_router(part.router)
     routes.include_router(webhooks.tests)
     routes.include_router(webhooks.types)

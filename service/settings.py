@@ -43,8 +43,15 @@ class Settings(BaseModel):
     )
 
     max_file_bytes: Bytes = Field(default=512 * 2**20, description="Largest training file.")
+    max_part_bytes: Bytes = Field(default=64 * 2**20, description="Largest part of an upload in parts.")
     max_request_bytes: Bytes = Field(default=2**20, description="Largest body of any other request.")
     max_line_bytes: Bytes = Field(default=4 * 2**20, description="Longest line of a training file.")
+    max_uploads: int = Field(default=16, ge=1, description="Uploads that are received at once; more wait.")
+    max_owner_uploads: int = Field(default=8, ge=1, description="Uploads that one owner may send at once.")
+    upload_seconds: Seconds = Field(default=86_400, description="For how long an upload in parts takes parts.")
+    idle_body_seconds: Seconds = Field(
+        default=60, description="An upload of which nothing comes for this long is dropped."
+    )
     max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
     min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")
     retry_window_seconds: Seconds = Field(

@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
+from service.api.intake import Intake
 from service.api.reading import Answers
 from service.broker import Broker
 from service.db import Database
@@ -32,6 +33,7 @@ class Context:
     watch: Watch
     answers: Answers
     readers: CapacityLimiter
+    intake: Intake
 
     def workers(self) -> list[WorkerView]:
         """The workers that live, as far as this process has watched them."""

@@ -7,6 +7,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from urllib.parse import quote
 
 from fastapi import Request
@@ -63,8 +64,10 @@ def _stream(request: Request, opened: Opened, size: int, part: tuple[int, int], 
         headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
     headers["content-length"] = str(end - start)
     chunks = opened(start, end)
-    body = iter(()) if request.method == "HEAD" else chunks
-    return StreamingResponse(body, status, headers, media_type="application/octet-stream")
+    if request.method == "HEAD":
+        return Response(None, status, headers, media_type="application/octet-stream")
+    first = next(chunks, b"")  # what is damaged from its start is an error, not a broken connection
+    return StreamingResponse(chain([first], chunks), status, headers, media_type="application/octet-stream")
 
 
 def _listed(request: Request, header: str, etag: str, default: bool) -> bool:
@@ -78,17 +81,25 @@ def _listed(request: Request, header: str, etag: str, default: bool) -> bool:
 
 
 def _part(request: Request, etag: str, size: int) -> tuple[int, int] | None:
-    """[start, end) of what is asked for: everything where no range, several, or a stale one is; None for one that
-    the content does not have."""
+    """[start, end) of what is asked for: everything where no range, several, or a stale one is, and always for HEAD
+    (RFC 9110, 14.2); None for one that the content does not have."""
     whole = (0, size)
+    if request.method != "GET":
+        return whole
     match = _RANGE.fullmatch(request.headers.get("range", "").strip())
     if match is None or match.groups() == ("", "") or request.headers.get("if-range", etag) != etag:
         return whole
-    first, last = match.groups()
-    if not first:
-        start, end = max(size - int(last), 0), size
+    first, last = map(_number, match.groups())
+    if first is None:
+        assert last is not None
+        start, end = max(size - last, 0), size
     else:
-        start, end = int(first), min(int(last) + 1 if last else size, size)
-        if last and int(last) < int(first):
+        start, end = first, size if last is None else min(last + 1, size)
+        if last is not None and last < first:
             return whole  # not a range at all, says RFC 9110
     return (start, end) if start < end else None
+
+
+def _number(digits: str) -> int | None:
+    """The first nineteen digits suffice: such a number is larger than whatever is stored."""
+    return int(digits.lstrip("0")[:19] or "0") if digits else None

@@ -15,10 +15,11 @@ from starlette.routing import Match
 
 from allo_engine.pipeline import PlanError
 from service.api.scope import request_id
+from service.db import is_full
 from service.jobs.clean import clean_json, clean_text
-from service.jobs.errors import Busy, Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooMany
+from service.jobs.errors import Busy, Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooLarge, TooMany
 from service.jobs.hub import Absent
-from service.storage.store import StoreError
+from service.storage.store import DiskFull, StoreError
 
 STATUS: Mapping[type[Exception], int] = {
     NotFound: 404,
@@ -27,7 +28,9 @@ STATUS: Mapping[type[Exception], int] = {
     PlanError: 422,
     Conflict: 409,
     TooMany: 429,
+    TooLarge: 413,
     StoreError: 500,
+    DiskFull: 507,
     OperationalError: 503,
     PoolTimeout: 503,
 }
@@ -37,6 +40,7 @@ HEADERS: Mapping[int, Mapping[str, str]] = {
     409: {"x-should-retry": "false"},  # the same again would meet the same state
     429: {"retry-after": "30"},
     503: {"retry-after": "2"},
+    507: {"x-should-retry": "false"},  # a disk empties by hand
 }
 
 SOON: Mapping[str, str] = {"x-should-retry": "true", "retry-after": "1"}
@@ -49,6 +53,8 @@ MESSAGES: Mapping[int, str] = {
     405: "The route exists, but not with this method.",
     413: "The body is larger than this service takes.",
     503: "The database does not answer at the moment.",
+    507: "The service's disk is full; nothing was stored. Delete files or models, or have its operator make room: "
+    "`allo doctor` shows what is held, and by whom.",
 }
 
 
@@ -73,7 +79,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of the app, the framework's own too, an answer of ours."""
     for meant in (DomainError, PlanError):
         app.add_exception_handler(meant, _of_the_domain)
-    for failed in (StoreError, OperationalError, PoolTimeout):
+    for failed in (StoreError, DiskFull, OperationalError, PoolTimeout):
         app.add_exception_handler(failed, _of_a_part)
     app.add_exception_handler(RequestValidationError, _of_the_request)
     app.add_exception_handler(HTTPException, _of_the_framework)
@@ -99,6 +105,8 @@ def _for_the_hub(error: Absent) -> dict[str, str]:
 def _of_a_part(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, StoreError):
         return answer(request, 500, f"The stored content {error.sha256} cannot be read.", code="content_unavailable")
+    if isinstance(error, DiskFull) or (isinstance(error, OperationalError) and is_full(error)):
+        return answer(request, 507, MESSAGES[507], code="disk_full")
     return answer(request, 503, MESSAGES[503], code="database_unavailable")
 
 

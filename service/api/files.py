@@ -2,62 +2,75 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Any
 
-from fastapi import APIRouter, Depends, Form, Request, Response, UploadFile
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, Depends, Request, Response
 
-from service.api.context import Parts, Reader, Submitter, body_type
+from service.api.context import Context, Parts, Reader, Submitter, body_type
 from service.api.download import content
-from service.api.once import Once
+from service.api.forms import Form
+from service.api.once import Calling, Once
 from service.api.pages import LongPaging, listed
 from service.datasets.validation import LineProblem
 from service.jobs import files
 from service.jobs.clean import clean_text
 from service.jobs.errors import InvalidRequest
+from service.jobs.repetition import Call, once
 from service.jobs.tables import File
+from service.settings import Settings
 
 router = APIRouter(prefix="/files", route_class=Once)
 
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+HOUR, DAY = 3600, 86400
 
 _is_form = body_type("multipart/form-data", "Send the file as multipart/form-data, with the fields purpose and file.")
 
 
 @router.post("", dependencies=[Depends(_is_form)])
-def create(
-    parts: Parts,
-    key: Submitter,
-    file: UploadFile,
-    purpose: Annotated[str, Form()],
-    anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
-    seconds: Annotated[int | None, Form(alias="expires_after[seconds]", ge=3600, le=2_592_000)] = None,
-) -> dict[str, Any]:
+async def create(request: Request, parts: Parts, key: Submitter, call: Calling) -> dict[str, Any]:
     """Stores and checks a training file. One with bad lines is a 422 that names them, and keeps the full report."""
-    files.check_purpose(purpose)
-    if (file.size or 0) > parts.settings.max_file_bytes:
-        raise HTTPException(413)
-    if (anchor is None) != (seconds is None):
-        raise InvalidRequest("expires_after takes both anchor and seconds.", "expires_after")
-    upload = files.add_file(
-        parts.database, parts.store, key.owner, _name(file), file.file, parts.settings.max_line_bytes, seconds
-    )
-    if upload.problems:
-        raise _refused(upload.file, upload.problems)
-    return _render(upload.file)
+    names = ("purpose", ANCHOR, SECONDS)
+    return await parts.intake.form(request, key.owner, "file", names, partial(_create, parts, key.owner, call))
+
+
+def _create(parts: Context, owner: str, call: Call, form: Form) -> dict[str, Any]:
+    form.begin()
+    if "purpose" in form.fields:  # told before the file comes, a mistake costs no transfer
+        files.check_purpose(form.fields["purpose"])
+    content = files.take_in(parts.store, _whole(form), limits_of(parts.settings))
+    new = files.NewFile(owner, name_of(form.filename), _lifetime(form.fields))
+    making = call.of_content(content.blob.sha256, new.filename)
+    answer = dict(once(parts.database, making, lambda: render(files.add_file(parts.database, new, content))))
+    if content.report:
+        raise refused(answer, content.summary.shown)
+    return answer
+
+
+def _whole(form: Form) -> Iterator[bytes]:
+    """The file; then fields that are wrong or missing are told, before it is kept."""
+    yield from form.content()
+    if "purpose" not in form.fields:
+        raise InvalidRequest("purpose: is required.", "purpose")
+    files.check_purpose(form.fields["purpose"])
+    _lifetime(form.fields)
 
 
 @router.get("")
 def index(parts: Parts, key: Reader, page: LongPaging, purpose: str | None = None) -> dict[str, Any]:
     """The owner's files."""
     found, more = files.read_files(parts.database, key.owner, page, purpose)
-    return listed([_render(file) for file in found], more)
+    return listed([render(file) for file in found], more)
 
 
 @router.get("/{file_id}")
 def read(parts: Parts, key: Reader, file_id: str) -> dict[str, Any]:
     """One file, without its content."""
-    return _render(files.read_file(parts.database, key.owner, file_id))
+    return render(files.read_file(parts.database, key.owner, file_id))
 
 
 @router.head("/{file_id}/content", include_in_schema=False)
@@ -78,18 +91,37 @@ def read_report(parts: Parts, key: Reader, file_id: str, request: Request) -> Re
 
 @router.delete("/{file_id}")
 def delete(parts: Parts, key: Submitter, file_id: str) -> dict[str, Any]:
-    """Forgets a file; jobs that began with it go on."""
+    """Forgets a file; jobs that began with it go on. The content goes with its last holder."""
     files.delete_file(parts.database, key.owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def _name(file: UploadFile) -> str:
-    """The file's name without folders or control characters: it is shown and sent back, and never a path here."""
-    last = clean_text(file.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+def limits_of(settings: Settings) -> files.FileLimits:
+    """How large a training file may be."""
+    return files.FileLimits(settings.max_file_bytes, settings.max_line_bytes)
+
+
+def _lifetime(fields: Mapping[str, str]) -> int | None:
+    """After how many seconds the file is to go. Raises InvalidRequest."""
+    anchor, seconds = fields.get(ANCHOR), fields.get(SECONDS)
+    if anchor is None and seconds is None:
+        return None
+    if anchor is None or seconds is None:
+        raise InvalidRequest("expires_after takes both anchor and seconds.", "expires_after")
+    if anchor != "created_at":
+        raise InvalidRequest(f"{ANCHOR}: must be 'created_at'.", ANCHOR)
+    if not re.fullmatch("[0-9]{1,7}", seconds) or not HOUR <= int(seconds) <= 30 * DAY:
+        raise InvalidRequest(f"{SECONDS}: must be a number from {HOUR} to {30 * DAY}.", SECONDS)
+    return int(seconds)
+
+
+def name_of(filename: str | None) -> str:
+    """A file's name without folders or control characters: it is shown and sent back, and never a path here."""
+    last = clean_text(filename or "").replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(character for character in last if character.isprintable()) or "upload.jsonl"
 
 
-def _render(file: File) -> dict[str, Any]:
+def render(file: File) -> dict[str, Any]:
     return {
         "id": file.id,
         "object": "file",
@@ -109,8 +141,9 @@ def _render(file: File) -> dict[str, Any]:
     }
 
 
-def _refused(file: File, problems: tuple[LineProblem, ...]) -> InvalidRequest:
-    report = f"/v1/files/{file.id}/report"
-    message = f"The file cannot be trained on. {file.status_details} All of it: GET {report}"
-    details = {"file_id": file.id, "report": report, "lines": [asdict(problem) for problem in problems]}
+def refused(file: Mapping[str, Any], problems: tuple[LineProblem, ...]) -> InvalidRequest:
+    """What is wrong with a file, as it was rendered."""
+    report = f"/v1/files/{file['id']}/report"
+    message = f"The file cannot be trained on. {file['status_details']} All of it: GET {report}"
+    details = {"file_id": file["id"], "report": report, "lines": [asdict(problem) for problem in problems]}
     return InvalidRequest(message, "file", "invalid_training_file", details)

@@ -46,6 +46,8 @@ class Guard:
     def _body_limit(self, scope: Scope) -> int:
         if scope["path"] == "/v1/files":
             return self._settings.max_file_bytes + FORM_OVERHEAD
+        if scope["path"].startswith("/v1/uploads/") and scope["path"].endswith("/parts"):
+            return self._settings.max_part_bytes + FORM_OVERHEAD
         return self._settings.max_request_bytes
 
     async def _unknown_key(self, scope: Scope) -> Response | None:

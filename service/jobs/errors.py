@@ -38,6 +38,12 @@ class InvalidRequest(DomainError):
     code = "invalid_value"
 
 
+class TooLarge(DomainError):
+    """More bytes than are taken."""
+
+    code = "request_too_large"
+
+
 class Forbidden(DomainError):
     """The key may see the object but not do this to it."""
 

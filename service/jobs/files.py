@@ -1,65 +1,106 @@
-"""An owner's files: uploaded and checked, read, deleted."""
+"""An owner's files: taken in and checked, read, deleted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from tempfile import TemporaryFile
-from typing import IO
 
-from service.datasets.validation import Limits, LineProblem, Summary, validate
+from service.datasets.validation import Limits, Summary, validate
 from service.db import Database
 from service.jobs import repository
-from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.errors import InvalidRequest, NotFound, TooLarge
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
 from service.jobs.tables import File
-from service.storage.store import CHUNK, Store
+from service.storage.store import Blob, Store, Writer
 
 PURPOSE = "fine-tune"
 
 
 @dataclass(frozen=True)
-class Upload:
-    """A file as it was stored, and the first of its problems. Without any, it can be trained on."""
+class FileLimits:
+    """What a training file may measure, in bytes: all of it, and a line of it."""
 
-    file: File
-    problems: tuple[LineProblem, ...]
+    bytes: int
+    line_bytes: int
 
 
-def add_file(
-    database: Database,
-    store: Store,
-    owner: str,
-    filename: str,
-    stream: IO[bytes],
-    max_line_bytes: int,
-    lifetime: int | None = None,
-) -> Upload:
-    """Checks and stores a training file.
+@dataclass(frozen=True)
+class Content:
+    """A training file's content: stored, and what was found in it. `report` names every problem, if any; `data` is
+    what to train on, where that is not the file itself."""
+
+    blob: Blob
+    summary: Summary
+    report: Blob | None
+    data: Blob | None
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """How a file is to be known. `lifetime` is in seconds."""
+
+    owner: str
+    filename: str
+    lifetime: int | None = None
+
+
+class _Kept(Iterator[bytes]):
+    """Chunks that are stored as they are read. No generator: who reads but a part of it does not end it."""
+
+    def __init__(self, chunks: Iterator[bytes], writer: Writer, limit: int) -> None:
+        self._chunks, self._writer, self._limit, self._size = chunks, writer, limit, 0
+
+    def __next__(self) -> bytes:
+        chunk = next(self._chunks)
+        self._size += self._writer.write(chunk)
+        if self._size > self._limit:
+            raise TooLarge(f"The file is larger than {self._limit} bytes, which is all that this service takes.")
+        return chunk
+
+
+def take_in(store: Store, chunks: Iterator[bytes], limits: FileLimits) -> Content:
+    """Stores and checks a training file in one pass, as its bytes come. Raises TooLarge, DiskFull, and what `chunks`
+    raises: then nothing of it is kept."""
+    with store.writing() as content, store.writing() as report, store.writing() as data:
+        kept = _Kept(chunks, content, limits.bytes)
+        summary = validate(kept, report, data, Limits(limits.line_bytes, limits.bytes, store.scratch))
+        for _ in kept:
+            pass  # what the check did not read is part of the file, too
+        is_bad = bool(summary.problem_count)
+        return Content(
+            blob=content.commit(),
+            summary=summary,
+            report=report.commit() if is_bad else None,
+            data=data.commit() if summary.converted and not is_bad else None,
+        )
+
+
+def new_file(new: NewFile, content: Content, now: int) -> File:
+    """The row of a content that is stored, to be a file of the owner.
 
     A file with problems is kept too, with status `error`, so that its report has a place; no job takes it.
     """
-    with TemporaryFile() as report, TemporaryFile() as data:
-        summary = validate(_chunks(stream), report, data, Limits(max_line_bytes, 512 * 2**20))
-        stream.seek(0)
-        blob = store.put_stream(_chunks(stream))
-        report.seek(0)
-        report_sha256 = store.put_stream(_chunks(report)).sha256 if summary.problem_count else None
-        data.seek(0)
-        converted = store.put_stream(_chunks(data)) if summary.converted and not summary.problem_count else None
-    file = File(id=new_id("file"), owner=owner, purpose=PURPOSE, filename=filename[-255:], created_at=database.now())
-    file.bytes, file.sha256, file.report_sha256 = blob.size, blob.sha256, report_sha256
+    blob, summary = content.blob, content.summary
+    file = File(id=new_id("file"), owner=new.owner, purpose=PURPOSE, filename=new.filename[-255:], created_at=now)
+    file.bytes, file.sha256 = blob.size, blob.sha256
+    file.report_sha256 = content.report.sha256 if content.report else None
+    if content.data:
+        file.data_sha256, file.data_bytes = content.data.sha256, content.data.size
     file.format, file.rows = summary.format, summary.rows
     file.form, file.container, file.duplicates = summary.form, summary.container, summary.duplicates
-    if converted:
-        file.data_sha256, file.data_bytes = converted.sha256, converted.size
     file.lines_without_solution = list(summary.lines_without_solution)
     file.status, file.status_details = _status(summary)
-    file.expires_at = None if lifetime is None else file.created_at + lifetime
+    file.expires_at = None if new.lifetime is None else now + new.lifetime
+    return file
+
+
+def add_file(database: Database, new: NewFile, content: Content) -> File:
+    """Makes a content that is stored a file of the owner."""
     with database.transaction() as session:
+        file = new_file(new, content, database.now())
         session.add(file)
-    return Upload(file, summary.shown)
+        return file
 
 
 def read_file(database: Database, owner: str, file_id: str) -> File:
@@ -87,7 +128,8 @@ def report_of(file: File) -> str:
 
 
 def delete_file(database: Database, owner: str, file_id: str) -> None:
-    """Forgets the file. Jobs that were submitted with it keep the content that they began with. Raises NotFound."""
+    """Forgets the file. Unfinished jobs that were submitted with it keep the content that they began with. Raises
+    NotFound."""
     with database.transaction() as session:
         file = repository.file(session, owner, file_id, database.now())
         if file is None:
@@ -107,7 +149,3 @@ def _status(summary: Summary) -> tuple[str, str | None]:
     first = "; ".join(str(problem) for problem in summary.shown[:3])
     count = summary.problem_count
     return "error", f"{count} problem{'s' if count > 1 else ''}: {first}{'; …' if count > 3 else '.'}"
-
-
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: stream.read(CHUNK), b"")

@@ -65,6 +65,39 @@ class File(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class Upload(Base):
+    """A file that comes in parts. `part_ids` are those that it was completed with, to file `file_id`; `lifetime` is
+    what the file shall have, in seconds."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (Index(None, "owner", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    filename: Mapped[str] = mapped_column(String(255))
+    mime_type: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(64))
+    lifetime: Mapped[int | None] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(String(32))
+    part_ids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    file_id: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class UploadPart(Base):
+    """A part that has arrived, of an upload that is pending."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
 class Model(Base):
     """A model that jobs can start from and people can download. `files` holds {path, bytes, sha256} for each file.
 

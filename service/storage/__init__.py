@@ -7,9 +7,19 @@ from urllib.parse import unquote, urlsplit
 
 from service.storage.local import LocalStore
 from service.storage.merged import MergingStore
-from service.storage.store import Blob, BlobMissing, Corrupt, Store, StoreError
+from service.storage.store import Blob, BlobMissing, Corrupt, DiskFull, Store, StoreError
 
-__all__ = ["Blob", "BlobMissing", "Corrupt", "LocalStore", "MergingStore", "Store", "StoreError", "open_store"]
+__all__ = [
+    "Blob",
+    "BlobMissing",
+    "Corrupt",
+    "DiskFull",
+    "LocalStore",
+    "MergingStore",
+    "Store",
+    "StoreError",
+    "open_store",
+]
 
 
 def open_store(url: str) -> Store:

@@ -1,59 +1,94 @@
-"""Blobs in a local folder: `blobs/ab/abcd…`, each written in `incoming/` first and then renamed."""
+"""Blobs in a local folder: `blobs/ab/abcd…`, each written in `incoming/` first and then renamed.
+
+    <root>/incoming/<random>   being written; its writer holds a lock on it, which ends with the writer
+    <root>/blobs/ab/abcd…      a blob, read-only: it may be hard-linked
+    <root>/blobs/ab/abcd….crc  the checksums of its chunks, where it has several (see checksums.py)
+    <root>/lock                shared while a blob gets its name, exclusive while one is deleted
+
+Storing a content again puts the new bytes in the place of the old: a damaged blob is healed by it. Nobody but the
+service's own user may read any of it.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
+import zlib
+from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from service.storage.store import CHUNK, Blob, BlobMissing, Corrupt
+from service.storage import checksums
+from service.storage.checksums import Checksums
+from service.storage.store import CHUNK, Blob, BlobMissing, Corrupt, DiskFull, Stored, Writer
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+
+_LEFT_SECONDS = 60.0
+"""A file in `incoming/` that is younger may not have its writer's lock yet."""
+
+_FLUSH = 16 * CHUNK
+"""Bytes written between two hints to the kernel to begin with the disk: fsync then finds little left to do."""
 
 
 class LocalStore:
     """A store in one folder, safe for many processes on one machine. Fulfils `Store`."""
 
     def __init__(self, root: Path) -> None:
-        self._blobs, self._incoming = root / "blobs", root / "incoming"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._incoming.mkdir(parents=True, exist_ok=True)
+        self._root, self._blobs, self._incoming = root, root / "blobs", root / "incoming"
+        root.mkdir(parents=True, exist_ok=True)
+        _make_private(root)
+        for folder in (self._blobs, self._incoming):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self._lock = root / "lock"
+        self._lock.touch(mode=0o600)
+
+    @property
+    def scratch(self) -> Path:
+        return self._incoming
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        with self._aside() as aside, _room(), aside.open("xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield _LocalWriter(self, aside, file)
 
     def put(self, path: Path) -> Blob:
         with path.open("rb") as file:
             return self.put_stream(iter(lambda: file.read(CHUNK), b""))
 
     def take(self, path: Path) -> Blob:
-        aside = self._incoming / uuid.uuid4().hex
-        try:
-            os.link(path, aside)
-        except OSError:  # another file system, or one without hard links
-            return self.put(path)
-        try:
-            blob = _seal(aside)
-            self._publish(aside, blob)
-        finally:
-            aside.unlink(missing_ok=True)
+        with self._aside() as aside:
+            try:
+                os.link(path, aside)
+            except OSError:  # another file system, or one without hard links
+                return self.put(path)
+            with aside.open("rb") as file, _room():
+                fcntl.flock(file, fcntl.LOCK_SH)  # whatever is taken twice at once stays readable
+                blob, sums = _counted(iter(lambda: file.read(CHUNK), b""))
+                self.publish(aside, file, blob, sums)
         return blob
 
     def put_stream(self, chunks: Iterable[bytes]) -> Blob:
-        aside = self._incoming / uuid.uuid4().hex
-        try:
-            blob = _write(aside, chunks)
-            self._publish(aside, blob)
-        finally:
-            aside.unlink(missing_ok=True)
-        return blob
+        with self.writing() as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+            return writer.commit()
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         size = self.size(sha256)
         end = size if end is None else min(end, size)
-        chunks = _read(self._path(sha256), start, end)
-        return _verified(chunks, sha256) if (start, end) == (0, size) else chunks
+        if (start, end) == (0, size):
+            return _verified(_read(self._path(sha256)), sha256)
+        return self._part(sha256, start, end)
 
     def fetch(self, sha256: str, destination: Path) -> None:
         source = self._path(sha256)
@@ -66,7 +101,7 @@ class LocalStore:
             raise
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(source, destination)
-            destination.chmod(0o444)
+            destination.chmod(0o400)
 
     def size(self, sha256: str) -> int:
         try:
@@ -77,53 +112,143 @@ class LocalStore:
     def exists(self, sha256: str) -> bool:
         return self._path(sha256).is_file()
 
-    def delete(self, sha256: str) -> None:
-        self._path(sha256).unlink(missing_ok=True)
+    def stored(self) -> Iterator[Stored]:
+        for folder in self._blobs.iterdir():
+            for entry in os.scandir(folder):
+                if _NAME.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):
+                        found = entry.stat()
+                        yield Stored(entry.name, found.st_size, _mark(found))
+
+    def made_of(self, sha256: str) -> list[str]:  # noqa: ARG002 - a blob is its own bytes
+        return []
+
+    def delete(self, sha256: str, mark: str | None = None) -> bool:
+        path = self._path(sha256)
+        with self._locked(fcntl.LOCK_EX):
+            try:
+                if mark is not None and _mark(path.stat()) != mark:
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+            _sums_of(path).unlink(missing_ok=True)
+        return True
+
+    def tidy(self) -> int:
+        return sum(map(_removed, self._incoming.iterdir()))
+
+    def publish(self, aside: Path, file: IO[bytes], blob: Blob, sums: array[int]) -> None:
+        """Gives a written file its name, in the place of whatever had it."""
+        os.fchmod(file.fileno(), 0o400)
+        os.utime(file.fileno())
+        os.fsync(file.fileno())
+        path = self._path(blob.sha256)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with self._locked(fcntl.LOCK_SH):
+            aside.replace(path)
+            self._note(path, sums)
+        _sync_folder(path.parent)
+        _sync_folder(self._blobs)
+
+    def _part(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
+        """Whole chunks are read and held against their checksums; what was asked for of them is given."""
+        path = self._path(sha256)
+        sums = self._sums(sha256)
+        with path.open("rb") as file:
+            file.seek(start - start % CHUNK)
+            for place in range(start - start % CHUNK, end, CHUNK):
+                chunk = file.read(CHUNK)
+                if zlib.crc32(chunk) != sums[place // CHUNK]:
+                    sums = self._count(sha256)  # raises Corrupt, unless it is the checksums that are damaged
+                yield chunk[max(start - place, 0) : end - place]
+
+    def _sums(self, sha256: str) -> array[int]:
+        """The checksums of the blob's chunks: those that were kept, where they are whole."""
+        chunks = -(-self.size(sha256) // CHUNK)
+        with suppress(FileNotFoundError):
+            kept = checksums.read(_sums_of(self._path(sha256)).read_bytes())
+            if len(kept) == chunks:
+                return kept
+        return self._count(sha256)
+
+    def _count(self, sha256: str) -> array[int]:
+        """Works the checksums out from the blob, and keeps them. Raises Corrupt."""
+        blob, sums = _counted(_read(self._path(sha256)))
+        if blob.sha256 != sha256:
+            raise Corrupt(sha256)
+        self._note(self._path(sha256), sums)
+        return sums
+
+    def _note(self, path: Path, sums: array[int]) -> None:
+        """Keeps a blob's checksums. They are neither flushed nor worth an error: they can be worked out again."""
+        if len(sums) > 1:
+            with suppress(DiskFull), self._aside() as aside, _room():
+                aside.write_bytes(checksums.written(sums))
+                aside.chmod(0o400)
+                aside.replace(_sums_of(path))
+
+    @contextmanager
+    def _aside(self) -> Iterator[Path]:
+        aside = self._incoming / uuid.uuid4().hex
+        try:
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        with self._lock.open("rb") as lock:
+            fcntl.flock(lock, kind)
+            yield
 
     def _path(self, sha256: str) -> Path:
         if not _NAME.fullmatch(sha256):  # nothing but a hash ever becomes a path
             raise BlobMissing(sha256)
         return self._blobs / sha256[:2] / sha256
 
-    def _publish(self, aside: Path, blob: Blob) -> None:
-        """Gives a written file its name, unless a whole blob has it already."""
-        path = self._path(blob.sha256)
-        if path.is_file() and path.stat().st_size == blob.size:
-            return
-        path.parent.mkdir(exist_ok=True)
-        aside.replace(path)
-        _sync_folder(path.parent)
-        _sync_folder(self._blobs)
+
+class _LocalWriter:
+    """Fulfils `Writer`."""
+
+    def __init__(self, store: LocalStore, aside: Path, file: IO[bytes]) -> None:
+        self._store, self._aside, self._file = store, aside, file
+        self._digest, self._sums = hashlib.sha256(), Checksums()
+        self._size = self._flushed = 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self._sums.update(data)
+        self._size += self._file.write(data)
+        if self._size - self._flushed >= _FLUSH:
+            self._flush()
+        return len(data)
+
+    def commit(self) -> Blob:
+        self._file.flush()
+        blob = Blob(self._digest.hexdigest(), self._size)
+        self._store.publish(self._aside, self._file, blob, self._sums.values())
+        return blob
+
+    def _flush(self) -> None:
+        """Linux begins to write what is dirty in the range, and keeps it in memory until that is done."""
+        self._file.flush()
+        os.posix_fadvise(self._file.fileno(), self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED)
+        self._flushed = self._size
 
 
-def _write(path: Path, chunks: Iterable[bytes]) -> Blob:
-    """Writes, hashes and flushes to the disk; the file ends read-only, because its blob may be hard-linked."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("xb") as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            size += file.write(chunk)
-        file.flush()
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
-    return Blob(digest.hexdigest(), size)
+def _counted(chunks: Iterator[bytes]) -> tuple[Blob, array[int]]:
+    digest, sums, size = hashlib.sha256(), Checksums(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        sums.update(chunk)
+        size += len(chunk)
+    return Blob(digest.hexdigest(), size), sums.values()
 
 
-def _seal(path: Path) -> Blob:
-    """Hashes a file that is written already and flushes it to the disk; it ends read-only."""
+def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        os.fchmod(file.fileno(), 0o444)
-        os.fsync(file.fileno())
-        return Blob(digest.hexdigest(), file.tell())
-
-
-def _read(path: Path, start: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < end and (chunk := file.read(min(CHUNK, end - start))):
-            start += len(chunk)
-            yield chunk
+        yield from iter(lambda: file.read(CHUNK), b"")
 
 
 def _verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
@@ -138,6 +263,43 @@ def _verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
         raise Corrupt(sha256)
     if held:
         yield held
+
+
+def _sums_of(path: Path) -> Path:
+    return path.with_name(path.name + ".crc")
+
+
+def _mark(found: os.stat_result) -> str:
+    return f"{found.st_ino}.{found.st_mtime_ns}"
+
+
+def _removed(aside: Path) -> bool:
+    """Removes a file that nobody writes any more; whether it did."""
+    with suppress(FileNotFoundError, BlockingIOError), aside.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.time() - aside.stat().st_ctime >= _LEFT_SECONDS:
+            aside.unlink()
+            return True
+    return False
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Tells a full disk from all else that can happen to files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(error.errno, os.strerror(error.errno)) from error
+        raise
+
+
+def _make_private(root: Path) -> None:
+    """Closes to others what an earlier version left open; the root's own mode says whether that was done."""
+    if root.stat().st_mode & 0o077:
+        for path in (*root.rglob("*"), root):
+            with suppress(FileNotFoundError, PermissionError):  # others may be at work in it, or own it
+                path.chmod(path.stat().st_mode & 0o700)
 
 
 def _sync_folder(folder: Path) -> None:

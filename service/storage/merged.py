@@ -11,14 +11,15 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allo_engine.report import StageError
-from service.storage.local import LocalStore, _sync_folder, _verified
-from service.storage.store import Blob, BlobMissing, Corrupt, Made
+from service.storage.local import LocalStore, _mark, _sync_folder, _verified
+from service.storage.store import Blob, BlobMissing, Corrupt, Made, Stored
 
 if TYPE_CHECKING:  # numpy comes with it: who merges nothing does not wait for that
     from allo_engine.checkpoints.merging import Merged, Recipe, Source
@@ -76,11 +77,28 @@ class MergingStore(LocalStore):
             return super().exists(sha256)
         return all(map(self.exists, _parts(self._recipe(sha256))))
 
-    def delete(self, sha256: str) -> None:
+    def stored(self) -> Iterator[Stored]:
+        yield from super().stored()
+        for path in self._recipes.glob("*/*"):
+            with suppress(FileNotFoundError, BlobMissing):
+                yield Stored(path.name, self.size(path.name), _mark(path.stat()))
+
+    def made_of(self, sha256: str) -> list[str]:
+        if not self._recipe_path(sha256).exists():
+            return []
+        parts = _parts(self._recipe(sha256))
+        return [*parts, *(deeper for part in parts for deeper in self.made_of(part))]
+
+    def delete(self, sha256: str, mark: str | None = None) -> bool:
         """What others are made of stays until they are deleted."""
-        self._recipe_path(sha256).unlink(missing_ok=True)
-        if not any(sha256 in _parts(json.loads(path.read_text())) for path in self._recipes.glob("*/*")):
-            super().delete(sha256)
+        path = self._recipe_path(sha256)
+        with suppress(FileNotFoundError):
+            if mark in (None, _mark(path.stat())):
+                path.unlink()
+                return True
+        if any(sha256 in _parts(json.loads(other.read_text())) for other in self._recipes.glob("*/*")):
+            return False
+        return super().delete(sha256, mark)
 
     def _source(self, sha256: str) -> Source:
         if self._is_made(sha256):

@@ -6,6 +6,7 @@ A name that is the content's hash makes writing idempotent, sharing free, and ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from allo_engine.checkpoints.merging import Recipe
 
 CHUNK = 2**20
-"""Bytes read or hashed at a time."""
+"""Bytes read, hashed or checked at a time."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,15 @@ class Blob:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A blob as it lies there. `mark` changes each time that the same content is stored again."""
+
+    sha256: str
+    size: int
+    mark: str
 
 
 class StoreError(Exception):
@@ -54,8 +64,30 @@ class Made(Protocol):
         """The bytes from `start` up to, not including, `end`. Raises Corrupt where what it is made of is damaged."""
 
 
+class DiskFull(OSError):
+    """There was no room: nothing of what was being stored is left."""
+
+
+class Writer(Protocol):
+    """A blob on its way in: hashed as it is written. Without `commit` it leaves nothing."""
+
+    def write(self, data: bytes, /) -> int:
+        """Adds bytes; returns how many."""
+
+    def commit(self) -> Blob:
+        """Stores what was written; returns only once it would survive a power cut."""
+
+
 class Store(Protocol):
-    """A place for blobs. Every method may be called from many threads and processes at once."""
+    """A place for blobs. Every method may be called from many threads and processes at once; those that write raise
+    DiskFull."""
+
+    def writing(self) -> AbstractContextManager[Writer]:
+        """A new blob, written piece by piece."""
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on the store's own disk, for what must be written before it can be read."""
 
     def put(self, path: Path) -> Blob:
         """Stores a copy of the file at `path`; returns only once it would survive a power cut."""
@@ -76,8 +108,8 @@ class Store(Protocol):
         BlobMissing or Corrupt."""
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; where the whole blob is
-        read, Corrupt before its last chunk."""
+        """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; Corrupt before the last
+        chunk where the whole blob is read, and before any damaged chunk where a part of it is."""
 
     def fetch(self, sha256: str, destination: Path) -> None:
         """Puts the blob at `destination`, read-only, after verifying it. Raises BlobMissing or Corrupt."""
@@ -88,5 +120,15 @@ class Store(Protocol):
     def exists(self, sha256: str) -> bool:
         """Whether the store holds the blob."""
 
-    def delete(self, sha256: str) -> None:
-        """Removes the blob where it is there."""
+    def stored(self) -> Iterator[Stored]:
+        """Every blob that there is."""
+
+    def made_of(self, sha256: str) -> list[str]:
+        """The contents that this one is made of when it is read, and that must stay as long as it does."""
+
+    def delete(self, sha256: str, mark: str | None = None) -> bool:
+        """Removes the blob where it is there, and, with a `mark`, where nobody has stored it again since it had that;
+        whether it did."""
+
+    def tidy(self) -> int:
+        """Removes what writers that died have left; how many files."""

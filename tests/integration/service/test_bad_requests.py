@@ -174,8 +174,10 @@ def test_files_are_bounded_and_checked(client: TestClient) -> None:
     error(upload(b"x" * 200_000), 413)
     assert error(upload(b""), 422)["code"] == "invalid_training_file"
     assert error(upload(b"{}", purpose="vision"), 422)["param"] == "purpose"
-    assert error(client.post("/v1/files", data={"purpose": "fine-tune"}, files={"x": b""}), 422)["param"] == "file"
     error(upload(b"{}", **{"expires_after[anchor]": "created_at"}), 422)
+    for seconds in ("3599", "2592001", "x", "1e4", "9" * 500):
+        fields = {"expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
+        assert error(upload(b"{}", **fields), 422)["param"] == "expires_after[seconds]"
     found = error(upload(b'{"problem": "' + b"x" * 3000 + b'", "solution": "s"}'), 422)
     assert "longer than 2000 bytes" in found["message"]
 

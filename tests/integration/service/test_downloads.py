@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.jobs.keys import create_key
+from service.storage.store import CHUNK
 from tests.integration.service.domain import ALLO, Domain
 
 BYTES = b"some content"
@@ -49,6 +50,9 @@ def test_the_whole_content_comes_with_its_hash(client: TestClient) -> None:
         ("bytes=0-1,3-4", 200, BYTES, None),
         ("lines=1-2", 200, BYTES, None),
         ("bytes=-", 200, BYTES, None),
+        (f"bytes=5-{'9' * 5000}", 206, b"content", "bytes 5-11/12"),
+        (f"bytes={'0' * 5000}5-6", 206, b"co", "bytes 5-6/12"),
+        (f"bytes=-{'9' * 5000}", 200, BYTES, None),
     ],
 )
 def test_a_range_is_that_part(
@@ -59,7 +63,7 @@ def test_a_range_is_that_part(
     assert answer.headers.get("content-range") == content_range
 
 
-@pytest.mark.parametrize("asked", ["bytes=12-", "bytes=-0", "bytes=99-100"])
+@pytest.mark.parametrize("asked", ["bytes=12-", "bytes=-0", "bytes=99-100", f"bytes={'9' * 5000}-"])
 def test_a_range_beyond_the_end_is_refused_with_the_size(client: TestClient, asked: str) -> None:
     answer = client.get(URL, headers={"range": asked})
     assert answer.status_code == 416
@@ -87,6 +91,8 @@ def test_head_is_get_without_the_bytes(client: TestClient) -> None:
     answer = client.head(URL)
     assert (answer.status_code, answer.content) == (200, b"")
     assert (answer.headers["etag"], answer.headers["content-length"]) == (ETAG, "12")
+    part = client.head(URL, headers={"range": "bytes=0-3"})
+    assert (part.status_code, part.headers["content-length"]) == (200, "12")
 
 
 def test_everything_of_a_job_can_be_fetched_and_checked(client: TestClient, served: Domain) -> None:
@@ -137,12 +143,28 @@ def test_a_stranger_sees_none_of_it(client: TestClient, served: Domain) -> None:
         assert client.delete(f"/v1/{path}", headers=stranger).status_code == 404
 
 
-def test_content_that_rotted_never_ends_as_if_it_were_whole(client: TestClient, served: Domain) -> None:
+@pytest.mark.parametrize("asked", [None, "bytes=0-3"])
+def test_content_that_rotted_is_an_error_and_missing_content_too(
+    client: TestClient, served: Domain, asked: str | None
+) -> None:
+    headers = {} if asked is None else {"range": asked}
     (path,) = (served.store._blobs / SHA256[:2]).iterdir()  # type: ignore[attr-defined]
-    path.chmod(0o644)
+    path.chmod(0o600)
     path.write_bytes(b"some kontent")
-    with pytest.raises(RuntimeError, match="response already started"):
-        client.get(URL)
-    served.store.delete(SHA256)
-    answer = client.get(URL)
+    answer = client.get(URL, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_unavailable")
+    served.store.delete(SHA256)
+    answer = client.get(URL, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_unavailable")
+
+
+def test_content_that_rotted_never_ends_as_if_it_were_whole(client: TestClient, served: Domain) -> None:
+    large = served.store.put_stream([b"x" * CHUNK * 2])
+    served.add_file("file-large", sha256=large.sha256, bytes=large.size)
+    path = served.store._path(large.sha256)  # type: ignore[attr-defined]
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"y")
+    with pytest.raises(RuntimeError, match="response already started"):
+        client.get("/v1/files/file-large/content")

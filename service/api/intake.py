@@ -1,0 +1,119 @@
+"""Bodies too large to hold: a thread works on what has arrived while the rest is on its way.
+
+The event loop only hands pieces on, few at a time, so that a client that is faster than the disk waits, and one body
+takes a few megabytes whatever its size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TypeVar
+
+from anyio import CapacityLimiter, EndOfStream, create_memory_object_stream, from_thread, to_thread
+from anyio.abc import ObjectReceiveStream
+from anyio.streams.memory import MemoryObjectSendStream
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from service.api.forms import Form
+from service.jobs.errors import TooMany
+
+_AHEAD = 4
+"""Pieces that wait for the thread."""
+
+Answer = TypeVar("Answer")
+
+
+class Intake:
+    """Takes bodies in: so many at once, each of them alive. They have threads of their own: however slowly bodies
+    come, other requests find theirs."""
+
+    def __init__(self, threads: int, threads_of_one: int, idle_seconds: float, piece: int = 2**18) -> None:
+        """`piece`: bytes that are handed to a thread at a time; at least, but for the last."""
+        self._threads, self._piece_bytes = CapacityLimiter(threads), piece
+        self._threads_of_one, self._idle_seconds = threads_of_one, idle_seconds
+        self._taken: Counter[str] = Counter()
+
+    async def form(
+        self,
+        request: Request,
+        owner: str,
+        content: str,
+        names: Sequence[str],
+        work: Callable[[Form], Answer],
+    ) -> Answer:
+        """What `work` makes of the request's form, in a thread, as it comes. Raises TooMany where the owner's other
+        bodies have all that one owner may have, and whatever `work` raises."""
+        content_type = request.headers["content-type"]
+        async with self._arriving(request) as body:
+            return await self.run(owner, lambda: work(Form(content_type, body, content, names)))
+
+    async def run(self, owner: str, work: Callable[[], Answer]) -> Answer:
+        """The same for work on what has arrived before."""
+        with self._counted(owner):
+            return await to_thread.run_sync(work, limiter=self._threads)
+
+    @contextmanager
+    def _counted(self, owner: str) -> Iterator[None]:
+        if self._taken[owner] >= self._threads_of_one:
+            raise TooMany(f"You have {self._threads_of_one} uploads under way: wait for one to end.")
+        self._taken[owner] += 1
+        try:
+            yield
+        finally:
+            self._taken[owner] -= 1
+
+    @asynccontextmanager
+    async def _arriving(self, request: Request) -> AsyncIterator[Iterator[bytes]]:
+        """The body, for a thread to iterate over."""
+        sent, received = create_memory_object_stream[bytes](_AHEAD)
+        broken: list[Exception] = []
+        pump = asyncio.create_task(self._pump(request, sent, broken))
+        try:
+            with sent, received:
+                yield _pieces(received, broken)
+        finally:
+            pump.cancel()
+            with suppress(asyncio.CancelledError):
+                await pump
+
+    async def _pump(self, request: Request, sent: MemoryObjectSendStream[bytes], broken: list[Exception]) -> None:
+        with sent:
+            try:
+                more = True
+                while more:
+                    piece, more = await self._piece(request)
+                    await sent.send(piece)
+            except Exception as error:  # whatever it is, the thread must not take the body for whole
+                broken.append(error)
+
+    async def _piece(self, request: Request) -> tuple[bytes, bool]:
+        """The next piece, and whether there are more."""
+        found, size, more = [], 0, True
+        while more and size < self._piece_bytes:
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    message = await request.receive()
+            except TimeoutError:
+                raise HTTPException(408, f"Nothing of the body came for {self._idle_seconds:.0f} s.") from None
+            if message["type"] == "http.disconnect":
+                raise HTTPException(400, "The client left before the body had arrived.")
+            body, more = message.get("body", b""), message.get("more_body", False)
+            found.append(body)
+            size += len(body)
+        return b"".join(found), more
+
+
+def _pieces(received: ObjectReceiveStream[bytes], broken: list[Exception]) -> Iterator[bytes]:
+    """Runs in the thread. A body that broke off ends in what broke it, and never as if it were whole."""
+    while True:
+        try:
+            piece = from_thread.run(received.receive)
+        except EndOfStream:
+            break
+        yield piece
+    if broken:
+        raise broken[0]

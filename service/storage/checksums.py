@@ -1,0 +1,58 @@
+"""A checksum for every chunk of a blob, so that a part of it can be trusted without reading the whole.
+
+CRC-32 finds what disks do to bytes, at a tenth of the time of a hash; the blob's name stays its sha256.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from array import array
+
+from service.storage.store import CHUNK
+
+
+class Checksums:
+    """Counts along as bytes come, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._done = array("I")
+        self._current = self._filled = 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            piece, view = view[: CHUNK - self._filled], view[CHUNK - self._filled :]
+            self._current = zlib.crc32(piece, self._current)
+            self._filled += len(piece)
+            if self._filled == CHUNK:
+                self._close()
+
+    def values(self) -> array[int]:
+        """One for each chunk, the last of which may be shorter. Nothing may come after."""
+        if self._filled:
+            self._close()
+        return self._done
+
+    def _close(self) -> None:
+        self._done.append(self._current)
+        self._current = self._filled = 0
+
+
+def written(values: array[int]) -> bytes:
+    """As they are kept: four bytes each, little-endian."""
+    return _little(values).tobytes()
+
+
+def read(content: bytes) -> array[int]:
+    values = array("I")
+    values.frombytes(content[: len(content) // 4 * 4])
+    return _little(values)
+
+
+def _little(values: array[int]) -> array[int]:
+    if sys.byteorder == "little":
+        return values
+    swapped = array("I", values)
+    swapped.byteswap()
+    return swapped

@@ -1,0 +1,127 @@
+"""Files on their way in: bounded in memory, time and number, and whole or not at all."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+from fastapi import FastAPI
+
+from service.api.intake import Intake
+from tests.integration.service.domain import Domain
+from tests.waiting import until
+
+LINE = b'{"problem": "p", "solution": "s"}\n'
+
+
+@pytest.fixture
+def client(base_url: str, secret: str) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=base_url, headers=headers, trust_env=False, timeout=600) as client:
+        yield client
+
+
+def part(name: str, value: bytes, filename: str | None = None) -> bytes:
+    named = "" if filename is None else f'; filename="{filename}"'
+    return f'--edge\r\nContent-Disposition: form-data; name="{name}"{named}\r\n\r\n'.encode() + value + b"\r\n"
+
+
+def send(client: httpx.Client, body: Any, path: str = "/files") -> httpx.Response:
+    return client.post(path, content=body, headers={"content-type": "multipart/form-data; boundary=edge"})
+
+
+def is_empty(served: Domain) -> bool:
+    """Whether nothing is stored beside what the fixtures stored, and nothing is half-written."""
+    store: Any = served.store
+    return [blob.sha256 for blob in store.stored()] == [served.data.sha256] and not any(store._incoming.iterdir())
+
+
+def test_the_purpose_may_come_after_the_file(client: httpx.Client) -> None:
+    made = send(client, part("file", LINE, "a.jsonl") + part("purpose", b"fine-tune") + b"--edge--")
+    assert (made.json()["status"], made.json()["filename"]) == ("processed", "a.jsonl")
+    assert client.get(f"/files/{made.json()['id']}/content").content == LINE
+
+
+def test_a_refused_form_leaves_nothing(client: httpx.Client, served: Domain) -> None:
+    file = part("file", LINE * 100, "a.jsonl")
+    for body in (file + b"--edge--", file + part("purpose", b"vision") + b"--edge--", file, file + b"--edge--" * 2):
+        answer = send(client, body)
+        assert answer.status_code == 422, body
+        assert answer.json()["error"]["message"]
+        assert is_empty(served)
+
+
+def test_a_file_over_the_limit_is_refused_whatever_its_length_said(client: httpx.Client, served: Domain) -> None:
+    body = part("purpose", b"fine-tune") + part("file", LINE * 1000) + b"--edge--"
+    for content in (body, iter([body]), iter([body] * 100)):
+        assert send(client, content).status_code == 413
+        assert is_empty(served)
+
+
+def test_many_or_large_fields_and_files_are_refused_before_they_take_room(client: httpx.Client) -> None:
+    process = psutil.Process()
+    files = process.num_fds()
+    forms = (
+        b"".join(part(f"field-{number}", b"x" * 100) for number in range(500)),
+        part("purpose", b"x" * 50_000),
+        b"".join(part("file", b"x", f"{number}") for number in range(400)),
+        b"--edge\r\n" + b"x: y\r\n" * 5000,
+        b"--edge\r\nx: " + b"y" * 50_000,
+    )
+    for body in forms:
+        assert send(client, body + b"--edge--").status_code == 422
+    assert process.num_fds() <= files + 5
+
+
+def test_a_client_that_leaves_or_falls_silent_leaves_nothing(
+    app: FastAPI, base_url: str, secret: str, served: Domain
+) -> None:
+    context = app.state.context
+    object.__setattr__(context, "intake", Intake(4, 4, idle_seconds=1, piece=1))
+    start = part("purpose", b"fine-tune") + part("file", LINE * 10)
+    leaving, silent = (half_sent(base_url, secret, start) for _ in range(2))
+    until(lambda: len(list(served.store._incoming.iterdir())) >= 2)  # type: ignore[attr-defined]
+    leaving.close()
+    answer = http.client.HTTPResponse(silent)
+    answer.begin()
+    assert answer.status == 408
+    assert "Nothing of the body came" in json.loads(answer.read())["error"]["message"]
+    silent.close()
+    until(lambda: is_empty(served))
+
+
+def half_sent(base_url: str, secret: str, body: bytes) -> socket.socket:
+    url = urlsplit(base_url)
+    connection = socket.create_connection((url.hostname, url.port))
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret}\r\n"
+        "content-type: multipart/form-data; boundary=edge\r\ncontent-length: 10000\r\n\r\n"
+    )
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def test_one_owner_has_a_bounded_number_of_uploads_and_other_requests_go_on(
+    app: FastAPI, base_url: str, secret: str, client: httpx.Client
+) -> None:
+    object.__setattr__(app.state.context, "intake", Intake(64, 50, idle_seconds=600))
+    body = part("purpose", b"fine-tune") + part("file", LINE * 10)
+    with ThreadPoolExecutor(50) as pool:
+        slow = list(pool.map(lambda _: half_sent(base_url, secret, body), range(50)))
+    try:
+        until(lambda: app.state.context.intake._taken["owner"] == 50)
+        refused = send(client, body + b"--edge--")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert client.get("/files").status_code == 200
+    finally:
+        for connection in slow:
+            connection.close()
+    until(lambda: app.state.context.intake._taken["owner"] == 0)
