@@ -134,9 +134,11 @@ class TrainingConfig(RowsConfig):
     )
     zero: Zero = Field(
         default="auto",
-        description="Over several devices, under train 'all': what they share out among them instead of holding it "
-        "each (ZeRO, by DeepSpeed, which must be installed). 1: moments; 2: also gradients; 3: also weights; 0: "
-        "nothing. 'auto': the least that fits. Of no effect on the result, on one device, or under train 'mask'.",
+        description="Over several devices: what they share out among them instead of holding it each (ZeRO; under "
+        "train 'all' by DeepSpeed, which must be installed). 1: moments; 2: also gradients; 3: also weights; 0: "
+        "nothing. 'auto': the least that fits. Under train 'mask' moments and gradients are few and stay whole: there "
+        "3 shares out the frozen weights, 'auto' where they do not fit whole. Of no effect on the result, or on one "
+        "device.",
     )
     offload: bool = Field(
         default=False,
@@ -152,7 +154,8 @@ class TrainingConfig(RowsConfig):
     @field_validator("zero")
     @classmethod
     def _shares_out_float32(cls, zero: Zero, info: ValidationInfo) -> Zero:
-        if zero not in ("auto", 0) and info.data.get("moments") == "8bit":
+        dense = info.data.get("train") == "all"
+        if dense and zero not in ("auto", 0) and info.data.get("moments") == "8bit":
             raise PydanticCustomError(
                 "zero_is_float32", "moments in 8 bits are not shared out: set zero to 0 or 'auto'"
             )

@@ -28,6 +28,10 @@ _PACKAGES = (("backend", "vllm", "vllm"), ("moments", "8bit", "bitsandbytes"), (
 """A setting, the value that asks for a package, and the package."""
 
 
+_SHARING = "deepspeed"
+"""The package with which several devices share out a dense stage. Frozen weights are shared out by torch itself."""
+
+
 def known(kind: type[Any], written: Mapping[str, Any]) -> dict[str, Any]:
     """Of what was written, perhaps by another version, the fields that a dataclass has in this one."""
     return {field.name: written[field.name] for field in fields(kind) if field.name in written}
@@ -40,13 +44,15 @@ class Needs:
     `devices` accelerators (None: as many as there are to be had, one at least; 0: it computes nothing) of
     `device_bytes` each, and `host_bytes` for each process beside them; or, on a worker without accelerators,
     `cpu_bytes` a process. Several devices that share out what they can hold `each_bytes` each and `spread_bytes` among
-    them. 0 bytes: nobody knows. `lighter` is what the user could set to need less.
+    them, where the package `sharing` is installed, if it takes one. 0 bytes: nobody knows. `lighter` is what the user
+    could set to need less.
     """
 
     devices: int | None = None
     device_bytes: int = 0
     each_bytes: int = 0
     spread_bytes: int = 0
+    sharing: str = "deepspeed"
     host_bytes: int = 0
     cpu_bytes: int = 0
     packages: tuple[str, ...] = ()
@@ -108,16 +114,17 @@ def _needs(stage: PlannedStage, shape: Shape | None, ratio: float) -> Needs:
         device_bytes=CONTEXT_BYTES_ELSEWHERE + _least_bytes(stage, shape, on_device),
         each_bytes=CONTEXT_BYTES_ELSEWHERE + each if spread else 0,
         spread_bytes=spread,
+        sharing=_SHARING if kind == "dense" else "",
         host_bytes=PROCESS_BYTES + on_host,
         cpu_bytes=PROCESS_BYTES + on_host + _least_bytes(stage, shape, _use(config, kind, ratio, "cpu")),
     )
 
 
 def _packages(stage: PlannedStage) -> tuple[str, ...]:
-    """What must be installed: what a setting names, and DeepSpeed where devices are told to share out."""
+    """What must be installed: what a setting names, and what shares out a dense stage that devices are told to."""
     named = tuple(package for field, value, package in _PACKAGES if getattr(stage.config, field, None) == value)
     told = _kind(stage) == "dense" and getattr(stage.config, "zero", 0) in (1, 2, 3) and _devices(stage) != 1
-    return (*named, "deepspeed") if told else named
+    return (*named, _SHARING) if told else named
 
 
 def _devices(stage: PlannedStage) -> int | None:
@@ -158,11 +165,15 @@ def _least_bytes(stage: PlannedStage, shape: Shape, use: Use) -> int:
 
 
 def _shared_bytes(stage: PlannedStage, shape: Shape, use: Use) -> tuple[int, int]:
-    """(bytes that each device holds, bytes that several divide among them) where a dense stage shares out as much as
-    its setting allows; (0, 0) where it shares out nothing. What is divided is halved again from two devices to four.
+    """(bytes that each device holds, bytes that several divide among them) where a stage that trains shares out as
+    much as its setting allows; (0, 0) where it shares out nothing. What is divided is halved again from two devices to
+    four.
     """
     config = stage.config
-    if not isinstance(config, TrainingConfig) or use.kind != "dense" or config.zero == 0 or config.moments == "8bit":
+    if not isinstance(config, TrainingConfig):
+        return 0, 0
+    whole = config.zero == 0 or (config.moments == "8bit" if use.kind == "dense" else config.zero in (1, 2))
+    if whole:
         return 0, 0
     shared = replace(use, zero=3 if config.zero == "auto" else config.zero, offload=config.offload)
     two, four = (_least_bytes(stage, shape, replace(shared, devices=count)) for count in (2, 4))

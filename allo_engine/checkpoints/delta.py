@@ -100,15 +100,21 @@ def apply_delta(model: PreTrainedModel, folder: Path, base: Path) -> None:
 
 @torch.no_grad()
 def write_into(model: nn.Module, values: Iterable[tuple[str, Entries]], names: Names) -> None:
-    """Set a model's weights at entries of its stored weights, in the precision that they have there."""
-    weights = dict(model.named_parameters())
+    """Set what this process holds of a model's weights at entries of its stored weights, in the precision that they
+    have there.
+    """
+    from allo_engine.checkpoints.parts import part_of, weights_by_name
+
+    weights = weights_by_name(model)
     for name, (positions, numbers) in values:
         place = names.places.get(name)
         if place is None or (len(positions) and place.size <= positions[-1]):
             raise StageError("wrong_base", f"The sparse checkpoint's weight {name} does not fit the model.")
-        flat = weights[place.weight].view(-1)
-        at = torch.from_numpy(place.in_weight(positions)).to(flat.device)
-        flat[at] = torch.from_numpy(numbers).to(flat.device, flat.dtype)
+        part, first = part_of(weights[place.weight])
+        at = place.in_weight(positions) - first
+        inside = (at >= 0) & (at < len(part))
+        changed = torch.from_numpy(numbers[inside]).to(part.device, part.dtype)
+        part[torch.from_numpy(at[inside]).to(part.device)] = changed
 
 
 def merge(base: Path, delta: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:

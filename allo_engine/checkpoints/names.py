@@ -134,6 +134,16 @@ def names_of(model: PreTrainedModel, folder: Path) -> Names:
     return Names(dict(sorted(names.places.items())), names.copies)
 
 
+def buffers_of(model: PreTrainedModel, folder: Path) -> dict[str, Place]:
+    """Where in a model's buffers stored numbers lie, by their stored name."""
+    own, stored = dict(model.named_buffers()), stored_tensors(folder)
+    return {
+        name: Place(target, (own[target].numel(),))
+        for name, target, pattern in _targets(model, stored, model.state_dict())
+        if target in own and pattern is None and stored[name]["dtype"] in FLOATS
+    }
+
+
 def trained_sizes(folder: Path) -> dict[str, int]:
     """The entries of each stored weight that a mask may take: all, where no configuration says what text goes through.
 

@@ -92,7 +92,10 @@ def _modes(forward: Use, ratio: float, devices: int) -> Iterator[tuple[str, Use]
             yield f"all, zero {zero}", replace(dense, zero=zero)
         yield "all, zero 3, offload", replace(dense, zero=3, offload=True)
     yield "all, moments 8bit", replace(dense, moments="8bit")
-    yield "mask", replace(forward, kind="sparse", ratio=ratio)
+    sparse = replace(forward, kind="sparse", ratio=ratio, devices=devices)
+    yield "mask", sparse
+    if devices > 1:
+        yield "mask, zero 3", replace(sparse, zero=3)
 
 
 def _fit(shape: Shape, stage: str, train: str, use: Use, room: int) -> Fit:

@@ -12,6 +12,9 @@ a row, and the largest weight's gradient. An addition of float32 is the same on 
 Of several ranks each sums over its share of the rows, and their sums are added up. That is another order of the same
 additions: a sum may differ in its last bits from that of one rank, and so may, of two weights whose gradients are equal
 up to that, which of them a mask takes. All ranks have the same sums.
+
+Where the ranks share out the model (model/sharing.py), each sums what it holds of every weight. A row's gradients go to
+those that sum them as soon as a layer has its own; in the end all stand in one file, which every rank maps.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import text_weights
+from allo_engine.checkpoints.parts import local_of, part_of
 from allo_engine.config import RowsConfig
 from allo_engine.model.ahead import ahead
 from allo_engine.model.logps import token_logps
 from allo_engine.model.memory import Kind, available_bytes
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group, build_row, rows_of
+from allo_engine.model.sharing import Rows, evenly
 from allo_engine.ranks import here
 from allo_engine.report import Report, Tick
 
@@ -42,7 +47,7 @@ AT_ONCE = 1 << 22
 
 
 def fitted_gradients(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Rows,
     folder: Path,
     groups: Sequence[Group],
     config: RowsConfig,
@@ -51,10 +56,13 @@ def fitted_gradients(
     tick: Tick,
 ) -> dict[str, Tensor]:
     """`summed_gradients` over all ranks' rows, which are as long as memory allows; `folder` is the model's."""
-    where = summing_device(model)
-    kind: Kind = "gradient" if where == model.device else "gradient_on_host"
-    rows = RowBudget(fitting_tokens(config, folder, kind, loaded=model), work, report)
+    where, zero = summing_device(model), 3 if isinstance(model, Rows) else 0
+    kind: Kind = "gradient" if where.type == next(model.parameters()).device.type else "gradient_on_host"
+    tokens = fitting_tokens(config, folder, kind, loaded=model, zero=zero)
+    rows = RowBudget(tokens, work, report, again=not zero)
     sums = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where), groups)
+    if isinstance(model, Rows):
+        return _joined(sums, text_weights(model.model), work)
     here().total(list(sums.values()))
     return sums
 
@@ -63,17 +71,31 @@ def summing_device(model: nn.Module) -> torch.device:
     """Where every rank's sums for its loaded model stand: beside it while half of what is free there is left for rows,
     on each of them.
     """
-    where = next(model.parameters()).device
-    lack = where.type != "cpu" and 2 * SUM_BYTES * _weights(model) > available_bytes(where.type)
+    held = [local_of(weight) for weight in model.parameters()]
+    where = held[0].device
+    lack = where.type != "cpu" and 2 * SUM_BYTES * sum(map(Tensor.numel, held)) > available_bytes(where.type)
     return torch.device("cpu") if here().any(lack) else where
 
 
-def _weights(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+def _joined(parts: Mapping[str, Tensor], weights: Mapping[str, Tensor], work: Path) -> dict[str, Tensor]:
+    """The sums of all ranks' parts. They stand in a file that nobody finds: it goes when no rank maps it any more."""
+    path, found, offset = here().firsts(work) / "sums.tmp", {}, 0
+    work.mkdir(parents=True, exist_ok=True)
+    here().barrier()
+    size = sum(weight.numel() for weight in weights.values())
+    every = torch.from_file(str(path), shared=True, size=size)
+    for name, weight in weights.items():
+        part, first = parts[name].view(-1), offset + part_of(weight)[1]
+        every[first : first + len(part)] = part.cpu()
+        found[name] = every[offset : offset + weight.numel()].view(weight.shape)
+        offset += weight.numel()
+    here().barrier()
+    path.unlink(missing_ok=True)
+    return found
 
 
 def summed_gradients(
-    model: PreTrainedModel, groups: Sequence[Group], budget: int, tick: Tick, where: torch.device | None = None
+    model: PreTrainedModel | Rows, groups: Sequence[Group], budget: int, tick: Tick, where: torch.device | None = None
 ) -> dict[str, Tensor]:
     """Σ over all items (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen), float32 by the weight's name.
 
@@ -81,20 +103,25 @@ def summed_gradients(
 
     Rows hold at most `budget` tokens, and of several ranks each sums over its share of them; `tick` is told of each
     row's when it is done. A weight's gradient is added up and freed as soon as the backward pass has it. The sums stand
-    on the device `where`, else beside the model. Tied weights are one weight.
+    on the device `where`, else beside the model. Tied weights are one weight. Of a model that the ranks share out, each
+    has the sums over all rows for what it holds.
     """
-    weights = text_weights(model)
+    plain = model.model if isinstance(model, Rows) else model
+    weights = text_weights(plain)
     sums = {
-        name: torch.zeros_like(weight, dtype=torch.float32, device=where or weight.device)
+        name: torch.zeros_like(local_of(weight), dtype=torch.float32, device=where or weight.device)
         for name, weight in weights.items()
     }
     with ExitStack() as hooks:
         for name, weight in weights.items():
             hooks.enter_context(weight.register_post_accumulate_grad_hook(_into(sums[name])))
         own = here().share(rows_of(groups, budget), lambda row: sum(group.tokens() for group in row))
-        rows = ahead((row_groups, build_row(row_groups, model.device)) for row_groups in own)
-        for row_groups, row in hooks.enter_context(closing(rows)):
-            _loss(row_groups, row.split(token_logps(model, row))).backward()
+        rows = ahead((row_groups, build_row(row_groups, plain.device)) for row_groups in own)
+        hooks.enter_context(closing(rows))
+        for row_groups, row in evenly(rows, model) if isinstance(model, Rows) else rows:
+            logps_R = model(row) if isinstance(model, Rows) else token_logps(model, row)
+            loss = _loss(row_groups, row.split(logps_R))
+            (here().size * loss if isinstance(model, Rows) else loss).backward()  # they are averaged over the ranks
             tick(sum(group.tokens() for group in row_groups))
     return sums
 
@@ -111,7 +138,8 @@ def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor]) -> T
 def _into(total: Tensor) -> Callable[[Tensor], None]:
     def add(weight: Tensor) -> None:
         assert weight.grad is not None  # the hook is called when it is there
-        for into, part in zip(total.view(-1).split(AT_ONCE), weight.grad.flatten().split(AT_ONCE), strict=True):
+        found = local_of(weight.grad).flatten()
+        for into, part in zip(total.view(-1).split(AT_ONCE), found.split(AT_ONCE), strict=True):
             into.add_(part.to(total.device))
         weight.grad = None
 

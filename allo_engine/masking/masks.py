@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from allo_engine.checkpoints.names import Names
 from allo_engine.checkpoints.writing import header_bytes
 from allo_engine.masking.selection import Source, Threshold, masks, ones, positions
 from allo_engine.ranks import here
@@ -44,6 +45,27 @@ def positions_of(path: Path, sizes: Mapping[str, int]) -> Positions:
             raise StageError("wrong_base", f"The mask was made for another model: weight {name} does not fit.")
         found[name] = positions(bits, sizes[name])
     return found
+
+
+class GivenMask:
+    """The mask of a `use` in the folder that a stage's inputs call "masks"; one that trains all weights has none."""
+
+    def __init__(self, inputs: Mapping[str, Path], use: str) -> None:
+        self._inputs, self._use = inputs, use
+
+    @property
+    def _path(self) -> Path:
+        return self._inputs["masks"] / f"{self._use}.safetensors"
+
+    @property
+    def ratio(self) -> float:
+        """The share of all weights that it takes."""
+        kept = load_file(self._path).values()
+        return sum(map(ones, kept)) / max(1, 8 * sum(map(len, kept)))
+
+    def __call__(self, _: Callable[[], object], names: Names) -> Positions:
+        """Its positions. The model is not asked for: it is the one that the mask was made for."""
+        return positions_of(self._path, names.sizes)
 
 
 def write_masks(

@@ -8,13 +8,16 @@ weights they take 20ρ bytes a weight (value, gradient, two moments and place, f
 A parametrization gives the weight as it is to the forward pass, and its backward gathers the masked entries of the
 weight's gradient. The dense gradient lives no longer than that. After each step of the optimizer `write_back` copies
 the values into the weights. So the reference model is the same weights before the first step: no second model is held.
+
+The weights may be made later, and each rank may hold no more than its part of them (see model/sharing.py): all ranks
+hold all masked entries, and each copies into the weights those that lie in its part.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from torch.nn.utils import parametrize
 
 from allo_engine.checkpoints.delta import Values
 from allo_engine.checkpoints.names import Names, own_names
+from allo_engine.checkpoints.parts import part_of
+from allo_engine.model.loading import device
 from allo_engine.report import StageError
 
 _LARGEST_INT32 = 2**31 - 1
@@ -53,11 +58,22 @@ class MaskedEntries(nn.Module):
     def __init__(self, weight: Tensor, positions_K: Tensor, values_K: Tensor) -> None:
         super().__init__()
         places = positions_K.int() if weight.numel() <= _LARGEST_INT32 else positions_K
-        self.register_buffer("positions", places.to(weight.device), persistent=False)
-        self.values = nn.Parameter(values_K.to(weight.device, torch.float32, copy=True))
+        where = device() if weight.is_meta else weight.device
+        self.register_buffer("positions", places.to(where), persistent=False)
+        self.values = nn.Parameter(values_K.to(where, torch.float32, copy=True))
 
     def forward(self, weight: Tensor) -> Tensor:
         return _GatherGradient.apply(self.values, weight, self.positions)  # type: ignore[no-any-return,no-untyped-call]
+
+    @torch.no_grad()
+    def write_into(self, weight: Tensor) -> None:
+        """Copy the values into what this process holds of the weight, rounded to its precision."""
+        part, first = part_of(weight)
+        at_K, values_K = self.positions.long() - first, self.values.detach()
+        if len(part) < weight.numel():
+            inside_K = (at_K >= 0) & (at_K < len(part))
+            at_K, values_K = at_K[inside_K], values_K[inside_K]
+        part.index_copy_(0, at_K, values_K.to(part.dtype))
 
 
 class SparseModel:
@@ -80,7 +96,7 @@ class SparseModel:
         for name, (positions, _) in start.items():
             if len(positions):
                 self._counts[self._places[name].weight][name] = len(positions)
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, nn.Module] = {}
         self._entries: dict[str, MaskedEntries] = {}
         owners = _owners(model)
         for weight, stored in self._counts.items():
@@ -93,19 +109,17 @@ class SparseModel:
         entries = MaskedEntries(weight, positions_K, values_K)
         for module, attribute in owners:  # tied weights stand in several modules and share one parametrization
             parametrize.register_parametrization(module, attribute, entries, unsafe=True)
-        self._weights[name] = weight.detach()
+        self._weights[name] = cast(nn.ModuleDict, module.parametrizations)[attribute]  # whose `original` is the weight
         self._entries[name] = entries
 
     @property
     def values(self) -> dict[str, nn.Parameter]:
         return {name: entries.values for name, entries in self._entries.items()}
 
-    @torch.no_grad()
     def write_back(self) -> None:
         """Copy the values into the weights, rounded to the weights' precision."""
-        for name, weight in self._weights.items():
-            entries = self._entries[name]
-            weight.view(-1).index_copy_(0, entries.positions.long(), entries.values.to(weight.dtype))
+        for name, entries in self._entries.items():
+            entries.write_into(cast(Tensor, self._weights[name].original))
 
     def trained(self) -> Values:
         """Every stored weight's masked positions with the values as they are now."""

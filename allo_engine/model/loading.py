@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from allo_engine.checkpoints.names import Names, names_of
-from allo_engine.checkpoints.reading import StoredTensor
+from allo_engine.checkpoints.names import Names, buffers_of, names_of
+from allo_engine.checkpoints.parts import read_into
+from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
 from allo_engine.checkpoints.writing import rewrite
 from allo_engine.config import Precision
 from allo_engine.model.attention import NAME
@@ -61,6 +63,25 @@ def plain_model(folder: Path, dtype: torch.dtype = torch.float32, where: torch.d
         local_files_only=True,
         use_safetensors=True,
     )
+    return model.eval()  # type: ignore[no-untyped-call,no-any-return]
+
+
+def empty_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """What `load_model` makes, with its buffers but without its weights, which take no memory yet."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    model.tie_weights()  # which were made one by one
+    wide = model._keep_in_fp32_modules_strict or ()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if any(part in name for part in wide):
+            tensor.data = tensor.float()
+    buffers = dict(model.named_buffers())
+    with Checkpoint(folder) as stored:
+        for name, place in buffers_of(model, folder).items():
+            read_into(buffers[place.weight].view(-1), 0, place, stored.tensors[name])
+    if verdict(model.config).packs:
+        model.set_attn_implementation(NAME)
     return model.eval()  # type: ignore[no-untyped-call,no-any-return]
 
 

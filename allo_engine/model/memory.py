@@ -15,6 +15,9 @@ device updates, and for the step a second one of their gradient; `offload` takes
     2            4 + (12 + 2m)/P         weight
     3            (16 + 2m)/P
 
+A masked stage shares out nothing but its frozen weights (stage 3, by torch's FSDP): w/P + ρ(12 + 2m); and the gradient
+that locates its mask before it (w + 4)/P.
+
 What a row adds is what autograd keeps of it and the attention's masks (activations.py), the head's logits, and what
 stands a moment: the largest weight's gradient while it is gathered or added, and the 16-bit copies that autocast makes
 of float32 weights. `allo bench memory-formula` holds the sum against measured peaks.
@@ -98,15 +101,15 @@ class Use:
 
 def held_bytes(shape: Shape, use: Use) -> int:
     """What a stage holds whatever its rows."""
-    moments = 2 * MOMENT_BYTES[use.moments]
+    moments, sharers = 2 * MOMENT_BYTES[use.moments], use.devices if use.zero == 3 else 1
     a_weight = {
-        "forward": use.weight_bytes,
+        "forward": use.weight_bytes / sharers,
         "dense": _dense_bytes(use, moments),
-        "sparse": use.weight_bytes + use.ratio * (12 + moments),
-        "gradient": use.weight_bytes + 4,
-        "gradient_on_host": use.weight_bytes,
+        "sparse": use.weight_bytes / sharers + use.ratio * (12 + moments),
+        "gradient": (use.weight_bytes + 4) / sharers,
+        "gradient_on_host": use.weight_bytes / sharers,
     }
-    buffer = 4 * ZERO_BUCKET if use.zero else 0
+    buffer = 4 * ZERO_BUCKET if use.zero and use.kind == "dense" else 0
     return round(a_weight[use.kind] * shape.weights) + buffer
 
 
@@ -224,8 +227,20 @@ def _copies(shape: Shape, use: Use) -> tuple[int, int, int]:
 
 
 def _gathered_bytes(shape: Shape, use: Use) -> int:
-    """What stands whole of weights that are shared out: the head for all of a row, what is at work, what is next."""
-    return 4 * (shape.vocabulary * shape.hidden + shape.largest + ZERO_BUCKET) if use.zero == 3 else 0
+    """What stands whole of weights that are shared out.
+
+    By DeepSpeed: the head for all of a row, what is at work, what is next. By FSDP: all that is in no layer for all of
+    a row, a layer at work, and the next one; where gradients are shared out too, those of a layer, or of all that is in
+    none, as they are and in float32 on their way.
+    """
+    if use.zero < 3:
+        return 0
+    outside = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    if use.kind == "dense":
+        return 4 * (shape.vocabulary * shape.hidden + shape.largest + ZERO_BUCKET)
+    layer = (shape.weights - outside) // shape.layers
+    passing = (use.weight_bytes + 4) * max(layer, outside) if use.kind.startswith("gradient") else 0
+    return use.weight_bytes * (outside + 2 * layer) + passing
 
 
 def _gradient_bytes(use: Use) -> int:

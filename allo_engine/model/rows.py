@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from allo_engine.checkpoints.parts import local_of
 from allo_engine.config import RowsConfig, TrainingConfig
 from allo_engine.model.loading import device, dtype_of, packs
 from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
@@ -86,17 +87,17 @@ def fitting_rows(
 
 
 def fitting_tokens(
-    config: RowsConfig, folder: Path, kind: Kind, ratio: float = 1.0, loaded: nn.Module | None = None
+    config: RowsConfig, folder: Path, kind: Kind, ratio: float = 1.0, loaded: nn.Module | None = None, zero: int = 0
 ) -> int:
     """The tokens of a row alone: see fitting_rows."""
-    return fitting_rows(config, folder, kind, ratio, loaded)[0]
+    return fitting_rows(config, folder, kind, ratio, loaded, zero)[0]
 
 
 def free_bytes(config: RowsConfig, device_type: str, loaded: nn.Module | None) -> int:
     """What a stage may hold in all, its model included: a setting, or what is free and what its model has already."""
     if config.memory_gb is not None:
         return round(config.memory_gb * 2**30)
-    own = sum(weight.nbytes for weight in loaded.parameters()) if loaded else 0
+    own = sum(local_of(weight).nbytes for weight in loaded.parameters()) if loaded else 0
     sharers = here().size if device_type == "cpu" else 1
     return available_bytes(device_type) // sharers + own
 

@@ -20,7 +20,7 @@ from allo_engine.config import ForgetConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import ScoredGroup
-from allo_engine.masking.masks import positions_of
+from allo_engine.masking.masks import GivenMask
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.logps import PerToken
@@ -47,9 +47,7 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         report.message("No token of the wrong responses is unaligned: nothing was forgotten.", "warn")
         _leave({}, start, outputs)
         return {**metrics, "trained_weights": 0}
-    training = trained(
-        start, config, report, work, lambda _, names: positions_of(inputs["masks"] / "forget.safetensors", names.sizes)
-    )
+    training = trained(start, config, report, work, GivenMask(inputs, "forget"))
     if config.loss == "simnpo":
         objective: Objective = SimNpo(weights, config.beta, config.gamma)
     elif dtype_of(config.precision) == torch.float32:

@@ -17,7 +17,7 @@ from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ImproveConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
-from allo_engine.masking.masks import positions_of
+from allo_engine.masking.masks import GivenMask
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.ranks import here
 from allo_engine.report import Report
@@ -35,7 +35,7 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         config,
         report,
         work,
-        lambda _, names: positions_of(inputs["masks"] / "improve.safetensors", names.sizes),
+        GivenMask(inputs, "improve"),
         forgotten,
     )
     weights = f"{fingerprint(start)}+{fingerprint(inputs['forgotten'])}"

@@ -36,9 +36,10 @@ from allo_engine.model.sequences import Group, batches
 from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.training.choice import stage_of
 from allo_engine.training.loop import FORWARD_SHARE, MOST_PLANNED
 from allo_engine.training.optimizer import learning_rate
-from allo_engine.training.zero import Sharded, shared_out, stage_of, zero_settings
+from allo_engine.training.zero import Sharded, shared_out, zero_settings
 
 UNSCORED = -100
 """The label of a token that is read and not predicted, as transformers has it."""

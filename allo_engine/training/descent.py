@@ -1,6 +1,7 @@
 """From rows' losses to a step of the optimizer: what a training does otherwise where its weights are shared out.
 
-`Whole` is every process that holds all that it trains, alone or among others; zero.py has the one that does not.
+`Whole` is every process that holds all that it trains, alone or among others, and `Parted` one that holds all of that,
+but a part of what is frozen; zero.py has the one that holds a part of what it trains.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from allo_engine.config import TrainingConfig
 from allo_engine.model.logps import computing, token_logps
 from allo_engine.model.sequences import Row
+from allo_engine.model.sharing import Rows, evenly
 from allo_engine.ranks import here
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.optimizer import optimizer_of
@@ -83,6 +85,24 @@ class Whole(OptimizerState):
 
     def forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=False)
+
+
+class Parted(Whole):
+    """The same, of a model that is shared out as `way` over all ranks, but for the trained parameters."""
+
+    def __init__(self, way: Rows, parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> None:
+        super().__init__(way.model, parameters, config)
+        self._way = way
+
+    def even(self, rows: Iterator[Item]) -> Iterator[Item]:
+        return evenly(rows, self.logps, self.backward)
+
+    def logps(self, row: Row) -> Tensor:
+        with computing(self._model, self._config.precision):
+            logps_R: Tensor = self._way(row)
+        if not torch.is_grad_enabled():
+            self._way.let_go()
+        return logps_R
 
 
 def everyones(own: Totals) -> Totals:

@@ -27,16 +27,18 @@ from allo_engine.model.logps import PerToken
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches
+from allo_engine.model.sharing import Rows, in_parts
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.training.descent import Descent, Whole
+from allo_engine.training.choice import stage_of
+from allo_engine.training.descent import Descent, Parted, Whole
 from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed, cut
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
 from allo_engine.training.optimizer import learning_rate
 from allo_engine.training.resuming import Cadence, Checkpoints
-from allo_engine.training.zero import Sharded, stage_of
+from allo_engine.training.zero import Sharded
 
 MOST_PLANNED = 10**8
 """Epochs times problems of a training: its batches are all known before its first step, and must fit the memory."""
@@ -52,7 +54,8 @@ class Trainer:
     """Trains `parameters` of a model on groups, checkpointing into `work`.
 
     `written` is called after each step, for parameters that stand beside the weights (see sparse.py). `zero` is the
-    stage of ZeRO that shares the parameters out over the ranks.
+    stage of ZeRO that shares the parameters out over the ranks; `way` is the model where that is shared out already,
+    but for the parameters.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Trainer:
         rows: RowBudget,
         written: Callable[[], None] = lambda: None,
         zero: int = 0,
+        way: Rows | None = None,
     ) -> None:
         self._model, self._config = model, config
         self._report, self._rows, self._written, self._ranks = report, rows, written, here()
@@ -73,7 +77,13 @@ class Trainer:
             keep_freed_memory()
         if config.gradient_checkpointing is True:
             recompute_activations(model)
-        self._descent: Descent = Sharded(model, parameters, config, zero) if zero else Whole(model, parameters, config)
+        self._descent: Descent = (
+            Sharded(model, parameters, config, zero)
+            if zero
+            else Parted(way, parameters, config)
+            if way
+            else Whole(model, parameters, config)
+        )
         self.weights = self._descent.weights
         self._checkpoints = Checkpoints(work, self._descent, report)
 
@@ -263,3 +273,23 @@ def sparse_trainer(
     rows = RowBudget(tokens, work, report, choice)
     sparse = SparseModel(model, start, names)
     return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)
+
+
+def parted_trainer(
+    model: PreTrainedModel,
+    folder: Path,
+    names: Names,
+    start: Values,
+    over: Values,
+    config: TrainingConfig,
+    report: Report,
+    work: Path,
+) -> tuple[SparseModel, Trainer]:
+    """The same of a model without weights, which are then shared out over all ranks, with the entries `over` on top."""
+    ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
+    tokens, choice = fitting_rows(config, folder, "sparse", ratio, zero=3)
+    rows = RowBudget(tokens, work, report, choice, again=False)
+    sparse = SparseModel(model, start, names)
+    way = in_parts(model, folder, names, sparse.values.values())
+    write_into(model, over.items(), names)
+    return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back, way=way)

@@ -18,6 +18,7 @@ from allo_engine.masking.importance import Gradient
 from allo_engine.masking.masks import Positions, positions_of, write_masks
 from allo_engine.masking.selection import count_of, thresholds
 from allo_engine.model.sequences import Group
+from allo_engine.model.sharing import Rows
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped, Tick
 
@@ -32,19 +33,23 @@ class OwnMask:
         self._work, self._report = work / "mask", report
         self._tokens = sum(group.tokens() for group in groups)
 
-    def __call__(self, model: PreTrainedModel, names: Names) -> Positions:
-        """Its positions, in the start model as it is loaded."""
+    @property
+    def ratio(self) -> float:
+        return self._config.mask_ratio
+
+    def __call__(self, model: Callable[[], PreTrainedModel | Rows], names: Names) -> Positions:
+        """Its positions, in the start model."""
         ranks, own = here(), self._work / "own.safetensors"
         found = ranks.firsts(own)
         if not ranks.firsts(own.exists()):
-            self._locate(model, names, self._work / "aside")
+            self._locate(model(), names, self._work / "aside")
             if ranks.leads:
                 (self._work / "aside" / own.name).replace(own)
             ranks.barrier()
         self._report.before = self._tokens
         return positions_of(found, names.sizes)
 
-    def _locate(self, model: PreTrainedModel, names: Names, folder: Path) -> None:
+    def _locate(self, model: PreTrainedModel | Rows, names: Names, folder: Path) -> None:
         of = (self._folder, self._groups, self._config, self._work, self._report)
         source = Gradient(fitted_gradients(model, *of, self._told(here().tally())), names)
         rank = count_of(self._config.mask_ratio, sum(source.sizes.values()))

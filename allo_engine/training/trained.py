@@ -1,17 +1,20 @@
 """What of a model a stage trains: all its weights, or the entries of a mask. Either way what it leaves has one form.
 
 A dense stage holds every weight in float32, with gradient and moments; a masked one holds the model in the precision
-that it computes in, and its masked entries beside it (see masking/sparse.py).
+that it computes in, and its masked entries beside it (see masking/sparse.py). Over several devices either may share out
+its weights (see choice.py).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values, merge, write_delta, write_into
@@ -20,13 +23,26 @@ from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.entries import overlay, stored_values, within
 from allo_engine.masking.masks import Positions
-from allo_engine.model.loading import dtype_of, load_model, save_weights
+from allo_engine.model.loading import dtype_of, empty_model, load_model, save_weights
+from allo_engine.model.rows import give_back_freed_memory
+from allo_engine.model.sharing import Rows, in_parts
 from allo_engine.ranks import here
 from allo_engine.report import Report
-from allo_engine.training.loop import Trainer, dense_trainer, sparse_trainer
+from allo_engine.training.choice import stage_of
+from allo_engine.training.loop import Trainer, dense_trainer, parted_trainer, sparse_trainer
 
-MaskOf = Callable[[PreTrainedModel, Names], Positions]
-"""Where a masked stage trains: of the model that it starts from, and how its weights are stored, the positions."""
+
+class Mask(Protocol):
+    """Where a masked stage trains."""
+
+    @property
+    def ratio(self) -> float:
+        """Its share of all weights, roughly."""
+
+    def __call__(self, model: Callable[[], PreTrainedModel | Rows], names: Names, /) -> Positions:
+        """The positions in the model that the stage starts from, and how its weights are stored; the model itself, over
+        all ranks where they share it out, is there to be asked for.
+        """
 
 
 class Trained(Protocol):
@@ -73,16 +89,23 @@ class Masked:
     """The entries of a mask, in a folder's model with the entries `over` on top."""
 
     def __init__(
-        self, folder: Path, config: TrainingConfig, report: Report, work: Path, mask: MaskOf, over: Values
+        self, folder: Path, config: TrainingConfig, report: Report, work: Path, mask: Mask, over: Values
     ) -> None:
         self._folder, self._work, self._over = folder, work, over
-        model = load_model(folder, dtype_of(config.precision))
+        parted = stage_of(config, folder, report, mask.ratio) == 3
+        dtype = dtype_of(config.precision)
+        model = empty_model(folder, dtype) if parted else load_model(folder, dtype)
         names = names_of(model, folder)
-        write_into(model, over.items(), names)
-        positions = mask(model, names)
+        if not parted:
+            write_into(model, over.items(), names)
+        positions = mask(partial(_trainable, folder, dtype, names, over) if parted else lambda: model, names)
+        give_back_freed_memory()  # of the model that the mask was located in
         start = within(overlay(stored_values(folder, positions), over), positions)
-        self._sparse, self.trainer = sparse_trainer(model, folder, names, start, config, report, work)
         self.weights = sum(len(places) for places in positions.values())
+        if parted:
+            self._sparse, self.trainer = parted_trainer(model, folder, names, start, over, config, report, work)
+        else:
+            self._sparse, self.trainer = sparse_trainer(model, folder, names, start, config, report, work)
 
     def changes(self) -> Values:
         return overlay(self._over, self._sparse.trained())
@@ -96,8 +119,15 @@ class Masked:
         merge(self._folder, delta, out)
 
 
+def _trainable(folder: Path, dtype: torch.dtype, names: Names, over: Values) -> Rows:
+    """A folder's model with the entries `over` on top, shared out over all ranks, all its weights to be trained."""
+    way = in_parts(empty_model(folder, dtype), folder, names)
+    write_into(way.model, over.items(), names)
+    return way
+
+
 def trained(
-    folder: Path, config: TrainingConfig, report: Report, work: Path, mask: MaskOf, over: Values | None = None
+    folder: Path, config: TrainingConfig, report: Report, work: Path, mask: Mask, over: Values | None = None
 ) -> Trained:
     """A folder's model, with the entries `over` on top, in training as the stage's settings have it.
 

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,14 +29,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from allo_engine.config import TrainingConfig
-from allo_engine.model.loading import device, dtype_of, packs
-from allo_engine.model.logps import token_logps
-from allo_engine.model.memory import ZERO_BUCKET, least_zero
-from allo_engine.model.rows import LONGEST_ROW, SENSIBLE_ROW, free_bytes, use_of
-from allo_engine.model.sequences import Row, build_row, singles
-from allo_engine.model.shape import shape_of
-from allo_engine.ranks import here
-from allo_engine.report import Report
+from allo_engine.model.loading import device, dtype_of
+from allo_engine.model.memory import ZERO_BUCKET
+from allo_engine.model.sequences import Row
+from allo_engine.model.sharing import Rows, evenly
 from allo_engine.training.descent import everyones, finite
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.zero_state import ZeroState, deepspeed
@@ -74,20 +68,7 @@ class Sharded(ZeroState):
         super().__init__(self._engine.optimizer, self._optimizer, parameters)
 
     def even(self, rows: Iterator[Item]) -> Iterator[Item]:
-        """Its own rows and then, while others have some, the shortest one there is, for nothing."""
-        nothing = build_row([singles(0, [0], [[0]])], device())
-        more = torch.ones((), device=device())
-        while True:
-            row = next(rows, None)
-            self._ranks.total([more.fill_(row is not None)])
-            if not more.item():
-                return
-            if row is not None:
-                yield row
-                continue
-            logps_R = self.logps(nothing)
-            if torch.is_grad_enabled():
-                self.backward(0 * logps_R.sum())
+        return evenly(rows, self.logps, self.backward)
 
     def logps(self, row: Row) -> Tensor:
         logps_R: Tensor = self._engine(row)
@@ -109,21 +90,21 @@ class Sharded(ZeroState):
         """Never: what was exchanged with the others cannot be taken back. Whoever fails ends the attempt."""
 
 
-class _Rows(nn.Module):
-    """What DeepSpeed runs: the whole way of a row to its log-probabilities.
+class _Rows(Rows):
+    """What DeepSpeed runs.
 
     Autocast keeps no rounded weights for a later product: each is used once in a row, and in stage 3 they would stand
     there whole.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self._dtype = model, dtype
+        super().__init__(model)
+        self._dtype = dtype
 
     def forward(self, row: Row) -> Tensor:
         narrow = self._dtype != torch.float32
         with torch.autocast(self.model.device.type, self._dtype, enabled=narrow, cache_enabled=False):
-            return token_logps(self.model, row)
+            return super().forward(row)
 
 
 class _Asked(torch.optim.AdamW):
@@ -133,35 +114,6 @@ class _Asked(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure) if self.asked else None
-
-
-def stage_of(config: TrainingConfig, folder: Path, report: Report) -> int:
-    """The stage of ZeRO in which a dense stage trains a folder's model here. Moments in 8 bits are never shared out."""
-    ranks = here()
-    if ranks.size == 1:
-        if config.zero not in ("auto", 0) or config.offload:
-            report.message(
-                "zero and offload have no effect on one device: raise devices, or where memory is short set train to "
-                "'mask' or moments to '8bit'.",
-                "warn",
-            )
-        return 0
-    if config.zero != "auto" or config.moments == "8bit":
-        return 0 if config.zero == "auto" else config.zero
-    try:
-        shape = shape_of(folder)
-    except KeyError:  # a model whose sizes have other names
-        return 0
-    use = replace(use_of(config, "dense"), packs=packs(folder), devices=ranks.size)
-    budget = ranks.least(free_bytes(config, use.device_type, None))
-    tokens = config.micro_batch_tokens or min(SENSIBLE_ROW, LONGEST_ROW.get(use.device_type, SENSIBLE_ROW))
-    zero = least_zero(shape, use, budget, tokens)
-    if zero:
-        report.message(
-            f"What trains all weights does not fit a device: {ranks.size} share it out, zero is {zero}.",
-            data={"zero": zero},
-        )
-    return zero
 
 
 def zero_settings(parameters: Mapping[str, nn.Parameter], config: TrainingConfig, stage: int) -> dict[str, Any]:

@@ -13,9 +13,6 @@ from typing import Any
 
 from allo_engine.needs import Needs, known
 
-SHARING = "deepspeed"
-"""The package with which devices share out what they would else hold each."""
-
 
 @dataclass(frozen=True)
 class Device:
@@ -141,7 +138,8 @@ def _counts(needs: Needs, offer: Offer, held: Sequence[Held], rivals: int) -> li
 
 def _device_bytes(needs: Needs, offer: Offer, count: int) -> int:
     """Memory of each of so many accelerators that a stage takes. Several share out what they can."""
-    if count < 2 or not needs.spread_bytes or SHARING not in offer.packages:
+    shares = not needs.sharing or needs.sharing in offer.packages
+    if count < 2 or not needs.spread_bytes or not shares:
         return needs.device_bytes
     return min(needs.device_bytes, needs.each_bytes + -(-needs.spread_bytes // count))
 
@@ -163,11 +161,11 @@ def missing(stage: str, needs: Needs, offers: Sequence[Offer]) -> str:
         return f"Stage {stage} needs {wanted}, which no worker here has: install it on one, or set another way."
     if not any(needs.precision in ("auto", *offer.precisions) for offer in offers):
         return f"Stage {stage} needs devices that compute in {needs.precision}: set precision: float32."
-    sharing = [replace(offer, packages={**offer.packages, SHARING: ""}) for offer in offers]
+    sharing = [replace(offer, packages={**offer.packages, needs.sharing: ""}) for offer in offers]
     shared = any(seat(needs, offer) is not None for offer in sharing)
     helps = [
         needs.lighter,
-        f"install {SHARING} to share it out among devices" if shared else "",
+        f"install {needs.sharing} to share it out among devices" if shared else "",
         "start a larger worker",
     ]
     return f"Stage {stage} needs {_too_much(needs, offers)}: {', or '.join(filter(None, helps))}."

@@ -16,16 +16,17 @@ A step of S tokens a GPU (a batch is shared whole: rows of a batch go to the GPU
                reduce-scatter of 2·N: (P−1)/P of each, over the rails an eighth of it. It runs beside the compute,
                where the compute is long enough.
     held       masked: 2 + 20·ρ bytes a weight; with frozen weights sharded 2/P + 20·ρ; dense ZeRO-3: 16/P. And a row's
-               activations, computed twice, by the engine's own formula (model/memory.py).
+               activations, computed twice, with what stands gathered beside them: the engine's own formulas
+               (model/memory.py), but for dense ZeRO-3.
 
 The step is the longest of compute, HBM and the exchange that runs beside them, and then the exchange that does not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from allo_engine.model.memory import Use, row_bytes
+from allo_engine.model.memory import Use, held_bytes, row_bytes, row_tokens
 from allo_engine.model.shape import Shape
 
 PEAK_FLOPS, MFU = 989e12, 0.40
@@ -78,15 +79,17 @@ class Step:
 def step(shape: Shape, gpus: int, tokens: int, masked: bool, sharded: bool) -> Step:
     """A step over a batch of `tokens`; `sharded` says that no GPU holds all weights."""
     own, weights = tokens / gpus, shape.weights
+    use = Use("sparse", 2, RATIO, checkpointing=True, device_type="cuda")  # the rows of 16-bit weights are alike
     row = min(own, 8192)
+    if masked and sharded:
+        use = replace(use, zero=3, devices=gpus)
+        row = min(row, row_tokens(shape, use, round(CAPACITY)))
     rows = own / row
     trained = RATIO * weights if masked else weights / gpus
     moved = rows * 5 * 2 * weights + trained * (28 + (64 if masked else 0))
     gathers = rows * (2 if masked else 3) * 2 * weights if sharded else 0.0
     summed = 4 * RATIO * weights if masked else 0.0
-    held = (2 / gpus if sharded else 2) * weights + 20 * RATIO * weights if masked else 16 / gpus * weights
-    layer = 2 * (2 * weights / shape.layers) if sharded else 0  # one in use, one on its way
-    use = Use("sparse", 2, RATIO, checkpointing=True, device_type="cuda")  # the rows of 16-bit weights are alike
+    held = held_bytes(shape, use) if masked else 16 / gpus * weights + 2 * (2 * weights / shape.layers)
     beside, behind = (_links(gathers, 1, gpus), _links(summed, 2, gpus))
     return Step(
         compute=8 * weights * own / (MFU * PEAK_FLOPS),
@@ -95,7 +98,7 @@ def step(shape: Shape, gpus: int, tokens: int, masked: bool, sharded: bool) -> S
         behind=_seconds(*behind),
         nvlink_bytes=beside[0] + behind[0],
         infiniband_bytes=beside[1] + behind[1],
-        held=held + layer + row_bytes(shape, use, round(row)),
+        held=held + row_bytes(shape, use, round(row)),
     )
 
 

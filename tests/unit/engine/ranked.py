@@ -20,9 +20,12 @@ SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_
 
 
 def planned(train: str) -> list[PlannedStage]:
-    """All trained stages, and what lies between them; "shared" has ZeRO 3 in all but the last."""
-    shorthand = SETTINGS | {"all": {}, "mask": {"train": "mask"}, "shared": {"zero": 3}}[train]
-    asked = {"all": {}, "mask": {"warmup": {"mask_ratio": 0.3}}, "shared": {"forget": {"train": "all"}}}[train]
+    """All trained stages, and what lies between them; "shared" has ZeRO 3 in all but the last, "parted" shares out
+    frozen weights in all of them, and computes activations twice."""
+    parted = {"train": "mask", "zero": 3, "gradient_checkpointing": True}
+    shorthand = SETTINGS | {"all": {}, "mask": {"train": "mask"}, "shared": {"zero": 3}, "parted": parted}[train]
+    warmup = {"warmup": {"mask_ratio": 0.3}}
+    asked = {"all": {}, "mask": warmup, "shared": {"forget": {"train": "all"}}, "parted": warmup}[train]
     trained = plan("supervised", Data("problems"), {}, shorthand)
     return [*trained, *plan("allo", Data("preferences"), asked, shorthand)]
 

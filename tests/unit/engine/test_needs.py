@@ -16,7 +16,7 @@ from allo_engine.model.memory import SPARE
 from allo_engine.model.shape import Shape
 from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, plan
-from tests.unit.engine.estimate.test_fit import GIB, LLAMA_8B, QWEN_1_5B, QWEN_32B
+from tests.unit.engine.estimate.test_fit import GIB, LLAMA_8B, LLAMA_70B, QWEN_1_5B, QWEN_32B
 
 DATA = Data("problems", validation="problems")
 
@@ -97,9 +97,21 @@ def test_a_dense_stage_shares_out_among_devices_what_zero_lets_it(tmp_path: Path
         "auto": (), 0: (), 1: ("deepspeed",), 3: ("deepspeed",)
     }  # fmt: skip
     assert by[3]["sample"].packages == ()
-    masked = needs_for(shape, train="mask", zero=3)["sft"]
-    assert (masked.spread_bytes, masked.packages) == (0, ())
     assert needs_for(shape, zero=3, devices=1)["sft"].packages == (), "alone there is nothing to share"
+
+
+def test_a_masked_stage_shares_out_its_frozen_weights_where_zero_lets_it(tmp_path: Path) -> None:
+    """70 B weights of two bytes each, beside twenty for each of a mask's 3 %: no device of 80 GiB holds them, eight
+    do. Moments and gradients are few, so the lower stages of ZeRO share out nothing; and none takes a package."""
+    shape = shape_for(LLAMA_70B, tmp_path)
+    by = {zero: needs_for(shape, train="mask", mask_ratio=0.03, zero=zero)["sft"] for zero in ("auto", 0, 1, 2, 3)}
+    spread = {zero: needs.spread_bytes / shape.weights * SPARE for zero, needs in by.items()}
+    assert spread == pytest.approx({"auto": 2, 0: 0, 1: 0, 2: 0, 3: 2}, abs=0.01)
+    assert {(needs.sharing, needs.packages) for needs in by.values()} == {("", ())}
+    eighth = by["auto"].each_bytes + by["auto"].spread_bytes / 8
+    assert eighth < 80 * GIB < by["auto"].device_bytes
+    fit = {fit.train: fit.fits for fit in fits(shape, 80 * GIB, 0.03, devices=8) if fit.stage == "sft"}
+    assert (fit["mask"], fit["mask, zero 3"]) == (False, True)
 
 
 def test_masks_of_another_job_are_taken_to_be_as_large_as_ours(tmp_path: Path) -> None:

@@ -28,7 +28,11 @@ QWEN_32B = {
     "model_type": "qwen2", "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64,
     "num_attention_heads": 40, "num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False,
 }  # fmt: skip
-"""The public shapes of Qwen2.5-1.5B, Llama-3.1-8B and Qwen2.5-32B."""
+LLAMA_70B = {
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+"""The public shapes of Qwen2.5-1.5B, Llama-3.1-8B, Qwen2.5-32B and Llama-3.1-70B."""
 
 
 def found_for(config: dict[str, Any], folder: Path, gibibytes: int, ratio: float) -> list[Fit]:

@@ -82,12 +82,14 @@ def test_sixteen_bit_weights_are_half_as_many_bytes(tmp_path: Path) -> None:
         (Use("dense", 2, zero=2, devices=8, offload=True), 4 + 4 / 8),
         (Use("sparse", 2, 0.05), 2 + 20 * 0.05),
         (Use("sparse", 2, 0.05, moments="8bit"), 2 + (14 + 2 * 4 / 256) * 0.05),
+        (Use("sparse", 2, 0.05, zero=3, devices=8), 2 / 8 + 20 * 0.05),
         (Use("gradient", 2), 2 + 4),
+        (Use("gradient", 2, zero=3, devices=8), 6 / 8),
         (Use("gradient_on_host", 2), 2),
     ],
 )
 def test_what_is_held_is_counted_by_the_weight(use: Use, bytes_a_weight: float) -> None:
-    buffer = 4 * ZERO_BUCKET if use.zero else 0
+    buffer = 4 * ZERO_BUCKET if use.zero and use.kind == "dense" else 0
     assert held_bytes(SEVEN_B, use) == pytest.approx(bytes_a_weight * SEVEN_B.weights + buffer)
 
 
@@ -95,6 +97,12 @@ def test_what_is_shared_out_is_the_least_that_fits() -> None:
     """Of 7 B weights over 8 devices, beside rows: 16, 10, 6.5 or 3 bytes a weight."""
     use = Use("dense", 2, devices=8, device_type="cuda")
     assert [least_zero(SEVEN_B, use, gibibytes * GIB, 2048) for gibibytes in (160, 100, 70, 40, 1)] == [0, 1, 2, 3, 3]
+
+
+def test_frozen_weights_are_shared_out_where_they_do_not_fit_whole() -> None:
+    """Of 7 B weights of two bytes over 8 devices, with a mask of 5 %: 3 bytes a weight, or 1.25."""
+    use = Use("sparse", 2, 0.05, devices=8, device_type="cuda")
+    assert [least_zero(SEVEN_B, use, gibibytes * GIB, 2048) for gibibytes in (40, 24, 16)] == [0, 0, 3]
 
 
 def test_autocasts_copies_of_the_weights_are_counted() -> None:

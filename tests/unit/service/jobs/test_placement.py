@@ -73,6 +73,14 @@ def test_devices_share_out_what_one_cannot_hold_where_they_can() -> None:
     )
 
 
+def test_what_takes_no_package_is_shared_out_by_any_devices() -> None:
+    large = of(60, devices=None, each_bytes=10 * GIB, spread_bytes=80 * GIB, sharing="")
+    assert given([large], w=an_offer(52, 52)) == [("0", "w", ("0", "1"))]
+    assert missing("improve", large, [an_offer(52)]) == (
+        "Stage improve needs 60 GiB on one device; the largest here has 52: start a larger worker."
+    )
+
+
 def test_slots_beyond_the_devices_share_them_as_far_as_they_hold() -> None:
     assert given([of(10), of(10), of(10)], w=an_offer(24, slots=2)) == [("0", "w", ("0",)), ("1", "w", ("0",))]
     assert given([of(10), of(20)], w=an_offer(24, slots=2)) == [("0", "w", ("0",))]
