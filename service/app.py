@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import artifacts, events, files, health, hub, jobs, models, uploads, webhooks, workers
+from service.api import artifacts, events, files, health, hub, jobs, metrics, models, uploads, webhooks, workers
+from service.api.access import Access
+from service.api.checks import Health
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
 from service.api.intake import Intake
+from service.api.meters import Meters
 from service.api.query import known_query
 from service.api.reading import Answers, make_readers
 from service.broker import Broker, CeleryBroker
@@ -39,9 +43,10 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
 
     @asynccontextmanager
-    async def at_work(_app: FastAPI) -> AsyncIterator[None]:
+    async def at_work(app: FastAPI) -> AsyncIterator[None]:
         with Courier(database, settings.webhook_private):
             yield
+        app.state.context.close()
 
     app = FastAPI(
         title="ALLO",
@@ -52,11 +57,15 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         dependencies=[Depends(known_query)],
         lifespan=at_work,
     )
-    watch = Watch(settings.lease_seconds)
-    reading = (Answers(database), make_readers())
+    watch, meters = Watch(settings.lease_seconds), Meters()
+    apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
+    checks = Health(_checks(settings, apart, broker, watch), apart.close)
+    answers = (Answers(database), make_readers())
     intake = Intake(settings.max_uploads, settings.max_owner_uploads, settings.idle_body_seconds)
-    app.state.context = Context(settings, database, open_store(settings.store), broker, watch, *reading, intake)
+    parts = (settings, database, open_store(settings.store), watch, *answers, intake, meters, checks)
+    app.state.context = Context(*parts)
     app.add_middleware(Guard, settings=settings, database=database)
+    app.add_middleware(Access, meters=meters)  # the last one added is the outermost
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")
     for part in (files, uploads, jobs, events, artifacts, models, webhooks, workers):
@@ -66,7 +75,23 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     app.include_router(routes)
     app.include_router(health.router)
     app.include_router(hub.router)
+    app.include_router(metrics.router)
     return app
+
+
+def _checks(settings: Settings, database: Database, broker: Broker, watch: Watch) -> Mapping[str, Callable[[], bool]]:
+    """What /readyz asks. Each may raise, and may hang."""
+
+    def answers(ping: Callable[[], None]) -> bool:
+        ping()
+        return True
+
+    return {
+        "database": lambda: answers(database.ping),
+        "broker": lambda: answers(broker.ping),
+        "disk": lambda: shutil.disk_usage(settings.data_dir).free >= settings.min_free_bytes,
+        "worker": lambda: bool(watch.living(database)),
+    }
 
 
 def from_environment() -> FastAPI:

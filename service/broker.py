@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
-from celery import Celery
-from kombu.exceptions import OperationalError
+if TYPE_CHECKING:
+    from celery import Celery
 
 TASK = "worker.tasks.run_stage"
 TIMEOUT_SECONDS = 5
 ONE_TRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 """How kombu connects: it would wait between many tries, and whoever rings has better to do."""
-
-FAILURES = (OperationalError, OSError)
-"""What a broken connection raises, depending on the moment."""
 
 
 def queue_of(queue: str, worker: str) -> str:
@@ -41,13 +41,42 @@ class Broker(Protocol):
 class CeleryBroker:
     """Rings through Celery, by the task's name: the worker's code is not needed for it. Fulfils `Broker`.
 
-    Each worker listens to a queue of its own, `<queue>.<worker>`.
+    Each worker listens to a queue of its own, `<queue>.<worker>`. Celery and the client are loaded when they are first
+    used: the web process, which only asks whether the broker is there, never loads Celery.
     """
 
     def __init__(self, url: str, queue: str) -> None:
-        self._queue = queue
-        self._celery = Celery(broker=url, set_as_current=False)
-        self._celery.conf.update(
+        self._url, self._queue = url, queue
+
+    def ring(self, worker: str, stage_id: str, epoch: int) -> None:
+        with _told():
+            self._celery.send_task(TASK, args=[stage_id, epoch], queue=queue_of(self._queue, worker))
+
+    def forget(self, worker: str) -> None:
+        with _told(), self._celery.connection_for_write() as connection:
+            connection.ensure_connection(**ONE_TRY)
+            queue = self._celery.amqp.queues[queue_of(self._queue, worker)](connection.default_channel)
+            queue.declare()  # what a connection has not declared, it cannot delete
+            queue.delete()
+
+    def ping(self) -> None:
+        from redis import Redis, RedisError
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        seconds = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+        try:
+            with Redis.from_url(_for_redis(self._url), retry=Retry(NoBackoff(), 0), **seconds) as client:
+                client.ping()
+        except (RedisError, OSError) as error:
+            raise BrokerDown(str(error)) from error
+
+    @cached_property
+    def _celery(self) -> Celery:
+        from celery import Celery
+
+        celery = Celery(broker=self._url, set_as_current=False)
+        celery.conf.update(
             task_serializer="json",
             task_ignore_result=True,
             task_publish_retry=False,  # the dispatcher itself rings again
@@ -58,26 +87,20 @@ class CeleryBroker:
                 **ONE_TRY,
             },
         )
+        return celery
 
-    def ring(self, worker: str, stage_id: str, epoch: int) -> None:
-        try:
-            self._celery.send_task(TASK, args=[stage_id, epoch], queue=queue_of(self._queue, worker))
-        except FAILURES as error:
-            raise BrokerDown(str(error)) from error
 
-    def forget(self, worker: str) -> None:
-        try:
-            with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(**ONE_TRY)
-                queue = self._celery.amqp.queues[queue_of(self._queue, worker)](connection.default_channel)
-                queue.declare()  # what a connection has not declared, it cannot delete
-                queue.delete()
-        except FAILURES as error:
-            raise BrokerDown(str(error)) from error
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raises BrokerDown for what a broken connection raises, depending on the moment."""
+    from kombu.exceptions import OperationalError
 
-    def ping(self) -> None:
-        try:
-            with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(**ONE_TRY)
-        except FAILURES as error:
-            raise BrokerDown(str(error)) from error
+    try:
+        yield
+    except (OperationalError, OSError) as error:
+        raise BrokerDown(str(error)) from error
+
+
+def _for_redis(url: str) -> str:
+    """The URL as Redis' own client writes it: kombu says `redis+socket` for a unix socket."""
+    return url.replace("redis+socket://", "unix://", 1)

@@ -123,6 +123,7 @@ class Database:
         """Closes every pooled connection."""
         if self._watcher is not None:
             self._watcher.close()
+            self._watcher = None
         self.engine.dispose()
 
 

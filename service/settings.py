@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,6 +60,12 @@ class Settings(BaseModel):
     idempotency_seconds: Seconds = Field(
         default=86_400, description="For how long the same Idempotency-Key means the request that was already done."
     )
+
+    max_connections: int = Field(
+        default=2000, ge=1, description="Connections to one web process; whoever comes then is sent away with 503."
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="A line an event, for people or programs.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="From which level on.")
 
     heartbeat_seconds: Seconds = Field(
         default=2, description="Between two signs of life of a running stage; a cancel comes back with the next one."

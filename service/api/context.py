@@ -10,9 +10,10 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
+from service.api.checks import Health
 from service.api.intake import Intake
+from service.api.meters import Meters
 from service.api.reading import Answers
-from service.broker import Broker
 from service.db import Database
 from service.jobs.errors import Forbidden
 from service.jobs.keys import Scope
@@ -29,11 +30,17 @@ class Context:
     settings: Settings
     database: Database
     store: Store
-    broker: Broker
     watch: Watch
     answers: Answers
     readers: CapacityLimiter
     intake: Intake
+    meters: Meters
+    health: Health
+
+    def close(self) -> None:
+        """Ends what is open."""
+        self.database.close()
+        self.health.close()
 
     def workers(self) -> list[WorkerView]:
         """The workers that live, as far as this process has watched them."""

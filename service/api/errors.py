@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from fastapi.responses import Response
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -52,7 +54,7 @@ MESSAGES: Mapping[int, str] = {
     404: "There is no such route.",
     405: "The route exists, but not with this method.",
     413: "The body is larger than this service takes.",
-    503: "The database does not answer at the moment.",
+    503: "The database does not answer at the moment: nothing was changed. Try again soon.",
     507: "The service's disk is full; nothing was stored. Delete files or models, or have its operator make room: "
     "`allo doctor` shows what is held, and by whom.",
 }
@@ -66,13 +68,25 @@ def answer(
     code: str | None = None,
     details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """An error as the client expects it. It never repeats more than a little of what the client sent."""
+) -> Response:
+    """An error as the client expects it."""
+    sent = {**HEADERS.get(status, {}), **(headers or {}), "x-request-id": request_id(request.scope)}
+    body = envelope(status, message, param, code, details)
+    return Response(body, status, headers=sent, media_type="application/json")
+
+
+def envelope(
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> bytes:
+    """The body of an error. It never repeats more than a little of what the client sent."""
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     about = None if param is None else clean_text(param)[:200]
     error = {"message": clean_text(message)[:4000], "type": kind, "param": about, "code": code}
-    sent = {**HEADERS.get(status, {}), **(headers or {}), "x-request-id": request_id(request.scope)}
-    return JSONResponse({"error": clean_json({**(details or {}), **error})}, status, headers=sent)
+    return json.dumps({"error": clean_json({**(details or {}), **error})}, ensure_ascii=False).encode()
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -83,10 +97,10 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(failed, _of_a_part)
     app.add_exception_handler(RequestValidationError, _of_the_request)
     app.add_exception_handler(HTTPException, _of_the_framework)
-    app.add_exception_handler(Exception, _unforeseen)
+    app.add_exception_handler(OSError, _of_the_machine)
 
 
-def _of_the_domain(request: Request, error: Exception) -> JSONResponse:
+def _of_the_domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, DomainError | PlanError)
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
     if isinstance(error, PlanError):
@@ -102,22 +116,22 @@ def _for_the_hub(error: Absent) -> dict[str, str]:
     return {"x-error-code": error.code, "x-error-message": printable}
 
 
-def _of_a_part(request: Request, error: Exception) -> JSONResponse:
+def _of_a_part(request: Request, error: Exception) -> Response:
     if isinstance(error, StoreError):
         return answer(request, 500, f"The stored content {error.sha256} cannot be read.", code="content_unavailable")
-    if isinstance(error, DiskFull) or (isinstance(error, OperationalError) and is_full(error)):
+    if isinstance(error, DiskFull) or (isinstance(error, DBAPIError) and is_full(error)):
         return answer(request, 507, MESSAGES[507], code="disk_full")
     return answer(request, 503, MESSAGES[503], code="database_unavailable")
 
 
-def _of_the_request(request: Request, error: Exception) -> JSONResponse:
+def _of_the_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [(_param(problem["loc"]), _reason(problem)) for problem in error.errors()]
     message = " ".join(f"{param}: {reason}." if param else f"{reason}." for param, reason in problems[:10])
     return answer(request, 422, message, problems[0][0] or None, "invalid_value")
 
 
-def _of_the_framework(request: Request, error: Exception) -> JSONResponse:
+def _of_the_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = MESSAGES.get(error.status_code, str(error.detail))
     headers = {"allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
@@ -135,8 +149,16 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-def _unforeseen(request: Request, _error: Exception) -> JSONResponse:
-    """The server logs the error; the user learns nothing of our insides, but has an id to report."""
+def _of_the_machine(request: Request, error: Exception) -> Response:
+    """A full disk; whatever else the machine did is unforeseen."""
+    assert isinstance(error, OSError)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    return answer(request, 507, MESSAGES[507], code="disk_full")
+
+
+def unforeseen(request: Request) -> Response:
+    """The error is in the log; the user learns nothing of our insides, but has an id to report."""
     name = request_id(request.scope)
     return answer(request, 500, f"An error of this service, not of the request. Its id is {name}.", code="internal")
 

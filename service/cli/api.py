@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 
 _EPILOG = """\
 examples:
@@ -22,19 +21,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
-    parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)  # a listening socket that `allo up` hands down
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM."""
-    import uvicorn  # here, for the other commands need neither
+    from service.server import serve  # here, for the other commands need neither
+    from service.settings import Settings
 
-    from service.app import from_environment
-
-    config = uvicorn.Config(
-        from_environment(), host=args.host, port=args.port, timeout_graceful_shutdown=5, server_header=False
-    )
-    sockets = None if args.fd is None else [socket.socket(fileno=args.fd)]
-    uvicorn.Server(config).run(sockets)
+    serve(Settings.from_environment(), args.host, args.port)
     return 0

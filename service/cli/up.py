@@ -104,7 +104,7 @@ def _start(keeper: Keeper, settings: Settings, listener: socket.socket) -> None:
         command = embedded.command(settings.data_dir)
         keeper.start(Program("broker", command, environment, logs / "broker.log", patience=5))
         embedded.wait_until_ready(settings.data_dir)
-    api, fd = [*python, "service.cli", "api", "--fd", str(listener.fileno())], (listener.fileno(),)
+    api, fd = [*python, "service.server", "--fd", str(listener.fileno())], (listener.fileno(),)
     keeper.start(Program("api", api, environment, logs / "api.log", patience=10, pass_fds=fd))
     worker_patience = settings.grace_seconds + 15
     keeper.start(Program("worker", [*python, "worker"], environment, logs / "worker.log", patience=worker_patience))

@@ -20,6 +20,7 @@ from service.broker import BrokerDown
 from service.db import Base, Database
 from service.jobs.keys import create_key
 from service.migrating import migrate
+from service.server import Bounds, config
 from service.settings import Settings
 from service.storage import open_store
 from tests.integration.service.domain import Domain, furnish
@@ -108,7 +109,7 @@ def app(tmp_path: Path, sqlite: Path, broker: SilentBroker) -> Iterator[FastAPI]
     limits = {"max_file_bytes": 20_000, "max_request_bytes": 10_000, "max_line_bytes": 2_000, "max_active_jobs": 5}
     app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, **limits), broker)
     yield app
-    app.state.context.database.close()
+    app.state.context.close()
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def secret(served: Domain) -> str:
 @pytest.fixture
 def base_url(app: FastAPI) -> Iterator[str]:
     """The app behind a real server on this machine."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -1,0 +1,46 @@
+"""How much there is and how long it took, over all owners: for the operator's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from service.db import Database
+from service.jobs import repository_counts as counts
+
+
+@dataclass(frozen=True)
+class Work:
+    """What went into the stages of one name: seconds of those that succeeded, how many did, and attempts of all."""
+
+    seconds: int
+    succeeded: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Counts at one moment. Stages by (name, status); a queue's depth in stages and its age in seconds."""
+
+    jobs: Mapping[str, int]
+    stages: Mapping[tuple[str, str], int]
+    queue_depth: int
+    queue_age: int
+    work: Mapping[str, Work]
+    file_bytes: int
+    artifact_bytes: int
+
+
+def read(database: Database) -> Figures:
+    """What there is now."""
+    with database.snapshot() as session:
+        depth, oldest = counts.queue(session)
+        return Figures(
+            jobs=counts.jobs(session),
+            stages=counts.stages(session),
+            queue_depth=depth,
+            queue_age=0 if oldest is None else max(0, database.now() - oldest),
+            work={name: Work(*row) for name, row in counts.work(session).items()},
+            file_bytes=counts.file_bytes(session),
+            artifact_bytes=counts.artifact_bytes(session),
+        )

@@ -1,0 +1,138 @@
+"""The web server: `python -m service.server`. uvicorn, with bounds on what a connection may hold up."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import resource
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api.errors import envelope
+from service.api.scope import new_request_id
+from service.app import create_app
+from service.logs import configure
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What connections may hold up. Seconds: `head` until a request's head has come whole; `body` without a byte of a
+    body that is waited for; `look` between two looks at each."""
+
+    connections: int = 2000
+    head: float = 10.0
+    body: float = 30.0
+    look: float = 2.0
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed where its client stops halfway, or sends a head without end. What is no HTTP is
+    answered in our shape."""
+
+    bounds = Bounds()
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_head()
+        if len(self.connections) > self.bounds.connections:
+            self._refuse(503, "Too many connections at the moment.", "too_many_connections")
+        else:
+            self.loop.call_later(self.bounds.look, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+        self._head_bytes += len(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"The request's head is larger than {MAX_HEAD_BYTES} bytes.", "head_too_large")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's
+        self._refuse(400, "This is not an HTTP request that can be understood.", "invalid_http")
+
+    def _await_head(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._began = self._heard = self.loop.time()
+
+    def _look(self) -> None:
+        """Close the connection where its client is overdue; look again where not."""
+        if self.transport.is_closing():
+            return
+        now, cycle = self.loop.time(), self.cycle
+        in_body = cycle is not None and cycle.more_body and not cycle.response_complete and not self.flow.read_paused
+        if self._in_head and now - self._began > self.bounds.head:
+            self._refuse(408, "The request's head did not come in time.", "request_timeout")
+        elif not self._in_head and in_body and now - self._heard > self.bounds.body:
+            self._refuse(408, "The rest of the body did not come in time.", "request_timeout")
+        else:
+            self.loop.call_later(self.bounds.look, self._look)
+
+    def _refuse(self, status: int, message: str, code: str) -> None:
+        """Answer, where no answer has begun, and close."""
+        name = new_request_id()
+        log.warning("connection_refused status=%s code=%s request_id=%s client=%s", status, code, name, self.client)
+        if self._in_head or self.cycle is None or not self.cycle.response_started:
+            body = envelope(status, message, code=code)
+            head = (
+                f"HTTP/1.1 {status} {code}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+                f"x-request-id: {name}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def config(app: ASGIApp, bounds: Bounds, **options: Any) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    protocol = type("Connection", (Connection,), {"bounds": bounds})
+    return uvicorn.Config(
+        app, http=protocol, ws="none", log_config=None, access_log=False, server_header=False,
+        timeout_graceful_shutdown=5, **options,
+    )  # fmt: skip
+
+
+def serve(settings: Settings, host: str, port: int, descriptor: int | None = None) -> None:
+    """Serve until SIGTERM, on a socket that is already listening where there is one."""
+    configure(settings.log_format, settings.log_level)
+    _allow_connections(settings.max_connections)
+    sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
+    app = create_app(settings)
+    gc.freeze()  # what is there by now stays: no collection need look at it
+    uvicorn.Server(config(app, Bounds(settings.max_connections), host=host, port=port)).run(sockets)
+
+
+def _allow_connections(count: int) -> None:
+    """As many open files as the connections want, beside ours, as far as the system has them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 500 if hard == resource.RLIM_INFINITY else min(count + 500, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m service.server", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--fd", type=int)
+    args = parser.parse_args()
+    serve(Settings.from_environment(), args.host, args.port, args.fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What a connection may hold up: clients that stop halfway, send no HTTP, or come in too great a number."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from service.server import Bounds, config
+from tests.integration.service.domain import Domain
+from tests.waiting import PATIENCE, until
+
+
+@pytest.fixture
+def port(app: FastAPI) -> Iterator[int]:
+    """The app behind a server with little patience."""
+    bounds = Bounds(connections=8, head=0.5, body=0.5, look=0.1)
+    server = uvicorn.Server(config(app, bounds, port=0, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def connect(port: int, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection: socket.socket) -> tuple[int, str]:
+    """The status and the error's code, once the server has closed the connection."""
+    with connection:
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"x-request-id: req-" in head
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow"])
+def test_a_head_that_does_not_come_ends_its_connection(port: int, sent: bytes) -> None:
+    assert answer(connect(port, sent)) == (408, "request_timeout")
+
+
+def test_a_body_that_stops_halfway_ends_its_connection(port: int, secret: str) -> None:
+    head = f"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    assert answer(connect(port, head.encode() + b'{"model"')) == (408, "request_timeout")
+
+
+def test_a_head_without_end_is_cut_off(port: int) -> None:
+    connection = connect(port, b"GET / HTTP/1.1\r\n" + b"X-A: %s\r\n" % (b"a" * 70_000))
+    assert answer(connection) == (431, "head_too_large")
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"])
+def test_what_is_no_http_is_answered_in_our_shape(port: int, sent: bytes) -> None:
+    assert answer(connect(port, sent)) == (400, "invalid_http")
+
+
+def test_one_connection_too_many_is_sent_away_and_room_is_made_again(port: int, served: Domain) -> None:
+    many = [connect(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(8)]
+    for one in many:
+        assert one.recv(12) == b"HTTP/1.1 200"
+    assert answer(connect(port)) == (503, "too_many_connections")
+    for one in many:
+        one.close()
+
+    def served_again() -> bool:
+        with connect(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+            return connection.recv(12) == b"HTTP/1.1 200"
+
+    until(served_again)
