@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import artifacts, events, files, health, hub, jobs, metrics, models, uploads, webhooks, workers
+from service.api import artifacts, events, files, health, hub, jobs, keys, metrics, models, uploads, webhooks, workers
 from service.api.access import Access
+from service.api.audited import Audited
 from service.api.checks import Health
 from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
 from service.api.intake import Intake
+from service.api.limits import Rates, Streams
 from service.api.meters import Meters
 from service.api.query import known_query
 from service.api.reading import Answers, make_readers
@@ -22,6 +24,7 @@ from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience
 from service.gate import Bounded
+from service.jobs.keys import KeyRing
 from service.jobs.workers import Watch
 from service.migrating import migrate
 from service.settings import Settings
@@ -62,14 +65,17 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     checks = Health(_checks(settings, apart, broker, watch), apart.close)
     answers = (Answers(database), make_readers())
     intake = Intake(settings.max_uploads, settings.max_owner_uploads, settings.idle_body_seconds)
-    parts = (settings, database, open_store(settings.store), watch, *answers, intake, meters, checks)
+    ring, streams = KeyRing(database), Streams(settings.max_streams)
+    parts = (settings, database, open_store(settings.store), watch, *answers, intake, meters, checks, ring, streams)
     app.state.context = Context(*parts)
-    app.add_middleware(Guard, settings=settings, database=database)
+    app.add_middleware(Audited, settings=settings, database=database)
+    app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))
     app.add_middleware(Access, meters=meters)  # the last one added is the outermost
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")
-    for part in (files, uploads, jobs, events, artifacts, models, webhooks, workers):
+    for part in (files, uploads, jobs, events, artifacts, models, webhooks, workers, keys):
         routes.include_router(part.router)
+    routes.include_router(keys.log)
     routes.include_router(webhooks.tests)
     routes.include_router(webhooks.types)
     app.include_router(routes)

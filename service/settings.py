@@ -53,6 +53,11 @@ class Settings(BaseModel):
         default=60, description="An upload of which nothing comes for this long is dropped."
     )
     max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
+    requests_per_minute: int = Field(
+        default=30_000, ge=0, description="Requests of one owner to one API process; 0: no limit."
+    )
+    max_streams: int = Field(default=100, ge=1, description="Live streams that one owner has open at once.")
+    audit_seconds: Seconds = Field(default=90 * 86_400, description="For how long it is kept who did what.")
     min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")
     retry_window_seconds: Seconds = Field(
         default=600, description="For how long a client's marked retry means the request that was already done."

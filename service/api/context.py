@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 
 from service.api.checks import Health
 from service.api.intake import Intake
+from service.api.limits import Streams
 from service.api.meters import Meters
 from service.api.reading import Answers
 from service.db import Database
 from service.jobs.errors import Forbidden
-from service.jobs.keys import Scope
+from service.jobs.keys import KeyRing, Scope
 from service.jobs.tables import ApiKey
 from service.jobs.workers import Watch, WorkerView
 from service.settings import Settings
@@ -36,6 +37,8 @@ class Context:
     intake: Intake
     meters: Meters
     health: Health
+    keys: KeyRing
+    streams: Streams
 
     def close(self) -> None:
         """Ends what is open."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 
 from anyio import to_thread
 from fastapi import Request
@@ -13,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import MESSAGES, answer
+from service.api.limits import Allowance, Rates
 from service.api.scope import request_id
-from service.db import Database
 from service.jobs.keys import KeyRing
 from service.jobs.tables import ApiKey
 from service.settings import Settings
@@ -29,8 +31,8 @@ FORM_OVERHEAD = 2**16
 class Guard:
     """Refuses early, before a body is read, and bounds what is read after."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
-        self._app, self._settings, self._keys = app, settings, KeyRing(database)
+    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing, rates: Rates) -> None:
+        self._app, self._settings, self._keys, self._rates = app, settings, keys, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,10 +40,15 @@ class Guard:
             return
         limit = self._body_limit(scope)
         refusal = _bad_request(scope, limit) or await self._unknown_key(scope)
+        allowance = self._rates.take(scope["state"]["key"].owner) if "key" in scope["state"] else None
+        if allowance is not None and not allowance.taken:
+            refusal = refusal or _too_many(scope, allowance)
         if refusal is not None:
             await refusal(scope, receive, send)
-        else:
-            await self._app(scope, _limited(scope, receive, limit), _named(send, request_id(scope)))
+            return
+        headers = {"x-request-id": request_id(scope), "x-content-type-options": "nosniff"}
+        headers |= allowance.headers() if allowance else {}
+        await self._app(scope, _limited(scope, receive, limit), _with_headers(send, headers))
 
     def _body_limit(self, scope: Scope) -> int:
         if scope["path"] == "/v1/files":
@@ -86,6 +93,12 @@ def _bad_request(scope: Scope, limit: int) -> Response | None:
     return None
 
 
+def _too_many(scope: Scope, allowance: Allowance) -> Response:
+    message = f"You have sent {allowance.limit} requests in a minute, which is your limit: slow down."
+    headers = {"retry-after": str(math.ceil(allowance.wait)), **allowance.headers()}
+    return answer(Request(scope), 429, message, code="rate_limit_exceeded", headers=headers)
+
+
 def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
     """A body that ends in an error where it grows past the limit, whatever its Content-Length said; its sha256 as far
     as it was read stands in the state. A form's says nothing, as its boundary is drawn by chance."""
@@ -107,14 +120,12 @@ def _limited(scope: Scope, receive: Receive, limit: int) -> Receive:
     return bounded
 
 
-def _named(send: Send, name: str) -> Send:
-    """Puts the request's id on the answer."""
+def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """Puts the request's id, and what else every answer has, on the answer."""
 
-    async def with_id(message: Message) -> None:
+    async def with_them(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = name
-            headers["x-content-type-options"] = "nosniff"
+            MutableHeaders(scope=message).update(headers)
         await send(message)
 
-    return with_id
+    return with_them

@@ -16,11 +16,11 @@ from fastapi import Depends, Header, Request, UploadFile
 from fastapi.encoders import jsonable_encoder
 from fastapi.routing import APIRoute
 
+from service.api.audited import CHANGING, deed_of
 from service.api.context import Context, Parts
+from service.jobs.audit import record
 from service.jobs.repetition import Answer, Call, once, sha256_of
 from service.jobs.tables import ApiKey
-
-CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 Endpoint = Callable[..., Any]
 
@@ -49,6 +49,9 @@ def _subject(request: Request) -> str | None:
 
 Calling = Annotated[Call, Depends(_call)]
 """What tells a repetition of this request from a new one."""
+
+_ADDED = {"call_of_this_request": Calling, "this_request": Request}
+"""What such a route takes beside what its endpoint does."""
 
 
 class Once(APIRoute):
@@ -81,16 +84,24 @@ def _done_once(endpoint: Endpoint) -> Endpoint:
     again = getattr(endpoint, "reissue", None)
 
     @wraps(endpoint)
-    def wrapped(*, call_of_this_request: Call, parts: Context, **arguments: Any) -> Answer:
+    def wrapped(*, call_of_this_request: Call, this_request: Request, parts: Context, **arguments: Any) -> Answer:
+        done = False
+
         def do() -> Answer:
+            nonlocal done
             answer: Answer = jsonable_encoder(endpoint(parts=parts, **arguments))
+            record(parts.database, deed_of(this_request, 200, answer.get("id")), parts.settings.audit_seconds)
+            done = True
             return answer
 
         reissue = None if again is None else lambda earlier: again(parts, earlier)
-        return once(parts.database, call_of_this_request, do, reissue)
+        answer = once(parts.database, call_of_this_request, do, reissue)
+        if done:
+            this_request.state.audited = True
+        return answer
 
     signature = inspect.signature(endpoint, eval_str=True)
-    call = inspect.Parameter("call_of_this_request", inspect.Parameter.KEYWORD_ONLY, annotation=Calling)
-    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), call])  # type: ignore[attr-defined]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in _ADDED.items()]
+    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
     wrapped.done_once = True  # type: ignore[attr-defined]
     return wrapped

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.cli.connection import add_data_dir, local_settings
-from service.cli.terminal import CommandError, out
+from service.cli.terminal import CommandError, err, out
 from service.db import Database
 from service.jobs import keys, models
-from service.jobs.tables import ApiKey, Model
+from service.jobs.tables import Model
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
@@ -25,6 +25,7 @@ examples:
   allo keys create --owner alice                     a key that may read and submit
   allo keys create --owner ci --scopes read --days 7 a key that reads, for a week
   allo keys list
+  allo keys rotate key-…                             another secret for the same key, such as after a leak
   allo keys revoke key-…
 
 Everything that a key makes belongs to its owner; other owners do not see it.
@@ -43,7 +44,7 @@ what cannot be trained: a small model of the same architecture is tried. Rows of
 
 
 def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verbs = _with_verbs(commands, "keys", "create, list and revoke API keys", _KEYS_EPILOG)
+    verbs = _with_verbs(commands, "keys", "create, list, rotate and revoke API keys", _KEYS_EPILOG)
     create = _verb(verbs, "create", "make a key and print it, this once", _create_key)
     create.add_argument("--owner", default="local", help="whose key it is (local)")
     create.add_argument(
@@ -51,7 +52,9 @@ def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     create.add_argument("--days", type=float, help="days until it expires (never)")
     _verb(verbs, "list", "show every key, without its secret", _list_keys)
-    revoke = _verb(verbs, "revoke", "end a key at once", _revoke_key)
+    rotate = _verb(verbs, "rotate", "give a key another secret and print it, this once", _rotate_key)
+    rotate.add_argument("id", help="key-…, as `allo keys list` shows it")
+    revoke = _verb(verbs, "revoke", "end a key; within two seconds it opens nothing", _revoke_key)
     revoke.add_argument("id", help="key-…, as `allo keys list` shows it")
 
 
@@ -90,8 +93,15 @@ def _verb(
 
 
 @contextmanager
-def _opened(args: argparse.Namespace) -> Iterator[tuple[Settings, Database]]:
+def _opened(args: argparse.Namespace, makes: bool = False) -> Iterator[tuple[Settings, Database]]:
+    """The data folder's database. In the wrong folder there is none: only what `makes` something begins one there, and
+    says so."""
     settings = local_settings(args)
+    if not settings.database_url and not (settings.data_dir / "allo.db").exists():
+        if not makes:
+            where = "give --data-dir DIR, or set ALLO_DATA_DIR"
+            raise CommandError(f"{settings.data_dir} is no service's data folder: it has no database; {where}.")
+        err.print(f"{settings.data_dir} has no database: a new one is made there.", style="yellow", markup=False)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     migrate(settings.database)
     database = Database(settings.database)
@@ -102,10 +112,19 @@ def _opened(args: argparse.Namespace) -> Iterator[tuple[Settings, Database]]:
 
 
 def _create_key(args: argparse.Namespace) -> int:
+    if args.days is not None and not 0 < args.days < 36_500:
+        raise CommandError(f"--days {args.days:g}: write for how many days the key is to open, more than 0.")
     expires = None if args.days is None else int(time.time() + args.days * 86400)
-    with _opened(args) as (_, database):
+    with _opened(args, makes=True) as (_, database):
         key = keys.create_key(database, args.owner, args.scopes, expires)
     out.print(f"{key.secret}\n({key.id}, owner {args.owner}, scopes {' '.join(args.scopes)}; it is shown this once)")
+    return 0
+
+
+def _rotate_key(args: argparse.Namespace) -> int:
+    with _opened(args) as (_, database):
+        key = keys.rotate_key(database, args.id)
+    out.print(f"{key.secret}\n(the secret of {key.id} from now on; it is shown this once)")
     return 0
 
 
@@ -113,15 +132,9 @@ def _list_keys(args: argparse.Namespace) -> int:
     table = Table("id", "begins with", "owner", "scopes", "state")
     with _opened(args) as (_, database):
         for key in keys.list_keys(database):
-            table.add_row(key.id, key.prefix, key.owner, " ".join(key.scopes), _state(key))
+            table.add_row(key.id, key.prefix, key.owner, " ".join(key.scopes), keys.status(key, database.now()))
     out.print(table)
     return 0
-
-
-def _state(key: ApiKey) -> str:
-    if key.revoked_at is not None:
-        return "revoked"
-    return "expired" if key.expires_at is not None and key.expires_at <= time.time() else "valid"
 
 
 def _revoke_key(args: argparse.Namespace) -> int:
@@ -132,7 +145,7 @@ def _revoke_key(args: argparse.Namespace) -> int:
 
 
 def _add_model(args: argparse.Namespace) -> int:
-    with _opened(args) as (settings, database), out.status(f"Adding {escape(args.path)} …"):
+    with _opened(args, makes=True) as (settings, database), out.status(f"Adding {escape(args.path)} …"):
         folder, source = _folder(settings, args.path, args.revision)
         model = models.register_model(database, open_store(settings.store), args.name, folder, source=source)
     size = sum(file["bytes"] for file in model.files)

@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from sqlalchemy.orm import Session
+
 from service.db import Database
-from service.jobs import repository
-from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs import repository_access
+from service.jobs.errors import Conflict, InvalidRequest, NotFound
 from service.jobs.ids import new_id
+from service.jobs.repository import Page
 from service.jobs.tables import ApiKey
 
 Scope = Literal["read", "submit", "admin", "metrics"]
@@ -38,10 +41,12 @@ def create_key(
         raise InvalidRequest("An owner is 1 to 63 of a-z, 0-9, - and _, and starts with a letter or digit.", "owner")
     if not scopes or not set(scopes) <= set(SCOPES):
         raise InvalidRequest(f"Scopes are one or more of {', '.join(SCOPES)}.", "scopes")
-    secret = f"allo-{secrets.token_urlsafe(32)}"
+    if expires_at is not None and expires_at <= database.now():
+        raise InvalidRequest("The key would have expired already: expires_at must lie in the future.", "expires_at")
+    key = ApiKey(id=new_id("key"), owner=owner, scopes=sorted(set(scopes)), expires_at=expires_at)
     with database.transaction() as session:
-        key = ApiKey(id=new_id("key"), hash=_hash(secret), prefix=secret[:9], owner=owner, scopes=sorted(set(scopes)))
-        key.created_at, key.expires_at = database.now(), expires_at
+        key.created_at = database.now()
+        secret = _draw_secret(key)
         session.add(key)
     return NewKey(key.id, secret)
 
@@ -49,10 +54,8 @@ def create_key(
 def find_key(database: Database, secret: str) -> ApiKey | None:
     """The key that a client sent, where it is one of ours, neither revoked nor expired."""
     with database.snapshot() as session:
-        key = repository.key_by_hash(session, _hash(secret))
-    if key is None or key.revoked_at is not None:
-        return None
-    return key if key.expires_at is None or key.expires_at > database.now() else None
+        key = repository_access.key_by_hash(session, _hash(secret))
+    return key if key is not None and status(key, database.now()) == "valid" else None
 
 
 class KeyRing:
@@ -77,20 +80,64 @@ class KeyRing:
             self._found[key.hash] = (now + self._seconds, key)
         return key
 
+    def forget(self, key_id: str) -> None:
+        """Looks the key up the next time that it comes."""
+        self._found = {name: kept for name, kept in self._found.items() if kept[1].id != key_id}
+
 
 def list_keys(database: Database) -> Sequence[ApiKey]:
     """Every key ever made, oldest first."""
     with database.snapshot() as session:
-        return repository.keys(session)
+        return repository_access.keys(session)
+
+
+def read_keys(database: Database, page: Page, owner: str | None = None) -> tuple[list[ApiKey], bool]:
+    """Keys, of one owner where that is asked for, and whether there are more."""
+    with database.snapshot() as session:
+        return repository_access.keys_page(session, page, owner)
+
+
+def read_key(database: Database, key_id: str) -> ApiKey:
+    """The key. Raises NotFound."""
+    with database.snapshot() as session:
+        return _key(session, key_id)
 
 
 def revoke_key(database: Database, key_id: str) -> None:
     """Ends a key at once. Raises NotFound."""
     with database.transaction() as session:
-        key = repository.key(session, key_id)
-        if key is None:
-            raise NotFound(f"No key {key_id!r}.")
+        key = _key(session, key_id)
         key.revoked_at = key.revoked_at or database.now()
+
+
+def rotate_key(database: Database, key_id: str) -> NewKey:
+    """Gives a key another secret; the old one opens nothing more. Raises NotFound, and Conflict for a revoked key."""
+    with database.transaction() as session:
+        key = _key(session, key_id)
+        if key.revoked_at is not None:
+            raise Conflict("The key is revoked: make another one.")
+        return NewKey(key.id, _draw_secret(key))
+
+
+def status(key: ApiKey, now: int) -> str:
+    """valid, revoked or expired."""
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "valid"
+
+
+def _key(session: Session, key_id: str) -> ApiKey:
+    key = repository_access.key(session, key_id)
+    if key is None:
+        raise NotFound(f"No key {key_id!r}.")
+    return key
+
+
+def _draw_secret(key: ApiKey) -> str:
+    """A new secret of the key; the caller shows it, for it is kept nowhere."""
+    secret = f"allo-{secrets.token_urlsafe(32)}"
+    key.hash, key.prefix = _hash(secret), secret[:9]
+    return secret
 
 
 def _hash(secret: str) -> str:

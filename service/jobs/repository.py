@@ -9,15 +9,14 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, literal, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
+from service.db import Base
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, stage_sources
 from service.jobs.tables import (
-    ApiKey,
     Artifact,
     Event,
     File,
     Job,
     Model,
-    PastCall,
     Stage,
     WebhookDelivery,
     WebhookEndpoint,
@@ -37,35 +36,7 @@ class Page:
     order: Literal["asc", "desc"] = "desc"
 
 
-Row = TypeVar("Row", Job, File, Event, WebhookEndpoint, WebhookDelivery)
-
-# --- keys
-
-
-def key_by_hash(session: Session, digest: str) -> ApiKey | None:
-    return session.scalar(select(ApiKey).where(ApiKey.hash == digest))
-
-
-def key(session: Session, key_id: str) -> ApiKey | None:
-    return session.get(ApiKey, key_id)
-
-
-def keys(session: Session) -> Sequence[ApiKey]:
-    return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
-
-
-def lock_key(session: Session, key_id: str) -> None:
-    """Makes the calls of one key that change something wait for each other."""
-    session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update())
-
-
-def past_call(session: Session, key_id: str, token: str) -> PastCall | None:
-    return session.get(PastCall, (key_id, token))
-
-
-def forget_past_calls(session: Session, now: int) -> None:
-    session.execute(delete(PastCall).where(PastCall.expires_at < now))
-
+Row = TypeVar("Row", bound=Base)
 
 # --- files and models
 
@@ -77,7 +48,7 @@ def file(session: Session, owner: str, file_id: str, now: int) -> File | None:
 def files(session: Session, owner: str, page: Page, purpose: str | None, now: int) -> tuple[list[File], bool]:
     query = select(File).where(File.owner == owner, _unexpired(now))
     query = query if purpose is None else query.where(File.purpose == purpose)
-    return _page(session, query, File.id, page.after, page)
+    return paged(session, query, File.id, page.after, page)
 
 
 def model(session: Session, owner: str, name: str) -> Model | None:
@@ -116,7 +87,7 @@ def jobs(session: Session, owner: str, page: Page, metadata: Mapping[str, str]) 
     query = select(Job).where(Job.owner == owner)
     for name, value in metadata.items():
         query = query.where(_has_pair(session, name, value))
-    return _page(session, query, Job.id, page.after, page)
+    return paged(session, query, Job.id, page.after, page)
 
 
 def _has_pair(session: Session, name: str, value: str) -> ColumnElement[bool]:
@@ -153,7 +124,7 @@ def count_active_jobs(session: Session, owner: str) -> int:
 def events(session: Session, job_id: str, page: Page) -> tuple[list[Event], bool]:
     """In the order of `seq`, which no clock can disturb."""
     after = select(Event.seq).where(Event.job_id == job_id, Event.id == page.after).scalar_subquery()
-    return _page(session, select(Event).where(Event.job_id == job_id), Event.seq, after, page)
+    return paged(session, select(Event).where(Event.job_id == job_id), Event.seq, after, page)
 
 
 def has_event(session: Session, job_id: str, event_id: str) -> bool:
@@ -274,7 +245,7 @@ def webhook(session: Session, owner: str, endpoint_id: str) -> WebhookEndpoint |
 
 def webhooks(session: Session, owner: str, page: Page) -> tuple[list[WebhookEndpoint], bool]:
     query = select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)
-    return _page(session, query, WebhookEndpoint.id, page.after, page)
+    return paged(session, query, WebhookEndpoint.id, page.after, page)
 
 
 def all_webhooks(session: Session, owner: str) -> Sequence[WebhookEndpoint]:
@@ -283,7 +254,7 @@ def all_webhooks(session: Session, owner: str) -> Sequence[WebhookEndpoint]:
 
 def deliveries(session: Session, endpoint_id: str, page: Page) -> tuple[list[WebhookDelivery], bool]:
     query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
-    return _page(session, query, WebhookDelivery.id, page.after, page)
+    return paged(session, query, WebhookDelivery.id, page.after, page)
 
 
 def delivery(session: Session, delivery_id: str) -> WebhookDelivery | None:
@@ -311,7 +282,7 @@ def delete_old_deliveries(session: Session, before: int) -> None:
     session.execute(old)
 
 
-def _page(
+def paged(
     session: Session, query: Select[Row], column: InstrumentedAttribute[Any], after: Any, page: Page
 ) -> tuple[list[Row], bool]:
     """One page in the order of `column`, and whether there is more: asking for one row more than wanted tells."""

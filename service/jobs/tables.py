@@ -282,3 +282,19 @@ class WebhookDelivery(Base):
     delivered_at: Mapped[int | None] = mapped_column(BigInteger)
     status_code: Mapped[int | None]
     error: Mapped[str | None]
+
+
+class AuditEntry(Base):
+    """Who did what, to what, from where, and how it ended: `verb` is `jobs.cancel`, `status` is HTTP's."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[int] = mapped_column(BigInteger, index=True)
+    key_id: Mapped[str] = mapped_column(String(64))
+    owner: Mapped[str] = mapped_column(String(64))
+    address: Mapped[str | None] = mapped_column(String(64))
+    verb: Mapped[str] = mapped_column(String(64))
+    object_id: Mapped[str | None] = mapped_column(String(255), index=True)
+    status: Mapped[int]
+    request_id: Mapped[str] = mapped_column(String(64))

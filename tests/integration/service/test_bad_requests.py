@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from service.db import Database
 from service.jobs.keys import create_key, revoke_key
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import Domain
@@ -38,7 +39,7 @@ def error(answer: Any, status: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/v1/models", JOBS, "/v1/files/x/content", "/v1/openapi.json", "/", "/v1/none"])
 def test_without_a_valid_key_there_is_nothing_to_see(app: FastAPI, served: Domain, path: str) -> None:
-    expired = create_key(served.database, "owner", expires_at=1).secret
+    expired = create_key(Database(str(served.database.engine.url), clock=lambda: 0), "owner", expires_at=1).secret
     revoked = create_key(served.database, "owner")
     revoke_key(served.database, revoked.id)
     client = TestClient(app)

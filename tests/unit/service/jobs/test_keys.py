@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.db import Database
-from service.jobs.errors import InvalidRequest, NotFound
-from service.jobs.keys import create_key, find_key, list_keys, revoke_key
+from service.jobs.errors import Conflict, InvalidRequest, NotFound
+from service.jobs.keys import create_key, find_key, list_keys, revoke_key, rotate_key
 from service.migrating import migrate
 
 
@@ -54,6 +54,27 @@ def test_a_key_ends_when_it_expires_or_is_revoked(database: Database, now: list[
     assert [key.id for key in list_keys(database)] == [short.id, other.id]
     with pytest.raises(NotFound):
         revoke_key(database, "key-none")
+
+
+def test_a_rotated_key_has_another_secret_alone(database: Database) -> None:
+    made = create_key(database, "acme", ("read",))
+    again = rotate_key(database, made.id)
+    assert again.id == made.id
+    found = find_key(database, again.secret)
+    assert found is not None
+    assert (found.owner, found.scopes) == ("acme", ["read"])
+    assert find_key(database, made.secret) is None
+    revoke_key(database, made.id)
+    with pytest.raises(Conflict):
+        rotate_key(database, made.id)
+    with pytest.raises(NotFound):
+        rotate_key(database, "key-none")
+
+
+@pytest.mark.parametrize("expires_at", [0, 999, 1000])
+def test_a_key_that_would_have_expired_is_not_made(database: Database, expires_at: int) -> None:
+    with pytest.raises(InvalidRequest, match="future"):
+        create_key(database, "acme", expires_at=expires_at)
 
 
 def test_owners_and_scopes_are_checked(database: Database) -> None:

@@ -1,0 +1,77 @@
+"""What one owner may ask of this process: requests a minute, and streams that are open at once."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from service.jobs.errors import TooMany
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What is left after a request: `taken` False means that there was nothing left for it. `wait` and `reset` are
+    seconds until there is one more, and until all are there again."""
+
+    taken: bool
+    limit: int
+    remaining: int
+    wait: float
+    reset: float
+
+    def headers(self) -> dict[str, str]:
+        """As OpenAI's clients know them."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(self.remaining),
+            "x-ratelimit-reset-requests": f"{math.ceil(self.reset)}s",
+        }
+
+
+class Rates:
+    """A token bucket an owner: it holds a minute's requests and fills evenly. 0 a minute: no limit."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = per_minute, clock
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, owner: str) -> Allowance | None:
+        """Takes one request from the owner's; None where there is no limit. From one thread at a time."""
+        if not self._limit:
+            return None
+        now, a_second = self._clock(), self._limit / 60
+        left, at = self._buckets.get(owner, (float(self._limit), now))
+        left = min(left + (now - at) * a_second, float(self._limit))
+        taken = left >= 1
+        left -= taken
+        self._buckets[owner] = (left, now)
+        wait = 0.0 if left >= 1 else (1 - left) / a_second
+        return Allowance(taken, self._limit, int(left), wait, (self._limit - left) / a_second)
+
+
+class Streams:
+    """Counts what is open of each owner."""
+
+    def __init__(self, an_owner: int) -> None:
+        self._most, self._lock = an_owner, threading.Lock()
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def open(self, owner: str) -> Iterator[None]:
+        """For as long as a stream is open. Raises TooMany where the owner has as many as allowed."""
+        with self._lock:
+            if self._open[owner] >= self._most:
+                raise TooMany(f"You have {self._most} streams open: close one first.")
+            self._open[owner] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open[owner] -= 1
+                if not self._open[owner]:
+                    del self._open[owner]

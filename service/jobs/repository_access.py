@@ -1,0 +1,60 @@
+"""Every query about who may ask and who asked: keys, calls that are remembered, and the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from service.jobs.repository import Page, paged
+from service.jobs.tables import ApiKey, AuditEntry, PastCall
+
+# --- keys
+
+
+def key_by_hash(session: Session, digest: str) -> ApiKey | None:
+    return session.scalar(select(ApiKey).where(ApiKey.hash == digest))
+
+
+def key(session: Session, key_id: str) -> ApiKey | None:
+    return session.get(ApiKey, key_id)
+
+
+def keys(session: Session) -> Sequence[ApiKey]:
+    return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
+
+
+def keys_page(session: Session, page: Page, owner: str | None) -> tuple[list[ApiKey], bool]:
+    query = select(ApiKey) if owner is None else select(ApiKey).where(ApiKey.owner == owner)
+    return paged(session, query, ApiKey.id, page.after, page)
+
+
+def lock_key(session: Session, key_id: str) -> None:
+    """Makes the calls of one key that change something wait for each other."""
+    session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update())
+
+
+# --- calls
+
+
+def past_call(session: Session, key_id: str, token: str) -> PastCall | None:
+    return session.get(PastCall, (key_id, token))
+
+
+def forget_past_calls(session: Session, now: int) -> None:
+    session.execute(delete(PastCall).where(PastCall.expires_at < now))
+
+
+# --- audit
+
+
+def audit_page(session: Session, page: Page, owner: str | None, object_id: str | None) -> tuple[list[AuditEntry], bool]:
+    query = select(AuditEntry)
+    query = query if owner is None else query.where(AuditEntry.owner == owner)
+    query = query if object_id is None else query.where(AuditEntry.object_id == object_id)
+    return paged(session, query, AuditEntry.id, page.after, page)
+
+
+def forget_audit(session: Session, before: int) -> None:
+    session.execute(delete(AuditEntry).where(AuditEntry.created_at < before))

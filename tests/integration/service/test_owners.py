@@ -1,0 +1,142 @@
+"""Another owner's things, on every route and with every method: exactly as if they were not there (OWASP API1:2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from service.jobs.keys import create_key
+from tests.integration.service.domain import Domain
+from tests.integration.service.routes import Route, every_route
+
+JOBS, HOOKS = "/v1/fine_tuning/jobs", "/v1/webhook_endpoints"
+SCOPES = ("read", "submit", "metrics")
+
+ABSENT = {
+    "file_id": "file-00000000000000000000000000",
+    "job_id": "ftjob-00000000000000000000000000",
+    "artifact_id": "art-00000000000000000000000000",
+    "endpoint_id": "we_00000000000000000000000000",
+    "upload_id": "upload-00000000000000000000000000",
+    "key_id": "key-00000000000000000000000000",
+    "name": "ft:tiny:owner:00000000",
+    "path": "data.bin",
+}
+
+
+NOT_THERE = ("/report", "/{folder}")
+"""Of a good file there is no report; the model has no folders."""
+
+
+@pytest.fixture
+def theirs(app: FastAPI, secret: str, served: Domain) -> dict[str, str]:
+    """One thing of every kind of the owner's, by the parameter that names it."""
+    client = TestClient(app, headers={"authorization": f"Bearer {secret}"})
+    body = {"model": "tiny", "training_file": "file-train", "method": {"type": "dpo"}}
+    job = client.post(JOBS, json=body).json()["id"]
+    served.run_all()
+    view = client.get(f"{JOBS}/{job}").json()
+    hook = {"name": "x", "url": "https://93.184.215.14/x", "event_types": ["fine_tuning.job.failed"]}
+    whole = {"bytes": 3, "filename": "f.jsonl", "mime_type": "application/jsonl", "purpose": "fine-tune"}
+    artifacts = client.get(f"{JOBS}/{job}/artifacts").json()["data"]
+    return {
+        "file_id": "file-train",
+        "job_id": job,
+        "artifact_id": artifacts[0]["id"],
+        "endpoint_id": client.post(HOOKS, json=hook).json()["id"],
+        "upload_id": client.post("/v1/uploads", json=whole).json()["id"],
+        "key_id": client.get("/v1/keys").json()["data"][0]["id"],
+        "name": view["fine_tuned_model"],
+        "path": "data.bin",
+    }
+
+
+@pytest.fixture
+def stranger(app: FastAPI, served: Domain) -> TestClient:
+    secret = create_key(served.database, "stranger", SCOPES).secret
+    return TestClient(app, headers={"authorization": f"Bearer {secret}"}, raise_server_exceptions=False)
+
+
+def test_another_owners_thing_is_answered_exactly_as_an_absent_one(
+    app: FastAPI, stranger: TestClient, theirs: dict[str, str]
+) -> None:
+    routes = [found for found in every_route(app) if found.route.param_convertors]
+    assert len(routes) > 20
+    for found in routes:
+        there, absent = (seen(stranger, found, names(found, names_of)) for names_of in (theirs, ABSENT))
+        assert there == absent, found
+        assert there[0] in (403, 404), found
+
+
+def test_its_owner_sees_it_on_every_one_of_these_routes(app: FastAPI, secret: str, theirs: dict[str, str]) -> None:
+    owner = TestClient(app, headers={"authorization": f"Bearer {secret}"})
+    for found in every_route(app):
+        if found.method == "GET" and found.route.param_convertors and not found.path.endswith(NOT_THERE):
+            assert seen(owner, found, names(found, theirs))[0] == 200, found
+
+
+def names(found: Route, values: dict[str, str]) -> dict[str, str]:
+    """What names the thing; a Hub repository is named by its job."""
+    if "namespace" not in found.route.param_convertors:
+        return values
+    return {**values, "namespace": "jobs", "name": values["job_id"], "revision": "main", "folder": "x"}
+
+
+def seen(client: TestClient, found: Route, values: dict[str, str]) -> tuple[int, str, dict[str, str]]:
+    """What a stranger sees: the status, the body and the headers, the thing's own name aside."""
+    answer = client.request(found.method, found.at(**values), **body_of(found))
+    hidden = ("x-request-id", "date", "content-length", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
+    return (
+        answer.status_code,
+        blind(answer.text, values),
+        {name: blind(value, values) for name, value in answer.headers.items() if name not in hidden},
+    )
+
+
+def blind(text: str, values: dict[str, str]) -> str:
+    for value in sorted(values.values(), key=len, reverse=True):
+        text = text.replace(value, "…")
+    return text
+
+
+def body_of(found: Route) -> dict[str, Any]:
+    """A body that is right, so that nothing but the name is wrong."""
+    return (
+        {
+            "/v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": "fine_tuning.job.failed"}},
+            "/v1/webhook_endpoints/{endpoint_id}": {"json": {"name": "y"}},
+            "/v1/uploads/{upload_id}/parts": {"files": {"data": b"abc"}},
+            "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part-1"]}},
+        }.get(found.path, {})
+        if found.method == "POST"
+        else {}
+    )
+
+
+@pytest.mark.parametrize("field", ["training_file", "validation_file", "corrections_file", "model", "masks"])
+def test_a_job_cannot_begin_with_another_owners_thing(
+    stranger: TestClient, served: Domain, theirs: dict[str, str], field: str
+) -> None:
+    served.add_file("file-mine", owner="stranger")
+    kind = {"model": "name", "masks": "job_id"}.get(field, "file_id")
+
+    def submit(name: str) -> tuple[int, str]:
+        body = {"model": "tiny", "training_file": "file-mine", "method": {"type": "allo"}, field: name}
+        answer = stranger.post(JOBS, json=body)
+        return answer.status_code, answer.text.replace(name, "…")
+
+    assert submit(theirs[kind]) == submit(ABSENT[kind])
+    assert submit(theirs[kind])[0] in (404, 422)
+
+
+@pytest.mark.parametrize("path", [JOBS, "/v1/files", HOOKS])
+def test_another_owners_thing_is_no_place_to_go_on_after(
+    stranger: TestClient, theirs: dict[str, str], path: str
+) -> None:
+    kind = {JOBS: "job_id", "/v1/files": "file_id", HOOKS: "endpoint_id"}[path]
+    there, absent = (stranger.get(path, params={"after": found[kind]}) for found in (theirs, ABSENT))
+    assert there.status_code == absent.status_code
+    assert there.text.replace(theirs[kind], "…") == absent.text.replace(ABSENT[kind], "…")
