@@ -8,7 +8,21 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from service.api import artifacts, events, files, health, hub, jobs, keys, metrics, models, uploads, webhooks, workers
+from service.api import (
+    artifacts,
+    events,
+    files,
+    health,
+    hub,
+    insight,
+    jobs,
+    keys,
+    metrics,
+    models,
+    uploads,
+    webhooks,
+    workers,
+)
 from service.api.access import Access
 from service.api.audited import Audited
 from service.api.checks import Health
@@ -24,6 +38,7 @@ from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience
 from service.gate import Bounded
+from service.jobs.insights import Insights
 from service.jobs.keys import KeyRing
 from service.jobs.workers import Watch
 from service.migrating import migrate
@@ -60,14 +75,15 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         dependencies=[Depends(known_query)],
         lifespan=at_work,
     )
+    store = open_store(settings.store)
     watch, meters = Watch(settings.lease_seconds), Meters()
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
     checks = Health(_checks(settings, apart, broker, watch), apart.close)
     answers = (Answers(database), make_readers())
     intake = Intake(settings.max_uploads, settings.max_owner_uploads, settings.idle_body_seconds)
     ring, streams = KeyRing(database), Streams(settings.max_streams)
-    parts = (settings, database, open_store(settings.store), watch, *answers, intake, meters, checks, ring, streams)
-    app.state.context = Context(*parts)
+    parts = (settings, database, store, watch, *answers, intake, meters, checks, ring, streams)
+    app.state.context = Context(*parts, Insights(store, settings.data_dir / "scratch"))
     app.add_middleware(Audited, settings=settings, database=database)
     app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))
     app.add_middleware(Access, meters=meters)  # the last one added is the outermost
@@ -78,6 +94,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     routes.include_router(keys.log)
     routes.include_router(webhooks.tests)
     routes.include_router(webhooks.types)
+    routes.include_router(insight.router)
     app.include_router(routes)
     app.include_router(health.router)
     app.include_router(hub.router)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import PromptConfig
-from allo_engine.data.messages import Message, content_of, is_learned
+from allo_engine.data.examples import examples_of, preference_of
+from allo_engine.data.messages import content_of
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
 from allo_engine.model.sequences import Group
@@ -29,23 +29,6 @@ def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[i
     """(prompt ids, response ids) of a file of problems or of chats."""
     for line in read_lines(folder / UPLOADED):
         yield from examples_of(line, encoder)
-
-
-def examples_of(line: Mapping[str, Any], encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
-    """(prompt ids, response ids) of a problem or a chat: a chat's every assistant turn is a response, those of weight 0
-    aside."""
-    if line.get("messages") is not None:
-        yield from _turns(line["messages"], line.get("tools"), encoder)
-    else:
-        problem = as_problem(line)
-        yield encoder.prompt(problem.problem), encoder.response(problem.solution)
-
-
-def _turns(messages: list[Message], tools: list[Any] | None, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
-    for place, message in enumerate(messages):
-        if is_learned(message):
-            before = messages[:place]
-            yield encoder.prompt(before, tools), encoder.turn(before, message, tools)
 
 
 def pairs(folder: Path, encoder: Encoder) -> list[Group]:
@@ -86,18 +69,6 @@ def negatives(folder: Path, encoder: Encoder) -> list[NegativeGroup]:
         ids, chosen, rejected = preference_of(line, encoder)
         found.append(NegativeGroup(text, line.get("solution") or "", ids, [rejected], [chosen]))
     return found
-
-
-def preference_of(line: Mapping[str, Any], encoder: Encoder) -> tuple[list[int], list[int], list[int]]:
-    """The ids of prompt, chosen and rejected, given as texts or as messages of which the last is the response."""
-    if line.get("preferred_output") is not None:
-        prompt, tools = line["input"]["messages"], line["input"].get("tools")
-        responses = line["preferred_output"], line["non_preferred_output"]
-    else:
-        prompt, tools, responses = line["prompt"], line.get("tools"), (line["chosen"], line["rejected"])
-    answers = [response if isinstance(response, str) else response[-1] for response in responses]
-    chosen, rejected = (encoder.turn(prompt, answer, tools) for answer in answers)
-    return encoder.prompt(prompt, tools), chosen, rejected
 
 
 def fitting_groups(groups: Sequence[Group], config: PromptConfig, model: Path, report: Report) -> list[Group]:

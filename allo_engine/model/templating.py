@@ -49,8 +49,8 @@ def main(seconds: int) -> None:
 
 def _allow(seconds: int) -> None:
     """The kernel ends this process `seconds` of CPU from now."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + seconds + 1, hard))
+    soft, (_, hard) = int(time.process_time()) + seconds + 1, resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 class _Answers:

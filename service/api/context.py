@@ -17,6 +17,7 @@ from service.api.meters import Meters
 from service.api.reading import Answers
 from service.db import Database
 from service.jobs.errors import Forbidden
+from service.jobs.insights import Insights
 from service.jobs.keys import KeyRing, Scope
 from service.jobs.tables import ApiKey
 from service.jobs.workers import Watch, WorkerView
@@ -39,6 +40,7 @@ class Context:
     health: Health
     keys: KeyRing
     streams: Streams
+    insights: Insights
 
     def close(self) -> None:
         """Ends what is open."""

@@ -120,7 +120,7 @@ def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, Fil
     """The job's files by the field that names them."""
     named = ("training_file", new.training_file), ("validation_file", new.validation_file)
     given = [(param, name) for param, name in (*named, ("corrections_file", new.corrections_file)) if name is not None]
-    files = {param: _file(session, owner, name, param, now) for param, name in given}
+    files = {param: usable_file(session, owner, name, param, now) for param, name in given}
     if "corrections_file" in files and files["corrections_file"].format != "corrections":
         found = files["corrections_file"].format
         raise InvalidRequest(f"The corrections file must hold corrections; it holds {found}.", "corrections_file")
@@ -129,19 +129,12 @@ def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, Fil
 
 def _sources(model: Model, rewriter: Model | None, files: Mapping[str, File]) -> dict[str, list[Any]]:
     """The content behind every name that the job refers to, as it is now."""
-    sources: dict[str, list[Any]] = {param: [["data.jsonl", *_lines_of(file)]] for param, file in files.items()}
+    sources: dict[str, list[Any]] = {param: [["data.jsonl", *file.lines]] for param, file in files.items()}
     models = {"model": model, **({"rewriter": rewriter} if rewriter else {})}
     contents = {
         name: [[file["path"], file["sha256"], file["bytes"]] for file in found.files] for name, found in models.items()
     }
     return {**contents, **sources}
-
-
-def _lines_of(file: File) -> tuple[str, int]:
-    """The content with the file's lines in a format of ours: the file itself, or what it was made when it came in."""
-    if file.data_sha256 is None or file.data_bytes is None:
-        return file.sha256, file.bytes
-    return file.data_sha256, file.data_bytes
 
 
 def _shape(model: Model) -> dict[str, Any] | None:
@@ -161,7 +154,8 @@ def _data(files: Mapping[str, File], masks: bool) -> Data:
     )
 
 
-def _file(session: Session, owner: str, file_id: str, param: str, now: int) -> File:
+def usable_file(session: Session, owner: str, file_id: str, param: str, now: int) -> File:
+    """A file that can be trained on. Raises NotFound, InvalidRequest."""
     file = repository.file(session, owner, file_id, now)
     if file is None:
         raise NotFound(f"No file {file_id!r}.", param, "file_not_found")

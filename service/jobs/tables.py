@@ -64,6 +64,13 @@ class File(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
 
+    @property
+    def lines(self) -> tuple[str, int]:
+        """The blob with the file's lines in a format of ours, and its size: the file itself, or what it became."""
+        if self.data_sha256 is None or self.data_bytes is None:
+            return self.sha256, self.bytes
+        return self.data_sha256, self.data_bytes
+
 
 class Upload(Base):
     """A file that comes in parts. `part_ids` are those that it was completed with, to file `file_id`; `lifetime` is
