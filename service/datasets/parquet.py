@@ -1,7 +1,7 @@
 """Rows of a Parquet file. pyarrow is heavy and reads what strangers wrote: it does so in a process of its own, within
 limits of memory and time, and of the columns it reads only those that a format may have.
 
-    python -m service.datasets.parquet FILE     prints a JSON object a row
+    python -m service.datasets.parquet < FILE     prints a JSON object a row
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryFile
+from tempfile import TemporaryFile
 from typing import Any
 
 from service.datasets.parsing import BadLine
@@ -36,12 +36,12 @@ def rows(
 
     Raises BadLine where it is no whole Parquet file, or becomes more than `most` bytes of JSON.
     """
-    with NamedTemporaryFile(dir=scratch) as file, TemporaryFile() as errors:
+    with TemporaryFile(dir=scratch) as file, TemporaryFile() as errors:
         for chunk in chunks:
             file.write(chunk)
         file.flush()
-        command = [sys.executable, "-m", __name__, file.name]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as child:
+        command = [sys.executable, "-m", __name__]
+        with subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=errors) as child:
             try:
                 yield from _read(child, most, longest)
             finally:
@@ -75,8 +75,11 @@ def _read(child: subprocess.Popen[bytes], most: int, longest: int) -> Iterator[t
     child.wait()
 
 
-def main(path: str) -> None:
-    """Prints the rows of a file."""
+_INPUT = "/proc/self/fd/0"
+
+
+def main() -> None:
+    """Prints the rows of the file that is this process's input."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     import pyarrow
@@ -87,7 +90,7 @@ def main(path: str) -> None:
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
     try:
-        file = parquet.ParquetFile(path, memory_map=False)
+        file = parquet.ParquetFile(_INPUT, memory_map=False)
         names = [name for name in file.schema_arrow.names if may_be_ours(name)]
         for batch in file.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
             for row in batch.to_pylist():
@@ -96,7 +99,7 @@ def main(path: str) -> None:
     except BrokenPipeError:
         return
     except (pyarrow.ArrowException, OSError, MemoryError, ValueError, TypeError) as error:
-        sys.exit(f"{type(error).__name__}: {error}".replace(path, "it"))
+        sys.exit(f"{type(error).__name__}: {error}".replace(_INPUT, "it"))
 
 
 def _plain(value: Any) -> Any:
@@ -105,4 +108,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
