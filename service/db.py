@@ -24,6 +24,9 @@ from service.gate import Gate
 _FULL = {"53100"}
 """PostgreSQL's code for a full disk."""
 
+_ABSENT = ("Connection refused", "No such file or directory", "is starting up", "is shutting down")
+"""What a connection fails with where there is no server: the system's words, and the server's own."""
+
 
 class Base(DeclarativeBase):
     """Every table. Constraints get names, so that a migration can name them on both databases."""
@@ -134,6 +137,12 @@ def is_full(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in _FULL
 
 
-def is_locked(error: DBAPIError) -> bool:
-    """Whether another program holds SQLite's write lock: then nobody writes, on this machine or any other."""
-    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+def nobody_writes(error: DBAPIError) -> bool:
+    """Whether the failure itself proves that nobody can commit anything at the moment: another program holds SQLite's
+    write lock, or no server listens where PostgreSQL should be, or it is starting or shutting down.
+
+    A server that says nothing proves nothing: the network may be cut for this process alone.
+    """
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    return any(words in str(error.orig) for words in _ABSENT)

@@ -14,13 +14,15 @@ from functools import cache, partial
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 
 from service.broker import queue_of
 from service.db import Database
+from service.logs import configure
 from service.settings import Settings
 from service.storage import open_store
 from worker.engine import DEFAULT_COMMAND
+from worker.heart import patience_of
 from worker.offer import offer, worker_id
 from worker.runner import Runner
 from worker.starting import Warm, start_cold
@@ -71,6 +73,12 @@ def nudge() -> None:
     os.eventfd_write(_NUDGE, 1)
 
 
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def write_logs(**_: Any) -> None:
+    """Ours, in this process and in those of its pool: Celery leaves the loggers alone."""
+    configure(settings.log_format, settings.log_level)
+
+
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def start_draining(**_: Any) -> None:
     """A warm shutdown waits for its tasks; this tells them to checkpoint, give their stage back and end."""
@@ -87,7 +95,8 @@ def draining() -> bool:
 def runner() -> Runner:
     """The runner of this pool process, with connections that no other process has: made after the fork."""
     start = start_cold if settings.engine else warm().start
-    return Runner(settings, Database(settings.database), open_store(settings.store), draining, start)
+    database = Database(settings.database, patience=patience_of(settings))
+    return Runner(settings, database, open_store(settings.store), draining, start)
 
 
 @cache

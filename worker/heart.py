@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from service.db import Database
+from service.db import Database, nobody_writes
+from service.engines import Patience
 from service.jobs import attempts
+from service.settings import Settings
 from worker.outcome import Interrupt
 from worker.supervisor import boot_seconds
 
@@ -46,11 +48,17 @@ class Progress:
     metrics: Mapping[str, Any] | None = None
 
 
+def patience_of(settings: Settings) -> Patience:
+    """How long a worker's database may take: a beat must fail and be tried again within the self-fence."""
+    return Patience(lock=min(10.0, max(2.0, settings.self_fence_seconds / 4)), statement=20.0)
+
+
 class Heart:
     """Beats from `with` to its end; `interrupt` says why the attempt must end, once it must, and `paused` that it is to
     be given back.
 
-    `every` and `patience` are seconds: between beats, and without a successful one until the attempt counts as lost.
+    `every` and `patience` are seconds: between beats, and without a successful one until the database is
+    `unreachable`.
     """
 
     def __init__(self, database: Database, claim: attempts.Claim, every: float, patience: float) -> None:
@@ -61,14 +69,26 @@ class Heart:
         self._progress = Progress()
         self._events: deque[Event] = deque(maxlen=_MAX_PENDING_EVENTS)
         self._metrics: Event | None = None
+        self._warned: set[str] = set()
         self._metrics_at = 0.0
         self._last_success = boot_seconds()
         self._due, self._ended = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=f"heart of {claim.stage_id}", daemon=True)
 
+    @property
+    def unreachable(self) -> bool:
+        """Whether the lease may run out before a beat gets through: the stage should be given back while it is ours."""
+        return boot_seconds() - self._last_success > self._patience
+
     def tell(self, event: Event) -> None:
         """Write an event with the next beat. While the database is away the newest thousand are kept."""
         self._events.append(event)
+
+    def warn_once(self, message: str) -> None:
+        """Tell a warning, the first time that there is a reason for it."""
+        if message not in self._warned:
+            self._warned.add(message)
+            self.tell(Event("warn", message, {}))
 
     def advance(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Note how far the stage is; its first progress is told at once. Metrics become an event at most once a second,
@@ -110,8 +130,8 @@ class Heart:
             self._send()
         except SQLAlchemyError as error:
             log.warning("heartbeat_failed stage_id=%s epoch=%s error=%r", *self._name(), type(error).__name__)
-            if boot_seconds() - self._last_success > self._patience:
-                self.interrupt = self.interrupt or Interrupt.UNREACHABLE
+            if isinstance(error, DBAPIError) and nobody_writes(error):
+                self._renew()  # the lease is still ours: whoever could take it would have to write
 
     def _send(self) -> None:
         progress = self._progress
@@ -119,12 +139,15 @@ class Heart:
         if not answer.alive:
             self.interrupt = self.interrupt or Interrupt.FENCED
             return
-        self._last_success = boot_seconds()
-        self.renewed()
+        self._renew()
         if answer.cancel:
             self.interrupt = self.interrupt or Interrupt.CANCELLED
         self.paused = self.paused or answer.pause
         self._send_events()
+
+    def _renew(self) -> None:
+        self._last_success = boot_seconds()
+        self.renewed()
 
     def _send_events(self) -> None:
         for event in list(self._events):

@@ -22,7 +22,6 @@ class Interrupt(Enum):
 
     CANCELLED = "the job was cancelled"
     FENCED = "another attempt owns the stage"
-    UNREACHABLE = "no heartbeat reached the database"
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,9 @@ def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
     """Interruptions first, then what the engine said of itself, then how it exited."""
     if interrupt is not None:
         return interrupted(interrupt)
-    if ending.status == EXIT_LEASE_LOST:
-        return Abandoned()
     if ending.last and ending.last["type"] == "result" and ending.status == 0:
         return Succeeded(ending.last.get("metrics", {}))
-    if ending.status == EXIT_STOPPED or ending.stopped:
+    if ending.status in (EXIT_STOPPED, EXIT_LEASE_LOST) or ending.stopped:  # the fence tells whether it is ours to give
         return Released()
     if ending.last and ending.last["type"] == "error":
         code = str(ending.last.get("code", "internal"))

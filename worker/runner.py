@@ -12,13 +12,14 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
 from service.jobs import attempts
 from service.jobs.attempts import Claim
+from service.logs import bound
 from service.settings import Settings
 from service.storage.store import Store, StoreError
 from worker.devices import visible
@@ -43,6 +44,10 @@ from worker.workspace import Workspace, open_workspace
 
 log = logging.getLogger(__name__)
 
+_STOPS_AT = 0.75
+"""The share of the self-fence after which a stage whose database is out of reach is stopped: the rest is for its
+checkpoint, before its supervisor ends it."""
+
 Artifacts = Sequence[tuple[str, str, str, int]]
 
 
@@ -64,10 +69,15 @@ class Runner:
         if claim is None:
             log.info("ring_ignored stage_id=%s epoch=%s", stage_id, epoch)
             return None
+        with bound(job_id=claim.job_id, owner=claim.owner):
+            return self._run(claim)
+
+    def _run(self, claim: Claim) -> Outcome:
+        stage_id = claim.stage_id
         log.info("stage_claimed stage_id=%s epoch=%s name=%s", stage_id, claim.epoch, claim.name)
         sweep(stage_id)
         with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.work) as workspace:
-            with Heart(self.database, claim, self._every, self.settings.self_fence_seconds) as heart:
+            with Heart(self.database, claim, self._every, _STOPS_AT * self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
             if (
                 heart.interrupt is Interrupt.FENCED
@@ -114,24 +124,27 @@ class Runner:
                 elif heart.interrupt:
                     engine.kill()
                 elif self._gives_back(heart) and not stopped:
+                    engine.beat()  # it is to have the time for a checkpoint
                     engine.stop()
                     stopped = True
             ending = Ending(engine.status(), last, stopped, workspace.log_tail())
         return judge(ending, heart.interrupt)
 
     def _gives_back(self, heart: Heart) -> bool:
-        """Whether the stage is to go on later, here or elsewhere: this worker drains, or the job is paused."""
-        return self.draining() or heart.paused
+        """Whether the stage is to go on later, here or elsewhere: this worker drains, the job is paused, or the
+        database is out of reach."""
+        return self.draining() or heart.paused or heart.unreachable
 
     def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts) -> bool:
-        """Write the outcome, trying again while the database is away and the lease may still be ours."""
+        """Write the outcome, trying again while the database is away; a worker that drains, for no longer than a lease.
+        Without a database it has nothing else to do, and where the lease was lost, the write finds out."""
         end = time.monotonic() + self.settings.lease_seconds
         while True:
             try:
                 return self._write(claim, outcome, artifacts)
             except SQLAlchemyError as error:
                 log.warning("commit_failed stage_id=%s epoch=%s error=%r", claim.stage_id, claim.epoch, error)
-                if time.monotonic() >= end:
+                if self.draining() and time.monotonic() >= end:
                     return False
                 time.sleep(self._every)
 
@@ -158,12 +171,26 @@ def _note(line: Mapping[str, Any], heart: Heart) -> Mapping[str, Any] | None:
     """Pass on what the engine said; the line itself where it is one that ends the stage."""
     match line:
         case {"type": "progress", "step": int(step), "total": int(total)}:
-            heart.advance(step, total, line.get("metrics") or {})
+            heart.advance(step, total, _object(line, "metrics", heart))
         case {"type": "message", "message": str(message)}:
-            heart.tell(Event("warn" if line.get("level") == "warn" else "info", message, line.get("data") or {}))
-        case {"type": "result" | "error"}:
+            level: Literal["info", "warn"] = "warn" if line.get("level") == "warn" else "info"
+            heart.tell(Event(level, message, _object(line, "data", heart)))
+        case {"type": "result"}:
+            return {**line, "metrics": _object(line, "metrics", heart)}
+        case {"type": "error"}:
             return line
+        case {"type": str(kind)}:
+            heart.warn_once(f"The engine said something that is not understood: a line of type {kind:.50}.")
     return None
+
+
+def _object(line: Mapping[str, Any], field: str, heart: Heart) -> Mapping[str, Any]:
+    """What a line has in a field that should be an object; empty where it is not one, which is told once."""
+    value = line.get(field)
+    if value is None or isinstance(value, dict):
+        return value or {}
+    heart.warn_once(f"The engine said something that is not understood: {field} is no object.")
+    return {}
 
 
 def _failed_on_disk(error: OSError) -> Failed:

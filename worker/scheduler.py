@@ -29,10 +29,12 @@ from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
 from service.jobs import attempts, dispatch, workers
 from service.jobs.placement import Offer
+from service.logs import configure
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from worker.heart import patience_of
 from worker.leader import Leadership, leadership
 from worker.offer import offer, worker_id
 from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
@@ -166,12 +168,12 @@ def serve(settings: Settings, leader: Leadership, hands: Hands, nudges: Nudges, 
 
 def main() -> None:
     """Run until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings.from_environment()
+    configure(settings.log_format, settings.log_level)
     nudges = Nudges(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
     migrate(settings.database)
-    database = Database(settings.database)
+    database = Database(settings.database, patience=patience_of(settings))
     hands = Hands(database, open_store(settings.store), CeleryBroker(settings.broker_url, settings.queue))
     draining = partial(readable, int(sys.argv[2]))
     here = Presence(database, worker_id(settings), offer(settings), settings.heartbeat_seconds, draining)

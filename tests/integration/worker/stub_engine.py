@@ -83,6 +83,10 @@ def misbehave(deed: str, control: Path) -> None:
     if deed == "babble":
         print("progress: 50%|####", flush=True)
         sys.stdout.buffer.write(b"\xff\xfe\n[1]\n{}\n")
+    if deed == "nonsense":
+        say(type="progress", step=2, total=4, metrics=[1])
+        say(type="message", level=["warn"], message="A message.", data=["no object"])
+        say(type="news")
     if deed == "segfault":
         ctypes.string_at(0)
     if deed == "fork":

@@ -3,17 +3,21 @@ all of it with a trainer that is executed, and with one that is forked from a wa
 
 import os
 import signal
+import sqlite3
 import threading
+from contextlib import closing
 
 import psutil
 import pytest
 
+from service.db import Database
+from service.engines import Patience
 from service.jobs import attempts
 from tests.integration.worker.conftest import COLD, WARM
 from tests.integration.worker.house import House, alive
 from tests.waiting import until
 from worker.heart import Heart
-from worker.outcome import Abandoned, Cancelled, Failed, Interrupt, Released, Succeeded
+from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded
 from worker.runner import Runner
 from worker.starting import start_cold
 
@@ -222,7 +226,7 @@ def test_a_stale_epoch_that_finishes_late_changes_nothing(house):
 
 def test_a_runner_that_reaches_no_database_ends_its_stage(house):
     house.behave(at={"1": "hang"})
-    house.submit()
+    job = house.submit()
     join = in_thread(house)
     pids = house.trainer()
     path = house.settings.data_dir / "allo.db"
@@ -233,7 +237,8 @@ def test_a_runner_that_reaches_no_database_ends_its_stage(house):
     until(lambda: not any(map(alive, pids.values())))
     path.rmdir()
     path.with_suffix(".away").rename(path)
-    assert join() == Abandoned()
+    assert join() == Released()
+    assert house.stage(job).attempt == 0
 
 
 def test_a_heart_without_a_database_says_so_after_its_patience(house):
@@ -244,8 +249,33 @@ def test_a_heart_without_a_database_says_so_after_its_patience(house):
     path.rename(path.with_suffix(".away"))
     path.mkdir()
     with Heart(house.database, claim, every=0.05, patience=0.3) as heart:
+        assert not heart.unreachable
+        until(lambda: heart.unreachable)
         assert heart.interrupt is None
-        until(lambda: heart.interrupt is Interrupt.UNREACHABLE)
+
+
+def test_a_lock_that_another_program_holds_on_the_database_costs_no_lease(house):
+    house.submit()
+    claim = attempts.claim(house.database, *house.dispatch(), house.worker)
+    impatient, renewals = Database(house.settings.database, patience=Patience(lock=0.05)), []
+    with closing(sqlite3.connect(house.settings.data_dir / "allo.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with Heart(impatient, claim, every=0.05, patience=60) as heart:
+            heart.renewed = lambda: renewals.append(1)
+            until(lambda: len(renewals) >= 3)
+        assert house.stage(claim.job_id).beat == 0
+        other.execute("ROLLBACK")
+    assert heart.interrupt is None
+    impatient.close()
+
+
+def test_a_line_of_the_engine_that_does_not_fit_is_one_warning_and_costs_nothing(house):
+    house.behave(at={"1": "nonsense", "2": "nonsense"})
+    job = house.submit()
+    assert run(house).run(*house.dispatch()) == Succeeded({"loss": 0.5})
+    warnings = [event.message for event in house.events(job) if event.level == "warn"]
+    assert len(warnings) == len(set(warnings)) == 3
+    assert house.stage(job).attempt == 1
 
 
 def test_an_input_that_no_longer_verifies_fails_the_job(house):

@@ -24,7 +24,7 @@ def ending(status=0, last=None, stopped=False, log_tail=""):
         (ending(137, stopped=True), Released()),
         (ending(1, USERS_ERROR), Failed("no_pairs", "Sample more.", retry=False)),
         (ending(1, MEMORY_ERROR), Failed("out_of_memory", "Lower batch_size.", retry=True)),
-        (ending(EXIT_LEASE_LOST), Abandoned()),
+        (ending(EXIT_LEASE_LOST), Released()),
     ],
 )
 def test_an_ending_has_its_outcome(how, outcome):
@@ -54,7 +54,6 @@ def test_a_crash_is_tried_again_and_says_what_is_known(how, code, word):
     [
         (Interrupt.CANCELLED, Cancelled()),
         (Interrupt.FENCED, Abandoned()),
-        (Interrupt.UNREACHABLE, Abandoned()),
     ],
 )
 def test_an_interruption_outweighs_a_result(interrupt, outcome):

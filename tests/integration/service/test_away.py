@@ -1,0 +1,108 @@
+"""Databases that are locked, gone or frozen: whoever waits, waits for a bounded time and hears why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from service.db import Database, is_full, nobody_writes
+from service.engines import Patience
+from tests.integration.service.domain import SUPERVISED, Domain
+from tests.waiting import PATIENCE, until
+
+
+def failure(database: Database) -> OperationalError:
+    with pytest.raises(OperationalError) as raised, database.transaction() as session:
+        session.execute(text("CREATE TABLE anything (id INTEGER)"))
+    database.close()
+    return raised.value
+
+
+def test_a_locked_sqlite_proves_that_nobody_writes(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert nobody_writes(failure(Database(f"sqlite:///{tmp_path / 'a.db'}", patience=Patience(lock=0.1))))
+
+
+def test_a_port_where_nobody_listens_proves_it_too() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert nobody_writes(failure(Database(f"postgresql://nobody@127.0.0.1:{port}/allo")))
+
+
+def test_a_server_that_takes_a_connection_and_says_nothing_proves_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/allo"
+        assert not nobody_writes(failure(Database(url, patience=Patience(connect=2))))
+
+
+def test_a_postgresql_that_freezes_is_given_up_after_a_statements_patience(postgres: str) -> None:
+    database = Database(postgres, patience=Patience(statement=0.5))
+    with database.transaction() as session:
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(OperationalError, match="said nothing") as raised:
+                session.execute(text("SELECT 1"))
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        session.rollback()
+    assert not nobody_writes(raised.value)
+    database.ping()
+    database.close()
+
+
+def test_a_statement_that_computes_too_long_is_ended_by_the_server(postgres: str) -> None:
+    database = Database(postgres, patience=Patience(statement=0.1))
+    with pytest.raises(OperationalError, match="statement timeout"), database.snapshot() as session:
+        session.execute(text("SELECT pg_sleep(600)"))
+    database.close()
+
+
+def test_a_full_disk_of_the_database_is_told_from_a_database_that_is_away(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'a.db'}")
+    with database.transaction() as session:
+        session.execute(text("PRAGMA max_page_count = 1"))
+        with pytest.raises(OperationalError) as raised:
+            session.execute(text("CREATE TABLE anything (id INTEGER)"))
+        session.rollback()
+    database.close()
+    assert is_full(raised.value)
+    assert not is_full(OperationalError("", {}, sqlite3.OperationalError("database is locked")))
+
+
+def test_while_another_program_writes_reads_are_answered_and_writes_wait_for_a_bounded_time(
+    app: FastAPI, base_url: str, served: Domain, secret: str
+) -> None:
+    job = served.submit(SUPERVISED).job.id
+    url = f"{base_url}/fine_tuning/jobs/{job}"
+    writes: list[httpx.Response] = []
+    with (
+        closing(sqlite3.connect(app.state.context.settings.data_dir / "allo.db", isolation_level=None)) as other,
+        httpx.Client(headers={"authorization": f"Bearer {secret}"}, timeout=PATIENCE) as client,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        posts = [threading.Thread(target=lambda: writes.append(client.post(f"{url}/cancel"))) for _ in range(40)]
+        for post in posts:
+            post.start()
+        until(lambda: writes)  # those for whom there is no room hear so at once
+        assert (writes[0].status_code, writes[0].headers["retry-after"]) == (503, "2")
+        assert client.get(url).json()["status"] == "queued"
+        assert client.get(base_url.removesuffix("/v1") + "/healthz").json() == {"status": "ok"}
+        other.execute("ROLLBACK")
+        for post in posts:
+            post.join()
+        assert {write.status_code for write in writes} >= {503}
+        assert client.get(url).json()["status"] in ("queued", "cancelled")
