@@ -19,6 +19,9 @@ NOISE = 0.2
 DISPATCH_SECONDS = 1.5
 """A stage's process is rung for, claimed, given its inputs and read to its end."""
 
+TRL_SECONDS, TRL_BYTES = 5.0, 160_000_000
+"""To import TRL takes so long, and so much memory of the process."""
+
 LOAD_BYTES = 1e9
 """Bytes a second of reading weights into memory."""
 
@@ -77,6 +80,7 @@ def seconds(load: Load, shape: Shape, rates: Calibration, rewriter: Shape | None
     return (
         rates.start_seconds
         + DISPATCH_SECONDS
+        + (TRL_SECONDS if load.by_trl else 0.0)
         + loading
         + forward
         + training
@@ -127,7 +131,7 @@ def peak_bytes(load: Load, shape: Shape, device_type: str, rewriter: Shape | Non
     """The most memory that a stage holds at once: on an accelerator its own, else the process's."""
     if load.streamed:
         return PROCESS_BYTES["cpu"]
-    base = PROCESS_BYTES.get(device_type, 0)
+    base = PROCESS_BYTES.get(device_type, 0) + (TRL_BYTES if load.by_trl and device_type == "cpu" else 0)
     if not load.models:
         return base
     use = Use(load.kind, load.weight_bytes, load.ratio, load.moments, load.gradient_checkpointing, device_type)

@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from allo_engine.config import Moments
+from allo_engine.config import BaselineConfig, Moments
 from allo_engine.model.attention import attended
 from allo_engine.model.memory import Kind
 from allo_engine.model.sequences import Group, build_row
 from allo_engine.sampling import Request
 from allo_engine.sampling.transformers import in_order, next_tasks
+from allo_engine.training.trl_plan import Plan, bare, parts, passes_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,24 @@ def passes(rows: Iterable[list[Group]]) -> Passes:
         length = row.ids.numel()
         total = total.plus(Passes(length, attended(row.ends), len(row.targets), 1, length))
     return total
+
+
+def padded_passes(groups: Sequence[Group], config: BaselineConfig, budget: int, device_type: str) -> tuple[Passes, int]:
+    """An epoch of TRL's, and its steps: sequences padded to the longest of their pass, which attend to all of it. Its
+    head scores every position, but on a GPU those alone that count.
+    """
+    items = [bare(group, item) for group in groups for item in group.items]
+    counted = [sum(len(group.scored(index)) for index in item) for group in groups for item in group.items]
+    plan, total = Plan(groups, items, config), Passes()
+    cut = passes_of(config.batch_size, 1, max(item.padded for item in items), budget)
+    for step in range(plan.steps_an_epoch):
+        for (places,) in parts(plan.places(step), cut, 1):
+            own = [items[place] for place in places] or [plan.nothing()]
+            width = max(item.width for item in own)
+            tokens = width * sum(item.sequences for item in own)
+            scored = sum(counted[place] for place in places) if device_type == "cuda" else tokens
+            total = total.plus(Passes(tokens, tokens * width, scored, 1, tokens))
+    return total, plan.steps_an_epoch
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,8 @@ def _steps(rows: int, start: int, stop: int, offset: int) -> Decoding:
 class Load:
     """What a stage computes, reads and writes. `kind` and `ratio` say what it trains; `updates` its optimizer's steps;
     `models` the checkpoints it loads, `checkpoints` those it writes. `judging` are passes of the rewriter. A teacher
-    is `asked` so many times, one question after another, and writes so many tokens in all of them.
+    is `asked` so many times, one question after another, and writes so many tokens in all of them. `by_trl` says that
+    TRL trains it.
     """
 
     stage: str
@@ -156,6 +176,7 @@ class Load:
     moments: Moments = "float32"
     checkpoint_seconds: float = 60.0
     weight_bytes: int = 4
+    by_trl: bool = False
 
     def tokens(self) -> int:
         """Tokens of all passes and of all that is decoded."""

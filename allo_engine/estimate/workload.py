@@ -13,10 +13,10 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import fitting_groups, pairs, problems, supervised_examples, within_context
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.excerpt import Excerpt
-from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, passes
+from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, padded_passes, passes
 from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Priors, stretched
 from allo_engine.estimate.simulated import Simulated
-from allo_engine.model.loading import dtype_of
+from allo_engine.model.loading import device, dtype_of
 from allo_engine.model.memory import Kind
 from allo_engine.model.rows import fitting_rows, fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of, singles
@@ -193,7 +193,8 @@ class Workload:
     def _reference(self, stage: str, groups: list[Group]) -> Passes:
         """In 16 bits the reference is computed in the rows of the first epoch (see training/loop.py)."""
         config, budget = self._plan[stage].config, self._budget(stage, self._kind(stage), self._ratio(stage))
-        cut = _first_epoch(groups, config) if _weight_bytes(config) < 4 else [groups]
+        anew = _weight_bytes(config) < 4 and not _by_trl(config)
+        cut = _first_epoch(groups, config) if anew else [groups]
         return passes(row for some in cut for row in rows_of(some, budget)).times(self._data.pair_scale)
 
     def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
@@ -204,15 +205,19 @@ class Workload:
         again = config.gradient_checkpointing is True
         if choice is not None and choice.needed(groups):
             budget, again = choice.tokens, True
-        plan = _first_epoch(groups, config)
-        work = passes(row for batch in plan for row in rows_of(batch, budget))
+        if _by_trl(config):
+            work, steps = padded_passes(groups, config, budget, device().type)
+        else:
+            plan = _first_epoch(groups, config)
+            work, steps = passes(row for batch in plan for row in rows_of(batch, budget)), len(plan)
         return Load(
             stage,
             kind,
             self._ratio(stage),
             training=work.times(scale * (config.n_epochs + self._locates(stage))),
-            updates=len(plan) * scale * config.n_epochs,
+            updates=steps * scale * config.n_epochs,
             checkpoints=1,
+            by_trl=_by_trl(config),
             gradient_checkpointing=again,
             checkpoint_seconds=config.checkpoint_seconds,
             weight_bytes=_weight_bytes(config),
@@ -241,6 +246,10 @@ class Workload:
 def _first_epoch(groups: Sequence[Group], config: Any) -> list[list[Group]]:
     """Its batches."""
     return [[groups[place] for place in batch] for batch in batches(groups, config.batch_size, config.seed, 0)]
+
+
+def _by_trl(config: Any) -> bool:
+    return getattr(config, "trainer", "allo") == "trl"
 
 
 def _weight_bytes(config: Any) -> int:

@@ -12,11 +12,10 @@ empty for nothing. So no item is taken twice or left out, whatever the number of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,82 +31,14 @@ from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
 from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
-from allo_engine.model.sequences import Group, batches
+from allo_engine.model.sequences import Group
 from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.choice import stage_of
-from allo_engine.training.loop import FORWARD_SHARE, MOST_PLANNED
-from allo_engine.training.optimizer import learning_rate
+from allo_engine.training.loop import FORWARD_SHARE
+from allo_engine.training.trl_plan import Item, Plan, bare, example, pair, passes_of
 from allo_engine.training.zero import Sharded, shared_out, zero_settings
-
-UNSCORED = -100
-"""The label of a token that is read and not predicted, as transformers has it."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """What TRL is given of an item of a group: its columns.
-
-    `tokens` are all that it has, `padded` what it takes in a batch with others as long, `weight` is its part in a mean.
-    What trains nothing has no weight.
-    """
-
-    columns: Mapping[str, Any]
-    tokens: int
-    padded: int
-    weight: int = 1
-
-
-class Plan:
-    """Which items each step takes: a pure function of seed, epoch and step."""
-
-    def __init__(self, groups: Sequence[Group], items: Sequence[Item], config: BaselineConfig) -> None:
-        if config.n_epochs * len(items) > MOST_PLANNED:
-            raise StageError(
-                "too_many_steps",
-                f"{config.n_epochs} epochs of {len(items)} items are more than {MOST_PLANNED:,}: lower n_epochs.",
-            )
-        self.items, self.config = items, config
-        self.steps_an_epoch = -(-len(items) // config.batch_size)
-        self.steps = config.n_epochs * self.steps_an_epoch
-        self.tokens_an_epoch = sum(item.tokens for item in items)
-        self.order = cache(lambda epoch: _order(groups, config, epoch))
-
-    def places(self, step: int) -> list[int]:
-        """Where among the items those of a step's batch stand."""
-        epoch, inside = divmod(step, self.steps_an_epoch)
-        first = inside * self.config.batch_size
-        return self.order(epoch)[first : first + self.config.batch_size]
-
-    def batch(self, step: int) -> list[Item]:
-        return [self.items[place] for place in self.places(step)]
-
-    def weight(self, step: int) -> int:
-        return sum(item.weight for item in self.batch(step))
-
-    def nothing(self) -> Item:
-        """What a process goes through that has no item left while others have: all take equally many passes."""
-        shortest = min(self.items, key=lambda item: item.padded)
-        columns = dict(shortest.columns)
-        if "labels" in columns:
-            columns["labels"] = [UNSCORED] * len(columns["labels"])
-        return replace(shortest, columns=columns, weight=0)
-
-    def tokens_before(self, step: int) -> int:
-        epoch, inside = divmod(step, self.steps_an_epoch)
-        steps = range(step - inside, step)
-        return epoch * self.tokens_an_epoch + sum(item.tokens for one in steps for item in self.batch(one))
-
-    def rate(self, step: int) -> float:
-        return learning_rate(self.config, step, self.steps)
-
-
-def _order(groups: Sequence[Group], config: BaselineConfig, epoch: int) -> list[int]:
-    """One epoch's items, as places: the engine's own order of the groups, and each group's own."""
-    first = list(accumulate((len(group.items) for group in groups), initial=0))
-    order = (place for batch in batches(groups, config.batch_size, config.seed, epoch) for place in batch)
-    return [item for place in order for item in range(first[place], first[place + 1])]
 
 
 @dataclass(frozen=True)
@@ -128,7 +59,7 @@ class Stage:
         with _library(zero) as library:
             rows = self._rows(zero)
             reference = self._reference(cache, rows, zero)
-            items = [_pair(group, item, reference) for group in self.groups for item in group.items]
+            items = [pair(group, item, reference) for group in self.groups for item in group.items]
             own = {
                 "beta": config.beta,
                 "loss_type": [config.loss],
@@ -142,7 +73,7 @@ class Stage:
         assert isinstance(self.config, SftConfig)
         zero = stage_of(self.config, self.start, self.report)
         with _library(zero) as library:
-            items = [_example(group, index) for group in self.groups for (index,) in group.items]
+            items = [example(group, item) for group in self.groups for item in group.items]
             return self._trained(library.ExampleTrainer, library.SFTConfig, items, self._rows(zero), zero)
 
     def _rows(self, zero: int) -> RowBudget:
@@ -156,7 +87,8 @@ class Stage:
 
     def _reference(self, cache: LogpCache, rows: RowBudget, zero: int) -> PerToken:
         """The start model's log-probabilities. A model that is held in parts is one here, too."""
-        training = self.config.n_epochs * sum(_tokens(group, item) for group in self.groups for item in group.items)
+        items = (bare(group, item) for group in self.groups for item in group.items)
+        training = self.config.n_epochs * sum(item.tokens for item in items)
         scoring = 0
 
         def tick(done: int, total: int) -> None:
@@ -266,40 +198,6 @@ def _by_deepspeed(shared: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         "use_cpu": False,
         "bf16": False,
     }
-
-
-def _pair(group: Group, pair: tuple[int, ...], reference: PerToken) -> Item:
-    columns: dict[str, Any] = {"prompt_ids": list(group.prompt)}
-    for side, index in zip(("chosen", "rejected"), pair, strict=True):
-        columns[f"{side}_ids"] = list(group.responses[index])
-        columns[f"ref_{side}_logps"] = float(reference[group.key, index].sum())
-    longest = len(group.prompt) + max(len(group.responses[index]) for index in pair)
-    return Item(columns, _tokens(group, pair), 2 * longest)
-
-
-def _example(group: Group, index: int) -> Item:
-    response, scored = group.responses[index], group.scored(index)
-    ids = [*group.prompt, *response]
-    labels = [UNSCORED] * (len(ids) - len(scored)) + list(scored)
-    return Item({"input_ids": ids, "labels": labels}, len(ids), len(ids), len(scored))
-
-
-def _tokens(group: Group, item: Iterable[int]) -> int:
-    return sum(len(group.prompt) + len(group.responses[index]) for index in item)
-
-
-def passes_of(batch_size: int, ranks: int, padded: int, tokens: int) -> int:
-    """The fewest passes in which processes go through a batch, so many tokens at most at once, of items that are all
-    `padded` to as many.
-    """
-    return -(-batch_size // (ranks * max(1, tokens // padded)))
-
-
-def parts(batch: Sequence[int], passes: int, ranks: int) -> list[list[Sequence[int]]]:
-    """A batch's items by pass and rank, in parts that differ by one item at most."""
-    edges = [len(batch) * part // (passes * ranks) for part in range(passes * ranks + 1)]
-    found = [batch[first:last] for first, last in pairwise(edges)]
-    return [found[number * ranks : (number + 1) * ranks] for number in range(passes)]
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:

@@ -28,12 +28,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 from allo_engine.model.loading import device, dtype_of
 from allo_engine.ranks import here
 from allo_engine.report import Report, Stopped
-from allo_engine.training.by_trl import Item, Plan, parts
 from allo_engine.training.descent import everyones
 from allo_engine.training.divergence import diverged
 from allo_engine.training.figures import Totals
 from allo_engine.training.optimizer import optimizer_of
 from allo_engine.training.resuming import Cadence, Checkpoints, OptimizerState, State, newest_whole, step_of
+from allo_engine.training.trl_plan import Item, Plan, parts
 from allo_engine.training.zero_state import ZeroState, deepspeed
 
 __all__ = ["DPOConfig", "ExampleTrainer", "PairTrainer", "SFTConfig", "among_ranks"]

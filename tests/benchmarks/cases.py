@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, ranks, rewards, sample, sample_vllm
+from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, ranks, rewards, sample, sample_vllm, trainers
 from tests.benchmarks.case import Case
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -18,6 +18,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "sample": sample.CASES,
     "delta": delta.CASES,
     "ranks": ranks.CASES,
+    "trainers": trainers.CASES,
     "job": job.CASES,
 }
 

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from allo_engine.config import WarmupConfig
 from allo_engine.data.records import Problem
 from allo_engine.estimate.__main__ import duration
 from allo_engine.estimate.calibration import Calibration
-from allo_engine.estimate.costs import disk_bytes, peak_bytes, seconds
+from allo_engine.estimate.costs import TRL_BYTES, TRL_SECONDS, disk_bytes, peak_bytes, seconds
 from allo_engine.estimate.excerpt import LINES, excerpt_of
 from allo_engine.estimate.job import Estimate, Job, StageEstimate, estimate
-from allo_engine.estimate.loads import Load, Passes, decoding, passes
+from allo_engine.estimate.loads import Load, Passes, decoding, padded_passes, passes
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.model.loading import load_model
 from allo_engine.model.sequences import Group, singles
@@ -106,6 +107,27 @@ def test_rows_are_counted_as_they_are_packed() -> None:
     assert found == Passes(tokens=5 + 3, attended=25 + 9, scored=(4 - 0) + 2, rows=2, longest=5)
     together = passes([[first, second]])
     assert (together.tokens, together.attended, together.rows) == (8, 64, 1)
+
+
+def test_by_trl_sequences_are_padded_to_the_longest_of_their_pass() -> None:
+    """Pairs of (3 + 1, 3 + 2) and (4 + 2, 4 + 3) tokens, together: 4 sequences of 7."""
+    groups = [Group(0, [0] * 3, {0: [1], 1: [1] * 2}, [(0, 1)]), Group(1, [0] * 4, {0: [1] * 2, 1: [1] * 3}, [(0, 1)])]
+    config = WarmupConfig(trainer="trl", batch_size=2)
+    assert padded_passes(groups, config, 100, "cpu") == (Passes(28, 28 * 7, 28, 1, 28), 1)
+    assert padded_passes(groups, config, 100, "cuda") == (Passes(28, 28 * 7, 8, 1, 28), 1)
+    apart = Passes(10 + 14, 10 * 5 + 14 * 7, 24, 2, 14)
+    assert padded_passes(groups, config, 14, "cpu") == (apart, 1), "where two do not fit"
+
+
+def test_to_train_by_trl_takes_its_import_and_its_padding(model_folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"trainer": "trl"}
+    by_trl, own = (
+        estimate(_job("supervised", model_folder, tmp_path / name, {"sft": asked}, False), RATES).stages[0]
+        for name, asked in (("trl", settings), ("own", {}))
+    )
+    assert by_trl.tokens > own.tokens
+    assert by_trl.seconds.expected > own.seconds.expected + 0.9 * TRL_SECONDS
+    assert by_trl.peak_memory_bytes > own.peak_memory_bytes + 0.9 * TRL_BYTES
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(2, 12)), min_size=1, max_size=6), st.integers(1, 4))

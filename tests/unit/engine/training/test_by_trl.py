@@ -20,11 +20,15 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from allo_engine.config import PairLoss, SftConfig, WarmupConfig
+from allo_engine.data.prompts import Encoder
+from allo_engine.data.reading import supervised_examples
+from allo_engine.estimate.loads import padded_passes
+from allo_engine.model.sequences import singles
 from allo_engine.pipeline import Data, PlanError, plan
 from allo_engine.report import Report, Stopped
 from allo_engine.stages import sft, warmup
-from allo_engine.training.by_trl import parts, passes_of
 from allo_engine.training.resuming import step_of
+from allo_engine.training.trl_plan import parts, passes_of
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.training.trl_ranked import (
     SLOWLY,
@@ -214,6 +218,17 @@ def test_a_stop_does_not_wait_for_the_rest_of_a_batch(tmp_path: Path, watched_fo
     assert passes == 12
     tuned(config, watched_folder, problems, tmp_path / "whole")
     assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+
+
+def test_an_estimate_counts_the_passes_that_are_done(tmp_path: Path, watched_folder: Path, problems: Path) -> None:
+    config, passes = SftConfig(trainer="trl", batch_size=4, n_epochs=1, micro_batch_tokens=60), []
+    WatchedBody.watcher = passes.append
+    tuned(config, watched_folder, problems, tmp_path / "out")
+    examples = supervised_examples(problems, Encoder.of(watched_folder, config))
+    groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
+    expected, steps = padded_passes(groups, config, 60, "cpu")
+    assert (expected.tokens, expected.rows, expected.longest) == (sum(passes), len(passes), max(passes))
+    assert steps == 3
 
 
 def test_where_memory_is_short_it_goes_on_with_smaller_micro_batches(
