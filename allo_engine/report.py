@@ -8,8 +8,11 @@ fair share of the stage's time.
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 Metrics = Mapping[str, float | int]
@@ -38,6 +41,7 @@ class Report:
 
     def __init__(self, stream: TextIO, every_seconds: float = 0.5) -> None:
         self._stream, self._every, self._last = stream, every_seconds, 0.0
+        self._measured: tuple[int, float] | None = None
         self.stop_requested = False
         self.before = 0
         """Work that an earlier part of the stage has done: it is counted in all progress from then on."""
@@ -47,7 +51,16 @@ class Report:
         now = time.monotonic()
         if metrics or step >= total or now - self._last >= self._every:
             self._last = now
-            self._write("progress", step=self.before + step, total=self.before + total, metrics=dict(metrics or {}))
+            figures = dict(metrics or {}) | (self._pace(step, now) if metrics else {})
+            self._write("progress", step=self.before + step, total=self.before + total, metrics=figures)
+
+    def _pace(self, step: int, now: float) -> dict[str, float | int]:
+        """Work a second since the last step that had metrics, and the memory that is held now."""
+        before, self._measured = self._measured, (step, now)
+        figures: dict[str, float | int] = {"memory_bytes": held_memory()}
+        if before is not None and now > before[1] and step > before[0]:
+            figures["tokens_per_second"] = round((step - before[0]) / (now - before[1]), 1)
+        return figures
 
     def message(self, message: str, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
         self._write("message", level=level, message=message, data=dict(data or {}))
@@ -61,3 +74,12 @@ class Report:
     def _write(self, kind: str, **fields: Any) -> None:
         self._stream.write(json.dumps({"type": kind, **fields}, allow_nan=False) + "\n")
         self._stream.flush()
+
+
+def held_memory() -> int:
+    """Bytes that this process holds at this moment: of the accelerator where it uses one, else of the machine."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.memory_allocated())
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from service.api.errors import add_error_handlers
 from service.api.guard import Guard
 from service.api.intake import Intake
 from service.api.limits import Rates, Streams
+from service.api.live import Feed
 from service.api.meters import Meters
 from service.api.query import known_query
 from service.api.reading import Answers, make_readers
@@ -59,11 +61,15 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     migrate(settings.database)
     database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
+    feed = Feed(database)
 
     @asynccontextmanager
     async def at_work(app: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(feed.run())
         with Courier(database, settings.webhook_private):
             yield
+        feed.close()
+        await looking
         app.state.context.close()
 
     app = FastAPI(
@@ -76,14 +82,23 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         lifespan=at_work,
     )
     store = open_store(settings.store)
-    watch, meters = Watch(settings.lease_seconds), Meters()
+    watch, meters, ring = Watch(settings.lease_seconds), Meters(), KeyRing(database)
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
-    checks = Health(_checks(settings, apart, broker, watch), apart.close)
-    answers = (Answers(database), make_readers())
-    intake = Intake(settings.max_uploads, settings.max_owner_uploads, settings.idle_body_seconds)
-    ring, streams = KeyRing(database), Streams(settings.max_streams)
-    parts = (settings, database, store, watch, *answers, intake, meters, checks, ring, streams)
-    app.state.context = Context(*parts, Insights(store, settings.data_dir / "scratch"))
+    app.state.context = Context(
+        settings=settings,
+        database=database,
+        store=store,
+        watch=watch,
+        answers=Answers(database),
+        readers=make_readers(),
+        intake=Intake(settings.max_uploads, settings.max_owner_uploads, settings.idle_body_seconds),
+        meters=meters,
+        health=Health(_checks(settings, apart, broker, watch), apart.close),
+        keys=ring,
+        streams=Streams(settings.max_streams),
+        feed=feed,
+        insights=Insights(store, settings.data_dir / "scratch"),
+    )
     app.add_middleware(Audited, settings=settings, database=database)
     app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))
     app.add_middleware(Access, meters=meters)  # the last one added is the outermost

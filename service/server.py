@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -108,6 +109,14 @@ def config(app: ASGIApp, bounds: Bounds, **options: Any) -> uvicorn.Config:
     )  # fmt: skip
 
 
+class Server(uvicorn.Server):
+    """Ends the live streams as soon as it is told to stop: it waits for what is open before all else."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.context.feed.close()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
 def serve(settings: Settings, host: str, port: int, descriptor: int | None = None) -> None:
     """Serve until SIGTERM, on a socket that is already listening where there is one."""
     configure(settings.log_format, settings.log_level)
@@ -115,7 +124,7 @@ def serve(settings: Settings, host: str, port: int, descriptor: int | None = Non
     sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
     app = create_app(settings)
     gc.freeze()  # what is there by now stays: no collection need look at it
-    uvicorn.Server(config(app, Bounds(settings.max_connections), host=host, port=port)).run(sockets)
+    Server(config(app, Bounds(settings.max_connections), host=host, port=port)).run(sockets)
 
 
 def _allow_connections(count: int) -> None:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from service.api.checks import Health
 from service.api.intake import Intake
 from service.api.limits import Streams
+from service.api.live import Feed
 from service.api.meters import Meters
 from service.api.reading import Answers
 from service.db import Database
@@ -41,6 +42,7 @@ class Context:
     keys: KeyRing
     streams: Streams
     insights: Insights
+    feed: Feed
 
     def close(self) -> None:
         """Ends what is open."""

@@ -1,21 +1,61 @@
-"""What happened in a job, as a list."""
+"""What happened in a job: as a list, as a live stream, and its training's figures as series."""
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import ExitStack
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.api import render
 from service.api.context import Parts, Reader
+from service.api.live import EventStream
 from service.api.pages import Paging, listed
-from service.jobs import service
+from service.jobs import series, service, story
 
 router = APIRouter(prefix="/fine_tuning/jobs")
 
 
-@router.get("/{job_id}/events")
-def index(parts: Parts, key: Reader, job_id: str, page: Paging) -> dict[str, Any]:
-    """The job's events, newest first; with `order=asc`, as they happened."""
-    events, more = service.read_events(parts.database, key.owner, job_id, page)
-    return listed([render.event(event) for event in events], more)
+@router.get("/{job_id}/events", response_model=None)
+def index(
+    parts: Parts,
+    key: Reader,
+    job_id: str,
+    page: Paging,
+    request: Request,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> Response | dict[str, Any]:
+    """The job's events, newest first; with `order=asc`, as they happened. With `Accept: text/event-stream` they come
+    live, from the first one or from behind `Last-Event-ID`, and end with the job."""
+    if EventStream.media_type not in request.headers.get("accept", ""):
+        events, more = service.read_events(parts.database, key.owner, job_id, page)
+        return listed([render.event(event) for event in events], more)
+    seq, is_over = story.read_place(parts.database, key.owner, job_id, last_event_id or page.after)
+    if is_over and seq:
+        return Response(status_code=204)  # a browser that connects again stops at this
+    place = ExitStack()
+    place.enter_context(parts.streams.open(key.owner))
+    return EventStream(parts.feed.stream(key, job_id, seq), place)
+
+
+@router.get("/{job_id}/metrics", response_model=None)
+def metrics(
+    parts: Parts,
+    key: Reader,
+    job_id: str,
+    stage: Annotated[str | None, Query(max_length=32)] = None,
+    format: Literal["json", "csv", "tensorboard"] = "json",
+) -> Response | dict[str, Any]:
+    """The figures of the job's training, a point a step: of one stage or of all that have some. CSV has a row a point;
+    tensorboard is an event file, to be put into a folder that TensorBoard reads."""
+    points = series.read(parts.database, key.owner, job_id, stage)
+    if format == "csv":
+        return _file(series.as_csv(points), "text/csv; charset=utf-8", f"{job_id}.csv")
+    if format == "tensorboard":
+        name = f"events.out.tfevents.{points[0].created_at if points else 0}.{job_id}"
+        return _file(series.as_event_file(points), "application/octet-stream", name)
+    return listed([render.point(point) for point in points])
+
+
+def _file(content: bytes, kind: str, name: str) -> Response:
+    return Response(content, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})

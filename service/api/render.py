@@ -11,6 +11,7 @@ from service.jobs.estimates import fraction, job_eta, job_fraction, stage_eta
 from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
 from service.jobs.placement import Offer, missing
 from service.jobs.progression import checkpoint_model
+from service.jobs.series import Point
 from service.jobs.service import JobView
 from service.jobs.tables import Artifact, Event, Job, Model, Stage, WebhookDelivery, WebhookEndpoint
 from service.jobs.workers import WorkerView
@@ -161,6 +162,18 @@ def event(row: Event) -> dict[str, Any]:
         "type": row.type,
         "data": row.data,
         "seq": row.seq,
+    }
+
+
+def point(row: Point) -> dict[str, Any]:
+    return {
+        "id": f"{row.stage}-{row.step}",
+        "object": "fine_tuning.job.metrics",
+        "stage": row.stage,
+        "step": row.step,
+        "steps": row.steps,
+        "created_at": row.created_at,
+        "metrics": dict(row.values),
     }
 
 

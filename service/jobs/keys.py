@@ -58,6 +58,13 @@ def find_key(database: Database, secret: str) -> ApiKey | None:
     return key if key is not None and status(key, database.now()) == "valid" else None
 
 
+def is_valid(database: Database, key_id: str) -> bool:
+    """Whether a key may still be used."""
+    with database.snapshot() as session:
+        key = repository_access.key(session, key_id)
+    return key is not None and status(key, database.now()) == "valid"
+
+
 class KeyRing:
     """Keys that were looked up a moment ago: a key that is revoked elsewhere opens nothing after `seconds`."""
 

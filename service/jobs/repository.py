@@ -127,8 +127,26 @@ def events(session: Session, job_id: str, page: Page) -> tuple[list[Event], bool
     return paged(session, select(Event).where(Event.job_id == job_id), Event.seq, after, page)
 
 
-def has_event(session: Session, job_id: str, event_id: str) -> bool:
-    return session.scalar(select(Event.id).where(Event.job_id == job_id, Event.id == event_id)) is not None
+def events_behind(session: Session, job_id: str, seq: int, most: int) -> list[Event]:
+    query = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(most)
+    return list(session.scalars(query))
+
+
+def event_seq(session: Session, job_id: str, event_id: str) -> int | None:
+    return session.scalar(select(Event.seq).where(Event.job_id == job_id, Event.id == event_id))
+
+
+def counts(session: Session, job_ids: Sequence[str]) -> Sequence[tuple[str, int, JobStatus]]:
+    """Of each job its number of events and its status."""
+    rows = session.execute(select(Job.id, Job.event_count, Job.status).where(Job.id.in_(job_ids)))
+    return [(row.id, row.event_count, row.status) for row in rows]
+
+
+def metric_events(session: Session, job_id: str) -> Sequence[Event]:
+    """In the order in which they were told."""
+    return session.scalars(
+        select(Event).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
+    ).all()
 
 
 # --- stages

@@ -127,7 +127,7 @@ def secret(served: Domain) -> str:
 @pytest.fixture
 def base_url(app: FastAPI) -> Iterator[str]:
     """The app behind a real server on this machine."""
-    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="off"))
+    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="on"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -118,7 +118,7 @@ def test_another_owners_masks_are_as_absent_as_those_that_never_were(domain: Dom
     domain.add_key("key-2", "stranger")
     for name in ("train", "heldout"):
         domain.add_file(f"file-{name}-2", owner="stranger")
-    stranger = domain.sender(key_id="key-2", owner="stranger")
+    stranger = domain.sender(owner="stranger")
     theirs = replace(ALLO, training_file="file-train-2", validation_file="file-heldout-2")
     messages = []
     for name in (first, file_of(domain, first, "masks").id, "ftjob-never", "art-never"):

@@ -1,0 +1,223 @@
+"""Live events and training series, over real connections."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.jobs import attempts, keys, repository, story
+from service.jobs.keys import create_key
+from service.jobs.progression import add_event
+from tests.integration.service.domain import OWNER, SUPERVISED, Domain
+from tests.waiting import PATIENCE, until
+
+STREAM = {"accept": "text/event-stream"}
+
+
+class Reader:
+    """A stream read in a thread of its own: `events` so far, `notes` between them, and whether it has `ended`."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.ids: list[str] = []
+        self.notes: list[str] = []
+        self.ended = threading.Event()
+        self._response = response
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for line in self._response.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "data":
+                    self.events.append(json.loads(value))
+                elif name == "id":
+                    self.ids.append(value)
+                elif line:
+                    self.notes.append(line)
+        except (httpx.ReadError, httpx.RemoteProtocolError, httpx.StreamClosed):
+            pass
+        self.ended.set()
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+@pytest.fixture
+def http(base_url: str, secret: str) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=f"{base_url}/fine_tuning/jobs/", headers=headers, timeout=PATIENCE) as client:
+        yield client
+
+
+@contextmanager
+def streamed(http: httpx.Client, job: str, **headers: str) -> Iterator[Reader]:
+    with http.stream("GET", f"{job}/events", headers=STREAM | headers) as response:
+        assert response.status_code == 200, response.read()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        reader = Reader(response)
+        yield reader
+        with suppress(OSError):  # closing alone would not wake the thread that reads
+            response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        reader.join()
+
+
+def events_of(domain: Domain, job: str) -> list[str]:
+    return [event.id for event in domain.events(job)]
+
+
+def test_a_stream_tells_every_event_in_order_and_ends_with_the_job(http: httpx.Client, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with streamed(http, job) as reader:
+        until(lambda: reader.events)
+        claimed = served.claim()
+        with served.database.transaction() as session:
+            row = repository.lock_job(session, job)
+            assert row is not None
+            for step in range(700):  # more than are read at a time
+                add_event(session, row, 0, "info", f"{step}", {})
+        served.finish(claimed)
+        served.run_all()
+        assert reader.ended.wait(PATIENCE)
+    assert [event["seq"] for event in reader.events] == list(range(1, len(reader.events) + 1))
+    assert reader.ids == events_of(served, job) == [event["id"] for event in reader.events]
+    assert reader.events[-1]["data"] == {"status": "succeeded"}
+
+
+def test_a_cut_stream_goes_on_behind_its_last_event_without_a_gap(http: httpx.Client, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with streamed(http, job) as first:
+        until(lambda: first.events)
+    served.run_all()
+    with streamed(http, job, **{"last-event-id": first.ids[-1]}) as second:
+        assert second.ended.wait(PATIENCE)
+    assert first.ids + second.ids == events_of(served, job)
+
+
+def test_a_stream_of_a_job_that_is_over_is_told_to_stop(http: httpx.Client, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    served.run_all()
+    last = events_of(served, job)[-1]
+    assert http.get(f"{job}/events", headers=STREAM | {"last-event-id": last}).status_code == 204
+    with streamed(http, job) as whole:
+        assert whole.ended.wait(PATIENCE)
+    assert whole.ids[-1] == last
+
+
+def test_many_streams_of_one_job_all_see_all_of_it(http: httpx.Client, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with streamed(http, job) as one, streamed(http, job) as two, streamed(http, job) as three:
+        until(lambda: one.events and two.events and three.events)
+        served.run_all()
+        for reader in (one, two, three):
+            assert reader.ended.wait(PATIENCE)
+    assert one.ids == two.ids == three.ids == events_of(served, job)
+
+
+def test_an_event_of_another_job_and_an_absent_job_are_refused(http: httpx.Client, served: Domain) -> None:
+    job, other = served.submit(SUPERVISED).job.id, served.submit(SUPERVISED).job.id
+    wrong = http.get(f"{job}/events", headers=STREAM | {"last-event-id": events_of(served, other)[0]})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "Last-Event-ID")
+    assert http.get("ftjob-absent/events", headers=STREAM).status_code == 404
+
+
+def test_another_owners_job_has_no_stream(base_url: str, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    headers = STREAM | {"authorization": f"Bearer {create_key(served.database, 'stranger').secret}"}
+    assert httpx.get(f"{base_url}/fine_tuning/jobs/{job}/events", headers=headers).status_code == 404
+    assert httpx.get(f"{base_url}/fine_tuning/jobs/{job}/metrics", headers=headers).status_code == 404
+
+
+def test_owasp_api4_an_owner_has_so_many_streams_and_gets_them_back(
+    app: FastAPI, http: httpx.Client, served: Domain
+) -> None:
+    app.state.context.streams._most = 1
+    job = served.submit(SUPERVISED).job.id
+    with streamed(http, job) as reader:
+        until(lambda: reader.events)
+        refused = http.get(f"{job}/events", headers=STREAM)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert refused.headers["retry-after"]
+    until(lambda: not app.state.context.streams._open[OWNER])
+    with streamed(http, job) as again:
+        until(lambda: again.events)
+
+
+def test_a_quiet_stream_says_that_it_lives_and_ends_when_its_key_is_revoked(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, served: Domain
+) -> None:
+    monkeypatch.setattr("service.api.live.HEARTBEAT_SECONDS", 0.05)
+    key = create_key(served.database, OWNER)
+    job = served.submit(SUPERVISED).job.id
+    headers = {"authorization": f"Bearer {key.secret}"}
+    with (
+        httpx.Client(base_url=f"{base_url}/fine_tuning/jobs/", headers=headers, timeout=PATIENCE) as http,
+        streamed(http, job) as reader,
+    ):
+        until(lambda: ": still here" in reader.notes)
+        keys.revoke_key(served.database, key.id)
+        assert reader.ended.wait(PATIENCE)
+
+
+def test_streams_end_when_the_service_stops(app: FastAPI, http: httpx.Client, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with streamed(http, job) as reader:
+        until(lambda: reader.events)
+        app.state.context.feed.close()
+        assert reader.ended.wait(PATIENCE)
+
+
+def trained(served: Domain) -> str:
+    """A job whose first stage told of three steps, of which the second ran twice."""
+    job = served.submit(SUPERVISED).job.id
+    claimed = served.claim()
+    for step, loss in ((1, 0.9), (2, 0.8), (2, 0.7), (3, 0.6)):
+        data = {"step": step, "steps": 3, "total": 30, "loss": loss, "learning_rate": 1e-5}
+        attempts.record_message(
+            served.database, claimed.stage_id, claimed.epoch, "info", f"Step {step}.", data, type="metrics"
+        )
+    return job
+
+
+def test_a_trainings_figures_are_series(http: httpx.Client, served: Domain) -> None:
+    job = trained(served)
+    found = http.get(f"{job}/metrics", params={"stage": "sft"}).json()["data"]
+    assert [(point["step"], point["metrics"]["loss"]) for point in found] == [(1, 0.9), (2, 0.7), (3, 0.6)]
+    assert http.get(f"{job}/metrics", params={"stage": "evaluate"}).json()["data"] == []
+    wrong = http.get(f"{job}/metrics", params={"stage": "sfft"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "stage")
+    rows = list(csv.DictReader(io.StringIO(http.get(f"{job}/metrics", params={"format": "csv"}).text)))
+    assert [(row["stage"], row["step"], row["loss"]) for row in rows][1] == ("sft", "2", "0.7")
+
+
+def test_tensorboard_reads_its_event_file(http: httpx.Client, served: Domain, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    job = trained(served)
+    answer = http.get(f"{job}/metrics", params={"format": "tensorboard"})
+    name = answer.headers["content-disposition"].split('"')[1]
+    (tmp_path / name).write_bytes(answer.content)
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert set(read.Tags()["scalars"]) == {"sft/loss", "sft/learning_rate"}
+    losses = [(scalar.step, pytest.approx(scalar.value)) for scalar in read.Scalars("sft/loss")]
+    assert losses == [(1, 0.9), (2, 0.7), (3, 0.6)]
+
+
+def test_a_job_that_is_read_back_has_its_events_where_its_stream_left_it(served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    first = served.events(job)[0]
+    assert story.read_place(served.database, OWNER, job, first.id) == (1, False)
+    assert story.read_place(served.database, OWNER, job, None) == (0, False)

@@ -1,0 +1,29 @@
+"""What a training tells of its pace and memory."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from allo_engine.report import Report
+
+
+def told(stream: io.StringIO) -> list[dict[str, float]]:
+    return [json.loads(line)["metrics"] for line in stream.getvalue().splitlines()]
+
+
+def test_steps_with_figures_say_how_fast_they_were_and_what_is_held() -> None:
+    stream = io.StringIO()
+    report = Report(stream)
+    for step in (100, 250):
+        report.progress(step, 1000, {"loss": 1.0})
+    first, second = told(stream)
+    assert "tokens_per_second" not in first, "there is nothing to compare the first step with"
+    assert second["tokens_per_second"] > 0
+    assert second["memory_bytes"] > 2**20
+
+
+def test_progress_without_figures_has_none() -> None:
+    stream = io.StringIO()
+    Report(stream).progress(1000, 1000)
+    assert told(stream) == [{}]
