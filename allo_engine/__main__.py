@@ -28,7 +28,6 @@ import contextlib
 import importlib
 import json
 import pkgutil
-import resource
 import signal
 import sys
 import threading
@@ -88,7 +87,7 @@ def leave(status: int) -> NoReturn:
 
 def _run(options: argparse.Namespace, report: Report) -> int:
     stage, path = options.stage, Path(options.config).resolve()
-    place = Place(options.rank, options.ranks, options.meeting) if options.rank else None
+    place = Place(options.rank, options.size, options.meeting, options.parent) if options.rank else None
     try:
         task = json.loads(path.read_text(encoding="utf-8"))
         config = CONFIGS[stage].model_validate(task.get("config", {}))
@@ -111,12 +110,13 @@ def _guarded(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
-    from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
+    from allo_engine.model.peak import peak_bytes  # here, as torch comes with it
+    from allo_engine.model.rows import is_out_of_memory
 
     try:
         with ranks():
             figures = module.run(*arguments)
-            peak = max(here().gathered(_peak_memory()))
+            peak = max(here().gathered(max(peak_bytes(), report.peak_bytes)))
         report.result(figures | {"peak_memory_bytes": peak})
     except Stopped:
         return STOPPED
@@ -135,22 +135,13 @@ def _guarded(
     return 0
 
 
-def _peak_memory() -> int:
-    """The most memory that this process held: the accelerator's where there is one, else the machine's."""
-    import torch  # here: usage errors need not wait for it
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m allo_engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("stage", choices=list(CONFIGS), metavar="STAGE", help=", ".join(CONFIGS))
     parser.add_argument("--config", required=True, metavar="FILE", help="the stage's settings, as shown above")
-    for option, kind in (("--rank", int), ("--ranks", int), ("--meeting", Path)):  # see launching.py
+    for option, kind in (("--rank", int), ("--size", int), ("--meeting", Path), ("--parent", int)):  # see launching.py
         parser.add_argument(option, type=kind, default=0, help=argparse.SUPPRESS)
     return parser
 

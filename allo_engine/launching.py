@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.config import PromptConfig, StageConfig
+from allo_engine.orphans import die_with
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 
@@ -36,15 +37,17 @@ _DONE, _STOPPED = 0, 75
 
 @dataclass(frozen=True)
 class Place:
-    """Which rank of how many this process is, and the file by which they find one another."""
+    """Which rank of how many this process is, the file by which they find one another, and who started it, if it is
+    not the first."""
 
     rank: int
     size: int
     meeting: Path
+    parent: int = 0
 
     def options(self) -> list[str]:
         """For the command line of `python -m allo_engine`."""
-        return ["--rank", str(self.rank), "--ranks", str(self.size), "--meeting", str(self.meeting)]
+        return [f"--{name}={value}" for name, value in vars(self).items()]
 
 
 def count_of(devices: int | str) -> int:
@@ -108,7 +111,7 @@ def launched(
     first, and starts the others; they meet in the work folder, which goes with the stage however that ends.
     """
     if place:
-        _end_with_parent()
+        die_with(place.parent)
         with joined(place, report):
             yield
         return
@@ -144,8 +147,8 @@ class Others:
         """Errors' codes and messages, of ranks that ended by one."""
         self._processes = [
             subprocess.Popen(
-                [*command, *Place(rank, size, meeting).options()],
-                stdin=subprocess.PIPE,  # its end is our end
+                [*command, *Place(rank, size, meeting, os.getpid()).options()],
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -188,14 +191,3 @@ class Others:
                     self._report.error(code, message)
                 sys.stderr.write(f"One of the stage's processes ended with status {status}.\n")
             os._exit(1)
-
-
-def _end_with_parent() -> None:
-    """Leave as soon as whoever started this rank is gone: it holds the other end of our standard input."""
-    threading.Thread(target=_leave_at_the_end, args=[sys.stdin.fileno()], daemon=True).start()
-
-
-def _leave_at_the_end(descriptor: int) -> None:
-    while os.read(descriptor, 1):
-        pass
-    os._exit(1)

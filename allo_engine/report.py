@@ -45,6 +45,8 @@ class Report:
         self.stop_requested = False
         self.before = 0
         """Work that an earlier part of the stage has done: it is counted in all progress from then on."""
+        self.peak_bytes = 0
+        """The most memory that this process and one that it had beside it held together, as far as that is known."""
 
     def progress(self, step: int, total: int, metrics: Metrics | None = None) -> None:
         """Say how far the stage is. Lines without metrics are thinned out in time; those with metrics all go."""

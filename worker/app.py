@@ -16,6 +16,7 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 
+from allo_engine.orphans import die_with
 from service.broker import queue_of
 from service.db import Database
 from service.logs import configure
@@ -26,7 +27,6 @@ from worker.heart import patience_of
 from worker.offer import offer, worker_id
 from worker.runner import Runner
 from worker.starting import Warm, start_cold
-from worker.supervisor import die_with
 
 settings = Settings.from_environment()
 

@@ -19,7 +19,6 @@ left is found by its environment (see `worker.sweep`).
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import select
 import signal
@@ -33,14 +32,14 @@ from pathlib import Path
 
 import psutil
 
+from allo_engine.orphans import adopt, die_with
+
 EXIT_LEASE_LOST = 124
 """The supervisor's exit status after it ended everything because no heartbeat had come for too long."""
 
 SUPERVISOR_MARK = "ALLO_SUPERVISOR"
 """In the environment of everything supervised: `pid:start`, which names the supervisor even after its death."""
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _POLL_SECONDS = 0.05
 
 
@@ -101,7 +100,7 @@ def main(argv: list[str], start: Callable[[list[str], dict[str, str]], int] = ex
     `start` makes the command a child of this process, with these marks, and returns its pid.
     """
     options = _parse(argv)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt()
     supervision = Supervision(options.grace, options.lease)
     supervision.command = start(options.command, {SUPERVISOR_MARK: f"{os.getpid()}:{process_start(os.getpid())}"})
     signal.signal(signal.SIGTERM, lambda *_: supervision.stop())
@@ -163,13 +162,6 @@ def process_start(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends, and see that the parent has not ended already."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def _obey(supervision: Supervision) -> bool:
     """Carry out what the runner wrote; False at the end of the pipe."""
     received = os.read(sys.stdin.fileno(), 4096)
@@ -185,11 +177,6 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
     except psutil.NoSuchProcess:
         return
-
-
-def _prctl(option: int, value: int) -> None:
-    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

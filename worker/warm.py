@@ -29,6 +29,7 @@ from types import ModuleType
 from typing import Any
 
 from allo_engine.__main__ import leave
+from allo_engine.orphans import die_with
 from allo_engine.pipeline import code_version
 from worker import supervisor
 from worker.procfs import ROOM, has_room, show_command, show_marks
@@ -113,7 +114,7 @@ class _Stage:
         return _fork(partial(self._run_program, parent, command, marks))
 
     def _run_program(self, parent: int, command: list[str], marks: Mapping[str, str]) -> int:
-        supervisor.die_with(parent)
+        die_with(parent)
         os.close(self._lock)
         os.close(self._channel)
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - what is wanted is the descriptor

@@ -32,6 +32,7 @@ import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import merge
+from allo_engine.model.peak import own_bytes
 from allo_engine.model.rows import give_back_freed_memory
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling.canary import canaries, disagreement, greedy_logps
@@ -152,9 +153,14 @@ class Engine:
         self._ask({"requests": list(map(_written, requests)), "settings": asdict(settings), "logps": logps})
         for line in self._lines:
             if "finished" not in line:
+                self._note(line["done"])
                 return
             number, sample, *response = line["finished"]
             yield Finished(number, sample, Response(*response))
+
+    def _note(self, peak: int) -> None:
+        if self._report:
+            self._report.peak_bytes = max(self._report.peak_bytes, own_bytes() + peak)
 
     def close(self) -> None:
         """End it, and wait until it has ended."""

@@ -2,13 +2,12 @@
 
 It loads the model that PLAN names and says so on the file descriptor SAYS, one JSON object a line: {"ready": version}.
 Then, for each line of its standard input (requests and settings), {"finished": [number, sample, ids, logps]} a
-response, as they end, and {"done": true}; as its last word {"error": …}, where it cannot go on. It dies with the
-process PARENT that started it.
+response, as they end, and {"done": peak}, the most bytes of memory that it has held; as its last word {"error": …},
+where it cannot go on. It dies with the process PARENT that started it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import os
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 
 from allo_engine.model.memory import available_bytes
+from allo_engine.model.peak import peak_bytes
+from allo_engine.orphans import die_with
 
 SHARE = 0.9
 """Of what is free at the start: what the engine takes for weights, activations, keys and values."""
@@ -33,12 +34,11 @@ AHEAD = 2
 """Requests that are with the engine, in multiples of what it decodes at once: the next are there when one ends."""
 
 Line = dict[str, Any]
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
     parent, says, plan = int(arguments[0]), int(arguments[1]), json.loads(arguments[2])
-    _die_with(parent)
+    die_with(parent)
     for number in (signal.SIGINT, signal.SIGTERM):  # who is asked to stop is the stage
         signal.signal(number, signal.SIG_IGN)
     with os.fdopen(says, "w", encoding="utf-8") as stream:
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
             say({"ready": version})
             for line in sys.stdin:
                 answer(engine, json.loads(line), say)
-                say({"done": True})
+                say({"done": peak_bytes()})
         except Exception as error:
             traceback.print_exc()
             say({"error": str(error).strip().rstrip(".")[:1000] or type(error).__name__})
@@ -140,14 +140,6 @@ def _finished(output: Any) -> list[Any]:
     ids, found = list(output.outputs[0].token_ids), output.outputs[0].logprobs
     logps = found and [by_token[token].logprob for token, by_token in zip(ids, found, strict=True)]
     return [number, sample, ids, logps]
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends, and see that the parent has not ended already."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -136,14 +136,16 @@ def stage(tmp_path: Path, model: Path, data: Path) -> Iterator[Callable[..., sub
     """Starts stage sample behind a command, and returns when vLLM has answered some of it."""
     folder = tmp_path / "served"
     folder.symlink_to(model)
-    config = {"n": 500, "max_response_tokens": 60, "template": "{problem}:", "backend": "vllm"}
-    task = {"config": config, "inputs": {"model": str(folder), "problems": str(data)}, "outputs": str(tmp_path / "out")}
-    (tmp_path / "task.json").write_text(json.dumps(task | {"work": str(tmp_path / "work")}))
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*before: str) -> subprocess.Popen[bytes]:
+    def start(*before: str, n: int = 500) -> subprocess.Popen[bytes]:
+        config = {"n": n, "max_response_tokens": 60, "template": "{problem}:", "backend": "vllm"}
+        task = {"config": config, "inputs": {"model": str(folder), "problems": str(data)}}
+        task |= {"outputs": str(tmp_path / "out"), "work": str(tmp_path / "work")}
+        (tmp_path / "task.json").write_text(json.dumps(task))
         command = [*before, sys.executable, "-m", "allo_engine", "sample", "--config", str(tmp_path / "task.json")]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        with (tmp_path / "said").open("wb") as said:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, start_new_session=True)
         started.append(process)
         until(lambda: lines(tmp_path) > 3 or process.poll() is not None)
         assert len(processes(str(folder))) == 1
@@ -158,6 +160,15 @@ def stage(tmp_path: Path, model: Path, data: Path) -> Iterator[Callable[..., sub
 def lines(root: Path) -> int:
     path = root / "work" / "responses.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_stages_peak_is_that_of_its_engine_too(tmp_path: Path, stage: Callable[..., subprocess.Popen[bytes]]) -> None:
+    process = stage(n=60)
+    (engine,) = processes(str(tmp_path))
+    counts = dict(line.split(":") for line in Path(f"/proc/{engine}/status").read_text().splitlines())
+    assert process.wait(timeout=PATIENCE) == 0
+    result = json.loads((tmp_path / "said").read_text().splitlines()[-1])
+    assert result["metrics"]["peak_memory_bytes"] > 1024 * int(counts["VmHWM"].split()[0])
 
 
 def test_a_stage_that_is_killed_leaves_no_engine(tmp_path: Path, stage: Callable[..., subprocess.Popen[bytes]]) -> None:

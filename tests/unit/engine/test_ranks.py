@@ -88,7 +88,12 @@ def begun(process: subprocess.Popen[str], step: int) -> list[psutil.Process]:
     for line in process.stdout:
         if json.loads(line).get("metrics", {}).get("step", 0) >= step:
             break
-    return psutil.Process(process.pid).children()
+    return other_ranks(process.pid)
+
+
+def other_ranks(first: int) -> list[psutil.Process]:
+    """The ranks that the first one started."""
+    return [child for child in psutil.Process(first).children() if "--rank" in " ".join(child.cmdline())]
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:

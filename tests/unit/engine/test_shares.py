@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -29,6 +28,7 @@ from tests.unit.engine.pipeline import write_problems
 from tests.unit.engine.shared import run
 from tests.unit.engine.stages.test_locate import save
 from tests.unit.engine.test_main import finish, start, write_task
+from tests.unit.engine.test_ranks import other_ranks
 from tests.waiting import PATIENCE
 
 GREEDY: dict[str, Any] = {"max_response_tokens": 24, "decoding_batch": 1}
@@ -164,7 +164,7 @@ def test_what_ranks_drew_before_one_was_killed_others_go_on_from(tmp_path: Path,
     assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line).get("step", 0) >= 6:
-            psutil.Process(process.pid).children()[-1].kill()
+            other_ranks(process.pid)[-1].kill()
             break
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
