@@ -26,7 +26,7 @@ Check = Callable[[Any], Iterator[Fault]]
 
 
 def text(value: Any) -> Iterator[Fault]:
-    """A text with something in it, which UTF-8 can hold."""
+    """A text with something in it."""
     right = "a text that is not empty"
     if not isinstance(value, str):
         yield Fault("", f"is {kind(value)}", right)
@@ -34,8 +34,6 @@ def text(value: Any) -> Iterator[Fault]:
         yield Fault("", "is empty", right)
     elif "\0" in value:
         yield Fault("", "holds a NUL character", "a text without it")
-    elif _lone_surrogate(value):
-        yield Fault("", "holds half a surrogate pair", r"whole characters: \ud83d\ude00 and not \ud83d alone")
 
 
 def answer(value: Any) -> Iterator[Fault]:
@@ -61,8 +59,7 @@ def messages(value: Any) -> Iterator[Fault]:
         yield Fault("", wrong, 'a list of messages, each {"role": …, "content": …}')
         return
     for place, message in enumerate(value):
-        if not _is_plain(message):
-            yield from _message(f"[{place}]", message)
+        yield from _message(f"[{place}]", message)
 
 
 def chat(value: Any) -> Iterator[Fault]:
@@ -75,6 +72,28 @@ def chat(value: Any) -> Iterator[Fault]:
         yield Fault("", "has no assistant's answer", "at least one message of role 'assistant'")
     elif all(message.get("weight") == 0 for message in value if message["role"] == "assistant"):
         yield Fault("", "has no assistant's answer to learn from", "at least one without weight 0")
+
+
+def is_text(value: Any) -> bool:
+    """Whether `text` finds nothing. Most texts are right, and this is quicker to ask."""
+    return type(value) is str and value != "" and not value.isspace() and "\0" not in value
+
+
+def is_chat(value: Any) -> bool:
+    """Whether `chat` finds nothing, of messages that are but a role and a text."""
+    if type(value) is not list or not value:
+        return False
+    for message in value:
+        if type(message) is not dict or len(message) != 2 or message.get("role") not in _SPEAKERS:
+            return False
+        content = message.get("content")
+        if type(content) is not str or not content or content.isspace() or "\0" in content:
+            return False
+    roles = [message["role"] for message in value]
+    return roles[0] != "assistant" and "assistant" in roles
+
+
+_SPEAKERS = ("user", "assistant", "system", "developer")
 
 
 def prompt(value: Any) -> Iterator[Fault]:
@@ -256,23 +275,6 @@ _ASSISTANTS: dict[str, Check] = {"weight": _weight, "tool_calls": _tool_calls, "
 _OF_MESSAGES = ("role", "content", "name", "tool_call_id", *_ASSISTANTS)
 
 
-def _is_plain(message: Any) -> bool:
-    """Whether a message is right beyond doubt: a role that any has, and a text. Most are, and this is quick."""
-    return (
-        type(message) is dict
-        and len(message) == 2
-        and message.get("role") in _PLAIN_ROLES
-        and type(content := message.get("content")) is str
-        and not content.isspace()
-        and content != ""
-        and "\0" not in content
-        and (content.isascii() or not _lone_surrogate(content))
-    )
-
-
-_PLAIN_ROLES = ("user", "assistant", "system", "developer")
-
-
 def _told(faults: Iterator[Fault]) -> Generator[Fault, None, bool]:
     """Yields the faults; whether there were any."""
     fault = None
@@ -288,11 +290,3 @@ def _nearest(name: str, wanted: tuple[str, ...]) -> str | None:
 
     plain = name.casefold().replace("-", "_").replace(" ", "_")
     return next((other for other in wanted if len(other) > 3 and OSA.distance(plain, other, score_cutoff=1) <= 1), None)
-
-
-def _lone_surrogate(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

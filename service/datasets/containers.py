@@ -113,7 +113,7 @@ def _elements(chunks: Iterable[bytes], longest: int) -> Rows:
         if number and not text.skip(","):
             raise BadLine("is not behind a comma", "a JSON array: [{…}, {…}]")
         number += 1
-        yield number, text.element().encode("utf-8", "surrogatepass")
+        yield number, text.element().encode()
     text.end()
 
 

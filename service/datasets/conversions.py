@@ -29,7 +29,10 @@ def gsm8k_answer(solution: str) -> str:
 
 def from_gsm8k(line: Line) -> dict[str, Any]:
     """{question, answer} → problems. The solution keeps its last line, which the engine reads answers from."""
-    return {"problem": line["question"], "solution": line["answer"], "answer": gsm8k_answer(line["answer"])}
+    answer = gsm8k_answer(line["answer"])
+    if not answer:
+        raise BadLine("names no answer on its last line", "the solution, and then a line such as '#### 72'", "answer")
+    return {"problem": line["question"], "solution": line["answer"], "answer": answer}
 
 
 def from_alpaca(line: Line) -> dict[str, Any]:

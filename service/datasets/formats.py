@@ -26,6 +26,17 @@ class Field:
     check: Check = checks.text
     required: bool = True
 
+    @cached_property
+    def is_plain(self) -> Callable[[Any], bool]:
+        """Quick to ask: what it holds of, `check` finds nothing in."""
+        return _PLAIN.get(self.check, lambda _value: False)
+
+
+_PLAIN: dict[Check, Callable[[Any], bool]] = {
+    checks.chat: checks.is_chat,
+    **dict.fromkeys((checks.text, checks.answer, checks.prompt, checks.response), checks.is_text),
+}
+
 
 Shows = Callable[[Set[str], Line], bool]
 """Whether a line has a form, be it complete or not, by the names that are not null in it, and by the line."""
@@ -216,17 +227,23 @@ def faults_of(line: Line, shape: Shape) -> Iterator[tuple[str, Fault]]:
     """
     for field in shape.fields:
         given = [name for name in field.names if line.get(name) is not None]
-        if len(given) > 1:
-            wrong = f"is given beside {given[1]!r}, which means the same"
-            yield given[0], Fault("", wrong, "one of the two")
-        elif given:
-            for fault in field.check(line[given[0]]):
-                yield given[0] + fault.path, fault
-        elif field.required:
-            null = next((name for name in field.names if name in line), None)
-            yield null or field.names[0], Fault("", "is null" if null else "is missing", _spelled(field))
+        if len(given) == 1 and field.is_plain(line[given[0]]):
+            continue
+        if given or field.required:
+            yield from _faults_of(line, field, given)
     if not line.keys() <= shape.names:
         yield from _misspelt(line, shape)
+
+
+def _faults_of(line: Line, field: Field, given: list[str]) -> Iterator[tuple[str, Fault]]:
+    if len(given) > 1:
+        yield given[0], Fault("", f"is given beside {given[1]!r}, which means the same", "one of the two")
+    elif given:
+        for fault in field.check(line[given[0]]):
+            yield given[0] + fault.path, fault
+    else:
+        null = next((name for name in field.names if name in line), None)
+        yield null or field.names[0], Fault("", "is null" if null else "is missing", _spelled(field))
 
 
 def _misspelt(line: Line, shape: Shape) -> Iterator[tuple[str, Fault]]:

@@ -54,7 +54,7 @@ def rows(
             )
 
 
-_SILENT = f"it took more than {CPU_SECONDS} s, or {MEMORY_BYTES >> 20} MB"
+_SILENT = f"its reader died, or took more than {CPU_SECONDS} s or {MEMORY_BYTES >> 20} MB"
 
 
 def _read(child: subprocess.Popen[bytes], most: int, longest: int) -> Iterator[tuple[int, bytes]]:

@@ -26,7 +26,7 @@ def parse(line: bytes, max_line_bytes: int) -> dict[str, Any]:
 
     jiter is twice as fast as json and refuses at least as much; what it refuses json reads again, for the reason.
     """
-    if len(line.removesuffix(b"\n").removesuffix(b"\r")) > max_line_bytes:
+    if len(line) > max_line_bytes and len(line.removesuffix(b"\n").removesuffix(b"\r")) > max_line_bytes:
         raise BadLine(f"is longer than {max_line_bytes} bytes", "a shorter line, or a larger ALLO_MAX_LINE_BYTES")
     try:
         row = from_json(line, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
@@ -39,7 +39,7 @@ def parse(line: bytes, max_line_bytes: int) -> dict[str, Any]:
 
 def _slowly(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(line.decode(), object_pairs_hook=_strict, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise BadLine(f"is not UTF-8 at its byte {error.start + 1}", "UTF-8") from None
     except json.JSONDecodeError as error:
@@ -50,14 +50,30 @@ def _slowly(line: bytes) -> Any:
         raise BadLine("holds a number that is too long", "numbers of fewer digits, or texts") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that comes twice is refused, because readers disagree on which one counts."""
+def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Refused are a key that comes twice, because readers disagree on which one counts, and half a surrogate
+    pair, which UTF-8 cannot hold."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
             raise BadLine("is given twice", "each field once", _printable(key))
+        if _is_broken(key) or _is_broken(value):
+            right = r"whole characters: \ud83d\ude00 and not \ud83d alone"
+            raise BadLine("holds half a surrogate pair", right, _printable(key))
         found[key] = value
     return found
+
+
+def _is_broken(value: Any) -> bool:
+    """Whether a text, or one in a list, cannot be written. Objects were looked at when they were made."""
+    if isinstance(value, list):
+        return any(map(_is_broken, value))
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _no_constant(name: str) -> Any:

@@ -7,7 +7,7 @@ stays as it was sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -100,6 +100,7 @@ class _Pass:
     def __init__(self, report: Sink, data: Sink, limits: Limits) -> None:
         self._report, self._data, self._longest = report, data, limits.line_bytes
         self._shape: Shape | None = None
+        self._names: Set[str] = frozenset()
         self._converts = False
         self._duplicates = Duplicates()
         self._first_line = self._report_bytes = 0
@@ -153,6 +154,8 @@ class _Pass:
 
     def _held(self, number: int, row: dict[str, Any]) -> Shape:
         """The line's form, held against that of the first line that showed one."""
+        if self._shape is not None and row.keys() == self._names and None not in row.values():
+            return self._shape
         shape = shape_of(row)
         if shape is None:
             raise BadLine("has none of the known fields", expected(row))
@@ -160,6 +163,7 @@ class _Pass:
             self._shape, self._first_line = shape, number
             self._converts = shape.convert is not None or self.container != "jsonl"
         if shape is self._shape:
+            self._names = frozenset(row)  # whatever has the very same has the same form
             return shape
         if shape.format != self._shape.format or (shape.convert and not self._converts):
             right = f"{self._shape.name}, as line {self._first_line} does: one file, one format"
@@ -181,11 +185,4 @@ class _Pass:
             row, shape = shape.convert(shape.values(row)), OURS[shape.format]
             for field, fault in faults_of(row, shape):
                 raise BadLine(f"becomes {shape.name} whose {field} {fault.wrong}", fault.right)
-        self._data.write(_encoded(shape.values(row)) + b"\n")
-
-
-def _encoded(row: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, in what nobody reads
-        return json.dumps(row).encode()
+        self._data.write(json.dumps(shape.values(row), ensure_ascii=False).encode() + b"\n")

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from service.jobs import repository
 from service.jobs.keys import create_key
 from service.jobs.models import register_model
 from tests.integration.service.domain import Domain
@@ -41,6 +42,18 @@ def test_a_files_answer_tells_what_was_found(client: TestClient) -> None:
     facts = ("format", "form", "container", "rows", "duplicates")
     assert [found[name] for name in facts] == ["problems", "GSM8K", "jsonl.gz", 4, 1]
     assert client.get(f"/v1/files/{found['id']}").json() == found
+
+
+def test_a_job_trains_on_the_lines_that_a_file_became(client: TestClient, served: Domain) -> None:
+    file = upload(client, *GSM8K)
+    job = client.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": file["id"]}).json()
+    with served.database.snapshot() as session:
+        found = repository.job(session, "owner", job["id"])
+    assert found is not None
+    ((path, sha256, size),) = found.sources["training_file"]
+    content = b"".join(served.store.open(sha256))
+    assert (path, size) == ("data.jsonl", len(content))
+    assert [json.loads(line)["answer"] for line in content.splitlines()] == ["2", "4", "6", "6"]
 
 
 def test_an_insight_is_made_once_and_kept(client: TestClient, served: Domain, tmp_path: Path) -> None:

@@ -144,6 +144,12 @@ def test_what_cannot_be_told_is_refused(row: Any, field: str | None, wrong: str)
     assert wrong in report[0]["wrong"]
 
 
+def test_a_line_of_gsm8k_without_its_answer_is_named_as_that() -> None:
+    _, data, report = converted(GSM8K, {"question": "q", "answer": "Paris"})
+    assert (len(data), [found["line"] for found in report], report[0]["field"]) == (1, [2], "answer")
+    assert "#### 72" in report[0]["right"]
+
+
 def test_what_a_line_is_nearly_is_named() -> None:
     assert "{prompt, completion}" in converted({"text": "x"})[2][0]["right"]
     assert "GSM8K {question, answer: '… #### 72'}" in converted({"x": 1})[2][0]["right"]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jiter import from_json
 
-from service.datasets import formats, validation
+from service.datasets import formats, parsing, validation
 from service.datasets.validation import Limits, Summary, validate
 
 MAX = 100_000
@@ -109,6 +110,7 @@ def test_a_file_without_rows_is_refused(content: bytes) -> None:
         (b'{"problem": "  ", "solution": "s"}', "problem", "is empty"),
         (b'{"problem": "\\u0000", "solution": "s"}', "problem", "NUL"),
         (b'{"problem": "\\ud800", "solution": "s"}', "problem", "surrogate"),
+        (b'{"problem": "p", "solution": "s", "x": [["\\udc00"]]}', "x", "surrogate"),
         (b'{"problem": "p\x00", "solution": "s"}', None, "is not JSON"),
         (b'{"problem": "p", "solution": "s", "answer": true}', "answer", "is true or false"),
         (b'{"problem": "p", "solution": "s", "answer": 1e999}', "answer", "too large"),
@@ -251,6 +253,31 @@ def test_no_file_breaks_the_validator(parts: list[bytes]) -> None:
 
 
 TEXT = st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "tool", "x"]), "content": st.text() | st.none()}
+    ),
+    max_size=3,
+)
+
+
+@given(st.sampled_from([field for shape in formats.SHAPES for field in shape.fields]), JSON | st.text() | MESSAGES)
+def test_what_is_plain_has_no_fault(field: formats.Field, value: Any) -> None:
+    assert not field.is_plain(value) or not list(field.check(value))
+
+
+PARTS = [*'{}[]:,"\\', r"\u0000", r"\ud800", "1", "-0", "1e5", "1e999", "NaN", "null", "é", " ", "\x01"]
+FRAGMENTS = st.sampled_from(PARTS)
+
+
+@given(st.lists(FRAGMENTS, max_size=12).map("".join) | JSON.map(json.dumps))
+def test_whatever_the_quick_parser_takes_the_strict_one_takes_for_the_same(inner: str) -> None:
+    line = f'{{"a": {inner}}}'.encode()
+    try:
+        quick = from_json(line, allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError:
+        return
+    assert repr(parsing._slowly(line)) == repr(quick)
 
 
 @given(st.lists(st.tuples(TEXT, TEXT, st.none() | TEXT | st.integers()), min_size=1, max_size=5))
