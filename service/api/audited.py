@@ -1,7 +1,7 @@
 """Around every request with a key: an entry in the audit log where it would change something.
 
-What is done once (see once.py) writes its entry in its own transaction; everything else, and what was refused, is
-written here, after the answer.
+What is done once (see once.py) writes its entry in its own transaction; what was refused, and a repetition that did
+nothing, is written here, after the answer.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Audited:
         try:
             await self._app(scope, receive, watched)
         finally:
-            if "route" in scope and status != 405 and "audited" not in scope["state"]:
+            noted = scope["state"].get("audited", False) and status < 400
+            if "route" in scope and status != 405 and not noted:
                 await to_thread.run_sync(self._write, deed_of(Request(scope), status))
 
     def _write(self, deed: Deed) -> None:

@@ -35,8 +35,14 @@ async def _call(
     assert isinstance(key, ApiKey)
     query, body = request.url.query, request.state.body.hexdigest()
     fingerprint = sha256_of(request.method, request.url.path, query, body)
-    windows = parts.settings.retry_window_seconds, parts.settings.idempotency_seconds
-    return Call(key.id, fingerprint, _subject(request), idempotency_key, x_stainless_retry_count > 0, *windows)
+    settings = parts.settings
+    windows = settings.retry_window_seconds, settings.idempotency_seconds
+
+    def note(answer: Answer) -> None:
+        record(parts.database, deed_of(request, 200, answer.get("id")), settings.audit_seconds)
+        request.state.audited = True
+
+    return Call(key.id, fingerprint, _subject(request), idempotency_key, x_stainless_retry_count > 0, *windows, note)
 
 
 def _subject(request: Request) -> str | None:
@@ -49,9 +55,6 @@ def _subject(request: Request) -> str | None:
 
 Calling = Annotated[Call, Depends(_call)]
 """What tells a repetition of this request from a new one."""
-
-_ADDED = {"call_of_this_request": Calling, "this_request": Request}
-"""What such a route takes beside what its endpoint does."""
 
 
 class Once(APIRoute):
@@ -84,24 +87,16 @@ def _done_once(endpoint: Endpoint) -> Endpoint:
     again = getattr(endpoint, "reissue", None)
 
     @wraps(endpoint)
-    def wrapped(*, call_of_this_request: Call, this_request: Request, parts: Context, **arguments: Any) -> Answer:
-        done = False
-
+    def wrapped(*, call_of_this_request: Call, parts: Context, **arguments: Any) -> Answer:
         def do() -> Answer:
-            nonlocal done
             answer: Answer = jsonable_encoder(endpoint(parts=parts, **arguments))
-            record(parts.database, deed_of(this_request, 200, answer.get("id")), parts.settings.audit_seconds)
-            done = True
             return answer
 
         reissue = None if again is None else lambda earlier: again(parts, earlier)
-        answer = once(parts.database, call_of_this_request, do, reissue)
-        if done:
-            this_request.state.audited = True
-        return answer
+        return once(parts.database, call_of_this_request, do, reissue)
 
     signature = inspect.signature(endpoint, eval_str=True)
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in _ADDED.items()]
-    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    call = inspect.Parameter("call_of_this_request", inspect.Parameter.KEYWORD_ONLY, annotation=Calling)
+    wrapped.__signature__ = signature.replace(parameters=[*signature.parameters.values(), call])  # type: ignore[attr-defined]
     wrapped.done_once = True  # type: ignore[attr-defined]
     return wrapped

@@ -32,6 +32,8 @@ class Prefixed:
 async def known_query(request: Request) -> None:
     """For every route: raises InvalidRequest for a parameter that the route's own signature does not have, and for one
     that is given twice."""
+    if not request.scope["query_string"]:
+        return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
     parts = list(_parts(route.dependant))

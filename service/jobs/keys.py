@@ -99,8 +99,11 @@ def list_keys(database: Database) -> Sequence[ApiKey]:
 
 
 def read_keys(database: Database, page: Page, owner: str | None = None) -> tuple[list[ApiKey], bool]:
-    """Keys, of one owner where that is asked for, and whether there are more."""
+    """Keys, of one owner where that is asked for, and whether there are more. Raises NotFound for an unknown
+    `page.after`."""
     with database.snapshot() as session:
+        if page.after is not None:
+            _key(session, page.after)
         return repository_access.keys_page(session, page, owner)
 
 

@@ -29,7 +29,7 @@ SECRETS = frozenset({"secret", "signing_secret"})
 class Call:
     """A request that changes something. `fingerprint` is of its method, path, query and body; `subject` is the path of
     the thing that it changes, None where it makes one. An answer is remembered for `retry_window` seconds, under the
-    client's own key for `key_window`."""
+    client's own key for `key_window`. `note` writes down, in the same transaction, that it was done and answered so."""
 
     key_id: str
     fingerprint: str
@@ -38,6 +38,7 @@ class Call:
     is_retry: bool = False
     retry_window: float = 600
     key_window: float = 86_400
+    note: Callable[[Answer], None] = lambda _: None
 
     @property
     def token(self) -> str:
@@ -64,12 +65,13 @@ def once(
     try:
         with database.transaction() as session:
             now = database.now()
-            repository_access.lock_key(session, call.key_id)
+            repository_access.lock_keys_beside(session, call.key_id)
             if call.idempotency_key is not None or (call.subject is None and call.is_retry):
                 earlier = _recalled(session, call, now)
                 if earlier is not None:
                     return reissue(earlier) if reissue else earlier
             answer = do()
+            call.note(answer)
             _remember(session, call, answer, now)
             return answer
     except (NotFound, Conflict):

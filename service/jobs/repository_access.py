@@ -30,9 +30,11 @@ def keys_page(session: Session, page: Page, owner: str | None) -> tuple[list[Api
     return paged(session, query, ApiKey.id, page.after, page)
 
 
-def lock_key(session: Session, key_id: str) -> None:
-    """Makes the calls of one key that change something wait for each other."""
-    session.execute(select(ApiKey.id).where(ApiKey.id == key_id).with_for_update())
+def lock_keys_beside(session: Session, key_id: str) -> None:
+    """Makes the calls of one owner that change something wait for each other, whichever of its keys they come with:
+    what an owner has is then counted and changed in one."""
+    owner = select(ApiKey.owner).where(ApiKey.id == key_id).scalar_subquery()
+    session.execute(select(ApiKey.id).where(ApiKey.owner == owner).order_by(ApiKey.id).with_for_update())
 
 
 # --- calls

@@ -1,4 +1,4 @@
-"""Keys over HTTP, limits of requests, and the log of who did what."""
+"""Keys over HTTP (OWASP API5:2023), limits of requests (API4:2023), and the log of who did what."""
 
 from __future__ import annotations
 
@@ -67,6 +67,8 @@ def test_keys_page(client: TestClient) -> None:
     assert ([row["id"] for row in first["data"]], first["has_more"]) == (made[:0:-1], True)
     rest = client.get(KEYS, params={"owner": "alice", "after": first["last_id"]}).json()
     assert ([row["id"] for row in rest["data"]], rest["has_more"]) == (made[:1], False)
+    for path in (KEYS, "/v1/audit"):
+        assert client.get(path, params={"after": "zzz"}).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,23 @@ def test_whatever_changes_something_is_in_the_audit_log_with_who_asked(client: T
     listed = client.get("/v1/audit", params={"object": job}).json()
     assert [entry["verb"] for entry in listed["data"]] == ["jobs.cancel", "jobs.create"]
     assert client.get("/v1/audit", params={"owner": "nobody"}).json()["data"] == []
+
+
+def test_an_upload_is_in_the_audit_log_and_a_bad_one_with_its_refusal(client: TestClient, served: Domain) -> None:
+    def upload(content: bytes) -> Any:
+        return client.post("/v1/files", files={"file": ("f.jsonl", content)}, data={"purpose": "fine-tune"}).json()
+
+    good = upload(b'{"problem": "p", "solution": "s"}')["id"]
+    bad = upload(b"{}")["error"]["file_id"]
+    found = [(entry.verb, entry.object_id, entry.status) for entry in entries(served)]
+    assert found == [("files.create", good, 200), ("files.create", bad, 200), ("files.create", None, 422)]
+
+
+def test_a_repetition_is_in_the_audit_log_too(client: TestClient, served: Domain) -> None:
+    for count in (0, 1):
+        client.delete("/v1/files/file-train", headers={"x-stainless-retry-count": str(count)})
+    found = [(entry.verb, entry.object_id, entry.status) for entry in entries(served)]
+    assert found == [("files.delete", "file-train", 200)] * 2
 
 
 def test_a_refusal_for_want_of_scope_is_in_the_audit_log(app: FastAPI, served: Domain) -> None:

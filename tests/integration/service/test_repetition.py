@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from service.db import Database
 from service.jobs import service
-from service.jobs.errors import Conflict, InvalidRequest, NotFound
+from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooMany
 from service.jobs.files import delete_file
 from service.jobs.repetition import Call, once
 from service.jobs.repository import Page
@@ -79,6 +79,22 @@ def test_many_that_come_at_once_with_one_idempotency_key_make_one_job(domain: Do
         jobs = list(pool.map(lambda _: submit(domain, keyed), range(16)))
     assert len(set(jobs)) == 1
     assert count(domain) == 1
+
+
+def test_an_owners_limit_holds_whichever_of_its_keys_comes_at_once(domain: Domain) -> None:
+    domain.add_key("key-2", OWNER)
+    sender = domain.sender(max_active_jobs=1)
+
+    def try_it(number: int) -> bool:
+        call = Call(f"key{'-2' * (number % 2)}", f"submit {number}")
+        try:
+            once(domain.database, call, lambda: {"id": domain.submit(SUPERVISED, sender).job.id})
+        except TooMany:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(try_it, range(16))) == 1
 
 
 def test_a_repetition_after_its_window_is_a_new_request_and_the_old_is_forgotten(

@@ -78,6 +78,25 @@ def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, wor
     assert alive(parts["child"])
 
 
+def test_a_paused_job_frees_its_slot_for_another_and_goes_on_from_its_checkpoint(house, worker):
+    house.behave(steps=40, seconds=0.1)
+    first = house.submit(seed=1)
+    worker.parts()
+    until(lambda: house.stage(first).step)
+    house.pause(first)
+    until(lambda: house.stage(first).status == "waiting")
+    house.behave(steps=2, seconds=0.01)
+    second = house.submit(seed=2)
+    assert succeeded_once(house, second)
+    assert house.status(first) == "paused"
+    house.behave(steps=40, seconds=0.01)
+    house.resume(first)
+    assert succeeded_once(house, first)
+    assert house.stage(first).attempt == 1
+    assert house.starts()[-2][0] == "sft"
+    assert house.starts()[-2][1] > 0
+
+
 def test_every_slot_has_a_device_of_its_own(make_house, broker):
     house = make_house("data", broker_url=broker_url(broker.data_dir), slots=2, devices="7,GPU-5f3c")
     house.behave(at={"1": "hang"})
