@@ -27,8 +27,11 @@ ABSENT = {
 }
 
 
-NOT_THERE = ("/report", "/{folder}")
-"""Of a good file there is no report; the model has no folders."""
+NOT_THERE = ("/report", "/{folder}", "/insight")
+"""Of a good file there is no report; the model has no folders, and a tokenizer neither."""
+
+QUERY = {"model": "tiny", "stage": "warmup"}
+"""What a route wants to know beside the name."""
 
 
 @pytest.fixture
@@ -87,7 +90,9 @@ def names(found: Route, values: dict[str, str]) -> dict[str, str]:
 
 def seen(client: TestClient, found: Route, values: dict[str, str]) -> tuple[int, str, dict[str, str]]:
     """What a stranger sees: the status, the body and the headers, the thing's own name aside."""
-    answer = client.request(found.method, found.at(**values), **body_of(found))
+    required = {field.alias for part in found.parts for field in part.query_params if field.field_info.is_required()}
+    params = {name: QUERY.get(name, "x") for name in required}
+    answer = client.request(found.method, found.at(**values), params=params, **body_of(found))
     hidden = ("x-request-id", "date", "content-length", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
     return (
         answer.status_code,
