@@ -57,7 +57,7 @@ WRITERS = 16
 
 def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     """The app over the parts that the settings name, their tables brought up to date."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.open_data_dir()
     migrate(settings.database)
     database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
@@ -84,6 +84,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     store = open_store(settings.store)
     watch, meters, ring = Watch(settings.lease_seconds), Meters(), KeyRing(database)
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
+    store.tidy()
     app.state.context = Context(
         settings=settings,
         database=database,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,9 @@ def _upgrade(engine: Engine) -> None:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    """Makes the file's folder and turns on WAL, which the file itself remembers."""
+    """Makes the file, which nobody else may read, and turns on WAL, which the file itself remembers."""
     if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+        _make_private(Path(engine.url.database))
     end = time.monotonic() + _LOCK_SECONDS
     connection = engine.raw_connection()
     try:
@@ -92,3 +93,13 @@ def _turned_on_wal(cursor: Any, last_try: bool) -> bool:
             raise
         return False
     return True
+
+
+def _make_private(path: Path) -> None:
+    """Of the database and what lies beside it. SQLite gives its other files the mode of the first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    for file in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        with suppress(FileNotFoundError, PermissionError):  # it is not there, or others own it
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,6 +52,24 @@ class Settings(BaseModel):
     upload_seconds: Seconds = Field(default=86_400, description="For how long an upload in parts takes parts.")
     idle_body_seconds: Seconds = Field(
         default=60, description="An upload of which nothing comes for this long is dropped."
+    )
+    max_owner_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="What one owner's files, models, uploads and jobs' results may take of the disk; 0: no limit.",
+    )
+    sweep_seconds: Seconds = Field(default=300, description="Between two looks for content that nobody holds.")
+    sweep_grace_seconds: float = Field(
+        default=3600,
+        ge=60,
+        description="Content without a holder is erased after this long. More than a worker takes to store a result.",
+    )
+    keep_refused_seconds: Seconds = Field(
+        default=86_400, description="For how long a file that cannot be trained on is kept, with its report."
+    )
+    keep_sources_seconds: Seconds = Field(
+        default=604_800,
+        description="For how long a failed or cancelled job keeps the content that it began with, to be retried.",
     )
     max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
     requests_per_minute: int = Field(
@@ -116,6 +135,13 @@ class Settings(BaseModel):
     def to_environment(self) -> dict[str, str]:
         """What a child process must find in its environment to read these very settings."""
         return {PREFIX + key.upper(): str(value) for key, value in self.model_dump().items()}
+
+    def open_data_dir(self) -> None:
+        """Makes the data folder where it is absent, and closes it to every other user of the machine."""
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.data_dir.stat().st_mode & 0o077:
+            with suppress(PermissionError):  # a folder that others own and let us use
+                self.data_dir.chmod(0o700)
 
     @property
     def database(self) -> str:

@@ -28,12 +28,14 @@ from allo_engine.pipeline import code_version
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
 from service.jobs import attempts, dispatch, workers
+from service.jobs.erasing import Eraser, keeping_of
 from service.jobs.placement import Offer
 from service.logs import configure
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from worker.erasing import Erasing
 from worker.heart import patience_of
 from worker.leader import Leadership, leadership
 from worker.offer import offer, worker_id
@@ -151,14 +153,24 @@ class Nudges:
         return self.stopped
 
 
-def serve(settings: Settings, leader: Leadership, hands: Hands, nudges: Nudges, here: Presence) -> None:
-    """Be present, and tick while this process leads, until it is stopped. A database that is away is waited for."""
+def serve(
+    settings: Settings,
+    leader: Leadership,
+    hands: Hands,
+    nudges: Nudges,
+    here: Presence,
+    tell: Callable[[bool], None] = lambda _: None,
+) -> None:
+    """Be present, and tick while this process leads, until it is stopped; `tell` hears whether it does. A database that
+    is away is waited for."""
     policy = policy_of(settings)
     scheduler = Scheduler(policy)
     while not nudges.wait(settings.dispatch_seconds):
         try:
             here.beat()
-            if leader.held():
+            leads = leader.held()
+            tell(leads)
+            if leads:
                 tick(scheduler, hands)
             else:
                 scheduler = Scheduler(policy)  # what a former leader remembers is out of date
@@ -172,13 +184,15 @@ def main() -> None:
     configure(settings.log_format, settings.log_level)
     nudges = Nudges(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
+    settings.open_data_dir()
     migrate(settings.database)
     database = Database(settings.database, patience=patience_of(settings))
     hands = Hands(database, open_store(settings.store), CeleryBroker(settings.broker_url, settings.queue))
     draining = partial(readable, int(sys.argv[2]))
     here = Presence(database, worker_id(settings), offer(settings), settings.heartbeat_seconds, draining)
     here.beat()
-    serve(settings, leadership(database.engine), hands, nudges, here)
+    erasing = Erasing(Eraser(database, hands.store, keeping_of(settings)), settings.sweep_seconds)
+    serve(settings, leadership(database.engine), hands, nudges, here, erasing.tell)
     here.leave()
 
 

@@ -19,7 +19,17 @@ from allo_engine.pipeline import PlanError
 from service.api.scope import request_id
 from service.db import is_full
 from service.jobs.clean import clean_json, clean_text
-from service.jobs.errors import Busy, Conflict, DomainError, Forbidden, InvalidRequest, NotFound, TooLarge, TooMany
+from service.jobs.errors import (
+    Busy,
+    Conflict,
+    DomainError,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+    TooMany,
+)
 from service.jobs.hub import Absent
 from service.storage.store import DiskFull, StoreError
 
@@ -45,8 +55,10 @@ HEADERS: Mapping[int, Mapping[str, str]] = {
     507: {"x-should-retry": "false"},  # a disk empties by hand
 }
 
-SOON: Mapping[str, str] = {"x-should-retry": "true", "retry-after": "1"}
-"""What stands in the way ends by itself."""
+OWN_HEADERS: Mapping[type[Exception], Mapping[str, str]] = {
+    Busy: {"x-should-retry": "true", "retry-after": "1"},  # what stands in the way ends by itself
+    QuotaExceeded: {"x-should-retry": "false"},
+}
 
 TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -105,7 +117,8 @@ def _of_the_domain(request: Request, error: Exception) -> Response:
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
     if isinstance(error, PlanError):
         return answer(request, status, error.message, error.param, "invalid_value")
-    headers = SOON if isinstance(error, Busy) else _for_the_hub(error) if isinstance(error, Absent) else None
+    own = next((headers for kind, headers in OWN_HEADERS.items() if isinstance(error, kind)), None)
+    headers = _for_the_hub(error) if isinstance(error, Absent) else own
     return answer(request, status, error.message, error.param, error.code, error.details, headers)
 
 

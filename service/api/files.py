@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,8 @@ from service.api.pages import LongPaging, listed
 from service.datasets.validation import LineProblem
 from service.jobs import files
 from service.jobs.clean import clean_text
-from service.jobs.errors import InvalidRequest
+from service.jobs.errors import InvalidRequest, TooLarge
+from service.jobs.quota import exceeded, room
 from service.jobs.repetition import Call, once
 from service.jobs.tables import File
 from service.settings import Settings
@@ -42,13 +43,25 @@ def _create(parts: Context, owner: str, call: Call, form: Form) -> dict[str, Any
     form.begin()
     if "purpose" in form.fields:  # told before the file comes, a mistake costs no transfer
         files.check_purpose(form.fields["purpose"])
-    content = files.take_in(parts.store, _whole(form), limits_of(parts.settings))
+    content = _taken(parts, owner, form)
     new = files.NewFile(owner, name_of(form.filename), _lifetime(form.fields))
-    making = call.of_content(content.blob.sha256, new.filename)
-    answer = dict(once(parts.database, making, lambda: render(files.add_file(parts.database, new, content))))
+    making, quota = call.of_content(content.blob.sha256, new.filename), parts.settings.max_owner_bytes
+    answer = dict(once(parts.database, making, lambda: render(files.add_file(parts.database, new, content, quota))))
     if content.report:
         raise refused(answer, content.summary.shown)
     return answer
+
+
+def _taken(parts: Context, owner: str, form: Form) -> files.Content:
+    """The file's content, as far as the owner has room for it."""
+    limits, quota = limits_of(parts.settings), parts.settings.max_owner_bytes
+    left = room(parts.database, owner, quota)
+    if left is None or left >= limits.bytes:
+        return files.take_in(parts.store, _whole(form), limits)
+    try:
+        return files.take_in(parts.store, _whole(form), replace(limits, bytes=left))
+    except TooLarge:
+        raise exceeded(quota, quota + 1) from None
 
 
 def _whole(form: Form) -> Iterator[bytes]:

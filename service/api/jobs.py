@@ -28,7 +28,8 @@ METADATA = Prefixed("metadata", at_most=16)
 @router.post("", dependencies=[Depends(is_json)])
 def create(parts: Parts, key: Submitter, body: CreateJob) -> dict[str, Any]:
     """Submits a job. The same Idempotency-Key, or the client's own retry of this request, is the same job."""
-    sender = Sender(key.owner, parts.settings.max_active_jobs, parts.settings.teacher_hosts)
+    settings = parts.settings
+    sender = Sender(key.owner, settings.max_active_jobs, settings.teacher_hosts, settings.max_owner_bytes)
     return _shown(parts, service.submit(parts.database, parts.store, body.asked(), sender, _offers(parts)))
 
 

@@ -55,7 +55,8 @@ def create(parts: Parts, key: Submitter, body: CreateUpload) -> dict[str, Any]:
     files.check_purpose(body.purpose)
     lifetime = body.expires_after.seconds if body.expires_after else None
     new = NewUpload(key.owner, body.bytes, api.name_of(body.filename), body.mime_type, lifetime)
-    upload = uploads.begin(parts.database, new, api.limits_of(parts.settings), parts.settings.upload_seconds)
+    limits, settings = api.limits_of(parts.settings), parts.settings
+    upload = uploads.begin(parts.database, new, limits, settings.upload_seconds, settings.max_owner_bytes)
     return _render(parts, UploadView(upload))
 
 

@@ -7,6 +7,8 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -15,9 +17,11 @@ from service.broker import BrokerDown, CeleryBroker
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.db import Database
+from service.jobs.erasing import keeping_of, tally
 from service.jobs.workers import WorkerView, read_workers
 from service.migrating import migrate
 from service.settings import Settings
+from service.storage import open_store
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
     if not problems["database"]:
         out.print(f"{'workers':<10} {_workers(settings)}", markup=False)
+        for line in _content(settings):
+            out.print(f"{'content':<10} {line}", markup=False)
     return int(any(problems.values()))
 
 
@@ -89,6 +95,19 @@ def _worker(view: WorkerView, now: int) -> str:
     devices = len(view.offer.devices)
     has = f"{devices} device{'s' * (devices != 1)}" if devices else f"{view.offer.cores} cores"
     return f"{view.worker.id}, {has}, last sign of life {max(0, now - view.worker.beat_at)} s ago"
+
+
+def _content(settings: Settings) -> list[str]:
+    """What is stored, and for whom; what nobody holds is erased after the grace."""
+    if not Path(unquote(urlsplit(settings.store).path)).is_dir():
+        return ["nothing is stored yet"]
+    database = Database(settings.database)
+    try:
+        counted = tally(database, open_store(settings.store), keeping_of(settings))
+    finally:
+        database.close()
+    ranked = sorted(counted.items(), key=lambda item: -item[1][1])
+    return [f"{owner}: {size / 2**20:.1f} MiB in {count} contents" for owner, (count, size) in ranked]
 
 
 def _broker(settings: Settings) -> str:

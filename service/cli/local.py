@@ -102,7 +102,7 @@ def _opened(args: argparse.Namespace, makes: bool = False) -> Iterator[tuple[Set
             where = "give --data-dir DIR, or set ALLO_DATA_DIR"
             raise CommandError(f"{settings.data_dir} is no service's data folder: it has no database; {where}.")
         err.print(f"{settings.data_dir} has no database: a new one is made there.", style="yellow", markup=False)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.open_data_dir()
     migrate(settings.database)
     database = Database(settings.database)
     try:

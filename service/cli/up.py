@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, lambda *_: stopped.set())
     settings = _settings(args)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.open_data_dir()
     with _sole_owner(settings.data_dir), _listening(args.host, args.port) as listener:
         migrate(settings.database)
         keeper = Keeper(say=lambda text: err.print(text, markup=False))

@@ -66,3 +66,9 @@ class TooMany(DomainError):
     """A limit of the owner is reached; it ends by itself."""
 
     code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(TooMany):
+    """The owner has as many bytes as allowed; that does not end by itself."""
+
+    code = "quota_exceeded"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from service.datasets.validation import Limits, Summary, validate
 from service.db import Database
-from service.jobs import repository
+from service.jobs import quota, repository
 from service.jobs.errors import InvalidRequest, NotFound, TooLarge
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
@@ -95,11 +95,13 @@ def new_file(new: NewFile, content: Content, now: int) -> File:
     return file
 
 
-def add_file(database: Database, new: NewFile, content: Content) -> File:
-    """Makes a content that is stored a file of the owner."""
+def add_file(database: Database, new: NewFile, content: Content, max_owner_bytes: int = 0) -> File:
+    """Makes a content that is stored a file of the owner. Raises QuotaExceeded."""
     with database.transaction() as session:
-        file = new_file(new, content, database.now())
+        now = database.now()
+        file = new_file(new, content, now)
         session.add(file)
+        quota.check(session, new.owner, max_owner_bytes, now)
         return file
 
 

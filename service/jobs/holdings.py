@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, func, or_, select, text, union, update
 from sqlalchemy.orm import Session
 
-from service.jobs.tables import File, Upload, UploadPart
+from service.jobs.lifecycle import JOB_ENDED, JobStatus
+from service.jobs.tables import Artifact, File, Job, Model, Stage, Upload, UploadPart
 
 # --- uploads
 
@@ -34,3 +36,86 @@ def drop_parts(session: Session, upload_id: str) -> None:
 def file_of(session: Session, upload: Upload) -> File | None:
     """The file that the upload became, if it did, and while it is there."""
     return None if upload.file_id is None else session.get(File, upload.file_id)
+
+
+# --- who holds what
+
+
+def holders(session: Session, retriable_since: int) -> Iterator[tuple[str | None, str]]:
+    """(owner, sha256) of every content that something needs; without an owner it is everyone's.
+
+    A job needs what it began with until it ends, and where it can be retried, has ended since `retriable_since`.
+    """
+    for owner, *named in session.execute(select(File.owner, File.sha256, File.report_sha256, File.data_sha256)):
+        yield from ((owner, sha256) for sha256 in named if sha256)
+    parts = select(Upload.owner, UploadPart.sha256).join(Upload, Upload.id == UploadPart.upload_id)
+    yield from map(tuple, session.execute(parts))
+    for owner, files in session.execute(select(Model.owner, Model.files)):
+        yield from ((owner, file["sha256"]) for file in files)
+    retriable = and_(Job.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)), Job.finished_at >= retriable_since)
+    needing = select(Job.owner, Job.sources).where(or_(Job.status.not_in(JOB_ENDED), retriable))
+    for owner, sources in session.execute(needing):
+        yield from ((owner, sha256) for files in sources.values() for _, sha256, _ in files)
+    artifacts = select(Job.owner, Artifact.sha256).join(Stage, Stage.id == Artifact.stage_id)
+    yield from map(tuple, session.execute(artifacts.join(Job, Job.id == Stage.job_id)))
+
+
+def bytes_of(session: Session, owner: str, now: int) -> int:
+    """What an owner takes of the disk: files, models and what jobs wrote, each content once, and uploads that are under
+    way as large as they are to be."""
+    wrote = select(Artifact.sha256, Artifact.bytes).join(Stage, Stage.id == Artifact.stage_id)
+    content = union(
+        select(File.sha256, File.bytes).where(File.owner == owner),
+        select(File.data_sha256, File.data_bytes).where(File.owner == owner),
+        wrote.join(Job, Job.id == Stage.job_id).where(Job.owner == owner),
+    ).subquery()
+    begun = select(func.sum(Upload.bytes)).where(Upload.owner == owner, *_pending(now))
+    registered = session.scalars(select(Model.files).where(Model.owner == owner, Model.job_id.is_(None)))
+    models = sum(file["bytes"] for files in registered for file in files)
+    return int((session.scalar(select(func.sum(content.c.bytes))) or 0) + (session.scalar(begun) or 0) + models)
+
+
+def lock_owner(session: Session, owner: str) -> None:
+    """Makes those that ask for room for one owner wait for each other; SQLite's writers do so anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:owner, 4119))"), {"owner": owner})
+
+
+# --- what goes
+
+
+def drop_expired(session: Session, now: int, refused_before: int) -> int:
+    """Forgets files whose time is over, files that were refused before `refused_before`, and the parts of uploads that
+    nobody completed; how many files and uploads."""
+    refused = and_(File.status == "error", File.created_at < refused_before)
+    files = session.scalars(select(File.id).where(or_(File.expires_at <= now, refused))).all()
+    session.execute(delete(File).where(File.id.in_(files)))
+    over = session.scalars(select(Upload.id).where(Upload.status == "pending", Upload.expires_at <= now)).all()
+    session.execute(delete(UploadPart).where(UploadPart.upload_id.in_(over)))
+    session.execute(update(Upload).where(Upload.id.in_(over)).values(status="expired"))
+    return len(files) + len(over)
+
+
+def namesakes(session: Session, model: Model) -> list[Model]:
+    """The names under which the model's job left this very content, its own among them."""
+    if model.job_id is None:
+        return [model]
+    found = session.scalars(select(Model).where(Model.job_id == model.job_id))
+    return [other for other in found if other.files == model.files]
+
+
+def erase_checkpoints(session: Session, model: Model) -> None:
+    """Forgets what the stages wrote that left this very model, its sparse form too. Such a stage has no result any more
+    that another one could take over."""
+    wrote = select(Artifact).join(Stage, Stage.id == Artifact.stage_id)
+    rows = session.scalars(wrote.where(Stage.job_id == model.job_id, Artifact.output == "checkpoint")).all()
+    left = {(file["path"], file["sha256"]) for file in model.files}
+    ids = {row.stage_id for row in rows}
+    emptied = [id for id in ids if {(row.path, row.sha256) for row in rows if row.stage_id == id} == left]
+    outputs = Artifact.output.in_(("checkpoint", "delta"))
+    session.execute(delete(Artifact).where(Artifact.stage_id.in_(emptied), outputs))
+    session.execute(update(Stage).where(Stage.id.in_(emptied)).values(digest=None))
+
+
+def _pending(now: int) -> tuple[Any, ...]:
+    return Upload.status == "pending", Upload.expires_at > now

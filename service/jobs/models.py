@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from service.db import Database
-from service.jobs import repository
+from service.jobs import holdings, repository
 from service.jobs.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from service.jobs.folders import checked, licence_of
-from service.jobs.tables import Model
+from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.tables import Job, Model
 from service.jobs.verdicts import Verdict, probed
 from service.storage.store import Store
 
@@ -82,12 +85,25 @@ def file_of(model: Model, path: str) -> dict[str, Any]:
 
 
 def delete_model(database: Database, owner: str, name: str, admin: bool) -> None:
-    """Forgets a model; everyone's only an admin may. Jobs that began with it go on. Raises NotFound or Forbidden."""
+    """Forgets a model; everyone's only an admin may. Unfinished jobs that began with it go on.
+
+    What a job made goes with all the names that the job gave it, and with the files that its stages left of it. Raises
+    NotFound or Forbidden, and Conflict while that job may still need it.
+    """
     with database.transaction() as session:
         model = _found(repository.model(session, owner, name), name)
         if model.owner is None and not admin:
             raise Forbidden(f"Model {name!r} is everyone's: only an admin key deletes it.")
-        session.delete(model)
+        _check_ended(session, model)
+        for other in holdings.namesakes(session, model):
+            session.delete(other)
+        holdings.erase_checkpoints(session, model)
+
+
+def _check_ended(session: Session, model: Model) -> None:
+    job = None if model.job_id is None else session.get(Job, model.job_id)
+    if job is not None and job.status not in JOB_ENDED:
+        raise Conflict(f"Job {job.id}, which made the model, is {job.status.value}: cancel it first, or let it end.")
 
 
 def _found(model: Model | None, name: str) -> Model:

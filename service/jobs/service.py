@@ -50,7 +50,7 @@ def submit(
     """
     with database.transaction() as session:
         now = database.now()
-        check_limit(session, sender)
+        check_limit(session, sender, now)
         job = create(session, store, new, sender, now)
         advance(session, store, job, now)
         if offers is not None:
@@ -147,6 +147,7 @@ def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
             raise Conflict(f"The job is {job.status.value}: only a failed or cancelled job can be retried.")
         if any(stage.status is StageStatus.RUNNING for stage in stages):
             raise Busy("A stage of the job is still stopping: retry in a moment.")
+        _check_sources(store, job, stages)
         job.status, job.finished_at, job.error = move(job.status, JobStatus.QUEUED), None, None
         job.cancel_requested = False
         for stage in stages:
@@ -182,6 +183,15 @@ def _unended(session: Session, owner: str, job_id: str, verb: str) -> Job:
 def _running(session: Session, job: Job) -> list[str]:
     """The names of the stages that a worker has claimed."""
     return [stage.name for stage in repository.stages(session, [job.id]) if stage.status is StageStatus.RUNNING]
+
+
+def _check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
+    """Raises Conflict where something that the job goes on from was deleted."""
+    began = (sha256 for files in job.sources.values() for _, sha256, _ in files)
+    erased = [stage.name for stage in stages if stage.status is StageStatus.SUCCEEDED and stage.digest is None]
+    if erased or not all(map(store.exists, began)):
+        what = f"what stage {erased[0]} made" if erased else "a file or model that it began with"
+        raise Conflict(f"The job cannot go on: {what} was deleted. Submit it anew.")
 
 
 def _reset(stage: Stage) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan
-from service.jobs import repository
+from service.jobs import quota, repository
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
@@ -47,12 +47,14 @@ class Sender:
     owner: str
     max_active_jobs: int = 100
     teacher_hosts: str = ""
+    max_owner_bytes: int = 0
 
 
-def check_limit(session: Session, sender: Sender) -> None:
-    """Raises TooMany where the owner has as many unfinished jobs as allowed."""
+def check_limit(session: Session, sender: Sender, now: int) -> None:
+    """Raises TooMany where the owner has as many unfinished jobs as allowed, QuotaExceeded where as many bytes."""
     if repository.count_active_jobs(session, sender.owner) >= sender.max_active_jobs:
         raise TooMany(f"You have {sender.max_active_jobs} unfinished jobs: wait for one to end, or cancel one.")
+    quota.check(session, sender.owner, sender.max_owner_bytes, now, more=1)
 
 
 def create(session: Session, store: Store, new: NewJob, sender: Sender, now: int) -> Job:

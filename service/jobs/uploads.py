@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.datasets.validation import LineProblem
 from service.db import Database
-from service.jobs import files, holdings
+from service.jobs import files, holdings, quota
 from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from service.jobs.files import FileLimits, NewFile
 from service.jobs.ids import new_id
@@ -45,8 +45,8 @@ class UploadView:
     problems: tuple[LineProblem, ...] = ()
 
 
-def begin(database: Database, new: NewUpload, limits: FileLimits, seconds: float) -> Upload:
-    """An upload that takes parts for `seconds`. Raises TooLarge."""
+def begin(database: Database, new: NewUpload, limits: FileLimits, seconds: float, max_owner_bytes: int = 0) -> Upload:
+    """An upload that takes parts for `seconds`. Raises TooLarge or QuotaExceeded."""
     if new.bytes > limits.bytes:
         raise TooLarge(f"bytes: this service takes files of up to {limits.bytes} bytes.", "bytes")
     now = database.now()
@@ -55,6 +55,7 @@ def begin(database: Database, new: NewUpload, limits: FileLimits, seconds: float
     upload.status, upload.created_at, upload.expires_at = "pending", now, now + int(seconds)
     with database.transaction() as session:
         session.add(upload)
+        quota.check(session, new.owner, max_owner_bytes, now)
         return upload
 
 

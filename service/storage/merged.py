@@ -7,6 +7,7 @@ They are opened, fetched and named by their sha256 like any blob, and take no mo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import uuid
@@ -42,7 +43,8 @@ class MergingStore(LocalStore):
             json.dump({"bytes": blob.size, **recipe.fields()}, file)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        with self._locked(fcntl.LOCK_SH):
+            aside.replace(path)
         _sync_folder(path.parent)
         _sync_folder(self._recipes)
 
@@ -92,7 +94,7 @@ class MergingStore(LocalStore):
     def delete(self, sha256: str, mark: str | None = None) -> bool:
         """What others are made of stays until they are deleted."""
         path = self._recipe_path(sha256)
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):
             if mark in (None, _mark(path.stat())):
                 path.unlink()
                 return True

@@ -1,0 +1,21 @@
+"""Whoever leads erases, and nobody else."""
+
+from __future__ import annotations
+
+from service.jobs.erasing import Eraser, Keeping
+from tests.integration.worker.house import House
+from tests.waiting import until
+from worker.erasing import Erasing
+
+
+def test_the_leader_erases_what_nobody_holds(house: House) -> None:
+    held = {blob.sha256 for blob in house.store.stored()}
+    blob = house.store.put_stream([b"nobody's"])
+    seconds = iter(range(0, 10**9, 100))
+    eraser = Eraser(house.database, house.store, Keeping(100, 1e9, 1e9), lambda: next(seconds))
+    erasing = Erasing(eraser, every=0.01)
+    assert next(seconds) == 0, "nobody has looked"
+    erasing.tell(True)
+    until(lambda: not house.store.exists(blob.sha256))
+    erasing.tell(False)
+    assert {blob.sha256 for blob in house.store.stored()} == held
