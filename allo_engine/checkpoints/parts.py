@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from allo_engine.checkpoints.names import Names, Place
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor, pieces
 from allo_engine.ranks import here
+from allo_engine.report import StageError
 
 
 def local_of(weight: Tensor) -> Tensor:
@@ -40,8 +41,13 @@ def weights_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def fill(model: nn.Module, folder: Path, names: Names) -> None:
-    """Set what this process holds of a model's weights to what a checkpoint stores, of which no more is read."""
+    """Set what this process holds of a model's weights to what a checkpoint stores, of which no more is read.
+
+    Raises StageError bad_model where the model ties weights that are stored unlike.
+    """
     weights = weights_by_name(model)
+    if not all(place.weight in weights for place in names.places.values()):
+        raise StageError("bad_model", _UNLIKE)
     with Checkpoint(folder) as stored:
         for name, place in names.places.items():
             read_into(*part_of(weights[place.weight]), place, stored.tensors[name])
@@ -61,3 +67,9 @@ def read_into(part: Tensor, first: int, place: Place, stored: StoredTensor) -> N
         if inside.any():
             values = torch.from_numpy(stored.read(start, count)[inside]).to(part.device, part.dtype)
             part[torch.from_numpy(at[inside]).to(part.device)] = values
+
+
+_UNLIKE = (
+    "The checkpoint stores two embeddings that its configuration ties, and they differ: set tie_word_embeddings to "
+    "false in its config.json, or zero to 0."
+)

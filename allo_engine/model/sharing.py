@@ -14,7 +14,7 @@ What was found in FSDP2 of torch 2.13, and is held by tests:
   through: our head reads its weight outside of any module's forward pass.
 - Every pass of a row gathers, and so must every rank's: see `evenly`.
 - It may be made before there are weights; they are filled in part by part, and no rank ever holds the model.
-- Gradients of what is trained are averaged over the ranks.
+- Gradients of what is trained are averaged over the ranks, which exchange those of the same weights only when told so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from allo_engine.checkpoints.delta import Values, write_into
 from allo_engine.checkpoints.names import Names
 from allo_engine.checkpoints.parts import fill
 from allo_engine.model.loading import device
@@ -58,9 +59,11 @@ class Rows(nn.Module):
         cast("FSDPModule", self).reshard()
 
 
-def in_parts(model: PreTrainedModel, folder: Path, names: Names, whole: Collection[nn.Parameter] = ()) -> Rows:
-    """A model without weights (`empty_model`) over all ranks, with those of the folder's checkpoint; each rank keeps
-    the parameters `whole` for itself.
+def in_parts(
+    model: PreTrainedModel, folder: Path, names: Names, over: Values, whole: Collection[nn.Parameter] = ()
+) -> Rows:
+    """A model without weights (`empty_model`) over all ranks, with those of the folder's checkpoint and the stored
+    entries `over` on top; each rank keeps the parameters `whole` for itself.
     """
     from torch.distributed.device_mesh import init_device_mesh  # here: few stages share out
     from torch.distributed.fsdp import fully_shard
@@ -70,9 +73,10 @@ def in_parts(model: PreTrainedModel, folder: Path, names: Names, whole: Collecti
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, ignored_params=kept)
     rows = Rows(model)
-    fully_shard(rows, mesh=mesh, ignored_params=kept)
+    fully_shard(rows, mesh=mesh, ignored_params=kept).set_reduce_scatter_unused_params(True)
     _make_parts(rows)
     fill(model, folder, names)
+    write_into(model, over.items(), names)
     return rows
 
 

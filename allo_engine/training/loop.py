@@ -290,6 +290,5 @@ def parted_trainer(
     tokens, choice = fitting_rows(config, folder, "sparse", ratio, zero=3)
     rows = RowBudget(tokens, work, report, choice, again=False)
     sparse = SparseModel(model, start, names)
-    way = in_parts(model, folder, names, sparse.values.values())
-    write_into(model, over.items(), names)
+    way = in_parts(model, folder, names, over, sparse.values.values())
     return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back, way=way)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values, merge, write_delta, write_into
@@ -98,8 +96,10 @@ class Masked:
         names = names_of(model, folder)
         if not parted:
             write_into(model, over.items(), names)
-        positions = mask(partial(_trainable, folder, dtype, names, over) if parted else lambda: model, names)
-        give_back_freed_memory()  # of the model that the mask was located in
+        # What is shared out to train all of it, to locate a mask, cannot be shared out anew to train in that.
+        start_model = (lambda: in_parts(empty_model(folder, dtype), folder, names, over)) if parted else lambda: model
+        positions = mask(start_model, names)
+        give_back_freed_memory()
         start = within(overlay(stored_values(folder, positions), over), positions)
         self.weights = sum(len(places) for places in positions.values())
         if parted:
@@ -117,13 +117,6 @@ class Masked:
         write_delta(self.changes(), self._folder, delta)
         shutil.rmtree(out, ignore_errors=True)  # of an earlier run into the same folder
         merge(self._folder, delta, out)
-
-
-def _trainable(folder: Path, dtype: torch.dtype, names: Names, over: Values) -> Rows:
-    """A folder's model with the entries `over` on top, shared out over all ranks, all its weights to be trained."""
-    way = in_parts(empty_model(folder, dtype), folder, names)
-    write_into(way.model, over.items(), names)
-    return way
 
 
 def trained(

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from allo_engine.checkpoints.delta import Values, write_into
 from allo_engine.checkpoints.names import names_of
-from allo_engine.checkpoints.parts import part_of, weights_by_name
+from allo_engine.checkpoints.parts import fill, part_of, weights_by_name
 from allo_engine.config import SftConfig
 from allo_engine.masking.entries import stored_values
 from allo_engine.masking.sparse import SparseModel
@@ -26,7 +27,7 @@ from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import Row, build_row, singles
 from allo_engine.model.sharing import in_parts
 from allo_engine.ranks import here
-from allo_engine.report import Report
+from allo_engine.report import Report, StageError
 from allo_engine.training.loop import parted_trainer, sparse_trainer
 from allo_engine.training.objectives import CrossEntropy
 from tests.architectures import PACKED, save_random
@@ -142,14 +143,13 @@ def read_for_parts(folder: Path) -> tuple[int, bool]:
     """What it reads for its part of a model; and whether that is what is stored, with the buffers that a whole one has
     and with what was written on top.
     """
-    in_parts(model := empty_model(folder), folder, names_of(model, folder))  # what is imported is read as well
+    top = {"lm_head.weight": (np.array([0, 7, 8_000]), np.array([1, 2, 3], np.float32))}
+    in_parts(model := empty_model(folder), folder, names_of(model, folder), top)  # what is imported is read as well
     model = empty_model(folder)
     names, before = names_of(model, folder), read_bytes()
-    in_parts(model, folder, names)
-    done, top = read_bytes() - before, {"lm_head.weight": (np.array([0, 7, 8_000]), np.array([1, 2, 3], np.float32))}
-    whole = load_model(folder)
-    for one in (model, whole):
-        write_into(one, top.items(), names)
+    in_parts(model, folder, names, top)
+    done, whole = read_bytes() - before, load_model(folder)
+    write_into(whole, top.items(), names)
     alike = [
         torch.equal(part, weights_by_name(whole)[name].detach().view(-1)[first:][: len(part)])
         for name, weight in weights_by_name(model).items()
@@ -165,6 +165,16 @@ def test_a_rank_reads_no_more_than_its_part_of_a_checkpoint(tmp_path: Path) -> N
     for read, right in as_ranks(3, tmp_path, read_for_parts, folder):
         assert right
         assert read < 0.36 * size
+
+
+def test_tied_embeddings_that_are_stored_unlike_are_not_taken_for_one(tmp_path: Path) -> None:
+    folder = saved(tmp_path, tied=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, folder / "model.safetensors")
+    model = empty_model(folder)
+    with pytest.raises(StageError, match="set tie_word_embeddings to false"):
+        fill(model, folder, names_of(model, folder))
 
 
 def masked_gradient(sparse: SparseModel, through: Any, rows: Sequence[Row]) -> Tensor:
@@ -187,7 +197,8 @@ def architectures(root: Path) -> dict[str, tuple[float, float]]:
         names = names_of(whole, folder)
         start = {name: entries for name, entries in start.items() if name in names.places}
         sparse, parts = SparseModel(whole, start, names), SparseModel(empty, start, names)
-        way = in_parts(empty, folder, names, parts.values.values())
+        way = in_parts(empty, folder, names, {}, parts.values.values())
+        assert sum(isinstance(module, FSDPModule) for module in way.modules()) > 2, "its layers and the rest"
         expected = masked_gradient(sparse, lambda row, model=whole: token_logps(model, row), rows)
         ours = masked_gradient(parts, way, rows)
         found[folder.name] = float((ours - expected).abs().max()), float(expected.abs().max())
