@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from allo_engine.__main__ import _peak_memory
 from allo_engine.config import CONFIGS
+from allo_engine.model.peak import peak_bytes
 from allo_engine.report import Report
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case, Figures
@@ -57,7 +57,7 @@ def trained(stage: str, trainer: str) -> Figures:
         began = time.perf_counter()
         silent = Report(io.StringIO())
         told: Mapping[str, Any] = module.run(config, inputs, Path(root) / "out", Path(root) / "work", silent)
-        return {PACE: told["trained_tokens"] / (time.perf_counter() - began), MEMORY: _peak_memory()}
+        return {PACE: told["trained_tokens"] / (time.perf_counter() - began), MEMORY: peak_bytes()}
 
 
 def _written(folder: Path, lines: Sequence[Mapping[str, str]]) -> Path:
