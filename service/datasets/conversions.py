@@ -57,6 +57,14 @@ def from_conversational_completion(line: Line) -> dict[str, Any]:
     return {"messages": [*before, *after], **_kept(line, "tools")}
 
 
+def from_questions(line: Line) -> dict[str, Any]:
+    """{question, chosen, rejected, system?} → preferences, as in Orca's pairs."""
+    prompt: Any = line["question"]
+    if line.get("system", "").strip():
+        prompt = [{"role": "system", "content": line["system"]}, {"role": "user", "content": prompt}]
+    return {"prompt": prompt, **_kept(line, "chosen", "rejected", "solution")}
+
+
 def from_implicit_prompt(line: Line) -> dict[str, Any]:
     """TRL's {chosen, rejected} → preferences. The prompt is what both begin with."""
     chosen, rejected = line["chosen"], line["rejected"]
@@ -138,7 +146,8 @@ def _told_apart(chosen: str, rejected: str) -> tuple[Any, Any, Any]:
     the last space that both have, so that no word is cut."""
     if _SPEAKER.match(chosen) and _SPEAKER.match(rejected):
         return _parted(_dialogue(chosen), _dialogue(rejected))
-    shared = next((place for place, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+    shared = next((place for place, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    shared = min(len(chosen), len(rejected)) if shared is None else shared
     cut = max(chosen.rfind(" ", 0, shared), chosen.rfind("\n", 0, shared)) + 1
     prompt, first, second = chosen[:cut], chosen[cut:], rejected[cut:]
     if not prompt.strip():
@@ -150,5 +159,6 @@ def _dialogue(text: str) -> Messages:
     _, *parts = _SPEAKER.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": roles[speaker], "content": said.strip()} for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": roles[speaker], "content": words.strip()}
+        for speaker, words in zip(parts[::2], parts[1::2], strict=True)
     ]

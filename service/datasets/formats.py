@@ -87,13 +87,19 @@ def _has_texts(named: Set[str], line: Line) -> bool:
     return "completion" in named and all(isinstance(line.get(name), str | None) for name in ("prompt", "completion"))
 
 
-def _lacks_a_prompt(named: Set[str], line: Line) -> bool:
-    return named >= {"chosen", "rejected"} and "prompt" not in line
+def _are_pairs(named: Set[str], _line: Line) -> bool:
+    return named >= {"chosen", "rejected"} and "prompt" not in named
+
+
+def _have_questions(named: Set[str], line: Line) -> bool:
+    return _are_pairs(named, line) and not named.isdisjoint(QUESTION.names)
 
 
 PROBLEM = Field(("problem", "question", "input"))
 SOLUTION = Field(("solution", "output"))
+QUESTION = Field(("question", "problem", "instruction", "input", "query"))
 _CHATS = "chats {messages}, which have room for it"
+_PAIRS = "preferences {prompt, chosen, rejected}, with these messages as the prompt"
 
 TOOLS = (_optional("tools", checks.tools), _optional("functions", checks.functions))
 """What a line of messages may have beside them."""
@@ -107,6 +113,19 @@ SHAPES: tuple[Shape, ...] = (
         "corrections",
         (PROBLEM, SOLUTION, Field(("prediction",)), Field(("correction",))),
         _any_of("prediction", "correction"),
+    ),
+    Shape(
+        "preferences with questions",
+        "preferences",
+        (
+            QUESTION,
+            Field(("chosen",), checks.response),
+            Field(("rejected",), checks.response),
+            _optional("system", checks.optional_text),
+            _REFERENCE,
+        ),
+        _have_questions,
+        conversions.from_questions,
     ),
     Shape(
         "Alpaca",
@@ -128,6 +147,8 @@ SHAPES: tuple[Shape, ...] = (
             Field(("conversations", "conversation"), conversions.turns),
             _optional("system", checks.optional_text),
             _optional("tools", checks.absent(_CHATS)),
+            _optional("chosen", checks.absent(_PAIRS)),
+            _optional("rejected", checks.absent(_PAIRS)),
         ),
         _any_of("conversations", "conversation"),
         conversions.from_sharegpt,
@@ -146,8 +167,15 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "TRL, implicit prompts",
         "preferences",
-        (Field(("chosen",), checks.response), Field(("rejected",), checks.response), _REFERENCE, *TOOLS),
-        _lacks_a_prompt,
+        (
+            Field(("chosen",), checks.response),
+            Field(("rejected",), checks.response),
+            _optional("prompt", checks.prompt),  # so that a slip in its name is told
+            _optional("messages", checks.absent(_PAIRS)),
+            _REFERENCE,
+            *TOOLS,
+        ),
+        _are_pairs,
         conversions.from_implicit_prompt,
     ),
     Shape(
@@ -195,8 +223,8 @@ KNOWN = frozenset(name for shape in SHAPES for name in shape.names)
 EXPECTED = (
     "an object of one form: problems {problem, solution, answer?}, preferences {prompt, chosen, rejected, solution?} "
     "or {input, preferred_output, non_preferred_output}, chats {messages}, corrections {problem, solution, prediction, "
-    "correction}, GSM8K {question, answer: '… #### 72'}, TRL {prompt, completion} or {chosen, rejected}, Alpaca "
-    "{instruction, input?, output}, ShareGPT {conversations: [{from, value}]}"
+    "correction}, GSM8K {question, answer: '… #### 72'}, TRL {prompt, completion} or {chosen, rejected}, pairs "
+    "{question, chosen, rejected}, Alpaca {instruction, input?, output}, ShareGPT {conversations: [{from, value}]}"
 )
 
 _HINTS = {

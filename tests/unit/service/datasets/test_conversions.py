@@ -91,6 +91,18 @@ def converted(*rows: Any) -> tuple[Summary, list[dict[str, Any]], list[dict[str,
             {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
             {"prompt": [U], "chosen": [A], "rejected": [B]},
         ),
+        (
+            "preferences with questions",
+            "preferences",
+            {"question": "q", "chosen": "The sky", "rejected": "The sea", "system": "s"},
+            {"prompt": [{"role": "system", "content": "s"}, U], "chosen": "The sky", "rejected": "The sea"},
+        ),
+        (
+            "preferences with questions",
+            "preferences",
+            {"instruction": "q", "chosen": [A], "rejected": [B], "system": ""},
+            {"prompt": "q", "chosen": [A], "rejected": [B]},
+        ),
         ("ShareGPT", "chats", {"conversations": [HUMAN, GPT]}, {"messages": [U, A]}),
         (
             "ShareGPT",
@@ -136,6 +148,8 @@ def test_a_file_that_is_converted_may_hold_lines_of_ours_too() -> None:
         ({"conversations": [HUMAN, {"from": "gpt"}]}, "conversations[1].value", "is missing"),
         ({"conversations": "x"}, "conversations", "is a text"),
         ({"text": "x"}, None, "none of the known fields"),
+        ({"promt": "p", "chosen": "The sky", "rejected": "The sea"}, "promt", "no field of ours"),
+        ({"messages": [U], "chosen": "The sky", "rejected": "The sea"}, "messages", "not taken over"),
     ],
 )
 def test_what_cannot_be_told_is_refused(row: Any, field: str | None, wrong: str) -> None:
