@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import negatives, pairs, problems, supervised_examples
-from service.datasets.formats import OURS, faults_of
+from service.datasets import validation
+from service.datasets.formats import OURS, SHAPES, faults_of
 from service.datasets.validation import Limits, Summary, validate
 from tests.tiny import CHAT, tiny_tokenizer
 
@@ -248,3 +250,15 @@ def test_the_engine_reads_what_was_converted(tmp_path: Path, encoder: Encoder) -
     (group,) = pairs(preferences, encoder)
     assert [encoder.decode(list(ids)) for ids in group.responses.values()] == ["a", "b"]
     assert [found.problem for found in negatives(preferences, encoder)] == ["q", "q"]
+
+
+# ---- the page
+
+
+def test_the_page_shows_every_form_with_lines_that_are_taken() -> None:
+    page = (Path(validation.__file__).parent / "data.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```(.+)\n((?:.+\n)+)```$", page, flags=re.MULTILINE)
+    assert {form for form, _ in examples} == {shape.name for shape in SHAPES}
+    for form, lines in examples:
+        summary, _, report = converted(*map(json.loads, lines.splitlines()))
+        assert (summary.form, report) == (form, [])
