@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -257,16 +258,24 @@ def _check_names(
 ) -> None:
     for name in stages:
         if name not in graph:
-            known = ", ".join(graph)
-            raise PlanError(f"This job has no stage {name!r}; it runs {known}.", f"method.{method}.stages.{name}")
+            close = did_you_mean(name, CONFIGS)
+            raise PlanError(
+                f"This job has no stage {name!r}; it runs {', '.join(graph)}.{close}", f"method.{method}.stages.{name}"
+            )
     fields = {field for name in graph for field in CONFIGS[name].model_fields} | {"learning_rate_multiplier"}
     for key in shorthand:
         if key not in fields:
             known = ", ".join(sorted(fields))
             raise PlanError(
-                f"No stage of this job has a setting {key!r}; known are {known}.",
+                f"No stage of this job has a setting {key!r}; known are {known}.{did_you_mean(key, fields)}",
                 f"method.{method}.hyperparameters.{key}",
             )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'sft'?` where something that is known is nearly the word, else nothing."""
+    close = get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _check_multiplier(method: Method, shorthand: Mapping[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,11 @@ import httpx
 
 Json = dict[str, Any]
 
+_JOBS = "/v1/fine_tuning/jobs"
 _CHUNK = 2**20
+_PATIENCE = 60
+"""Times that a live stream may break without a new event between, a second apart."""
+
 _TIMEOUT = httpx.Timeout(30.0, read=300.0)  # a large file is checked line by line before the answer comes
 
 
@@ -45,31 +51,60 @@ class Client:
             raise ClientError(f"{path} cannot be used. {answer.get('status_details') or ''}")
         return answer
 
+    def get(self, path: str, **params: Any) -> Json:
+        return self._send("GET", path, params=params)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
+        return self._send("POST", path, **({} if body is None else {"json": body}))
+
+    def delete(self, path: str) -> Json:
+        return self._send("DELETE", path)
+
     def submit(self, body: Mapping[str, Any]) -> Json:
-        return self._send("POST", "/v1/fine_tuning/jobs", json=body)
+        return self.post(_JOBS, body)
 
     def job(self, job_id: str) -> Json:
-        return self._send("GET", f"/v1/fine_tuning/jobs/{job_id}")
+        return self.get(f"{_JOBS}/{job_id}")
 
     def jobs(self, limit: int = 20) -> list[Json]:
-        return list(self._send("GET", "/v1/fine_tuning/jobs", params={"limit": limit})["data"])
+        return list(self.get(_JOBS, limit=limit)["data"])
 
-    def cancel(self, job_id: str) -> Json:
-        return self._send("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel")
+    def models(self) -> list[Json]:
+        return list(self.get("/v1/models")["data"])
 
     def workers(self) -> list[Json]:
         """The workers that live; the key must be an admin's."""
-        return list(self._send("GET", "/v1/workers")["data"])
+        return list(self.get("/v1/workers")["data"])
 
     def events(self, job_id: str, after: str | None = None) -> Iterator[Json]:
         """The job's events since the event `after`, as they happened."""
         while True:
             given = {"order": "asc", "limit": 100, **({"after": after} if after else {})}
-            page = self._send("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=given)
+            page = self.get(f"{_JOBS}/{job_id}/events", **given)
             yield from page["data"]
             if not page["has_more"]:
                 return
             after = page["data"][-1]["id"]
+
+    def live_events(self, job_id: str) -> Iterator[Json]:
+        """The job's events from the first on, as they happen, until it ends; a stream that breaks is taken up again."""
+        last, broken = "", 0
+        while broken < _PATIENCE:
+            headers = {"accept": "text/event-stream", **({"last-event-id": last} if last else {})}
+            try:
+                with self._checked(self._http.stream("GET", f"{_JOBS}/{job_id}/events", headers=headers)) as response:
+                    for line in response.iter_lines():
+                        if line.startswith("data: "):
+                            event: Json = json.loads(line.removeprefix("data: "))
+                            last, broken = event["id"], 0
+                            yield event
+                return  # it ended by itself, as the job did
+            except ClientError:
+                if not last:
+                    raise
+                broken += 1
+                time.sleep(1)
+        raise ClientError("The stream broke again and again. `allo events` shows what happened so far.")
 
     def file_content(self, file_id: str) -> bytes:
         """A file's bytes, such as those of a job's result file."""
@@ -78,7 +113,7 @@ class Client:
 
     def model_files(self, name: str) -> list[Json]:
         """What a model consists of: {path, bytes, sha256, url} of each file."""
-        return list(self._send("GET", f"/v1/models/{quote(name, safe='')}/files")["data"])
+        return list(self.get(f"/v1/models/{quote(name, safe='')}/files")["data"])
 
     def download(self, file: Mapping[str, Any], folder: Path, advance: Callable[[int], None]) -> None:
         """Put one file of a model into a folder, going on where an interrupted download stopped, and verify it.

@@ -19,9 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from service.cli.jobs import download_model
+from service.cli.results import read_report, show_report
 from service.cli.terminal import CommandError, out
 from service.cli.watch import watch_job
 from service.client import Client
@@ -42,14 +41,6 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 """What differs from the published settings: every rate five times as high, for a small model, and less of everything,
 for a run of minutes on two cores."""
-
-NAMES = {
-    "base": "base",
-    "sft": "SFT",
-    "warmup": "vanilla DPO (warm-up)",
-    "forget": "forgotten",
-    "improve": "aligned (ALLO)",
-}
 
 LOAD = """\
 import sys
@@ -79,9 +70,9 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - the command has no o
         job = watch_job(client, job["id"])
         if job["status"] != "succeeded":
             raise CommandError(f"The job {job['status']}: {(job['error'] or {}).get('message', '')}")
-        report = json.loads(client.file_content(job["result_files"][0]))["models"]
+        report = read_report(client, job)
         download_model(client, job["fine_tuned_model"], folder / "aligned")
-    _show(report)
+    show_report(report)
     _load(folder / "aligned", report)
     out.print(f"\nThe aligned model lies in {folder / 'aligned'}. All of it took {_minutes(time.monotonic() - began)}.")
     out.print("Run it again and every finished stage is reused; remove the folder to start over.")
@@ -143,22 +134,6 @@ def _job(training: str, validation: str) -> dict[str, Any]:
         "seed": 0,
         "method": {"type": "allo", "allo": method},
     }
-
-
-def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "right", "accuracy", "95 % interval", "no answer", title="Held-out problems, greedy answers")
-    for row in rows:
-        interval = f"{row['accuracy_low']:.1%} – {row['accuracy_high']:.1%}"
-        right = f"{row['right']} of {row['problems']}"
-        table.add_row(NAMES[row["model"]], right, f"{row['accuracy']:.1%}", interval, str(row["unparsed"]))
-    out.print(table)
-    compared = rows[-1]["against_warmup"]
-    low, high = compared["low"], compared["high"]
-    verdict = "which is more than chance" if low > 0 or high < 0 else "which chance alone would explain"
-    out.print(
-        f"Aligned against vanilla DPO, problem by problem: {compared['difference']:+.1%} "
-        f"(95 % interval {low:+.1%} to {high:+.1%}), {verdict}."
-    )
 
 
 def _load(folder: Path, rows: list[dict[str, Any]]) -> None:

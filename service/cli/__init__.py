@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from service.cli import api, deltas, doctor, jobs, local, up, workers
+from service.cli import api, completion, deltas, doctor, files, jobs, local, manage, up, webhooks, workers
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_submit(commands)
     jobs.add_watch(commands)
     jobs.add_download(commands)
+    manage.add(commands)
+    files.add(commands)
+    webhooks.add(commands)
     deltas.add(commands)
     local.add_models(commands)
     local.add_keys(commands)
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     doctor.add(commands)
     api.add(commands)
+    completion.add(commands, parser)
     return parser
 
 

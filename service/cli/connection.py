@@ -46,7 +46,13 @@ def connect(args: argparse.Namespace) -> Client:
         )
     if not key:
         raise CommandError("No API key is known: give --api-key, or set ALLO_API_KEY. `allo keys create` makes one.")
-    return Client(url, key)
+    return Client(_base(url), key)
+
+
+def _base(url: str) -> str:
+    """Where the service is, as people write it: without a scheme, or with the /v1 that OpenAI's clients want."""
+    whole = url if "://" in url else f"http://{url}"
+    return whole.rstrip("/").removesuffix("/v1")
 
 
 def _noted(path: Path) -> str:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from allo_engine.pipeline import METHODS
-from service.cli.connection import add_connection, connect
-from service.cli.terminal import CommandError, err, out
+from allo_engine.pipeline import METHODS, Data, Format, PlanError, did_you_mean, plan
+from service.cli.commands import Commands, command
+from service.cli.connection import connect
+from service.cli.results import show_results
+from service.cli.terminal import CommandError, err, out, shown
 from service.cli.watch import EXIT_CODES, watch_job
 from service.client import Client
+from service.datasets.containers import Limits
+from service.datasets.validation import validate
 
 _SUBMIT_EPILOG = """\
 examples:
-  allo submit train.jsonl --model smollm2 --watch
-  allo submit train.jsonl --validation heldout.jsonl --model smollm2 --stage sft --set improve.learning_rate=1e-5
+  allo submit train.jsonl --model smollm2 --watch                                        supervised: sft alone
+  allo submit train.jsonl --validation heldout.jsonl --model smollm2 --method allo --stage sft --watch
   allo submit pairs.jsonl --model smollm2 --method dpo --set n_epochs=2
-  allo submit train.jsonl --model smollm2 --masks ftjob-… --set improve.beta=0.2
-  allo submit train.jsonl --model llama-8b --set train=mask --set mask_ratio=0.02        no stage over all weights
-  allo submit train.jsonl --model qwen-7b --set reward_model.model=qwen-0.5b
+  allo submit train.jsonl --model smollm2 --method allo --masks ftjob-… --set improve.beta=0.2
+  allo submit train.jsonl --model llama-8b --method allo --set train=mask --set mask_ratio=0.02
+  allo submit train.jsonl --model qwen-7b --method allo --set reward_model.model=qwen-0.5b
 
-Training files are JSON lines: problems {"problem", "solution", "answer"?} or preferences {"prompt", "chosen",
-"rejected"}. STAGE.FIELD=VALUE sets one stage; FIELD=VALUE every stage that has the field. A file that was uploaded
-before may be named by its id (file-…).
+Training files are JSON lines, a JSON array or Parquet, also with gzip or zstd: problems {"problem", "solution",
+"answer"?}, preferences {"prompt", "chosen", "rejected"}, chats {"messages"}, or the forms of GSM8K, TRL, Alpaca and
+ShareGPT. STAGE.FIELD=VALUE sets one stage; FIELD=VALUE every stage that has the field. The job is checked before
+anything is uploaded. A file that was uploaded before may be named by its id (file-…).
 """
 _WATCH_EPILOG = """\
 examples:
@@ -43,67 +50,63 @@ An interrupted download goes on where it stopped; every file is verified by its 
 """
 
 
-def add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "submit", "upload training data and start a job", _SUBMIT_EPILOG)
+def add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = command(commands, "submit", "upload training data and start a job", _SUBMIT_EPILOG, _submit)
     parser.add_argument("training", metavar="TRAIN", help="training file, JSON lines")
     parser.add_argument("--validation", metavar="FILE", help="held-out file of the same format; adds stage evaluate")
     parser.add_argument("--corrections", metavar="FILE", help="corrected responses for the reward model")
     parser.add_argument("--masks", metavar="JOB", help="train in the masks of this earlier job; locate none anew")
     parser.add_argument("--model", required=True, help="the model to align, as `allo models list` names it")
-    parser.add_argument("--method", choices=METHODS, default="allo", help="what to run (allo)")
+    parser.add_argument("--method", choices=METHODS, default="supervised", help="what to run (supervised: sft alone)")
     parser.add_argument("--stage", action="append", default=[], metavar="NAME", help="ask for an optional stage (sft)")
     parser.add_argument("--set", action="append", default=[], metavar="[STAGE.]FIELD=VALUE", help="change a setting")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     parser.add_argument("--suffix", help="a part of the aligned model's name")
     parser.add_argument("--watch", action="store_true", help="stay and show the job's progress")
-    parser.set_defaults(run=_submit)
 
 
-def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "watch", "show a job's progress until it ends", _WATCH_EPILOG)
+def add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = command(commands, "watch", "show a job's progress until it ends", _WATCH_EPILOG, _watch)
     parser.add_argument("job", metavar="JOB", help="ftjob-…")
-    parser.set_defaults(run=_watch)
 
 
-def add_download(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "download", "download the aligned model", _DOWNLOAD_EPILOG)
+def add_download(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = command(commands, "download", "download the aligned model", _DOWNLOAD_EPILOG, _download)
     parser.add_argument("job", metavar="JOB", help="ftjob-…, or the name of a model")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to put it")
-    parser.set_defaults(run=_download)
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_connection(parser)
-    return parser
 
 
 def _submit(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        job = client.submit(_job(args, client))
-        out.print(job["id"])
+        body = _body(args)
+        _check(args, client, body)
+        job = client.submit(body | _files(args, client))
+        shown(args, job, lambda: str(job["id"]))
         for message in dict.fromkeys(stage["missing"] for stage in job["stages"] if stage["missing"]):
             err.print(f"{message} The job waits for it.", style="yellow", markup=False)
-        return EXIT_CODES[watch_job(client, job["id"])["status"]] if args.watch else 0
+        return _watched(args, client, job["id"]) if args.watch else 0
 
 
 def _watch(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        return EXIT_CODES[watch_job(client, args.job)["status"]]
+        return _watched(args, client, args.job)
+
+
+def _watched(args: argparse.Namespace, client: Client, job_id: str) -> int:
+    job = watch_job(client, job_id, err if args.json else out)
+    if args.json:
+        shown(args, job, str)
+    else:
+        show_results(client, job)
+    return EXIT_CODES[job["status"]]
 
 
 def _download(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        download_model(client, _model_name(client, args.job), args.folder)
-    out.print(f"{args.folder} holds the model; every file was verified.")
+        name = _model_name(client, args.job)
+        download_model(client, name, args.folder)
+    done = {"model": name, "folder": str(args.folder)}
+    shown(args, done, lambda: f"{args.folder} holds the model; every file was verified.")
     return 0
 
 
@@ -111,7 +114,7 @@ def download_model(client: Client, name: str, folder: Path) -> None:
     """Every file of a model, with a bar."""
     files = client.model_files(name)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=out) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=err) as progress:
         bar = progress.add_task(name, total=sum(file["bytes"] for file in files))
         for file in files:
             client.download(file, folder, lambda count: progress.advance(bar, count))
@@ -126,15 +129,74 @@ def _model_name(client: Client, job_or_model: str) -> str:
     return str(job["fine_tuned_model"])
 
 
-def _job(args: argparse.Namespace, client: Client) -> dict[str, Any]:
-    """The request's body; uploads what is a file on this machine."""
+LONGEST_LINE, MOST_EXPANDED = 2**26, 2**40
+"""Generous: what the service takes, it says itself."""
+
+FILES = {"training_file": "training", "validation_file": "validation", "corrections_file": "corrections"}
+"""The job's fields that name files, by the arguments that give them."""
+
+
+def _body(args: argparse.Namespace) -> dict[str, Any]:
+    """The request without its files."""
     hyperparameters, stages = parse_settings(args.stage, args.set)
-    named = {"training_file": args.training, "validation_file": args.validation, "corrections_file": args.corrections}
-    body: dict[str, Any] = {key: _file_id(client, value) for key, value in named.items() if value}
     settings = {"hyperparameters": hyperparameters, "stages": stages}
-    body |= {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
+    body = {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
     optional = {"suffix": args.suffix, "masks": args.masks}
     return body | {key: value for key, value in optional.items() if value}
+
+
+def _check(args: argparse.Namespace, client: Client, body: Mapping[str, Any]) -> None:
+    """Finds what is wrong with a job before anything is uploaded; the service has the last word."""
+    names = [model["id"] for model in client.models()]
+    if args.model not in names:
+        known = ", ".join(name for name in names if not name.startswith("ft:")) or "none: `allo models add` makes one"
+        raise CommandError(f"There is no model {args.model!r}.{did_you_mean(args.model, names)} There are: {known}.")
+    paths = {field: Path(value) for field, name in FILES.items() if (value := getattr(args, name)) and _is_local(value)}
+    formats = {field: _format(path) for field, path in paths.items()}
+    if formats.keys() != {field for field, name in FILES.items() if getattr(args, name)}:
+        return  # some are there already: what they hold, the service knows
+    data = Data(
+        formats["training_file"],
+        validation=formats.get("validation_file"),
+        corrections="corrections_file" in formats,
+        masks=bool(args.masks),
+    )
+    settings = body["method"][args.method]
+    try:
+        plan(args.method, data, settings["stages"], settings["hyperparameters"], args.seed)
+    except PlanError as error:
+        raise CommandError(f"{error.message} [{error.param}]") from None
+
+
+def _format(path: Path) -> Format:
+    """What a file holds. Raises CommandError with the first bad lines of one that cannot be trained on."""
+    limits = Limits(LONGEST_LINE, MOST_EXPANDED)
+    with path.open("rb") as file, Path(os.devnull).open("wb") as nobody:  # the first problems are enough here
+        found = validate(iter(lambda: file.read(2**20), b""), nobody, nobody, limits)
+    if not found.problem_count and found.format is not None:
+        return found.format
+    lines = [f"  line {bad.line}: {bad.field or 'it'} {bad.wrong}; it takes {bad.right}." for bad in found.shown[:10]]
+    more = [f"  and {found.problem_count - len(lines)} more"] if found.problem_count > len(lines) else []
+    raise CommandError("\n".join([f"{path} cannot be trained on.", *lines, *more]))
+
+
+def _files(args: argparse.Namespace, client: Client) -> dict[str, str]:
+    """Uploads what is a file on this machine; the ids of all."""
+    given = {field: getattr(args, name) for field, name in FILES.items()}
+    return {
+        field: client.upload(Path(value))["id"] if _is_local(value) else value
+        for field, value in given.items()
+        if value
+    }
+
+
+def _is_local(name: str) -> bool:
+    """Whether this is a file here, not the id of one that was uploaded. Raises CommandError where it is neither."""
+    if name.startswith("file-") and not Path(name).exists():
+        return False
+    if not Path(name).is_file():
+        raise CommandError(f"There is no file {name}.")
+    return True
 
 
 def parse_settings(stages: list[str], settings: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -156,12 +218,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _file_id(client: Client, name: str) -> str:
-    path = Path(name)
-    if name.startswith("file-") and not path.exists():
-        return name
-    if not path.is_file():
-        raise CommandError(f"There is no file {name}.")
-    return str(client.upload(path)["id"])

@@ -128,6 +128,11 @@ def test_a_failed_job_is_a_failed_command(place):
         (["submit", "absent.jsonl", "--model", "tiny"], "no file absent.jsonl"),
         (["submit", "file-0", "--model", "tiny"], "file-0"),
         (["submit", "file-0", "--model", "tiny", "--set", "beta"], "STAGE.FIELD=VALUE"),
+        (["submit", "file-0", "--model", "tinny"], "Did you mean 'tiny'?"),
+        (["cancel", "ftjob-of-nobody"], "ftjob-of-nobody"),
+        (["events", "ftjob-of-nobody", "--follow"], "ftjob-of-nobody"),
+        (["files", "delete", "file-of-nobody"], "file-of-nobody"),
+        (["webhooks", "add", "https://127.0.0.1/x"], "private network"),
         (["watch", "ftjob-of-nobody"], "ftjob-of-nobody"),
         (["watch", "ftjob-0", "--url", "http://127.0.0.1:9"], "allo up"),
         (["watch", "ftjob-0", "--api-key", "wrong"], "key"),
@@ -205,6 +210,63 @@ def test_however_it_ends_no_process_is_left(tmp_path, ending):
     assert not left
     assert ending == signal.SIGKILL or not (place.data / "url").exists()
     place.close()
+
+
+def test_a_job_is_checked_before_anything_is_uploaded(place, tmp_path):
+    before = json.loads(place.allo("files", "list", "--json").stdout)
+    for options, complaint in (
+        (["--stage", "sfft"], "Did you mean 'sft'?"),
+        (["--set", "lerning_rate=1e-5"], "Did you mean 'learning_rate'?"),
+        (["--set", "sft.n_epochs=0"], "n_epochs"),
+        (["--method", "supervised", "--masks", "ftjob-x"], "takes over no masks"),
+    ):
+        refused = submit(place, *options)
+        assert refused.returncode == 1
+        assert complaint in refused.stderr
+    (tmp_path / "bad.jsonl").write_text('{"problem": "p", "solution": "s"}\n{"problem": 1, "solution": "s"}\n')
+    refused = place.allo("submit", str(tmp_path / "bad.jsonl"), "--model", "tiny")
+    assert "line 2: problem" in refused.stderr
+    assert json.loads(place.allo("files", "list", "--json").stdout) == before
+
+
+def test_a_job_is_managed_from_the_terminal(place):
+    place.behave(steps=3000, seconds=0.05)
+    job = json.loads(submit(place, "--seed", "21", "--json").stdout)["id"]
+    assert json.loads(place.allo("pause", job, "--json").stdout)["id"] == job
+    until(lambda: json.loads(place.allo("jobs", job, "--json").stdout)["status"] == "paused")
+    assert "queued" in place.allo("resume", job).stdout
+    assert place.allo("cancel", job).returncode == 0
+    story = place.allo("events", job, "--follow")
+    assert story.stdout.splitlines()[-1].endswith("The job was cancelled.")
+    place.behave()
+    assert place.allo("retry", job).returncode == 0
+    done = place.allo("watch", job)
+    assert done.returncode == 0
+    assert f"allo download {job} ./aligned" in done.stdout
+    assert job in place.allo("jobs", "--status", "succeeded").stdout
+    assert job not in place.allo("jobs", "--status", "failed").stdout
+
+
+def test_files_are_managed_from_the_terminal(place, tmp_path):
+    train = place.data.parent / "train.jsonl"
+    made = json.loads(place.allo("files", "upload", str(train), "--json").stdout)
+    assert made["id"] in place.allo("files", "list").stdout
+    assert place.allo("files", "get", made["id"], str(tmp_path / "got")).returncode == 0
+    assert (tmp_path / "got").read_bytes() == train.read_bytes()
+    assert "is deleted" in place.allo("files", "delete", made["id"]).stdout
+
+
+def test_a_url_is_taken_as_people_write_it(place):
+    url = (place.data / "url").read_text().strip()
+    for written in (f"{url}/v1", f"{url}/v1/", url.removeprefix("http://")):
+        assert place.allo("jobs", "--url", written).returncode == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_shell_completes_the_command(shell):
+    script = subprocess.run([*ALLO, "completion", shell], capture_output=True, text=True, check=True).stdout
+    assert "webhooks" in script
+    assert "--validation" in script
 
 
 def test_the_command_line_never_loads_torch():

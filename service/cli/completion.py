@@ -1,0 +1,32 @@
+"""`allo completion`: a script by which the shell completes commands and options."""
+
+from __future__ import annotations
+
+import argparse
+
+from service.cli.commands import Commands
+
+_EPILOG = """\
+examples:
+  allo completion bash > ~/.local/share/bash-completion/completions/allo
+  allo completion zsh > "${fpath[1]}/_allo"
+"""
+
+
+def add(commands: Commands[argparse.ArgumentParser], whole: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a script by which the shell completes `allo`",
+        description="Print a script by which the shell completes commands and options.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    parser.set_defaults(run=lambda args: _print(args.shell, whole))
+
+
+def _print(shell: str, whole: argparse.ArgumentParser) -> int:
+    import shtab  # here: no other command needs it
+
+    print(shtab.complete(whole, shell))  # noqa: T201 - this is the command's answer
+    return 0

@@ -1,0 +1,100 @@
+"""`allo jobs`, `cancel`, `pause`, `resume`, `retry` and `events`: what is done with jobs that are there."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from service.cli.commands import Commands, command
+from service.cli.connection import connect
+from service.cli.terminal import shown
+
+_JOBS_EPILOG = """\
+examples:
+  allo jobs                             the newest 20
+  allo jobs --limit 100 --status failed
+  allo jobs ftjob-… --json              one of them, with all settings and stages
+"""
+_EVENTS_EPILOG = """\
+examples:
+  allo events ftjob-…                   what happened, oldest first
+  allo events ftjob-… --follow          and what happens, until the job ends
+  allo events ftjob-… --metrics         the training's figures, too
+"""
+_VERBS: dict[str, tuple[str, str]] = {
+    "cancel": ("end a job", "The stage that runs stops within seconds; what was finished is kept for `allo retry`."),
+    "pause": (
+        "let a job rest, and its device do other work",
+        "The stage that runs leaves a checkpoint; `allo resume` goes on from it.",
+    ),
+    "resume": ("go on with a paused job", "It goes on from its checkpoint, to the same bits."),
+    "retry": ("run a failed or cancelled job again", "Finished stages are kept: it begins where it ended."),
+}
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    jobs = command(commands, "jobs", "list the jobs, newest first", _JOBS_EPILOG, _jobs)
+    jobs.add_argument("job", nargs="?", metavar="JOB", help="show this one")
+    jobs.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many (20)")
+    jobs.add_argument("--status", help="those alone: queued, running, paused, succeeded, failed, cancelled")
+    for name, (summary, more) in _VERBS.items():
+        verb = command(commands, name, summary, f"example:\n  allo {name} ftjob-…\n\n{more}\n", _verb(name))
+        verb.add_argument("job", metavar="JOB", help="ftjob-…")
+    events = command(commands, "events", "tell what happened in a job", _EVENTS_EPILOG, _events)
+    events.add_argument("job", metavar="JOB", help="ftjob-…")
+    events.add_argument("--follow", action="store_true", help="stay until the job ends")
+    events.add_argument("--metrics", action="store_true", help="with the figures of every step that was told")
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    with connect(args) as client:
+        if args.job:
+            found = client.job(args.job)
+            shown(args, found, lambda: _job_table([found]))
+            return 0
+        listed = [job for job in client.jobs(args.limit) if args.status in (None, job["status"])]
+        shown(args, listed, lambda: _job_table(listed))
+    return 0
+
+
+def _verb(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        with connect(args) as client:
+            job = client.post(f"/v1/fine_tuning/jobs/{args.job}/{name}")
+        stopping = name in ("cancel", "pause") and job["status"] == "running"
+        shown(args, job, lambda: f"{job['id']} is {'about to stop' if stopping else job['status']}.")
+        return 0
+
+    return run
+
+
+def _events(args: argparse.Namespace) -> int:
+    with connect(args) as client:
+        for event in client.live_events(args.job) if args.follow else client.events(args.job):
+            if event["type"] == "message" or args.metrics:
+                shown(args, event, lambda event=event: event_line(event))  # type: ignore[misc]
+    return 0
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """A line of a job's story."""
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["created_at"]))
+    figures = event["data"] if event["type"] == "metrics" else {}
+    numbers = " ".join(f"{key}={value:.6g}" for key, value in figures.items() if isinstance(value, int | float))
+    return f"{clock}  {event['level']:<5} {event['message']} {numbers}".rstrip()
+
+
+def _job_table(jobs: list[dict[str, Any]]) -> Table | str:
+    if not jobs:
+        return "There are no jobs: `allo submit` starts one."
+    table = Table("job", "status", "made", "model", "method", "done", "result")
+    for job in jobs:
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
+        done = f"{job['progress']['stages_ended']} of {job['progress']['stages_total']} stages"
+        result = job["fine_tuned_model"] or (job["error"] or {}).get("message", "")
+        table.add_row(job["id"], job["status"], made, job["model"], job["method"]["type"], done, result)
+    return table

@@ -1,0 +1,73 @@
+"""What a job's models gained, as the terminal shows it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from service.cli.terminal import out
+from service.client import Client
+
+NAMES = {
+    "base": "base",
+    "sft": "SFT",
+    "warmup": "vanilla DPO (the warm-up)",
+    "forget": "forgotten",
+    "improve": "aligned",
+}
+
+Rows = list[dict[str, Any]]
+
+
+def show_results(client: Client, job: dict[str, Any]) -> None:
+    """The job's report, where it has one, and how to get the model."""
+    if job["status"] != "succeeded":
+        return
+    if job["result_files"]:
+        show_report(read_report(client, job))
+    out.print(f"\nallo download {job['id']} ./aligned")
+
+
+def read_report(client: Client, job: dict[str, Any]) -> Rows:
+    """A line a model, as stage evaluate wrote them."""
+    found: Rows = json.loads(client.file_content(job["result_files"][0]))["models"]
+    return found
+
+
+def show_report(rows: Rows) -> None:
+    """Problems: answers that were right. Preferences: pairs told apart. Chats: cross-entropy."""
+    if "problems" in rows[0]:
+        table = Table(
+            "model", "right", "accuracy", "95 % interval", "no answer", title="Held-out problems, greedy answers"
+        )
+        for row in rows:
+            right = f"{row['right']} of {row['problems']}"
+            table.add_row(_name(row), right, f"{row['accuracy']:.1%}", _interval(row), str(row["unparsed"]))
+    elif "pairs" in rows[0]:
+        table = Table("model", "pairs", "told apart", "95 % interval", "margin", title="Held-out preferences")
+        for row in rows:
+            table.add_row(
+                _name(row), str(row["pairs"]), f"{row['accuracy']:.1%}", _interval(row), f"{row['margin']:.3f}"
+            )
+    else:
+        table = Table("model", "tokens", "cross-entropy", title="Held-out responses")
+        for row in rows:
+            table.add_row(_name(row), str(row["tokens"]), f"{row['cross_entropy']:.4f}")
+    out.print(table)
+    if compared := rows[-1].get("against_warmup"):
+        low, high = compared["low"], compared["high"]
+        verdict = "which is more than chance" if low > 0 or high < 0 else "which chance alone would explain"
+        out.print(
+            f"Aligned against vanilla DPO, case by case: {compared['difference']:+.1%} "
+            f"(95 % interval {low:+.1%} to {high:+.1%}), {verdict}."
+        )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return NAMES.get(row["model"], str(row["model"]))
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['accuracy_low']:.1%} – {row['accuracy_high']:.1%}"
