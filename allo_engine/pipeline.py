@@ -140,11 +140,12 @@ def digest(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[
 def code_version() -> str:
     """sha256 of this package's source: results of other code are never taken for results of this one.
 
-    What estimates changes no result.
+    What estimates or exports changes no result.
     """
     root = Path(__file__).parent
+    estimates, exports = ((root / room).rglob("*.py") for room in ("estimate", "exports"))
     total = hashlib.sha256()
-    for path in sorted(set(root.rglob("*.py")) - {root / "needs.py", *(root / "estimate").rglob("*.py")}):
+    for path in sorted(set(root.rglob("*.py")) - {root / "needs.py", *estimates, *exports}):
         total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return total.hexdigest()
 
