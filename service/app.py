@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from service.api import (
     artifacts,
     events,
+    exports,
     files,
     health,
     hub,
@@ -105,7 +106,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     app.add_middleware(Access, meters=meters)  # the last one added is the outermost
     add_error_handlers(app)
     routes = APIRouter(prefix="/v1")
-    for part in (files, uploads, jobs, events, artifacts, models, webhooks, workers, keys):
+    for part in (files, uploads, jobs, events, artifacts, exports, models, webhooks, workers, keys):
         routes.include_router(part.router)
     routes.include_router(keys.log)
     routes.include_router(webhooks.tests)

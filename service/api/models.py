@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request, Response
 
 from service.api import render
 from service.api.context import Parts, Reader, Submitter
-from service.api.download import content
+from service.api.download import content, served
+from service.api.exports import Dtype, recast
 from service.api.once import Once
 from service.api.pages import listed
-from service.jobs import models
+from service.jobs import exports, models
 
 router = APIRouter(prefix="/models", route_class=Once)
 
@@ -24,9 +25,15 @@ def index(parts: Parts, key: Reader) -> dict[str, Any]:
 
 @router.head("/{name:path}/files/{path:path}", include_in_schema=False)
 @router.get("/{name:path}/files/{path:path}")
-def read_file(parts: Parts, key: Reader, name: str, path: str, request: Request) -> Response:
-    """One file of a model. Takes Range and If-Range; ETag and Repr-Digest are its sha256."""
+def read_file(
+    parts: Parts, key: Reader, name: str, path: str, request: Request, dtype: Dtype | None = None
+) -> Response:
+    """One file of a model. Takes Range and If-Range; ETag and Repr-Digest are its sha256. With `dtype` its weights come
+    in that, under an ETag of their own."""
     file = models.file_of(models.read_model(parts.database, key.owner, name), path)
+    if dtype is not None:
+        part = recast(parts.store, file, dtype)
+        return served(request, part.opened, part.size, path.rsplit("/", 1)[-1], part.tag, None)
     return content(request, parts.store, file["sha256"], file["bytes"], path.rsplit("/", 1)[-1])
 
 
@@ -39,8 +46,9 @@ def files(parts: Parts, key: Reader, name: str) -> dict[str, Any]:
 
 @router.get("/{name:path}")
 def read(parts: Parts, key: Reader, name: str) -> dict[str, Any]:
-    """One model."""
-    return render.model(models.read_model(parts.database, key.owner, name))
+    """One model, with what was made of it in other forms."""
+    row = models.read_model(parts.database, key.owner, name)
+    return render.model(row, exports.of_model(parts.database, key.owner, name))
 
 
 @router.delete("/{name:path}")

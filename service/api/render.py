@@ -13,7 +13,7 @@ from service.jobs.placement import Offer, missing
 from service.jobs.progression import checkpoint_model
 from service.jobs.series import Point
 from service.jobs.service import JobView
-from service.jobs.tables import Artifact, Event, Job, Model, Stage, WebhookDelivery, WebhookEndpoint
+from service.jobs.tables import Artifact, Event, Export, Job, Model, Stage, WebhookDelivery, WebhookEndpoint
 from service.jobs.workers import WorkerView
 
 SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -200,7 +200,24 @@ def _checkpoint(row: Job, stage: Stage) -> dict[str, Any]:
     }
 
 
-def model(row: Model) -> dict[str, Any]:
+def export(row: Export) -> dict[str, Any]:
+    """A model in another form, `figures` what was found when it was read back."""
+    return {
+        "id": row.id,
+        "object": "model.export",
+        "model": row.model,
+        "format": row.format,
+        "options": row.options,
+        "status": row.status,
+        "created_at": row.created_at,
+        "finished_at": row.finished_at,
+        "files": row.files,
+        "figures": row.figures,
+        "error": row.error,
+    }
+
+
+def model(row: Model, exports: Sequence[Export] = ()) -> dict[str, Any]:
     return {
         "id": row.id,
         "object": "model",
@@ -209,6 +226,8 @@ def model(row: Model) -> dict[str, Any]:
         "job_id": row.job_id,
         "bytes": sum(file["bytes"] for file in row.files),
         "verdict": row.verdict,
+        "origin": row.origin,
+        "exports": [export(made) for made in exports],
     }
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import and_, delete, func, or_, select, text, union, update
 from sqlalchemy.orm import Session
 
 from service.jobs.lifecycle import JOB_ENDED, JobStatus
-from service.jobs.tables import Artifact, File, Job, Model, Stage, Upload, UploadPart
+from service.jobs.tables import Artifact, Export, File, Job, Model, Stage, Upload, UploadPart
 
 # --- uploads
 
@@ -50,8 +50,9 @@ def holders(session: Session, retriable_since: int) -> Iterator[tuple[str | None
         yield from ((owner, sha256) for sha256 in named if sha256)
     parts = select(Upload.owner, UploadPart.sha256).join(Upload, Upload.id == UploadPart.upload_id)
     yield from map(tuple, session.execute(parts))
-    for owner, files in session.execute(select(Model.owner, Model.files)):
-        yield from ((owner, file["sha256"]) for file in files)
+    for named_files in (select(Model.owner, Model.files), select(Export.owner, Export.files)):
+        for owner, files in session.execute(named_files):
+            yield from ((owner, file["sha256"]) for file in files)
     retriable = and_(Job.status.in_((JobStatus.FAILED, JobStatus.CANCELLED)), Job.finished_at >= retriable_since)
     needing = select(Job.owner, Job.sources).where(or_(Job.status.not_in(JOB_ENDED), retriable))
     for owner, sources in session.execute(needing):

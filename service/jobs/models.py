@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.jobs import holdings, repository
 from service.jobs.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from service.jobs.exported import drop_exports
 from service.jobs.folders import checked, licence_of
 from service.jobs.lifecycle import JOB_ENDED
 from service.jobs.tables import Job, Model
@@ -56,7 +57,7 @@ def register_model(
 def check_name(name: str) -> None:
     """Raises InvalidRequest for what cannot be the name of a registered model: a URL, say, or a path."""
     parts = name.split("/")
-    if not _NAME.fullmatch(name) or len(name) > 96 or ".." in name or "files" in parts:
+    if not _NAME.fullmatch(name) or len(name) > 96 or ".." in name or {"files", "export"} & set(parts):
         raise InvalidRequest(
             "A model's name is letters, digits, '.', '_' and '-', with at most one '/', as in 'smollm2' or "
             "'acme/smollm2'.",
@@ -73,7 +74,7 @@ def read_models(database: Database, owner: str) -> Sequence[Model]:
 def read_model(database: Database, owner: str, name: str) -> Model:
     """The model. Raises NotFound."""
     with database.snapshot() as session:
-        return _found(repository.model(session, owner, name), name)
+        return found_model(session, owner, name)
 
 
 def file_of(model: Model, path: str) -> dict[str, Any]:
@@ -91,11 +92,12 @@ def delete_model(database: Database, owner: str, name: str, admin: bool) -> None
     NotFound or Forbidden, and Conflict while that job may still need it.
     """
     with database.transaction() as session:
-        model = _found(repository.model(session, owner, name), name)
+        model = found_model(session, owner, name)
         if model.owner is None and not admin:
             raise Forbidden(f"Model {name!r} is everyone's: only an admin key deletes it.")
         _check_ended(session, model)
         for other in holdings.namesakes(session, model):
+            drop_exports(session, other.id)
             session.delete(other)
         holdings.erase_checkpoints(session, model)
 
@@ -106,7 +108,9 @@ def _check_ended(session: Session, model: Model) -> None:
         raise Conflict(f"Job {job.id}, which made the model, is {job.status.value}: cancel it first, or let it end.")
 
 
-def _found(model: Model | None, name: str) -> Model:
+def found_model(session: Session, owner: str, name: str) -> Model:
+    """The owner's model, or everyone's. Raises NotFound."""
+    model = repository.model(session, owner, name)
     if model is None:
         raise NotFound(f"The model {name!r} does not exist.", "model", "model_not_found")
     return model

@@ -124,6 +124,29 @@ class Model(Base):
     origin: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
+class Export(Base):
+    """A model in another form, made once: `id` is the hash of the model's content, the form and its options.
+
+    `files` holds {path, bytes, sha256} of what was made, `figures` what was found when it was read back, `error`
+    {code, message} of one that failed.
+    """
+
+    __tablename__ = "exports"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(String(255), index=True)
+    format: Mapped[str] = mapped_column(String(32))
+    options: Mapped[dict[str, Any]] = mapped_column(JSON)
+    status: Mapped[str] = mapped_column(String(32))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    finished_at: Mapped[int | None] = mapped_column(BigInteger)
+    inputs: Mapped[dict[str, list[Any]]] = mapped_column(JSON)
+    files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    figures: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
 class Job(Base):
     """A job. `method` holds the type, the shorthand as it was given, and every stage's settings in full.
 

@@ -92,7 +92,21 @@ def test_the_same_files_again_change_nothing_and_other_files_are_a_conflict(
 
 @pytest.mark.parametrize(
     "name",
-    ["", "../tiny", "a/../b", "/tiny", "a//b", "a/b/c", "https://x/y", "ft:a:b:c", "a b", "a\0", "files", "x/files"],
+    [
+        "",
+        "../tiny",
+        "a/../b",
+        "/tiny",
+        "a//b",
+        "a/b/c",
+        "https://x/y",
+        "ft:a:b:c",
+        "a b",
+        "a\0",
+        "files",
+        "x/files",
+        "x/export",
+    ],
 )
 def test_names_that_are_not_names_are_refused(database: Database, store: Store, folder: Path, name: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
