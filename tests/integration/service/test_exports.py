@@ -93,7 +93,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     yield Served(f"http://127.0.0.1:{port}", *keys, name, base, root / "aligned", domain)
     server.should_exit = True
     thread.join()
-    domain.database.close()
+    app.state.context.close()
 
 
 def changes(base: Path) -> dict[str, Any]:
