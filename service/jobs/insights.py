@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +22,8 @@ from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.submission import usable_file
 from service.jobs.tables import Model
 from service.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 Insight = dict[str, Any]
 """{tokens, preview, overlap} (see the engine's data/insight.py), or {refused}."""
@@ -65,6 +69,7 @@ class Insights:
 
     def __init__(self, store: Store, scratch: Path) -> None:
         self._store, self._scratch = store, scratch
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
         self._lock = threading.Lock()
         self._found: OrderedDict[Question, Insight] = OrderedDict()
         self._asked: set[Question] = set()
@@ -72,16 +77,17 @@ class Insights:
         self._thread: threading.Thread | None = None
 
     def of(self, asked: Question) -> Insight | None:
-        """The insight, or None while it is being made. Raises InvalidRequest where there can be none, TooMany."""
+        """The insight, or None while it is being made. Raises TooMany, and InvalidRequest where there can be none: who
+        asks again has it tried again."""
         with self._lock:
             found = self._found.get(asked)
             if found is None:
                 self._ask(asked)
                 return None
+            if "refused" in found:
+                raise InvalidRequest(self._found.pop(asked)["refused"], "model", "no_insight")
             self._found.move_to_end(asked)
-        if "refused" in found:
-            raise InvalidRequest(found["refused"], "model", "no_insight")
-        return found
+            return found
 
     def _ask(self, asked: Question) -> None:
         if asked in self._asked:
@@ -100,8 +106,9 @@ class Insights:
             asked = self._queue.get()
             try:
                 found = self._made(asked)
-            except Exception as error:
-                found = {"refused": f"The file could not be looked into: {type(error).__name__}."}
+            except Exception:
+                log.exception("no insight")
+                found = {"refused": "The file could not be looked into: the service's log says why."}
             with self._lock:
                 self._asked.discard(asked)
                 self._found[asked] = found
