@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from service.api import (
     artifacts,
+    docs,
     events,
     exports,
     files,
@@ -35,6 +36,7 @@ from service.api.intake import Intake
 from service.api.limits import Rates, Streams
 from service.api.live import Feed
 from service.api.meters import Meters
+from service.api.openapi import describe, operation_id
 from service.api.query import known_query
 from service.api.reading import Answers, make_readers
 from service.broker import Broker, CeleryBroker
@@ -80,6 +82,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         openapi_url="/v1/openapi.json",
         redirect_slashes=False,
         dependencies=[Depends(known_query)],
+        generate_unique_id_function=operation_id,
         lifespan=at_work,
     )
     store = open_store(settings.store)
@@ -116,6 +119,8 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(hub.router)
     app.include_router(metrics.router)
+    app.include_router(docs.router)
+    describe(app)
     return app
 
 

@@ -1,0 +1,317 @@
+"""The OpenAPI document: what FastAPI knows of the routes, and what it cannot know: who may call them, what each
+answers, and with which errors. It is made when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
+
+from allo_engine.config import CONFIGS
+from service.api import shapes
+
+REF = "#/components/schemas/{model}"
+VERSION = "1"
+
+OPEN = ("/healthz", "/readyz", "/docs")
+"""Beginnings of the paths that want no key."""
+
+TAGS: Mapping[str, str] = {
+    "Files": "What jobs train on, and what they report.",
+    "Uploads": "Files that come in parts, and go on where they stopped.",
+    "Fine-tuning": "Jobs: submitted, watched, paused, cancelled, run again.",
+    "Models": "What jobs start from and what they made, file by file.",
+    "Artifacts": "The bytes of what stages wrote.",
+    "Webhooks": "Endpoints that are told when a job ends.",
+    "Keys": "API keys and the audit log; for operators.",
+    "Hub": "Models as the Hugging Face Hub's clients read them.",
+    "Operations": "Health, metrics and workers; for operators.",
+}
+
+_TAG_OF = {
+    "files": "Files",
+    "insight": "Files",
+    "uploads": "Uploads",
+    "jobs": "Fine-tuning",
+    "events": "Fine-tuning",
+    "exports": "Models",
+    "models": "Models",
+    "artifacts": "Artifacts",
+    "webhooks": "Webhooks",
+    "keys": "Keys",
+    "hub": "Hub",
+}
+"""By the module of the endpoint; all others are for operators."""
+
+ANSWERS: Mapping[str, Any] = {
+    "files.create": shapes.File,
+    "files.index": list[shapes.File],
+    "files.read": shapes.File,
+    "files.delete": shapes.Deleted,
+    "files.read_content": bytes,
+    "files.read_report": bytes,
+    "insight.read": shapes.Json,
+    "uploads.create": shapes.Upload,
+    "uploads.read": shapes.Upload,
+    "uploads.read_parts": list[shapes.UploadPart],
+    "uploads.add_part": shapes.UploadPart,
+    "uploads.complete": shapes.Upload,
+    "uploads.cancel": shapes.Upload,
+    "jobs.create": shapes.Job,
+    "jobs.index": list[shapes.Job],
+    "jobs.read": shapes.Job,
+    "jobs.cancel": shapes.Job,
+    "jobs.pause": shapes.Job,
+    "jobs.resume": shapes.Job,
+    "jobs.retry": shapes.Job,
+    "jobs.checkpoints": list[shapes.Checkpoint],
+    "jobs.artifacts": list[shapes.Artifact],
+    "events.index": list[shapes.Event],
+    "events.metrics": list[shapes.Point],
+    "artifacts.read_content": bytes,
+    "exports.read_safetensors": bytes,
+    "exports.read_delta": bytes,
+    "exports.read_gguf": bytes,
+    "exports.read_peft": bytes,
+    "models.index": list[shapes.Model],
+    "models.read": shapes.Model,
+    "models.delete": shapes.Deleted,
+    "models.files": list[shapes.ModelFile],
+    "models.read_file": bytes,
+    "webhooks.create": shapes.Webhook,
+    "webhooks.index": list[shapes.Webhook],
+    "webhooks.read": shapes.Webhook,
+    "webhooks.change": shapes.Webhook,
+    "webhooks.delete": shapes.Deleted,
+    "webhooks.rotate_secret": shapes.Webhook,
+    "webhooks.deliveries": list[shapes.Delivery],
+    "webhooks.test": shapes.WebhookTest,
+    "webhooks.event_types": shapes.EventTypes,
+    "workers.index": list[shapes.Worker],
+    "keys.create": shapes.Key,
+    "keys.index": list[shapes.Key],
+    "keys.read": shapes.Key,
+    "keys.revoke": shapes.Deleted,
+    "keys.rotate": shapes.Key,
+    "keys.entries": list[shapes.AuditEntry],
+    "hub.read": shapes.HubModel,
+    "hub.read_revision": shapes.HubModel,
+    "hub.tree": "array of HubEntry",
+    "hub.tree_of_folder": "array of HubEntry",
+    "hub.refs": shapes.HubRefs,
+    "hub.resolve": bytes,
+    "metrics.metrics": str,
+}
+"""What a route answers, by its operation's id: one object, a list of them, or bytes. Of others: some object."""
+
+_TEXT = {"schema": {"type": "string"}}
+_OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "events.index": {"text/event-stream": _TEXT},
+    "events.metrics": {
+        "text/csv": _TEXT,
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+"""What else a route answers with, where its client asks for it."""
+
+_ERRORS: Mapping[int, str] = {
+    400: "The request is no HTTP, or its body cannot be read.",
+    401: "There is no key, or it is unknown, revoked or expired.",
+    403: "The key has not the scope.",
+    404: "There is no such object of this owner.",
+    408: "The rest of the request did not come in time.",
+    409: "The object's state does not allow it; `x-should-retry` says whether to ask again.",
+    413: "The body is too large.",
+    415: "The body's type or encoding is not taken.",
+    422: "A field's value cannot be: `param` names it.",
+    429: "A limit of the owner is reached; `retry-after` says how long.",
+    500: "An error of the service. The message has an id that its log has, too.",
+    503: "A part does not answer; nothing was changed. `retry-after` says how long to wait.",
+    507: "The service's disk, or the owner's share of it, is full.",
+}
+
+_ALWAYS = (400, 401, 403, 408, 415, 422, 429, 500, 503)
+"""What any request with a key may meet: limits, and parts that are away."""
+
+EXAMPLE_JOB = {
+    "model": "smollm2",
+    "training_file": "file-abc",
+    "method": {"type": "allo", "allo": {"stages": {"improve": {"learning_rate": 1e-6}}}},
+    "suffix": "first-try",
+}
+
+
+def operation_id(route: APIRoute) -> str:
+    """`jobs.create`: the endpoint's module and name; unique, and what generated clients call a method."""
+    folder = "_of_folder" if route.path.endswith("{folder:path}") else ""  # the one endpoint with two paths
+    return f"{route.endpoint.__module__.rpartition('.')[2]}.{route.name}{folder}"
+
+
+def describe(app: FastAPI) -> None:
+    """Has the app answer with our document."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    found = get_openapi(
+        title="ALLO",
+        version=VERSION,
+        description="Aligns language models: upload data, submit a job, watch it, download the aligned model. Files, "
+        "uploads, jobs, models and webhooks are as OpenAI's clients speak them, downloads as the Hugging Face Hub's.",
+        routes=app.routes,
+        servers=[{"url": "/", "description": "This service"}],
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+    )
+    schemas = found["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas.update(_schemas())
+    found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEYS}}
+    for path, verb, operation in _operations(found):
+        _complete(path, verb, operation)
+    _describe_bodies(found)
+    return found
+
+
+_KEYS = "An API key. Scopes: read, submit, admin, metrics; admin may do everything."
+
+
+def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, verbs in document["paths"].items():
+        for verb, operation in verbs.items():
+            yield path, verb, operation
+
+
+def _schemas() -> dict[str, Any]:
+    """Every shape, and the settings of every stage, as components."""
+    named = [(name, shape) for name, shape in vars(shapes).items() if isinstance(shape, type) and name[0].isupper()]
+    own: dict[str, TypeAdapter[Any]] = {
+        name: TypeAdapter(shape) for name, shape in named if shape.__module__ == shapes.__name__
+    }
+    settings = {f"stage {name}": TypeAdapter(config) for name, config in CONFIGS.items()}
+    wanted = [(name, "validation", adapter) for name, adapter in (own | settings).items()]
+    _, found = TypeAdapter.json_schemas(wanted, ref_template=REF)  # type: ignore[arg-type]
+    definitions: dict[str, Any] = found["$defs"]
+    return definitions
+
+
+def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
+    """Everything of one operation that FastAPI could not know."""
+    name = operation["operationId"]
+    module = name.partition(".")[0]
+    operation["tags"] = [_TAG_OF.get(module, "Operations")]
+    summary, _, rest = operation.get("description", "").partition(".")
+    operation["summary"], operation["description"] = summary.replace("\n", " "), rest.strip()
+    open_to_all = path.startswith(OPEN)
+    operation["security"] = [] if open_to_all else [{"key": []}]
+    answers = operation["responses"]
+    answers.pop("422", None)
+    answer = ANSWERS.get(name)
+    if not open_to_all:
+        answers["200"] = {"description": "What was asked for.", "content": _content(answer or shapes.Json)}
+        answers["200"]["content"] |= _OTHER_KINDS.get(name, {})
+    if answer is bytes:
+        answers |= _of_content(answers["200"])
+    if name == "events.index":
+        answers["204"] = {"description": "The events from `Last-Event-ID` on have all been told, and the job is over."}
+    for status in () if open_to_all else _statuses(path, verb, operation):
+        answers.setdefault(str(status), _error(status))
+
+
+def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
+    wanted = [*_ALWAYS]
+    if "{" in path:
+        wanted.append(404)
+    if verb in ("post", "delete"):
+        wanted += [404, 409, 507]
+    if verb == "post":
+        wanted.append(413)
+    if ANSWERS.get(operation["operationId"]) is bytes:
+        wanted += [412, 416]
+    return sorted(set(wanted))
+
+
+def _content(answer: Any) -> dict[str, Any]:
+    if answer is bytes:
+        return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    if answer is str:
+        return {"text/plain": {"schema": {"type": "string"}}}
+    return {"application/json": {"schema": _schema(answer)}}
+
+
+def _schema(answer: Any) -> dict[str, Any]:
+    if answer == "array of HubEntry":
+        return {"type": "array", "items": {"$ref": REF.format(model="HubEntry")}}
+    if getattr(answer, "__origin__", None) is list:
+        entry = {"$ref": REF.format(model=answer.__args__[0].__name__)}
+        ends = {name: {"type": ["string", "null"]} for name in ("first_id", "last_id")}
+        return {
+            "type": "object",
+            "required": ["object", "data", "has_more"],
+            "properties": {
+                "object": {"const": "list"},
+                "data": {"type": "array", "items": entry},
+                "has_more": {"type": "boolean"},
+                **ends,
+            },
+        }
+    if answer == shapes.Json:
+        return {"type": "object"}
+    return {"$ref": REF.format(model=answer.__name__)}
+
+
+def _of_content(whole: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "206": {**whole, "description": "The part that `Range` asks for."},
+        "304": {"description": "`If-None-Match` names what is there."},
+    }
+
+
+def _error(status: int) -> dict[str, Any]:
+    said = {412: "`If-Match` names another content.", 416: "The content does not have the range."} | dict(_ERRORS)
+    return {
+        "description": said[status],
+        "headers": {"x-request-id": {"schema": {"type": "string"}, "description": "For questions to the operator."}},
+        "content": {"application/json": {"schema": {"$ref": REF.format(model="Error")}}},
+    }
+
+
+_FORMS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
+    "files.create": (
+        ["purpose", "file"],
+        {
+            "purpose": {"const": "fine-tune"},
+            "file": {"type": "string", "format": "binary", "description": "JSONL, a JSON array or Parquet."},
+            "expires_after[anchor]": {"const": "created_at"},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+        },
+    ),
+    "uploads.add_part": (["data"], {"data": {"type": "string", "format": "binary"}}),
+}
+
+
+def _describe_bodies(document: dict[str, Any]) -> None:
+    """Forms, which their endpoints read as they come; the settings of stages; an example."""
+    for _, _, operation in _operations(document):
+        if operation["operationId"] in _FORMS:
+            required, fields = _FORMS[operation["operationId"]]
+            form = {"type": "object", "required": required, "properties": fields, "additionalProperties": False}
+            operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    schemas = document["components"]["schemas"]
+    stages = {
+        name: {"anyOf": [{"$ref": REF.format(model=config.__name__)}, {"type": "null"}]}
+        for name, config in CONFIGS.items()
+    }
+    settings = schemas["MethodSettings"]["properties"]["stages"]
+    settings["anyOf"] = [{"type": "object", "properties": stages, "additionalProperties": False}, {"type": "null"}]
+    schemas["CreateJob"]["examples"] = [EXAMPLE_JOB]

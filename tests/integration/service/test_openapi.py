@@ -1,0 +1,118 @@
+"""The OpenAPI document says of every route who may call it, what it takes, and everything that it answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import pytest
+from fastapi import FastAPI
+
+from tests.integration.service.domain import SUPERVISED, Domain
+
+ERROR = {"$ref": "#/components/schemas/Error"}
+OPEN = {"/healthz", "/readyz"}
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    return app.openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, verbs in document["paths"].items():
+        for verb, operation in verbs.items():
+            yield path, verb, operation
+
+
+def test_every_route_has_a_tag_a_summary_an_id_and_a_model_of_its_answer(document: dict[str, Any]) -> None:
+    tags, seen = {tag["name"] for tag in document["tags"]}, set()
+    for path, verb, operation in operations(document):
+        name = operation["operationId"]
+        assert set(operation["tags"]) <= tags, name
+        assert len(operation["tags"]) == 1, name
+        assert re.fullmatch(r"[a-z_]+\.[a-z_]+", name), name
+        assert len(operation["summary"].split()) > 1, (verb, path)
+        contents = operation["responses"]["200"]["content"].values()
+        assert all(content["schema"] for content in contents), name
+        seen.add(name)
+    assert len(seen) == len(list(operations(document)))
+
+
+def test_every_route_names_its_key_and_every_error_in_our_shape(document: dict[str, Any]) -> None:
+    for path, verb, operation in operations(document):
+        assert operation["security"] == ([] if path in OPEN else [{"key": []}]), path
+        errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+        if path not in OPEN:
+            assert {"401", "403", "422", "429", "500", "503"} <= set(errors), (verb, path)
+            assert all(one["content"]["application/json"]["schema"] == ERROR for one in errors.values()), (verb, path)
+        if "{" in path:
+            assert "404" in errors, (verb, path)
+
+
+def test_every_reference_leads_somewhere_and_nothing_of_the_framework_is_left(document: dict[str, Any]) -> None:
+    text = json.dumps(document)
+    wanted = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
+    assert wanted <= set(document["components"]["schemas"])
+    assert "HTTPValidationError" not in text
+
+
+def test_the_settings_of_every_stage_are_described_by_the_engines_own_classes(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    stages = schemas["MethodSettings"]["properties"]["stages"]["anyOf"][0]["properties"]
+    assert {"sft", "sample", "warmup", "locate", "improve", "evaluate"} <= set(stages)
+    improve = schemas[stages["improve"]["anyOf"][0]["$ref"].rpartition("/")[2]]
+    assert "learning_rate" in improve["properties"]
+
+
+def test_answers_are_as_the_document_says(base_url: str, served: Domain, secret: str, document: dict[str, Any]) -> None:
+    job = served.submit(SUPERVISED).job.id
+    served.submit(SUPERVISED)
+    served.run_all()
+    artifact = served.view(job).artifacts[0].id
+    root = base_url.removesuffix("/v1")
+    asked = [
+        ("/v1/fine_tuning/jobs", ""),
+        ("/v1/fine_tuning/jobs/{job_id}", job),
+        ("/v1/fine_tuning/jobs/{job_id}", "ftjob-none"),
+        ("/v1/fine_tuning/jobs/{job_id}/events", job),
+        ("/v1/fine_tuning/jobs/{job_id}/checkpoints", job),
+        ("/v1/fine_tuning/jobs/{job_id}/artifacts", job),
+        ("/v1/artifacts/{artifact_id}/content", artifact),
+        ("/v1/files", ""),
+        ("/v1/files/{file_id}", "file-train"),
+        ("/v1/models", ""),
+        ("/v1/models/{name}", "tiny"),
+        ("/v1/models/{name}/files", "tiny"),
+        ("/v1/workers", ""),
+        ("/v1/keys", ""),
+        ("/v1/webhook_endpoints", ""),
+        ("/v1/webhook_event_types", ""),
+        ("/readyz", ""),
+        ("/metrics", ""),
+    ]
+    for path, name in asked:
+        answer = httpx.get(root + re.sub(r"{\w+}", name, path), headers={"authorization": f"Bearer {secret}"})
+        documented = document["paths"][path]["get"]["responses"][str(answer.status_code)]["content"]
+        kind = answer.headers["content-type"].partition(";")[0]
+        assert kind in documented, path
+        if kind == "application/json":
+            schema = documented[kind]["schema"] | {"components": document["components"]}
+            jsonschema_rs.validator_for(schema).validate(answer.json())
+
+
+def test_the_documentation_is_served_without_a_key_and_without_the_network(base_url: str, served: Domain) -> None:
+    root = base_url.removesuffix("/v1")
+    for path in ("/docs", "/docs/operations"):
+        page = httpx.get(root + path)
+        assert page.status_code == 200
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        assert not re.search(r"(src|href)=.?https?:", page.text)
+    assert "/v1/fine_tuning/jobs/{job_id}" in httpx.get(f"{root}/docs").text
+    assert httpx.get(f"{base_url}/openapi.json").json()["openapi"].startswith("3.1")
+    assert httpx.get(f"{root}/docs/..%2f..%2fsettings").status_code == 404
+    assert httpx.get(f"{root}/docs/nothing").json()["error"]["code"] == "not_found"
