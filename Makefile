@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SCALE := .venv-scale/bin
 
-.PHONY: setup check test test-scale demo bench gpu
+.PHONY: setup check test test-scale demo bench gpu fuzz
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -46,3 +46,7 @@ demo: setup
 
 bench: setup
 	$(BIN)/allo bench
+
+# Ten minutes of requests that nobody thought of; `make test` has twelve seconds of them.
+fuzz: setup
+	ALLO_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/integration/service/test_fuzz.py

@@ -222,6 +222,8 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
         answers["200"]["content"] |= _OTHER_KINDS.get(name, {})
     if answer is bytes:
         answers |= _of_content(answers["200"])
+    if name == "insight.read":
+        answers["202"] = {"description": "It is being worked out: ask again.", "content": _content(shapes.Json)}
     if name == "events.index":
         answers["204"] = {"description": "The events from `Last-Event-ID` on have all been told, and the job is over."}
     for status in () if open_to_all else _statuses(path, verb, operation):
@@ -231,6 +233,8 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
 def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
     wanted = [*_ALWAYS]
     if "{" in path:
+        wanted.append(404)
+    if any(one["name"] == "after" for one in operation.get("parameters", ())):
         wanted.append(404)
     if verb in ("post", "delete"):
         wanted += [404, 409, 507]
@@ -315,3 +319,4 @@ def _describe_bodies(document: dict[str, Any]) -> None:
     settings = schemas["MethodSettings"]["properties"]["stages"]
     settings["anyOf"] = [{"type": "object", "properties": stages, "additionalProperties": False}, {"type": "null"}]
     schemas["CreateJob"]["examples"] = [EXAMPLE_JOB]
+    schemas["CreateUpload"]["properties"]["purpose"] = {"const": "fine-tune"}

@@ -1,0 +1,51 @@
+"""Requests that nobody thought of, made from the OpenAPI document by Schemathesis, valid ones and others, alone and in
+chains: none meets an error of ours, an undocumented status or body, and no valid one is refused.
+
+ALLO_FUZZ_SECONDS says for how long; `make fuzz` takes ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from service.jobs.keys import create_key
+from service.jobs.tables import Model
+from tests.integration.service.domain import SUPERVISED, Domain
+
+SECONDS = os.environ.get("ALLO_FUZZ_SECONDS", "12")
+SEED = () if "ALLO_FUZZ_SECONDS" in os.environ else ("--seed", "1")
+"""What is asked of every change should not depend on chance."""
+
+CONFIG = Path(__file__).with_name("schemathesis.toml")
+
+
+def test_no_request_made_from_the_document_meets_what_it_does_not_say(
+    base_url: str, served: Domain, tmp_path: Path
+) -> None:
+    give_real_weights(served)
+    served.submit(SUPERVISED)
+    served.run_all()
+    key = create_key(served.database, "owner", ("read", "submit")).secret
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", f"{base_url}/openapi.json"),
+        *("--header", f"Authorization: Bearer {key}", "--max-time", SECONDS, "--max-examples", "20", "--mode", "all"),
+        *("--no-shrink", "--generation-database", "none", "--suppress-health-check", "all", "--warnings", "off"),
+        *("--continue-on-failure", "--no-color", *SEED),
+    ]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3600)
+    assert found.returncode == 0, found.stdout[-20_000:]
+
+
+def give_real_weights(served: Domain) -> None:
+    """The model gets a file that is safetensors, as every registered one has."""
+    head = json.dumps({"weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    blob = served.store.put_stream([struct.pack("<Q", len(head)), head, bytes(8)])
+    with served.database.transaction() as session:
+        model = session.get(Model, "tiny")
+        assert model is not None
+        model.files = [{"path": "model.safetensors", "bytes": blob.size, "sha256": blob.sha256}]
