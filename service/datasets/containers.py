@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 from service.datasets import parquet
 from service.datasets.parsing import RIGHT, BadLine
@@ -28,8 +29,11 @@ Rows = Generator[tuple[int, bytes], None, None]
 HEAD = 2**16
 """Bytes that are looked at to tell a container."""
 
-PIECE = 2**18
-"""Bytes that are decompressed at a time."""
+PIECE, PIECE_IN = 2**18, 2**14
+"""Bytes that are decompressed at a time, at most, and the compressed bytes that they are made of."""
+
+MOST_FILES, SMALLEST_FILE = 1000, 256
+"""Compressed files behind each other: so many, and another for every so many bytes. Each costs some microseconds."""
 
 WINDOW_LOG = 25
 """The largest window of zstd that is decompressed, 32 MB: memory that a file asks for. `zstd -19` asks for 8 MB."""
@@ -49,10 +53,10 @@ def opened(chunks: Iterable[bytes], limits: Limits) -> tuple[str, Rows]:
     """The container's name, as "jsonl", "json.gz" or "parquet", and its rows. Raises BadLine, as reading rows may."""
     head, chunks = _peeked(chunks)
     suffix = ""
-    for magic, name, decompress in _COMPRESSIONS:
+    for magic, name, begun in _COMPRESSIONS:
         if head.startswith(magic):
             suffix = f".{name}"
-            head, chunks = _peeked(_bounded(decompress(chunks), limits.data_bytes))
+            head, chunks = _peeked(_bounded(_decompressed(chunks, begun), limits.data_bytes))
             break
     for magic, name in _OTHERS:
         if head.startswith(magic):
@@ -192,42 +196,69 @@ _BLANK = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
 # --- compression
 
 
-def _gunzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Of one gzip file, or several behind each other, as `cat` makes them."""
-    stream = zlib.decompressobj(wbits=31)
-    for chunk in chunks:
-        while chunk:
-            if stream.eof and not (chunk := chunk.lstrip(b"\0")):  # some tools fill up with zeros
-                break
-            if stream.eof:
-                stream = zlib.decompressobj(wbits=31)
-            try:
-                yield stream.decompress(chunk, PIECE)
-            except zlib.error as error:
-                raise BadLine(f"is not whole: {error}", "the file compressed again") from None
-            chunk = stream.unconsumed_tail or stream.unused_data
-    if not stream.eof:
-        raise BadLine("is the last of a gzip file that was cut off", "the whole file")
+class _Stream(Protocol):
+    """A compressed file that is read bit by bit: as zstd's decompressor, which zlib's is made to resemble."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def _unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Of one zstd frame, or several behind each other."""
-    stream = _zstd_stream()
-    for chunk in chunks:
-        while chunk or not (stream.eof or stream.needs_input):
-            if stream.eof:
-                stream = _zstd_stream()
-            try:
-                yield stream.decompress(chunk, PIECE)
-            except zstd.ZstdError as error:
-                raise BadLine(f"is not whole, or asks for too much memory: {error}", "zstd -19 at most") from None
-            chunk = stream.unused_data if stream.eof else b""
-    if not stream.eof:
-        raise BadLine("is the last of a zstd file that was cut off", "the whole file")
+class _Gzip:
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
 
 
-def _zstd_stream() -> zstd.ZstdDecompressor:
+def _zstd() -> _Stream:
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
+
+
+def _decompressed(chunks: Iterable[bytes], begun: Callable[[], _Stream]) -> Iterator[bytes]:
+    """Of one compressed file, or several behind each other as `cat` makes them; some tools fill up with zeros."""
+    stream, files, consumed = begun(), 1, 0
+    for piece in _pieces(chunks):
+        consumed += len(piece)
+        while piece or not (stream.eof or stream.needs_input):
+            if stream.eof:
+                if not (piece := piece.lstrip(b"\0")):
+                    break
+                stream, files = begun(), files + 1
+                if files > MOST_FILES + consumed // SMALLEST_FILE:
+                    raise BadLine("is in one of too many small files, compressed one by one", "one compressed file")
+            try:
+                yield stream.decompress(piece, PIECE)
+            except (zlib.error, zstd.ZstdError) as error:
+                wrong = f"cannot be decompressed, or not in {2**WINDOW_LOG >> 20} MB of memory: {error}"
+                raise BadLine(wrong, "the whole file, compressed again: with zstd -19 at most") from None
+            piece = stream.unused_data if stream.eof else b""
+    if not stream.eof:
+        raise BadLine("is the last of a compressed file that was cut off", "the whole file")
+
+
+def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """In small pieces: what stands behind a compressed file is copied for the next."""
+    for chunk in chunks:
+        for place in range(0, len(chunk), PIECE_IN):
+            yield chunk[place : place + PIECE_IN]
 
 
 def _bounded(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
@@ -242,9 +273,9 @@ def _bounded(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
         yield chunk
 
 
-_COMPRESSIONS: tuple[tuple[bytes, str, Callable[[Iterable[bytes]], Iterator[bytes]]], ...] = (
-    (b"\x1f\x8b", "gz", _gunzipped),
-    (b"\x28\xb5\x2f\xfd", "zst", _unzstd),
+_COMPRESSIONS: tuple[tuple[bytes, str, Callable[[], _Stream]], ...] = (
+    (b"\x1f\x8b", "gz", _Gzip),
+    (b"\x28\xb5\x2f\xfd", "zst", _zstd),
 )
 
 _OTHERS = (

@@ -103,8 +103,8 @@ def test_files_behind_each_other_are_one_file(compress: Callable[[bytes], bytes]
     [
         (gzip.compress(jsonl(ROWS))[:-9], None, "cut off"),
         (zstd.compress(jsonl(ROWS))[:-1], None, "cut off"),
-        (gzip.compress(jsonl(ROWS)) + b"rest", 4, "is not whole"),
-        (b"\x1f\x8b nonsense", 1, "is not whole"),
+        (gzip.compress(jsonl(ROWS)) + b"rest", 4, "cannot be decompressed"),
+        (b"\x1f\x8b nonsense", 1, "cannot be decompressed"),
         (parquet(ROWS)[:-9], 1, "could not be read from the Parquet file"),
         (b"PAR1", 1, "could not be read from the Parquet file"),
         (gzip.compress(parquet(ROWS)), 1, "Parquet file that was compressed"),
@@ -139,6 +139,15 @@ def test_a_bomb_ends_at_the_cap_in_bounded_memory(name: str) -> None:
     assert summary.rows < 20
     assert peak < 8 * MOST
     del data
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+def test_of_files_behind_each_other_there_may_not_be_too_many(compress: Callable[[bytes], bytes]) -> None:
+    content = compress(b"") * 50_000
+    summary, _, report = check(content, 2**18)
+    assert "too many small files" in report[0]["wrong"]
+    assert summary.rows == 0
+    assert check(compress(jsonl(ROWS)) * 900, 2**18)[2] == []
 
 
 def test_a_zstd_file_that_asks_for_a_large_window_is_refused() -> None:
