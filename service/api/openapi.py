@@ -54,7 +54,7 @@ ANSWERS: Mapping[str, Any] = {
     "files.delete": shapes.Deleted,
     "files.read_content": bytes,
     "files.read_report": bytes,
-    "insight.read": shapes.Json,
+    "insight.read": shapes.Insight,
     "uploads.create": shapes.Upload,
     "uploads.read": shapes.Upload,
     "uploads.read_parts": list[shapes.UploadPart],
@@ -223,7 +223,7 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
     if answer is bytes:
         answers |= _of_content(answers["200"])
     if name == "insight.read":
-        answers["202"] = {"description": "It is being worked out: ask again.", "content": _content(shapes.Json)}
+        answers["202"] = {"description": "It is being worked out: ask again.", "content": _content(ANSWERS[name])}
     if name == "events.index":
         answers["204"] = {"description": "The events from `Last-Event-ID` on have all been told, and the job is over."}
     for status in () if open_to_all else _statuses(path, verb, operation):

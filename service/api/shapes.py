@@ -51,6 +51,67 @@ class File(TypedDict):
     sha256: str
 
 
+class Spread(TypedDict):
+    """Of lengths in tokens."""
+
+    min: int
+    median: int
+    p95: int
+    max: int
+
+
+class TokenLengths(TypedDict):
+    """Of what is trained on: each response with what comes before it is a sequence."""
+
+    lines: int
+    lines_measured: int
+    sequences: int
+    prompt: Spread | None
+    response: Spread | None
+    total: Spread | None
+    model_length: int
+    longer_than_model: int
+
+
+class Segment(TypedDict):
+    text: str
+    trained: bool
+
+
+class ShownSequence(TypedDict):
+    """`of` says which response it ends in."""
+
+    of: Literal["response", "chosen", "rejected", "prediction", "correction"]
+    tokens: int
+    trained_tokens: int
+    segments: list[Segment]
+
+
+class ShownLine(TypedDict):
+    line: int
+    sequences: list[ShownSequence]
+
+
+class Overlap(TypedDict):
+    """Lines of the validation file, and their prompts, that stand in the file too."""
+
+    lines: int
+    prompts: int
+
+
+class Insight(TypedDict):
+    """What a file is to a model, once `status` is completed."""
+
+    object: Literal["file.insight"]
+    status: Literal["running", "completed"]
+    file_id: str
+    model: str
+    validation_file: str | None
+    tokens: NotRequired[TokenLengths]
+    preview: NotRequired[list[ShownLine]]
+    overlap: NotRequired[Overlap | None]
+
+
 class Upload(TypedDict):
     """A file that comes in parts."""
 

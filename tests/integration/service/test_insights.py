@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
+from service.api.shapes import Insight
 from service.jobs import repository
 from service.jobs.keys import create_key
 from service.jobs.models import register_model
@@ -65,6 +67,8 @@ def test_an_insight_is_made_once_and_kept(client: TestClient, served: Domain, tm
     assert first.headers["retry-after"] == "1"
     until(lambda: client.get(path).status_code != 202)
     found = client.get(path).json()
+    for answer in (first.json(), found):
+        TypeAdapter(Insight).validate_python(answer, strict=True)
     assert (found["object"], found["status"], found["model"]) == ("file.insight", "completed", "real")
     assert found["tokens"]["lines"] == 4
     assert found["tokens"]["response"]["max"] > found["tokens"]["response"]["min"] - 1 > 0
