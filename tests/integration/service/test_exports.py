@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import tarfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from peft import PeftModel
 from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,6 +31,7 @@ from service.settings import Settings
 from service.storage.store import Blob
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
+from tests.integration.service.hub import listening
 from tests.unit.engine.test_exports import save
 from tests.waiting import until
 
@@ -84,15 +82,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     name = domain.view(job).job.fine_tuned_model
     assert name is not None
     keys = [create_key(domain.database, owner, ("read",)).secret for owner in (OWNER, "stranger")]
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Served(f"http://127.0.0.1:{port}", *keys, name, base, root / "aligned", domain)
-    server.should_exit = True
-    thread.join()
+    with listening(app) as url:
+        yield Served(url, *keys, name, base, root / "aligned", domain)
     app.state.context.close()
 
 

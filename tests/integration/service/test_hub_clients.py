@@ -6,15 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -23,96 +19,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from allo_engine.pipeline import OUTPUTS
-from service.app import create_app
 from service.db import Database
-from service.jobs import attempts, dispatch
 from service.jobs.keys import create_key
 from service.jobs.models import read_model
 from service.jobs.submission import NewJob
-from service.migrating import migrate
-from service.settings import Settings
-from service.storage.store import Blob, Store
-from tests.integration.service.domain import OWNER, Domain, furnish
-from tests.tiny import save_tiny
-
-FIGURES = {"base_accuracy": 0.1, "improve_accuracy": 0.5, "improve_accuracy_low": 0.4, "improve_accuracy_high": 0.6}
-
-
-class SilentBroker:
-    """Nobody is rung for: the test itself is the worker."""
-
-    def ring(self, worker: str, stage_id: str, epoch: int) -> None: ...
-    def forget(self, worker: str) -> None: ...
-    def ping(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A service with one finished job, whose every checkpoint is a tiny model of its own."""
-
-    endpoint: str
-    token: str
-    stranger: str
-    job: str
-    models: dict[str, Path]
-    domain: Domain
-
-    @property
-    def repository(self) -> str:
-        return f"jobs/{self.job}"
-
-    def api(self) -> HfApi:
-        return HfApi(endpoint=self.endpoint, token=self.token)
-
-    def get(self, path: str, **headers: str) -> httpx.Response:
-        return httpx.get(f"{self.endpoint}{path}", headers={"authorization": f"Bearer {self.token}", **headers})
+from tests.integration.service.domain import OWNER
+from tests.integration.service.hub import Hub, run, serving
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    root = tmp_path_factory.mktemp("hub")
-    settings = Settings(data_dir=root / "data", min_free_bytes=0)
-    (root / "data").mkdir()
-    migrate(settings.database)
-    app = create_app(settings, SilentBroker())
-    domain = furnish(app.state.context.database, app.state.context.store)
-    models = {stage: save_tiny(root / stage, seed) for seed, stage in enumerate(("sft", "warmup", "forget", "improve"))}
-    settings_of_stages = {"sft": {"n_epochs": 2}, "improve": {"beta": 0.3}}
-    new = NewJob("tiny", "file-train", "file-heldout", method="allo", stages=settings_of_stages, suffix="mine")
-    job = domain.submit(new).job.id
-    run(domain, {stage: stored(domain.store, folder) for stage, folder in models.items()})
-    keys = [create_key(domain.database, owner, ("read",)).secret for owner in (OWNER, "stranger")]
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Hub(f"http://127.0.0.1:{port}", *keys, job, models, domain)
-    server.should_exit = True
-    thread.join()
-    app.state.context.close()
-
-
-def stored(store: Store, folder: Path) -> list[tuple[str, Blob]]:
-    return [(path.name, store.put(path)) for path in sorted(folder.iterdir())]
-
-
-def run(domain: Domain, checkpoints: dict[str, list[tuple[str, Blob]]]) -> None:
-    """Every stage to its end."""
-    while rings := dispatch.ready_stages(domain.database):
-        assert dispatch.place(domain.database, domain.store, rings[0].stage_id, rings[0].epoch, "worker")
-        claim = attempts.claim(domain.database, rings[0].stage_id, rings[0].epoch, "worker")
-        assert claim is not None
-        data = [("data.bin", domain.data)]
-        files = [
-            (output, path, blob.sha256, blob.size)
-            for output in OUTPUTS[claim.name]
-            for path, blob in (checkpoints.get(claim.name, data) if output == "checkpoint" else data)
-        ]
-        metrics = FIGURES if claim.name == "evaluate" else {}
-        assert attempts.finish(domain.database, domain.store, claim.stage_id, claim.epoch, files, metrics)
+    with serving(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
 
 
 def same_files(folder: Path, source: Path) -> bool:
