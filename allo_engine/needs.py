@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from allo_engine.config import LocateConfig, OwnMaskConfig, PromptConfig, StageConfig, TrainingConfig
+from allo_engine.config import DecodingConfig, LocateConfig, OwnMaskConfig, PromptConfig, StageConfig, TrainingConfig
 from allo_engine.model.decoding import decoding_bytes
 from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, SPARE, Kind, Use, held_bytes, row_bytes
+from allo_engine.model.served import PROCESS_BYTES as SERVED_BYTES
+from allo_engine.model.served import least_served_bytes
 from allo_engine.model.shape import Shape
 from allo_engine.pipeline import PlannedStage
 
@@ -44,8 +46,8 @@ class Needs:
     `devices` accelerators (None: as many as there are to be had, one at least; 0: it computes nothing) of
     `device_bytes` each, and `host_bytes` for each process beside them; or, on a worker without accelerators,
     `cpu_bytes` a process. Several devices that share out what they can hold `each_bytes` each and `spread_bytes` among
-    them, where the package `sharing` is installed, if it takes one. 0 bytes: nobody knows. `lighter` is what the user
-    could set to need less.
+    them, where the package `sharing` is installed, if it takes one; and their processes `host_spread_bytes` among them.
+    0 bytes: nobody knows. `lighter` is what the user could set to need less.
     """
 
     devices: int | None = None
@@ -54,6 +56,7 @@ class Needs:
     spread_bytes: int = 0
     sharing: str = "deepspeed"
     host_bytes: int = 0
+    host_spread_bytes: int = 0
     cpu_bytes: int = 0
     packages: tuple[str, ...] = ()
     precision: str = "auto"
@@ -106,7 +109,6 @@ def _needs(stage: PlannedStage, shape: Shape | None, ratio: float) -> Needs:
     )
     if shape is None or found.devices == 0:
         return found
-    on_host = 4 * shape.weights if kind == "gradient_on_host" else 0
     on_device = _use(config, kind, ratio, "cuda")
     each, spread = _shared_bytes(stage, shape, on_device)
     return replace(
@@ -115,9 +117,36 @@ def _needs(stage: PlannedStage, shape: Shape | None, ratio: float) -> Needs:
         each_bytes=CONTEXT_BYTES_ELSEWHERE + each if spread else 0,
         spread_bytes=spread,
         sharing=_SHARING if kind == "dense" else "",
-        host_bytes=PROCESS_BYTES + on_host,
-        cpu_bytes=PROCESS_BYTES + on_host + _least_bytes(stage, shape, _use(config, kind, ratio, "cpu")),
+        host_bytes=PROCESS_BYTES + _beside_bytes(shape, on_device),
+        host_spread_bytes=_offloaded_bytes(stage, shape, on_device) if spread else 0,
+        cpu_bytes=PROCESS_BYTES + _least_cpu_bytes(stage, shape, _use(config, kind, ratio, "cpu")),
     )
+
+
+def _beside_bytes(shape: Shape, use: Use) -> int:
+    """What a process holds on the host beside its device: the sums of a gradient; or of a checkpoint that it writes,
+    one tensor at a time."""
+    if use.kind == "gradient_on_host":
+        return 4 * shape.weights
+    return 4 * shape.largest if use.training else 0
+
+
+def _offloaded_bytes(stage: PlannedStage, shape: Shape, use: Use) -> int:
+    """What all processes of a dense stage hold on the host together where the optimizer is there: of each weight its
+    two moments, and DeepSpeed's copies of itself and of its gradient, in float32."""
+    offloads = use.kind == "dense" and getattr(stage.config, "offload", False)
+    return 16 * shape.weights if offloads else 0
+
+
+def _least_cpu_bytes(stage: PlannedStage, shape: Shape, use: Use) -> int:
+    on_host = 4 * shape.weights if use.kind == "gradient_on_host" else 0
+    vllm = SERVED_BYTES["cpu"] if _served(stage) else 0
+    return on_host + vllm + _least_bytes(stage, shape, use)
+
+
+def _served(stage: PlannedStage) -> bool:
+    """Whether vLLM must answer. With "auto" our own decoding does where vLLM has too little memory."""
+    return isinstance(stage.config, DecodingConfig) and stage.config.backend == "vllm"
 
 
 def _packages(stage: PlannedStage) -> tuple[str, ...]:
@@ -157,7 +186,9 @@ def _least_bytes(stage: PlannedStage, shape: Shape, use: Use) -> int:
     assert isinstance(config, PromptConfig)
     longest = config.max_prompt_tokens + config.max_response_tokens
     sensible = SENSIBLE if use.checkpointing or not use.training else SHORT
-    if stage.name in ("sample", "evaluate"):
+    if isinstance(config, DecodingConfig):
+        if _served(stage):
+            return least_served_bytes(shape, use, config.decoding_batch, longest)
         beside = decoding_bytes(shape, use, 1, longest, config.max_prompt_tokens)
     else:
         beside = row_bytes(shape, use, min(sensible, longest))

@@ -10,7 +10,9 @@ from dataclasses import replace
 from allo_engine.estimate.calibration import TRAINING, Calibration, flops
 from allo_engine.estimate.loads import Load, Passes
 from allo_engine.model.decoding import decoding_bytes
-from allo_engine.model.memory import Use, cache_bytes, held_bytes, row_bytes
+from allo_engine.model.memory import Use, available_bytes, cache_bytes, held_bytes, row_bytes
+from allo_engine.model.served import PROCESS_BYTES as SERVED_BYTES
+from allo_engine.model.served import served_bytes
 from allo_engine.model.shape import Shape
 
 NOISE = 0.2
@@ -33,6 +35,10 @@ JUDGE_SECONDS = 6e-4
 
 TEACHER_SECONDS, TEACHER_TOKENS = 1.0, 50.0
 """Until a teacher begins to answer, and the tokens a second that it writes then, as hosted models do."""
+
+SERVING_SECONDS = 20.0
+"""Until vLLM has loaded a model and answered its canary: 10 to 30 on two CPU cores, with `import vllm` the most of it.
+Then it is taken to decode as quickly as we do."""
 
 STREAMED_WEIGHTS = 2e8
 """Weights a second of `locate` (`allo bench locate`): both checkpoints read twice, the masks written."""
@@ -86,6 +92,7 @@ def seconds(load: Load, shape: Shape, rates: Calibration, rewriter: Shape | None
         + training
         + _resuming_seconds(load, training, shape, rates)
         + _decoding_seconds(load, shape, rates)
+        + (load.models * SERVING_SECONDS if load.served else 0)
         + load.judged * JUDGE_SECONDS
         + load.asked * TEACHER_SECONDS
         + load.written / TEACHER_TOKENS
@@ -136,6 +143,9 @@ def peak_bytes(load: Load, shape: Shape, device_type: str, rewriter: Shape | Non
         return base
     use = Use(load.kind, load.weight_bytes, load.ratio, load.moments, load.gradient_checkpointing, device_type)
     scoring = replace(use, kind="forward")
+    if load.served:
+        work, free = load.decoding, available_bytes(device_type)
+        return SERVED_BYTES.get(device_type, 0) + served_bytes(shape, scoring, work.rows, work.length, free)
     forward = max([0, *(_row_bytes(found, shape, scoring) for found in load.forward)])
     most = max(forward, _row_bytes(load.training, shape, use), _decoding_bytes(load, shape, scoring))
     judging = held_bytes(rewriter or shape, scoring) + _row_bytes(load.judging, rewriter or shape, scoring)

@@ -153,7 +153,7 @@ class Load:
     """What a stage computes, reads and writes. `kind` and `ratio` say what it trains; `updates` its optimizer's steps;
     `models` the checkpoints it loads, `checkpoints` those it writes. `judging` are passes of the rewriter. A teacher
     is `asked` so many times, one question after another, and writes so many tokens in all of them. `by_trl` says that
-    TRL trains it.
+    TRL trains it, `served` that vLLM decodes.
     """
 
     stage: str
@@ -177,6 +177,7 @@ class Load:
     checkpoint_seconds: float = 60.0
     weight_bytes: int = 4
     by_trl: bool = False
+    served: bool = False
 
     def tokens(self) -> int:
         """Tokens of all passes and of all that is decoded."""

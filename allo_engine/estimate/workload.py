@@ -22,6 +22,7 @@ from allo_engine.model.rows import fitting_rows, fitting_tokens
 from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.pipeline import PlannedStage
 from allo_engine.report import Report
+from allo_engine.sampling import chosen
 from allo_engine.stages.reward_model import corrections
 
 EVALUATED = ("base", "sft", "warmup", "forget", "improve")
@@ -75,7 +76,7 @@ class Workload:
         prompts = [len(found.prompt) for found in self._data.answers]
         lengths = [found.lengths for found in self._data.answers]
         work = decoding(prompts, lengths, config.decoding_batch).times(self._data.scale)
-        return Load("sample", decoding=work, weight_bytes=_weight_bytes(config))
+        return Load("sample", decoding=work, weight_bytes=_weight_bytes(config), served=_served(config))
 
     def _pair(self, config: Any) -> Load:  # noqa: ARG002 - like all of these
         responses = sum(len(found.lengths) for found in self._data.answers) * self._data.scale
@@ -152,7 +153,8 @@ class Workload:
         load = Load("evaluate", models=len(models), weight_bytes=_weight_bytes(config))
         encoder = self._data.encoder("evaluate")
         if file.format == "problems":
-            return replace(load, decoding=self._answered_heldout(config, models, encoder).times(file.scale))
+            answers = self._answered_heldout(config, models, encoder).times(file.scale)
+            return replace(load, decoding=answers, served=_served(config))
         if file.format == "preferences":
             groups = pairs(file.folder, encoder)
             models = ["reference", *models]
@@ -250,6 +252,11 @@ def _first_epoch(groups: Sequence[Group], config: Any) -> list[list[Group]]:
 
 def _by_trl(config: Any) -> bool:
     return getattr(config, "trainer", "allo") == "trl"
+
+
+def _served(config: Any) -> bool:
+    """Whether vLLM decodes, as it would on this machine."""
+    return config.backend == "vllm" or chosen(config.backend) == "vllm"
 
 
 def _weight_bytes(config: Any) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "TransformersSampler",
     "VllmSampler",
     "WhereServed",
+    "chosen",
     "open",
 ]
 
@@ -57,7 +58,7 @@ def open(
         return sampler
 
     with ExitStack() as opened:
-        if _chosen(backend) == "transformers":
+        if chosen(backend) == "transformers":
             yield own()
         else:
             served = opened.enter_context(merged_folder(folder, delta, dtype, work))
@@ -66,7 +67,7 @@ def open(
             yield sampler if backend == "vllm" else WhereServed(sampler, own, report)
 
 
-def _chosen(backend: Backend) -> Backend:
+def chosen(backend: Backend) -> Backend:
     """What "auto" means here. Raises StageError where vLLM is asked for and not installed."""
     installed = importlib.util.find_spec("vllm") is not None
     if backend == "vllm" and not installed:

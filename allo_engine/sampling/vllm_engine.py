@@ -21,14 +21,8 @@ import torch
 
 from allo_engine.model.memory import available_bytes
 from allo_engine.model.peak import peak_bytes
+from allo_engine.model.served import BLOCK, SHARE
 from allo_engine.orphans import die_with
-
-SHARE = 0.9
-"""Of what is free at the start: what the engine takes for weights, activations, keys and values."""
-
-BLOCK = 32
-"""Tokens of a block of keys and values on a CPU: prompts are shared by whole blocks, and vLLM's own 128 is longer than
-many."""
 
 AHEAD = 2
 """Requests that are with the engine, in multiples of what it decodes at once: the next are there when one ends."""

@@ -146,7 +146,9 @@ def _device_bytes(needs: Needs, offer: Offer, count: int) -> int:
 
 def _host_bytes(needs: Needs, count: int) -> int:
     """Memory of the host that a stage takes with so many accelerators. Without any, it computes on the host."""
-    return needs.host_bytes * count if count else needs.cpu_bytes * max(1, needs.devices or 1)
+    if not count:
+        return needs.cpu_bytes * max(1, needs.devices or 1)
+    return needs.host_bytes * count + (needs.host_spread_bytes if count > 1 else 0)
 
 
 def missing(stage: str, needs: Needs, offers: Sequence[Offer]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from allo_engine.estimate.fit import fits, shape_by_config
-from allo_engine.model.memory import SPARE
+from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, SPARE
 from allo_engine.model.shape import Shape
 from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, plan
@@ -112,6 +112,30 @@ def test_a_masked_stage_shares_out_its_frozen_weights_where_zero_lets_it(tmp_pat
     assert eighth < 80 * GIB < by["auto"].device_bytes
     fit = {fit.train: fit.fits for fit in fits(shape, 80 * GIB, 0.03, devices=8) if fit.stage == "sft"}
     assert (fit["mask"], fit["mask, zero 3"]) == (False, True)
+
+
+def test_what_is_offloaded_lies_on_the_host_once_however_many_share_it(tmp_path: Path) -> None:
+    """Sixteen bytes of each of 8 B weights: two moments, and a copy of the weight and of its gradient."""
+    shape = shape_for(LLAMA_8B, tmp_path)
+    by = {(zero, offload): needs_for(shape, zero=zero, offload=offload)["sft"] for zero in (0, 3) for offload in (0, 1)}
+    spread = {key: needs.host_spread_bytes / shape.weights for key, needs in by.items()}
+    assert spread == {(0, 0): 0, (0, 1): 0, (3, 0): 0, (3, 1): 16}
+    assert by[3, 1].spread_bytes < by[3, 0].spread_bytes - 15 * shape.weights
+    one_tensor = 4 * shape.largest
+    assert all(one_tensor < needs.host_bytes < one_tensor + 2**30 for needs in by.values())
+
+
+def test_vllm_asks_for_room_for_one_response_or_it_does_not_start(tmp_path: Path) -> None:
+    """8 B weights in 16 bits, 4,096 tokens of 131,072 bytes each, and a pass over 2,048; nine tenths of what is free is
+    its share. On a CPU twice as wide, beside a process that has imported it."""
+    shape = shape_for(LLAMA_8B, tmp_path)
+    how = {"max_prompt_tokens": 2048, "max_response_tokens": 2048, "decoding_batch": 1}
+    ours, vllm = (needs_for(shape, stages={"sample": {**how, "backend": by}})["sample"] for by in ("auto", "vllm"))
+    least = (2 * shape.weights + 4096 * 131_072) / 0.9
+    assert 0 < vllm.device_bytes - CONTEXT_BYTES_ELSEWHERE - least < 0.5 * GIB
+    assert 2 * least < vllm.cpu_bytes < 2 * least + 3 * GIB
+    assert ours.packages == ()
+    assert vllm.packages == ("vllm",)
 
 
 def test_masks_of_another_job_are_taken_to_be_as_large_as_ours(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from allo_engine.config import WarmupConfig
 from allo_engine.data.records import Problem
 from allo_engine.estimate.__main__ import duration
 from allo_engine.estimate.calibration import Calibration
-from allo_engine.estimate.costs import TRL_BYTES, TRL_SECONDS, disk_bytes, peak_bytes, seconds
+from allo_engine.estimate.costs import SERVING_SECONDS, TRL_BYTES, TRL_SECONDS, disk_bytes, peak_bytes, seconds
 from allo_engine.estimate.excerpt import LINES, excerpt_of
 from allo_engine.estimate.job import Estimate, Job, StageEstimate, estimate
-from allo_engine.estimate.loads import Load, Passes, decoding, padded_passes, passes
+from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, padded_passes, passes
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.model.loading import load_model
 from allo_engine.model.sequences import Group, singles
@@ -216,6 +216,17 @@ def test_a_teachers_answers_take_a_second_and_their_tokens() -> None:
     shape = _shape()
     idle = seconds(Load("reward_model", models=0), shape, RATES)
     assert seconds(Load("reward_model", models=0, asked=10, written=500), shape, RATES) - idle == pytest.approx(20)
+
+
+def test_vllm_takes_its_start_and_a_process_of_its_own_beside_the_weights() -> None:
+    """Two models; the cache of two rows of 100 tokens and one more, each of 128 with 4 · 2 · 2 · 1000 bytes a token."""
+    shape, work = _shape(), Decoding(rows=2, length=100)
+    ours, vllm = (Load("evaluate", decoding=work, models=2, served=served) for served in (False, True))
+    assert seconds(vllm, shape, RATES) - seconds(ours, shape, RATES) == pytest.approx(2 * SERVING_SECONDS)
+    a_pass = 2048 * (3 * 4000 * 4 + 12 * 1000)
+    logits = 8 * 2 * 1000
+    expected = 1e9 + 4e9 + a_pass + logits + 3 * 128 * 16_000
+    assert peak_bytes(vllm, shape, "cpu") == pytest.approx(expected, rel=1e-3)
 
 
 def _of(job: Job, stage: str) -> StageEstimate:

@@ -73,6 +73,15 @@ def test_devices_share_out_what_one_cannot_hold_where_they_can() -> None:
     )
 
 
+def test_what_processes_share_out_on_the_host_is_counted_once_and_not_by_one_alone() -> None:
+    shared = {"host_bytes": GIB, "host_spread_bytes": 100 * GIB}
+    devices, enough, less = an_offer(24, 24, 24, 24), {"host_bytes": 104 * GIB}, {"host_bytes": 103 * GIB}
+    four = [("0", "w", ("0", "1", "2", "3"))]
+    assert given([of(10, devices=4, **shared)], w=replace(devices, **enough)) == four
+    assert given([of(10, devices=4, **shared)], w=replace(devices, **less)) == []
+    assert given([of(10, devices=1, **shared)], w=replace(devices, **less)) == [("0", "w", ("0",))]
+
+
 def test_what_takes_no_package_is_shared_out_by_any_devices() -> None:
     large = of(60, devices=None, each_bytes=10 * GIB, spread_bytes=80 * GIB, sharing="")
     assert given([large], w=an_offer(52, 52)) == [("0", "w", ("0", "1"))]
