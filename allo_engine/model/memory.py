@@ -278,6 +278,14 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def let_freed_memory_go() -> None:
+    """The other way: blocks of a megabyte are the kernel's again as soon as they are freed. Weights that are gathered
+    and let go, a layer after another, else leave gaps that add up to more than the model.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """malloc.h's names of what mallopt(3) sets."""
 

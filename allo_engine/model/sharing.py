@@ -33,6 +33,7 @@ from allo_engine.checkpoints.names import Names
 from allo_engine.checkpoints.parts import fill
 from allo_engine.model.loading import device
 from allo_engine.model.logps import token_logps
+from allo_engine.model.memory import let_freed_memory_go
 from allo_engine.model.sequences import Row, build_row, singles
 from allo_engine.ranks import here
 
@@ -68,6 +69,8 @@ def in_parts(
     from torch.distributed.device_mesh import init_device_mesh  # here: few stages share out
     from torch.distributed.fsdp import fully_shard
 
+    if device().type == "cpu":
+        let_freed_memory_go()
     mesh = init_device_mesh(device().type, (here().size,))
     kept = {*whole, *(weight for weight in model.parameters() if not weight.ndim)}
     for layer in _layers(model):

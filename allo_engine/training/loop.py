@@ -73,7 +73,7 @@ class Trainer:
         self._model, self._config = model, config
         self._report, self._rows, self._written, self._ranks = report, rows, written, here()
         self._before = 0
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and way is None:
             keep_freed_memory()
         if config.gradient_checkpointing is True:
             recompute_activations(model)
