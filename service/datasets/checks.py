@@ -81,19 +81,21 @@ def is_text(value: Any) -> bool:
 
 def is_chat(value: Any) -> bool:
     """Whether `chat` finds nothing, of messages that are but a role and a text."""
-    if type(value) is not list or not value:
+    if type(value) is not list:
         return False
+    answers = False
     for message in value:
-        if type(message) is not dict or len(message) != 2 or message.get("role") not in _SPEAKERS:
+        if type(message) is not dict or len(message) != 2 or not is_text(message.get("content")):
             return False
-        content = message.get("content")
-        if type(content) is not str or not content or content.isspace() or "\0" in content:
+        role = message.get("role")
+        if role == "assistant":
+            answers = True
+        elif role not in _ASKING:
             return False
-    roles = [message["role"] for message in value]
-    return roles[0] != "assistant" and "assistant" in roles
+    return answers and value[0]["role"] != "assistant"
 
 
-_SPEAKERS = ("user", "assistant", "system", "developer")
+_ASKING = ("user", "system", "developer")
 
 
 def prompt(value: Any) -> Iterator[Fault]:

@@ -7,7 +7,7 @@ stays as it was sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Set
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -120,7 +120,10 @@ class _Pass:
             shape = self._held(number, row)
             self.rows += 1
             self._duplicates.add(line)
-            problems = list(islice(self._problems(number, row, shape), MOST_OF_A_LINE + 1))
+            faults = list(islice(faults_of(row, shape), MOST_OF_A_LINE + 1))
+            problems = [LineProblem(number, field, fault.wrong, fault.right) for field, fault in faults]
+            if shape.format == "preferences" and not row.get("solution") and len(self._without_solution) < REMEMBERED:
+                self._without_solution.append(number)
             if not problems and self._converts:
                 self._pass_on(row, shape, line)
         except BadLine as error:
@@ -169,12 +172,6 @@ class _Pass:
             right = f"{self._shape.name}, as line {self._first_line} does: one file, one format"
             raise BadLine(f"holds {shape.name}", right)
         return shape
-
-    def _problems(self, number: int, row: dict[str, Any], shape: Shape) -> Iterator[LineProblem]:
-        for field, fault in faults_of(row, shape):
-            yield LineProblem(number, field, fault.wrong, fault.right)
-        if shape.format == "preferences" and not row.get("solution") and len(self._without_solution) < REMEMBERED:
-            self._without_solution.append(number)
 
     def _pass_on(self, row: dict[str, Any], shape: Shape, line: bytes) -> None:
         """Writes the line as one of our format. What a conversion made is checked like a line of that format."""
