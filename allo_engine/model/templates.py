@@ -56,12 +56,15 @@ class _Renderer:
                 self._start()
             if template != self._template:
                 request = {"template": template, **request}
-            line = self._exchange(json.dumps(request))
-            self._template = template
-            if not line:
+            try:
+                line = self._exchange(json.dumps(request))
+                if not line.endswith("\n"):
+                    raise TemplateFault(f"it takes more than {CPU_SECONDS} s of CPU, or {MEMORY_BYTES >> 20} MB")
+            except BaseException:  # an answer that nobody waited for must not be the next one's
                 self._end()
-                raise TemplateFault(f"it takes more than {CPU_SECONDS} s of CPU, or {MEMORY_BYTES >> 20} MB")
-        answer: dict[str, Any] = json.loads(line)
+                raise
+            answer: dict[str, Any] = json.loads(line)
+            self._template = None if "error" in answer else template  # it may not have been compiled
         if "error" in answer:
             raise TemplateFault(answer["error"])
         return answer

@@ -84,8 +84,10 @@ def test_a_conversation_is_written_as_transformers_writes_it(
     ],
 )
 def test_a_template_that_fails_says_why_and_the_next_conversation_is_written(template: str, word: str) -> None:
-    with pytest.raises(TemplateFault, match=word):
-        rendered(template, USER, None, False, {})
+    assert rendered(CHAT, USER, None, False, {}) == "<|user|>q<|end|>"
+    for _ in range(2):
+        with pytest.raises(TemplateFault, match=word):
+            rendered(template, USER, None, False, {})
     assert rendered(CHAT, USER, None, False, {}) == "<|user|>q<|end|>"
 
 
