@@ -1,8 +1,8 @@
-"""Makes one export in a process beside the API: `python -m service.exporter ID`.
+"""Makes what models are asked for in other forms, one after the other, in a process beside the API.
 
-Each holds its own lock while it lives, so that whoever asks for an export can tell whether somebody still makes it, and
-all share another, so that one after the other is made. It ends with the process that started it, and what it left
-half done is begun anew when it is asked for again.
+`python -m service.exporter` takes what is queued, the oldest first, and ends when nothing is left. It holds a lock
+while it lives, by which the API tells whether there is one. It ends with the API, and the next one begins anew what it
+left undone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from service.db import Database
 from service.jobs import exports
@@ -27,16 +26,16 @@ from service.storage import open_store
 from service.storage.store import Store, StoreError
 
 
-def ensure(settings: Settings, export_id: str) -> None:
-    """Sees to it that somebody makes the export."""
-    with _locked(settings, export_id, wait=False) as free:
-        if not free:
+def ensure(settings: Settings) -> None:
+    """Sees to it that somebody takes what is queued."""
+    with _alone(settings) as nobody:
+        if not nobody:
             return
-    log = settings.data_dir / "logs" / f"export.{export_id}.log"
+    log = settings.data_dir / "logs" / "exports.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.exporter", export_id],
+            [sys.executable, "-m", "service.exporter"],
             env={**os.environ, **settings.to_environment()},
             stdin=subprocess.PIPE,  # it is told by this pipe's end that we are gone
             stdout=stream,
@@ -52,15 +51,12 @@ def _attend(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def main(export_id: str) -> None:
+def main() -> None:
     settings = Settings.from_environment()
-    database = Database(settings.database)
-    with _locked(settings, export_id, wait=False) as ours:
-        if ours:
-            with _locked(settings, "one-at-a-time", wait=True):
-                row = exports.begin(database, export_id)
-                if row is not None:
-                    _make(settings, database, open_store(settings.store), row)
+    database, store = Database(settings.database), open_store(settings.store)
+    with _alone(settings) as ours:
+        while ours and (row := exports.begin(database)) is not None:
+            _make(settings, database, store, row)
     database.close()
 
 
@@ -98,20 +94,16 @@ def _stored(store: Store, out: Path) -> list[dict[str, object]]:
 
 
 @contextmanager
-def _locked(settings: Settings, name: str, wait: bool) -> Iterator[bool]:
-    """Whether the lock of this name is held for the block; it is, where it is waited for."""
+def _alone(settings: Settings) -> Iterator[bool]:
+    """Whether this process is the only one that makes exports, as long as the block lasts."""
     folder = settings.data_dir / "exports"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("wb") as lock:
-        yield _taken(lock, wait)
-
-
-def _taken(lock: IO[bytes], wait: bool) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+    with (folder / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
 
 
 def _end_with_the_starter() -> None:
@@ -122,4 +114,4 @@ def _end_with_the_starter() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_the_starter, daemon=True).start()
-    main(sys.argv[1])
+    main()

@@ -109,7 +109,7 @@ def _asked(parts: Context, key: ApiKey, name: str, format: str, options: Mapping
         error = row.error or {}
         raise InvalidRequest(error.get("message", "It failed."), "format", error.get("code"))
     if row.status != READY:
-        ensure(parts.settings, row.id)
+        ensure(parts.settings)
     return row
 
 

@@ -12,11 +12,15 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.jobs import exported, repository
 from service.jobs.clean import clean_json, clean_text
-from service.jobs.errors import InvalidRequest
+from service.jobs.errors import InvalidRequest, TooMany
 from service.jobs.models import found_model
 from service.jobs.tables import Artifact, Export, Model
 
 QUEUED, RUNNING, READY, FAILED = "queued", "running", "ready", "failed"
+UNFINISHED = (QUEUED, RUNNING)
+
+AT_ONCE = 4
+"""Exports of one owner that may wait to be made."""
 
 REFUSED = "refused"
 """The error of a model that has no place in the form: another try would end the same way."""
@@ -24,13 +28,15 @@ REFUSED = "refused"
 
 def ask(database: Database, owner: str, name: str, format: str, options: Mapping[str, Any]) -> Export:
     """The model in this form, as far as it is; queued where nobody asked before, and again where an attempt failed by
-    accident. Raises NotFound, or InvalidRequest for a model that has no such form."""
+    accident. Raises NotFound, InvalidRequest for a model that has no such form, or TooMany."""
     with database.transaction() as session:
         model = found_model(session, owner, name)
         inputs = _inputs(session, owner, model, format)
         export_id = _name(owner, model, format, options, inputs)
         row = exported.export(session, export_id)
         if row is None:
+            if exported.count(session, owner, UNFINISHED) >= AT_ONCE:
+                raise TooMany(f"{AT_ONCE} exports of yours are being made: wait for one of them.")
             row = Export(id=export_id, owner=owner, model=name, format=format, options=dict(options), inputs=inputs)
             row.created_at, row.status, row.files = database.now(), QUEUED, []
             session.add(row)
@@ -45,13 +51,13 @@ def of_model(database: Database, owner: str, name: str) -> Sequence[Export]:
         return exported.exports(session, owner, name)
 
 
-def begin(database: Database, export_id: str) -> Export | None:
-    """Marks an export as being made; None where there is nothing to do any more."""
+def begin(database: Database) -> Export | None:
+    """The oldest that is to be made, marked as being made; None where there is none. What is marked already was left
+    by somebody who is gone: there is one who makes exports."""
     with database.transaction() as session:
-        row = exported.export(session, export_id)
-        if row is None or row.status in (READY, FAILED):
-            return None
-        row.status = RUNNING
+        row = exported.oldest(session, UNFINISHED)
+        if row is not None:
+            row.status = RUNNING
         return row
 
 
