@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -175,9 +178,11 @@ def test_a_warm_process_ends_with_its_owner(tmp_path):
     until(lambda: not alive(pid))
 
 
-def test_a_stage_computes_the_same_bits_forked_and_executed(tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_stage_computes_the_same_bits_forked_and_executed(devices, tmp_path):
+    """Of several ranks, the first is forked and the others are executed."""
     inputs = {"model": save_tiny(tmp_path / "model"), "examples": write_problems(tmp_path / "data")}
-    config = {"learning_rate": 1e-2, "n_epochs": 3, "batch_size": 4}
+    config = {"learning_rate": 1e-2, "n_epochs": 3, "batch_size": 4, "devices": devices}
     warm = Warm(DEFAULT_COMMAND)
     ways: dict[str, Start] = {"cold": start_cold, "warm": warm.start}
     for name, start in ways.items():
@@ -192,12 +197,31 @@ def test_a_stage_computes_the_same_bits_forked_and_executed(tmp_path):
     warm.close()
 
 
-def _status_of(start: Start, arguments: tuple[str, ...], folder: Path) -> int:
-    """Run the real engine as the runner would, to its end."""
+def test_a_forked_program_has_its_devices_before_anything_asks_which_it_sees(tmp_path):
+    """It asks when it is made sure that it can reach a device: torch was imported long before, and has not asked."""
+    module = "tests.integration.worker.asking_engine"
+    warm = Warm((sys.executable, "-m", module))
+    for devices in ("3", "0,2"):
+        arguments, given = (str(tmp_path / devices),), {"CUDA_VISIBLE_DEVICES": devices}
+        assert _status_of(warm.start, arguments, tmp_path, (sys.executable, "-m", module), given) == 0
+        said = json.loads((tmp_path / devices).read_text())
+        assert said == {"asked": [devices], "torch asked before": False, "visible": devices}
+    warm.close()
+
+
+def _status_of(
+    start: Start,
+    arguments: tuple[str, ...],
+    folder: Path,
+    program: tuple[str, ...] = DEFAULT_COMMAND,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Run a program, the real engine, as the runner would, to its end."""
     (orders, ours), log = os.pipe(), os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     lock = os.open(folder, os.O_RDONLY)
     options = ("--grace", "5", "--lease", "60")
-    started = start(Launch("stage-x", folder, options, (*DEFAULT_COMMAND, *arguments), orders, log, log, lock))
+    command = (*program, *arguments)
+    started = start(Launch("stage-x", folder, options, command, orders, log, log, lock, environment))
     status = started.wait()
     started.close()
     for descriptor in (orders, ours, log, lock):

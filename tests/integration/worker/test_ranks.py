@@ -1,0 +1,75 @@
+"""A stage of several processes, the real engine, under the real supervisor and runner."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import update
+
+from service.jobs import service
+from service.jobs.tables import File, Model
+from service.settings import Settings
+from tests.integration.worker.house import OWNER, House, alive, furnish
+from tests.integration.worker.processes import leftovers
+from tests.tiny import save_tiny
+from tests.unit.engine.pipeline import write_problems
+from tests.waiting import PATIENCE, until
+from worker.outcome import Failed, Succeeded
+from worker.runner import Runner
+
+SFT = {"devices": 2, "n_epochs": 60, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_seconds": 0.01}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Any:
+    """A house whose model and file are real ones."""
+    settings = Settings(
+        data_dir=tmp_path / "data", heartbeat_seconds=0.2, self_fence_seconds=PATIENCE, lease_seconds=2 * PATIENCE
+    )
+    house = furnish(settings, tmp_path)
+    model = [
+        {"path": path.name, "bytes": blob.size, "sha256": blob.sha256}
+        for path in sorted(save_tiny(tmp_path / "model").iterdir())
+        if (blob := house.store.put_stream([path.read_bytes()]))
+    ]
+    problems = house.store.put_stream([(write_problems(tmp_path / "problems") / "data.jsonl").read_bytes()])
+    with house.database.transaction() as session:
+        session.execute(update(Model).values(files=model))
+        session.execute(update(File).values(sha256=problems.sha256, bytes=problems.size))
+    yield house
+    house.database.close()
+
+
+def submitted(house: House) -> str:
+    new = service.NewJob("tiny", "file-train", method="supervised", stages={"sft": SFT})
+    return service.submit(house.database, house.store, new, service.Sender(OWNER)).job.id
+
+
+def ranks(house: House) -> list[psutil.Process]:
+    """The ranks behind the first, of whatever runs in the house."""
+    found = map(psutil.Process, leftovers(house))
+    return [process for process in found if any(word.startswith("--rank") for word in process.cmdline())]
+
+
+def test_a_rank_that_is_killed_costs_one_attempt_and_the_job_succeeds(house: House) -> None:
+    job, outcomes = submitted(house), []
+    runner, ring = Runner(house.settings, house.database, house.store), house.dispatch()
+    thread = threading.Thread(target=lambda: outcomes.append(runner.run(*ring)))
+    thread.start()
+    until(lambda: house.stage(job).step)
+    (rank,) = ranks(house)
+    rank.kill()
+    thread.join(PATIENCE)
+    (failed,) = outcomes
+    assert isinstance(failed, Failed)
+    assert failed.retry
+    assert not alive(rank.pid)
+    assert not leftovers(house)
+    assert isinstance(runner.run(*house.dispatch()), Succeeded)
+    assert house.status(job) == "succeeded"
+    assert house.stage(job).attempt == 2
+    assert any(event.message.startswith("Resumed behind step") for event in house.events(job))
