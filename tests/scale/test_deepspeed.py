@@ -196,3 +196,28 @@ def test_a_killed_process_costs_an_attempt_and_no_data(tmp_path: Path) -> None:
     assert any("Resumed" in line.get("message", "") for line in lines)
     ours, expected = (load_file(tmp_path / name / "out/checkpoint/model.safetensors") for name in ("cut", "whole"))
     assert furthest(ours, expected) < 1e-6
+
+
+def test_memory_that_is_full_in_mid_row_ends_the_attempt_and_the_next_has_shorter_rows(tmp_path: Path) -> None:
+    """The other rank waits for what this one was to send: the two cannot begin the step anew."""
+
+    def attempt() -> list[int]:
+        command = [sys.executable, "-m", "tests.scale.short", str(tmp_path)]
+        processes = [
+            subprocess.Popen([*command, str(rank), "2", "2"], env=environment, stderr=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
+        said.extend(process.communicate(timeout=PATIENCE)[1] for process in processes)
+        (tmp_path / "meeting").unlink(missing_ok=True)
+        return [process.returncode for process in processes]
+
+    environment, said = {**os.environ, "OMP_NUM_THREADS": "1"}, list[str]()
+    assert attempt() == [1, 1]
+    assert "another attempt goes on from the last checkpoint with micro_batch_tokens = 32" in said[1]
+    told = (tmp_path / "told.1").read_text()
+    assert '"micro_batch_tokens": 32' in told
+    assert '"steps"' not in told
+    assert attempt() == [0, 0]
+    assert '"steps": 2' in (tmp_path / "told.0").read_text()
+    kept = [json.loads((tmp_path / "work" / str(rank) / "rows.json").read_text())["tokens"] for rank in range(2)]
+    assert min(kept) == 32
