@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 
-from tests.benchmarks import delta, job, locate, memory, optimizer, pairs, ranks, rewards, sample, sample_vllm, trainers
+from tests.benchmarks import (
+    delta,
+    job,
+    locate,
+    memory,
+    optimizer,
+    pairs,
+    ranks,
+    rewards,
+    sample,
+    sample_vllm,
+    trainers,
+    transfers,
+)
 from tests.benchmarks.case import Case
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -20,6 +33,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "ranks": ranks.CASES,
     "trainers": trainers.CASES,
     "job": job.CASES,
+    "transfers": transfers.CASES,
 }
 
 if importlib.util.find_spec("vllm"):

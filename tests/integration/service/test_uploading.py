@@ -66,6 +66,26 @@ def test_a_file_over_the_limit_is_refused_whatever_its_length_said(client: httpx
         assert is_empty(served)
 
 
+def test_a_file_past_the_owners_quota_is_refused_with_the_numbers_and_leaves_nothing(
+    app: FastAPI, client: httpx.Client, served: Domain
+) -> None:
+    """The fixture's files are one content of 12 bytes."""
+    context = app.state.context
+    limited = context.settings.model_copy(update={"max_owner_bytes": 12 + 50 * len(LINE)})
+    object.__setattr__(context, "settings", limited)
+    body = part("purpose", b"fine-tune") + part("file", LINE * 51) + b"--edge--"
+    refused = send(client, body)
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "false")
+    error = refused.json()["error"]
+    assert (error["code"], error["limit"]) == ("quota_exceeded", 12 + 50 * len(LINE))
+    assert is_empty(served)
+    whole = {"bytes": 51 * len(LINE), "filename": "a", "mime_type": "b", "purpose": "fine-tune"}
+    assert client.post("/uploads", json=whole).json()["error"]["code"] == "quota_exceeded"
+    assert send(client, part("purpose", b"fine-tune") + part("file", LINE * 50) + b"--edge--").status_code == 200
+    job = {"model": "tiny", "training_file": "file-train"}
+    assert client.post("/fine_tuning/jobs", json=job).json()["error"]["code"] == "quota_exceeded"
+
+
 def test_many_or_large_fields_and_files_are_refused_before_they_take_room(client: httpx.Client) -> None:
     process = psutil.Process()
     files = process.num_fds()
