@@ -62,8 +62,8 @@ def holders(session: Session, retriable_since: int) -> Iterator[tuple[str | None
 
 
 def bytes_of(session: Session, owner: str, now: int) -> int:
-    """What an owner takes of the disk: files, models and what jobs wrote, each content once, and uploads that are under
-    way as large as they are to be."""
+    """What an owner takes of the disk: files, models, exports and what jobs wrote, and uploads that are under way as
+    large as they are to be."""
     wrote = select(Artifact.sha256, Artifact.bytes).join(Stage, Stage.id == Artifact.stage_id)
     content = union(
         select(File.sha256, File.bytes).where(File.owner == owner),
@@ -72,8 +72,9 @@ def bytes_of(session: Session, owner: str, now: int) -> int:
     ).subquery()
     begun = select(func.sum(Upload.bytes)).where(Upload.owner == owner, *_pending(now))
     registered = session.scalars(select(Model.files).where(Model.owner == owner, Model.job_id.is_(None)))
-    models = sum(file["bytes"] for files in registered for file in files)
-    return int((session.scalar(select(func.sum(content.c.bytes))) or 0) + (session.scalar(begun) or 0) + models)
+    exported = session.scalars(select(Export.files).where(Export.owner == owner))
+    listed = sum(file["bytes"] for files in (*registered, *exported) for file in files)
+    return int((session.scalar(select(func.sum(content.c.bytes))) or 0) + (session.scalar(begun) or 0) + listed)
 
 
 def lock_owner(session: Session, owner: str) -> None:

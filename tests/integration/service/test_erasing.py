@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import select
 
 from allo_engine.checkpoints.merging import Recipe
-from service.db import Database
-from service.jobs import files, models, quota, service, uploads
+from service.db import Base, Database
+from service.jobs import exports, files, models, quota, service, uploads
 from service.jobs.erasing import Eraser, Keeping, tally
 from service.jobs.errors import Conflict, NotFound, QuotaExceeded
 from service.jobs.files import FileLimits, NewFile
-from service.jobs.tables import Artifact, File, Stage
+from service.jobs.tables import Artifact, Export, File, Stage
 from service.jobs.uploads import NewUpload
 from service.storage.store import Blob
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain, stage_by_name
@@ -237,6 +237,42 @@ def test_cancelled_and_completed_uploads_let_their_parts_go(domain: Domain, eras
     uploads.cancel(domain.database, OWNER, cancelled.id)
     uploads.complete(domain.database, domain.store, OWNER, completed.id, ids[1:], None, LIMITS)
     assert after_the_grace(eraser, clock) == 3
+
+
+def test_an_export_holds_what_was_made(domain: Domain, eraser: Eraser, clock: Clock) -> None:
+    made = domain.store.put_stream([b"exported"])
+    row = Export(id="e", owner=OWNER, model="tiny", format="gguf", options={}, status="running", created_at=0)
+    row.inputs, row.files = {}, []
+    with domain.database.transaction() as session:
+        session.add(row)
+    eraser.look()
+    exports.finish(domain.database, "e", [{"path": "m.gguf", "bytes": made.size, "sha256": made.sha256}], {})
+    clock.now += 100
+    assert eraser.look().blobs == 0
+    assert quota.room(domain.database, OWNER, 100) == 100 - domain.data.size - made.size
+    models.delete_model(domain.database, OWNER, "tiny", admin=True)
+    assert after_the_grace(eraser, clock) == 1
+    assert not domain.store.exists(made.sha256)
+
+
+def test_every_column_that_names_contents_is_known_as_their_holder() -> None:
+    """Whoever adds one adds it to `holdings.holders`, too: what is not held there is erased."""
+    found = {
+        f"{table.name}.{column.name}"
+        for table in Base.metadata.sorted_tables
+        for column in table.columns
+        if "sha256" in column.name or column.name in ("files", "sources")
+    }
+    assert found == {
+        "artifacts.sha256",
+        "exports.files",
+        "files.data_sha256",
+        "files.report_sha256",
+        "files.sha256",
+        "jobs.sources",
+        "models.files",
+        "upload_parts.sha256",
+    }
 
 
 def test_what_is_held_is_told_by_owner(domain: Domain, eraser: Eraser) -> None:
