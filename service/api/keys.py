@@ -64,6 +64,7 @@ def revoke(parts: Parts, _key: Admin, key_id: str) -> dict[str, Any]:
 
 
 @router.post("/{key_id}/rotate")
+@reissues(_again)
 def rotate(parts: Parts, _key: Admin, key_id: str) -> dict[str, Any]:
     """Gives the key another secret, shown in this answer alone; the old one ends as that of a revoked key does."""
     return _with_secret(parts, keys.rotate_key(parts.database, key_id))

@@ -108,6 +108,7 @@ def delete(parts: Parts, key: Submitter, endpoint_id: str) -> dict[str, Any]:
 
 
 @router.post("/{endpoint_id}/rotate_secret")
+@reissues(_again)
 def rotate_secret(parts: Parts, key: Submitter, endpoint_id: str, body: RotateSecret | None = None) -> dict[str, Any]:
     """Gives the endpoint another secret, shown in this answer alone; for a day the old one may sign beside it."""
     keep = body is not None and body.keep_old_secret_active_for_24_hours

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.jobs.repository import Page, paged
@@ -45,7 +45,10 @@ def past_call(session: Session, key_id: str, token: str) -> PastCall | None:
 
 
 def forget_past_calls(session: Session, now: int) -> None:
-    session.execute(delete(PastCall).where(PastCall.expires_at < now))
+    """Leaves those that another transaction is about to forget: nobody waits for that."""
+    name = tuple_(PastCall.key_id, PastCall.token)
+    old = select(PastCall.key_id, PastCall.token).where(PastCall.expires_at < now).with_for_update(skip_locked=True)
+    session.execute(delete(PastCall).where(name.in_(old)).execution_options(synchronize_session=False))
 
 
 # --- audit
@@ -59,4 +62,6 @@ def audit_page(session: Session, page: Page, owner: str | None, object_id: str |
 
 
 def forget_audit(session: Session, before: int) -> None:
-    session.execute(delete(AuditEntry).where(AuditEntry.created_at < before))
+    """Leaves those that another transaction is about to forget: nobody waits for that."""
+    old = select(AuditEntry.id).where(AuditEntry.created_at < before).with_for_update(skip_locked=True)
+    session.execute(delete(AuditEntry).where(AuditEntry.id.in_(old)).execution_options(synchronize_session=False))

@@ -97,11 +97,17 @@ def test_only_admins_see_keys_and_the_audit_log(app: FastAPI, served: Domain) ->
             assert answer.status_code == 403, found
 
 
-def test_a_key_whose_secret_got_lost_is_one_key_with_another_secret(app: FastAPI, client: TestClient) -> None:
-    body = {"owner": "alice"}
-    answers = [
-        client.post(KEYS, json=body, headers={"x-stainless-retry-count": str(count)}).json() for count in range(3)
-    ]
+@pytest.mark.parametrize("verb", ["create", "rotate"])
+@pytest.mark.parametrize("mark", ["the client's word", "an Idempotency-Key"])
+def test_a_key_whose_secret_got_lost_is_one_key_with_another_secret(
+    app: FastAPI, client: TestClient, verb: str, mark: str
+) -> None:
+    path, body = KEYS, {"owner": "alice"}
+    if verb == "rotate":
+        path = f"{KEYS}/{client.post(KEYS, json=body).json()['id']}/rotate"
+    marks = [{"x-stainless-retry-count": str(count)} for count in range(3)]
+    headers = marks if mark == "the client's word" else [{"Idempotency-Key": "k"}] * 3
+    answers = [client.post(path, json=body, headers=mark).json() for mark in headers]
     assert len({answer["id"] for answer in answers}) == 1
     assert len(client.get(KEYS, params=body).json()["data"]) == 1
     opened = [client_of(app, answer["secret"]).get(JOBS).status_code for answer in answers]

@@ -154,12 +154,14 @@ def test_a_lost_answer_is_given_again_and_nothing_is_done_twice(
 
 
 @pytest.mark.parametrize("route", sorted(SECRETIVE))
-def test_a_lost_secret_is_given_anew_to_the_thing_that_was_made(client: TestClient, served: Domain, route: str) -> None:
+@pytest.mark.parametrize("mark", ["the client's word", "an Idempotency-Key"])
+def test_a_lost_secret_is_given_anew_to_the_thing_that_was_made(
+    client: TestClient, served: Domain, route: str, mark: str
+) -> None:
     asked = STORM[route](client)
-    answers = [
-        client.post(asked.path, headers={"x-stainless-retry-count": str(count)}, **asked.sent).json()
-        for count in range(3)
-    ]
+    marks = [{"x-stainless-retry-count": str(count)} for count in range(3)]
+    headers = marks if mark == "the client's word" else [{"Idempotency-Key": "k"}] * 3
+    answers = [client.post(asked.path, headers=mark, **asked.sent).json() for mark in headers]
     assert len({answer["id"] for answer in answers}) == 1
     assert len({answer["signing_secret"] for answer in answers}) == 3
     assert len(client.get(HOOKS).json()["data"]) == 1
