@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.db import Database
+from service.jobs import attempts
 from service.jobs.keys import create_key, revoke_key
 from tests.integration.service.conftest import SilentBroker
-from tests.integration.service.domain import Domain
+from tests.integration.service.domain import ALLO, Domain
 from tests.waiting import until
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -206,6 +207,17 @@ def test_a_retried_job_is_queued_again(client: TestClient) -> None:
     assert error(client.post(f"{JOBS}/{job}/retry"), 409)["code"] == "conflict"
     client.post(f"{JOBS}/{job}/cancel")
     assert client.post(f"{JOBS}/{job}/retry").json()["status"] == "queued"
+
+
+def test_what_ends_by_itself_may_be_asked_again(client: TestClient, served: Domain) -> None:
+    job = served.submit(ALLO).job.id
+    for _ in ("sample", "pair"):
+        served.finish(served.claim())
+    first, _other = served.claim(), served.claim()
+    attempts.fail(served.database, first.stage_id, first.epoch, "no_pairs", "There are none.", retry=False)
+    answer = client.post(f"{JOBS}/{job}/retry")
+    assert error(answer, 409)["code"] == "busy"
+    assert (answer.headers["x-should-retry"], answer.headers["retry-after"]) == ("true", "1")
 
 
 def test_health_wants_no_key_and_tells_what_is_missing(app: FastAPI, broker: SilentBroker) -> None:

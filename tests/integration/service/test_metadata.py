@@ -38,7 +38,7 @@ TEXT = st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="\0", e
 PAIRS = st.dictionaries(TEXT, TEXT, max_size=4)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(jobs=st.lists(PAIRS, min_size=1, max_size=4), asked=PAIRS, data=st.data())
 def test_a_filter_finds_what_has_its_very_pairs(
     domain: Domain, jobs: list[dict[str, str]], asked: dict[str, str], data: st.DataObject
