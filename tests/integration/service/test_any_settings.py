@@ -51,7 +51,7 @@ def test_settings_are_taken_or_refused(
     body = {"model": "tiny", "training_file": "file-train", "hyperparameters": old}
     body["method"] = {"type": method, method: {"stages": stages, "hyperparameters": shorthand}}
     answer = client.post(JOBS, json=body)
-    assert answer.status_code in (200, 422), answer.text
+    assert answer.status_code in (200, 404, 422), answer.text  # 404: a rewriter that there is not
     if answer.status_code == 200:
         job = answer.json()
         assert client.get(f"{JOBS}/{job['id']}").json()["method"] == job["method"]
