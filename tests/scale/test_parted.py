@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values, write_into
 from allo_engine.checkpoints.names import names_of
@@ -140,9 +141,7 @@ def read_bytes() -> int:
 
 
 def read_for_parts(folder: Path) -> tuple[int, bool]:
-    """What it reads for its part of a model; and whether that is what is stored, with the buffers that a whole one has
-    and with what was written on top.
-    """
+    """What it reads for its part of a model; and whether that is what is stored, with what was written on top."""
     top = {"lm_head.weight": (np.array([0, 7, 8_000]), np.array([1, 2, 3], np.float32))}
     in_parts(model := empty_model(folder), folder, names_of(model, folder), top)  # what is imported is read as well
     model = empty_model(folder)
@@ -150,13 +149,12 @@ def read_for_parts(folder: Path) -> tuple[int, bool]:
     in_parts(model, folder, names, top)
     done, whole = read_bytes() - before, load_model(folder)
     write_into(whole, top.items(), names)
-    alike = [
+    right = [
         torch.equal(part, weights_by_name(whole)[name].detach().view(-1)[first:][: len(part)])
         for name, weight in weights_by_name(model).items()
         for part, first in [part_of(weight)]
     ]
-    buffers = dict(whole.named_buffers())
-    return done, all(alike) and all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
+    return done, all(right)
 
 
 def test_a_rank_reads_no_more_than_its_part_of_a_checkpoint(tmp_path: Path) -> None:
@@ -183,9 +181,19 @@ def masked_gradient(sparse: SparseModel, through: Any, rows: Sequence[Row]) -> T
     return torch.cat([values.grad.flatten() for values in sparse.values.values()])
 
 
-def architectures(root: Path) -> dict[str, tuple[float, float]]:
+def alike(first: PreTrainedModel, second: PreTrainedModel) -> bool:
+    """Whether two models' weights are of the same dtypes, and their buffers the same."""
+    dtypes = [{name: weight.dtype for name, weight in one.named_parameters()} for one in (first, second)]
+    buffers = [dict(one.named_buffers()) for one in (first, second)]
+    return dtypes[0] == dtypes[1] and all(
+        tensor.dtype == buffers[1][name].dtype and torch.equal(tensor, buffers[1][name])
+        for name, tensor in buffers[0].items()
+    )
+
+
+def architectures(root: Path, dtype: torch.dtype) -> dict[str, tuple[float, float]]:
     """Of each architecture how far masked gradients of a model that is shared out are from one's that is whole, and how
-    large they are; and the same of those of all weights.
+    large they are.
     """
     rows = [
         build_row([singles(key, [0, 7, 8, 9], [[20 + key, 30, 1], [40, 1]])], torch.device("cpu")) for key in (0, 1)
@@ -193,8 +201,9 @@ def architectures(root: Path) -> dict[str, tuple[float, float]]:
     found = {}
     for folder in sorted(root.iterdir()):
         start = each(folder, 3)
-        whole, empty = load_model(folder), empty_model(folder)
+        whole, empty = load_model(folder, dtype), empty_model(folder, dtype)
         names = names_of(whole, folder)
+        assert alike(whole, empty), folder.name
         start = {name: entries for name, entries in start.items() if name in names.places}
         sparse, parts = SparseModel(whole, start, names), SparseModel(empty, start, names)
         way = in_parts(empty, folder, names, {}, parts.values.values())
@@ -205,11 +214,15 @@ def architectures(root: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
-def test_every_architecture_that_packs_rows_has_the_gradients_of_a_whole_model(tmp_path: Path) -> None:
-    """Experts that are stored one by one and stand in memory as one weight; weights of two dtypes; buffers."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_architecture_that_packs_rows_has_the_gradients_of_a_whole_model(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Experts that are stored one by one and stand in memory as one weight; what stays float32 among 16 bits; buffers
+    that are stored."""
     for name in PACKED:
         save_random(name, tmp_path / "models" / name.replace(" ", "-"))
-    for found in as_ranks(2, tmp_path, architectures, tmp_path / "models"):
+    for found in as_ranks(2, tmp_path, architectures, tmp_path / "models", dtype):
         assert len(found) == len(PACKED)
         for name, (difference, largest) in found.items():
             assert difference <= 1e-5 * max(1, largest), name
