@@ -7,21 +7,62 @@ that a setting is either refused before the job starts or means what it says. De
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-Ratio = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=1e9)]
-Count = Annotated[int, Field(ge=1, le=10**6)]
-Epochs = Annotated[int, Field(ge=1, le=10_000)]
-Tokens = Annotated[int, Field(ge=1, le=2**24)]
-Precision = Literal["auto", "float32", "bfloat16"]
-Train = Literal["all", "mask"]
-Moments = Literal["float32", "8bit"]
-Zero = Literal["auto", 0, 1, 2, 3]
-Devices = Literal["auto"] | Annotated[int, Field(ge=1, le=64)]
+from allo_engine.bases import (
+    Backend,
+    BaselineConfig,
+    Count,
+    DecodingConfig,
+    Devices,
+    Epochs,
+    Moments,
+    OwnMaskConfig,
+    Positive,
+    Precision,
+    PromptConfig,
+    Ratio,
+    RowsConfig,
+    StageConfig,
+    Tokens,
+    Train,
+    TrainingConfig,
+    Zero,
+)
+
+__all__ = [
+    "CONFIGS",
+    "TEACHER_KEY",
+    "Backend",
+    "BaselineConfig",
+    "DecodingConfig",
+    "Devices",
+    "EvaluateConfig",
+    "ForgetConfig",
+    "ImproveConfig",
+    "LocateConfig",
+    "Moments",
+    "OwnMaskConfig",
+    "PairConfig",
+    "PairLoss",
+    "Precision",
+    "PromptConfig",
+    "RewardModelConfig",
+    "RowsConfig",
+    "SampleConfig",
+    "SftConfig",
+    "StageConfig",
+    "Teacher",
+    "TokenRewardsConfig",
+    "Train",
+    "TrainingConfig",
+    "WarmupConfig",
+    "Zero",
+]
+
 PairLoss = Literal[
     "sigmoid",
     "hinge",
@@ -40,153 +81,9 @@ PairLoss = Literal[
     "sigmoid_norm",
 ]
 """The losses of TRL's DPOTrainer, by its own names. The engine's own loop has the first."""
-Backend = Literal["auto", "transformers", "vllm"]
-
 
 TEACHER_KEY = "ALLO_TEACHER_API_KEY"
 """The variable of the worker's environment that holds the key of a corrections' teacher."""
-
-
-class StageConfig(BaseModel):
-    """What every stage has: a seed. Everything random in a stage is a function of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of everything random in the stage.")
-
-
-class PromptConfig(StageConfig):
-    """What every stage that runs a model on text has."""
-
-    template: str = Field(
-        default="auto",
-        description="How a problem becomes a prompt: 'auto' (the model's chat template, else 'alpaca'), 'chat', "
-        "'alpaca', or a text that holds {problem}.",
-    )
-    chat_template_kwargs: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description='Arguments of the chat template, such as {"enable_thinking": true}. A template that knows '
-        "enable_thinking gets false unless this says otherwise.",
-    )
-    max_prompt_tokens: Tokens = Field(default=1024, description="Longer prompts are dropped and counted.")
-    max_response_tokens: Tokens = Field(default=1024, description="Longer responses are dropped and counted.")
-    precision: Precision = Field(
-        default="auto",
-        description="What the model computes in: 'auto' is bfloat16 on a GPU and float32 on a CPU. Trained values, "
-        "moments and log-probabilities are float32 in any case.",
-    )
-    devices: Devices = Field(
-        default="auto",
-        description="Processes that run the stage as one, each on a device of its own: 'auto' takes every GPU that "
-        "the stage sees, and on a CPU one process. Results are those of one process, up to the order of float32 sums.",
-    )
-
-
-class DecodingConfig(PromptConfig):
-    """What every stage has that lets a model answer."""
-
-    decoding_batch: Count = Field(
-        default=64,
-        description="Responses decoded at once, fewer where memory is too small; never changes what is drawn.",
-    )
-    backend: Backend = Field(
-        default="auto",
-        description="What decodes: 'transformers', or 'vllm', which must be installed on the worker; 'auto' is vllm "
-        "where it is installed, the device is a GPU and it can serve the model. Each is repeatable, and the two draw "
-        "different responses above temperature 0.",
-    )
-
-
-class RowsConfig(PromptConfig):
-    """What every stage has that packs sequences into rows."""
-
-    micro_batch_tokens: Tokens | None = Field(
-        default=None,
-        description="Tokens of one forward pass: bounds memory and never changes the result. null: as many as fit.",
-    )
-    memory_gb: Positive | None = Field(
-        default=None, description="Memory, in GiB, that the micro-batch is fitted to. null: what is free at the start."
-    )
-
-
-class TrainingConfig(RowsConfig):
-    """What every stage that trains has. A batch is counted in items: responses, pairs or negatives."""
-
-    train: Train = Field(
-        default="all",
-        description="'all' trains every weight, in 16 bytes each; 'mask' trains the weights of a mask, which are all "
-        "that is held in float32, beside the model in the precision that it computes in.",
-    )
-    learning_rate: Positive = 1e-6
-    batch_size: Count = Field(default=32, description="Items an optimizer step.")
-    n_epochs: Epochs = 1
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="Share of steps over which the rate rises.")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: Positive = 1.0
-    weight_decay: float = Field(default=0.0, ge=0, le=1e9)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    epsilon: Positive = 1e-8
-    moments: Moments = Field(
-        default="float32",
-        description="What AdamW keeps of its two moments: '8bit' is a quarter as much, rounded in blocks of 256 "
-        "(arXiv 2110.02861), by bitsandbytes, which must be installed.",
-    )
-    zero: Zero = Field(
-        default="auto",
-        description="Over several devices: what they share out among them instead of holding it each (ZeRO; under "
-        "train 'all' by DeepSpeed, which must be installed). 1: moments; 2: also gradients; 3: also weights; 0: "
-        "nothing. 'auto': the least that fits. Under train 'mask' moments and gradients are few and stay whole: there "
-        "3 shares out the frozen weights, 'auto' where they do not fit whole. Of no effect on the result, or on one "
-        "device.",
-    )
-    offload: bool = Field(
-        default=False,
-        description="Under zero 1, 2 or 3: moments stand in the machine's memory and the optimizer runs there, slower.",
-    )
-    gradient_checkpointing: bool | Literal["auto"] = Field(
-        default="auto",
-        description="Compute activations twice instead of keeping them: a third slower, far leaner. 'auto': where the "
-        "longest item, or rows of a sensible length, would not fit otherwise.",
-    )
-    checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
-
-    @field_validator("zero")
-    @classmethod
-    def _shares_out_float32(cls, zero: Zero, info: ValidationInfo) -> Zero:
-        dense = info.data.get("train") == "all"
-        if dense and zero not in ("auto", 0) and info.data.get("moments") == "8bit":
-            raise PydanticCustomError(
-                "zero_is_float32", "moments in 8 bits are not shared out: set zero to 0 or 'auto'"
-            )
-        return zero
-
-
-class OwnMaskConfig(TrainingConfig):
-    """What a stage has that comes before the masks of `locate`: under train 'mask' it locates a mask of its own."""
-
-    mask_ratio: Ratio = Field(
-        default=0.05,
-        description="Under train 'mask': the share of all weights that is trained, those where the gradient of the "
-        "stage's own loss over its own data is largest at its start.",
-    )
-
-
-class BaselineConfig(OwnMaskConfig):
-    """What a stage has that everybody has, too: it may be trained by everybody's trainer."""
-
-    trainer: Literal["allo", "trl"] = Field(
-        default="allo",
-        description="'allo' is the engine's own loop; 'trl' has TRL's SFTTrainer or DPOTrainer do it, with the same "
-        "token ids, order and rates: the baseline that others have. It trains all weights, pads, and is slower.",
-    )
-
-    @field_validator("trainer")
-    @classmethod
-    def _as_trl_can(cls, trainer: str, info: ValidationInfo) -> str:
-        if trainer == "trl" and info.data.get("train") == "mask":
-            raise PydanticCustomError("trl_is_dense", "'trl' trains every weight: set train to 'all', or leave it out")
-        return trainer
 
 
 class SftConfig(BaselineConfig):

@@ -9,19 +9,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from pydantic import ValidationError
 
-from allo_engine.config import CONFIGS, LocateConfig, StageConfig, WarmupConfig
+from allo_engine.checks import (
+    Data,
+    Format,
+    Method,
+    PlanError,
+    SettingOf,
+    check_corrections,
+    check_formats,
+    check_masks,
+    check_multiplier,
+    check_names,
+    check_solutions,
+    check_update,
+    did_you_mean,
+    masked,
+    shown,
+)
+from allo_engine.config import CONFIGS, StageConfig
 
-Method = Literal["supervised", "dpo", "allo"]
-Format = Literal["problems", "preferences", "chats", "corrections"]
+__all__ = [
+    "METHODS",
+    "OUTPUTS",
+    "TRAINED",
+    "Data",
+    "Format",
+    "Method",
+    "PlanError",
+    "PlannedStage",
+    "code_version",
+    "did_you_mean",
+    "digest",
+    "model_source",
+    "plan",
+    "shown",
+]
 
 METHODS: tuple[Method, ...] = ("supervised", "dpo", "allo")
 
@@ -41,33 +71,6 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 
 TRAINED = ("sft", "warmup", "reward_model", "forget", "improve")
 """The stages that train: each has steps, a loss and a checkpoint."""
-
-
-SettingOf = Callable[[str, str], object]
-"""The value that a job gives to a stage's field."""
-
-
-class PlanError(ValueError):
-    """A job that cannot be planned. `param` is the path of the field that the user would change."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.message, self.param = message, param
-
-    def __reduce__(self) -> tuple[type[PlanError], tuple[str, str]]:
-        return PlanError, (self.message, self.param)
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based; `masks` says that the job
-    brings masks which another job made."""
-
-    format: Format
-    lines_without_solution: tuple[int, ...] = ()
-    validation: Format | None = None
-    corrections: bool = False
-    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,18 @@ def plan(
     def config(name: str) -> StageConfig:
         return _config(name, stages, shorthand, seed, method)
 
-    _check_multiplier(method, shorthand)
-    _check_formats(method, data, method == "supervised" or "sft" in stages)
+    check_multiplier(method, shorthand)
+    check_formats(method, data, method == "supervised" or "sft" in stages)
 
     def setting(stage: str, field: str) -> object:
         return getattr(config(stage), field)
 
-    _check_masks(method, data, stages, setting)
+    check_masks(method, data, stages, setting)
     graph = _graph(method, data, stages, setting)
-    _check_names(method, graph, stages, shorthand)
-    _check_solutions(data, graph)
-    _check_update(graph, config)
-    _check_corrections(data, graph, setting)
+    check_names(method, graph, stages, shorthand)
+    check_solutions(data, graph)
+    check_update(graph, config)
+    check_corrections(data, graph, setting)
     return tuple(PlannedStage(name, config(name), inputs) for name, inputs in graph.items())
 
 
@@ -177,7 +180,7 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: Setti
     """ALLO's own stages: where to train, on which tokens, and the training in the masks."""
     graph: dict[str, dict[str, str]] = {}
     updated = {"updated": "warmup.checkpoint"}
-    if not data.masks and _masked(setting):
+    if not data.masks and masked(setting):
         graph["locate"] = {"model": start, **({"pairs": pairs} if _by_gradient(setting) else updated)}
     if _by_log_ratio(setting):
         scorer = updated
@@ -190,20 +193,15 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: Setti
     graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
     graph["forget"] = {"model": start, "scores": "token_rewards.scores"}
     graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs}
-    for stage in _masked(setting):
+    for stage in masked(setting):
         graph[stage]["masks"] = "masks" if data.masks else "locate.masks"
     return graph
 
 
 def _warms_up(data: Data, asked: Container[str], setting: SettingOf) -> bool:
     """Whether anything reads the warm-up, or the user wants it as the baseline."""
-    located_by_it = bool(_masked(setting)) and not data.masks and not _by_gradient(setting)
+    located_by_it = bool(masked(setting)) and not data.masks and not _by_gradient(setting)
     return located_by_it or _by_log_ratio(setting) or "warmup" in asked
-
-
-def _masked(setting: SettingOf) -> tuple[str, ...]:
-    """The stages that train in the masks of `locate`."""
-    return tuple(name for name in ("forget", "improve") if setting(name, "train") == "mask")
 
 
 def _by_gradient(setting: SettingOf) -> bool:
@@ -252,121 +250,3 @@ def _located(stages: Container[str], shorthand: Mapping[str, Any]) -> dict[str, 
     by_gradient = {"importance": "gradient"} if shorthand.get("train") == "mask" and "warmup" not in stages else {}
     ratios = dict.fromkeys(("forget_ratio", "improve_ratio"), shorthand.get("mask_ratio"))
     return {**by_gradient, **{name: ratio for name, ratio in ratios.items() if ratio is not None}}
-
-
-def _check_names(
-    method: Method, graph: Mapping[str, Any], stages: Mapping[str, Any], shorthand: Mapping[str, Any]
-) -> None:
-    for name in stages:
-        if name not in graph:
-            close = did_you_mean(name, CONFIGS)
-            raise PlanError(
-                f"This job has no stage {name!r}; it runs {', '.join(graph)}.{close}", f"method.{method}.stages.{name}"
-            )
-    fields = {field for name in graph for field in CONFIGS[name].model_fields} | {"learning_rate_multiplier"}
-    for key in shorthand:
-        if key not in fields:
-            known = ", ".join(sorted(fields))
-            raise PlanError(
-                f"No stage of this job has a setting {key!r}; known are {known}.{did_you_mean(key, fields)}",
-                f"method.{method}.hyperparameters.{key}",
-            )
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'sft'?` where something that is known is nearly the word, else nothing."""
-    close = get_close_matches(word, list(known), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _check_multiplier(method: Method, shorthand: Mapping[str, Any]) -> None:
-    multiplier = shorthand.get("learning_rate_multiplier", 1.0)
-    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e9:
-        raise PlanError(
-            f"learning_rate_multiplier must be a number above 0 and at most 1e9 (given: {shown(multiplier)}).",
-            f"method.{method}.hyperparameters.learning_rate_multiplier",
-        )
-
-
-def shown(value: object) -> str:
-    """A value that was given, for a message about it: no longer than a line's half."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else f"{'-' * (value < 0)}a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _check_formats(method: Method, data: Data, with_sft: bool) -> None:
-    takes: dict[str, tuple[Format, ...]] = {
-        "supervised": ("problems", "chats"),
-        "dpo": ("problems", "preferences"),
-        "allo": ("problems", "preferences"),
-    }
-    if data.format not in takes[method]:
-        wanted = " or ".join(takes[method])
-        raise PlanError(f"Method {method} trains on {wanted}; the training file holds {data.format}.", "training_file")
-    if with_sft and data.format == "preferences":
-        raise PlanError(
-            "Stage sft trains on problems or chats; the training file holds preferences. Leave stages.sft out, or run "
-            "a supervised job first and name its model here.",
-            f"method.{method}.stages.sft",
-        )
-    if data.validation is not None and data.validation != data.format:
-        raise PlanError(
-            f"The validation file holds {data.validation}, the training file {data.format}: give both the same format.",
-            "validation_file",
-        )
-
-
-def _check_masks(method: Method, data: Data, stages: Mapping[str, Any], setting: SettingOf) -> None:
-    if not data.masks:
-        return
-    if method != "allo":
-        raise PlanError(f"Method {method} takes over no masks: leave masks out, or use method allo.", "masks")
-    if "locate" in stages:
-        raise PlanError(
-            "The job brings masks, so it has no stage locate to set: leave stages.locate out, or leave masks out to "
-            "locate anew.",
-            "method.allo.stages.locate",
-        )
-    if not _masked(setting):
-        raise PlanError("The job brings masks and trains in none: set train to 'mask', or leave masks out.", "masks")
-
-
-def _check_update(graph: Mapping[str, Any], config: Callable[[str], StageConfig]) -> None:
-    """A warm-up in a mask says nothing of the weights outside it."""
-    if "locate" not in graph or "updated" not in graph["locate"]:
-        return
-    warmup, locate = cast(WarmupConfig, config("warmup")), cast(LocateConfig, config("locate"))
-    if warmup.train == "all" or locate.importance == "random":
-        return
-    most = max(locate.forget_ratio, locate.improve_ratio)
-    if locate.importance == "least" or warmup.mask_ratio < most:
-        raise PlanError(
-            f"Stage locate looks for the weights that the warm-up moved ({locate.importance}, {most:g} of all), and in "
-            f"a mask it moves {warmup.mask_ratio:g} of them: raise warmup.mask_ratio, set warmup.train to 'all', or "
-            "set locate.importance to 'gradient'.",
-            "method.allo.stages.warmup.mask_ratio" if locate.importance == "update" else _IMPORTANCE,
-        )
-
-
-def _check_corrections(data: Data, graph: Mapping[str, Any], setting: SettingOf) -> None:
-    if data.corrections and "reward_model" in graph and setting("reward_model", "corrections") is not None:
-        raise PlanError(
-            "The job has a corrections file and a teacher to write corrections: leave one of them out.",
-            "method.allo.stages.reward_model.corrections",
-        )
-
-
-_IMPORTANCE = "method.allo.stages.locate.importance"
-
-
-def _check_solutions(data: Data, graph: Mapping[str, Any]) -> None:
-    if "reward_model" not in graph or not data.lines_without_solution or data.format == "problems":
-        return
-    shown = ", ".join(str(line) for line in data.lines_without_solution[:5])
-    more = len(data.lines_without_solution) - 5
-    raise PlanError(
-        f"Stage reward_model needs a reference solution on every line; missing on line {shown}"
-        f'{f" and {more} more" if more > 0 else ""}. Add a "solution" field there, or set '
-        'stages.token_rewards.source = "log_ratio", which needs none, or use method dpo.',
-        "training_file",
-    )

@@ -1,0 +1,168 @@
+"""What no job may ask for, and what is said then: the checks of a plan, before anything runs. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, cast
+
+from allo_engine.config import CONFIGS, LocateConfig, StageConfig, WarmupConfig
+
+Method = Literal["supervised", "dpo", "allo"]
+Format = Literal["problems", "preferences", "chats", "corrections"]
+
+SettingOf = Callable[[str, str], object]
+"""The value that a job gives to a stage's field."""
+
+
+class PlanError(ValueError):
+    """A job that cannot be planned. `param` is the path of the field that the user would change."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.message, self.param = message, param
+
+    def __reduce__(self) -> tuple[type[PlanError], tuple[str, str]]:
+        return PlanError, (self.message, self.param)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based; `masks` says that the job
+    brings masks which another job made."""
+
+    format: Format
+    lines_without_solution: tuple[int, ...] = ()
+    validation: Format | None = None
+    corrections: bool = False
+    masks: bool = False
+
+
+def check_names(
+    method: Method, graph: Mapping[str, Any], stages: Mapping[str, Any], shorthand: Mapping[str, Any]
+) -> None:
+    """Raises PlanError for a stage that the job has not, or a setting that none of its stages has."""
+    for name in stages:
+        if name not in graph:
+            close = did_you_mean(name, CONFIGS)
+            raise PlanError(
+                f"This job has no stage {name!r}; it runs {', '.join(graph)}.{close}", f"method.{method}.stages.{name}"
+            )
+    fields = {field for name in graph for field in CONFIGS[name].model_fields} | {"learning_rate_multiplier"}
+    for key in shorthand:
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise PlanError(
+                f"No stage of this job has a setting {key!r}; known are {known}.{did_you_mean(key, fields)}",
+                f"method.{method}.hyperparameters.{key}",
+            )
+
+
+def check_multiplier(method: Method, shorthand: Mapping[str, Any]) -> None:
+    """Raises PlanError where the multiplier of the learning rates is no number that could be one."""
+    multiplier = shorthand.get("learning_rate_multiplier", 1.0)
+    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e9:
+        raise PlanError(
+            f"learning_rate_multiplier must be a number above 0 and at most 1e9 (given: {shown(multiplier)}).",
+            f"method.{method}.hyperparameters.learning_rate_multiplier",
+        )
+
+
+def check_formats(method: Method, data: Data, with_sft: bool) -> None:
+    """Raises PlanError where a file holds what the method, or stage sft, does not train on."""
+    takes: dict[str, tuple[Format, ...]] = {
+        "supervised": ("problems", "chats"),
+        "dpo": ("problems", "preferences"),
+        "allo": ("problems", "preferences"),
+    }
+    if data.format not in takes[method]:
+        wanted = " or ".join(takes[method])
+        raise PlanError(f"Method {method} trains on {wanted}; the training file holds {data.format}.", "training_file")
+    if with_sft and data.format == "preferences":
+        raise PlanError(
+            "Stage sft trains on problems or chats; the training file holds preferences. Leave stages.sft out, or run "
+            "a supervised job first and name its model here.",
+            f"method.{method}.stages.sft",
+        )
+    if data.validation is not None and data.validation != data.format:
+        raise PlanError(
+            f"The validation file holds {data.validation}, the training file {data.format}: give both the same format.",
+            "validation_file",
+        )
+
+
+def check_masks(method: Method, data: Data, stages: Mapping[str, Any], setting: SettingOf) -> None:
+    """Raises PlanError where masks are brought that nothing trains in, or that the job locates itself."""
+    if not data.masks:
+        return
+    if method != "allo":
+        raise PlanError(f"Method {method} takes over no masks: leave masks out, or use method allo.", "masks")
+    if "locate" in stages:
+        raise PlanError(
+            "The job brings masks, so it has no stage locate to set: leave stages.locate out, or leave masks out to "
+            "locate anew.",
+            "method.allo.stages.locate",
+        )
+    if not masked(setting):
+        raise PlanError("The job brings masks and trains in none: set train to 'mask', or leave masks out.", "masks")
+
+
+def check_update(graph: Mapping[str, Any], config: Callable[[str], StageConfig]) -> None:
+    """Raises PlanError where a warm-up trains in a mask: it says nothing of the weights outside it."""
+    if "locate" not in graph or "updated" not in graph["locate"]:
+        return
+    warmup, locate = cast(WarmupConfig, config("warmup")), cast(LocateConfig, config("locate"))
+    if warmup.train == "all" or locate.importance == "random":
+        return
+    most = max(locate.forget_ratio, locate.improve_ratio)
+    if locate.importance == "least" or warmup.mask_ratio < most:
+        raise PlanError(
+            f"Stage locate looks for the weights that the warm-up moved ({locate.importance}, {most:g} of all), and in "
+            f"a mask it moves {warmup.mask_ratio:g} of them: raise warmup.mask_ratio, set warmup.train to 'all', or "
+            "set locate.importance to 'gradient'.",
+            "method.allo.stages.warmup.mask_ratio" if locate.importance == "update" else _IMPORTANCE,
+        )
+
+
+def check_corrections(data: Data, graph: Mapping[str, Any], setting: SettingOf) -> None:
+    """Raises PlanError where corrections are brought and asked of a teacher, too."""
+    if data.corrections and "reward_model" in graph and setting("reward_model", "corrections") is not None:
+        raise PlanError(
+            "The job has a corrections file and a teacher to write corrections: leave one of them out.",
+            "method.allo.stages.reward_model.corrections",
+        )
+
+
+_IMPORTANCE = "method.allo.stages.locate.importance"
+
+
+def check_solutions(data: Data, graph: Mapping[str, Any]) -> None:
+    """Raises PlanError where the rewriter has no solution to learn from."""
+    if "reward_model" not in graph or not data.lines_without_solution or data.format == "problems":
+        return
+    shown = ", ".join(str(line) for line in data.lines_without_solution[:5])
+    more = len(data.lines_without_solution) - 5
+    raise PlanError(
+        f"Stage reward_model needs a reference solution on every line; missing on line {shown}"
+        f'{f" and {more} more" if more > 0 else ""}. Add a "solution" field there, or set '
+        'stages.token_rewards.source = "log_ratio", which needs none, or use method dpo.',
+        "training_file",
+    )
+
+
+def masked(setting: SettingOf) -> tuple[str, ...]:
+    """The stages that train in the masks of `locate`."""
+    return tuple(name for name in ("forget", "improve") if setting(name, "train") == "mask")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'sft'?` where something that is known is nearly the word, else nothing."""
+    close = get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value that was given, for a message about it: no longer than a line's half."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else f"{'-' * (value < 0)}a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
