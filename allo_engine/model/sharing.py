@@ -112,6 +112,21 @@ def _zeros(weight: Tensor) -> Tensor:
     )
 
 
+class Reading:
+    """Takes rows through a model that is shared out as `way`, where no backward pass follows."""
+
+    def __init__(self, way: Rows) -> None:
+        self._way = way
+
+    def even(self, rows: Iterator[Item]) -> Iterator[Item]:
+        return evenly(rows, self.logps)
+
+    def logps(self, row: Row) -> Tensor:
+        logps_R: Tensor = self._way(row)
+        self._way.let_go()
+        return logps_R
+
+
 def evenly(
     rows: Iterator[Item],
     logps: Callable[[Row], Tensor],

@@ -26,19 +26,20 @@ from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import names_of, text_weights
 from allo_engine.config import BaselineConfig, SftConfig, WarmupConfig
-from allo_engine.model.loading import device, dtype_of, load_model, plain_model, save_weights
+from allo_engine.model.loading import device, dtype_of, empty_model, load_model, packs, plain_model, save_weights
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
 from allo_engine.model.memory import keep_freed_memory
-from allo_engine.model.rows import RowBudget, fitting_rows
+from allo_engine.model.rows import RowBudget, fitting_rows, give_back_freed_memory
 from allo_engine.model.sequences import Group
+from allo_engine.model.sharing import Reading, in_parts
 from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.choice import stage_of
 from allo_engine.training.loop import FORWARD_SHARE
 from allo_engine.training.trl_plan import Item, Plan, bare, example, pair, passes_of
-from allo_engine.training.zero import Sharded, shared_out, zero_settings
+from allo_engine.training.zero import shared_out, zero_settings
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,17 @@ class Stage:
             nonlocal scoring
             scoring = round(total * FORWARD_SHARE)
             self.report.progress(round(done * FORWARD_SHARE), scoring + training)
-            if self.report.stop_requested and rows.again:
+            if self.report.stop_requested:
                 raise Stopped
 
-        def in_parts(model: PreTrainedModel) -> Sharded | None:
-            return Sharded(model, text_weights(model), self.config, zero) if zero == 3 else None
+        def parted(model: PreTrainedModel) -> Reading:
+            return Reading(in_parts(model, self.start, names_of(model, self.start), {}))
 
-        load = partial(load_model, self.start, where=_place(zero))
-        found = known_or_scored(load, self.groups, cache, rows, tick, reader_of=in_parts)
+        if zero == 3 and packs(self.start):  # others have rows of several passes, and other ranks other passes
+            found = known_or_scored(partial(empty_model, self.start), self.groups, cache, rows, tick, reader_of=parted)
+        else:
+            found = known_or_scored(partial(load_model, self.start), self.groups, cache, rows, tick)
+        give_back_freed_memory()
         self.report.before += scoring
         return found
 

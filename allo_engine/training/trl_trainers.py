@@ -151,6 +151,12 @@ class StageTrainer(Trainer):
 
     # what transformers asks for
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """DDP's buckets are the gradients, not a copy of them."""
+        found: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        found["kwargs_handlers"][0].gradient_as_bucket_view = True
+        return found
+
     def get_train_dataloader(self) -> DataLoader[Item]:
         """This rank's items alone, so that nobody else shares them out."""
         return DataLoader(
