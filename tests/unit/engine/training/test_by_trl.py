@@ -67,7 +67,9 @@ def furthest(first: Weights, second: Weights) -> float:
 
 
 def steps(stream: Lines) -> list[dict[str, float]]:
-    return [line["metrics"] for line in stream.lines() if line["type"] == "progress" and "loss" in line["metrics"]]
+    """Their figures, but for the machine's own."""
+    told = [line["metrics"] for line in stream.lines() if line["type"] == "progress" and "loss" in line["metrics"]]
+    return [{name: step[name] for name in step if name not in ("memory_bytes", "tokens_per_second")} for step in told]
 
 
 def steps_in(file: Path) -> list[dict[str, float]]:
