@@ -15,6 +15,7 @@ from tests.benchmarks import (
     rewards,
     sample,
     sample_vllm,
+    service,
     trainers,
     transfers,
 )
@@ -34,6 +35,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "trainers": trainers.CASES,
     "job": job.CASES,
     "transfers": transfers.CASES,
+    "service": service.CASES,
 }
 
 if importlib.util.find_spec("vllm"):
