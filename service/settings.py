@@ -50,9 +50,6 @@ class Settings(BaseModel):
     max_uploads: int = Field(default=16, ge=1, description="Uploads that are received at once; more wait.")
     max_owner_uploads: int = Field(default=8, ge=1, description="Uploads that one owner may send at once.")
     upload_seconds: Seconds = Field(default=86_400, description="For how long an upload in parts takes parts.")
-    idle_body_seconds: Seconds = Field(
-        default=60, description="An upload of which nothing comes for this long is dropped."
-    )
     max_owner_bytes: int = Field(
         default=0,
         ge=0,

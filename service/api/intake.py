@@ -28,13 +28,13 @@ Answer = TypeVar("Answer")
 
 
 class Intake:
-    """Takes bodies in: so many at once, each of them alive. They have threads of their own: however slowly bodies
-    come, other requests find theirs."""
+    """Takes bodies in, so many at once. They have threads of their own: however slowly bodies come, other requests
+    find theirs; and a body that does not come at all the server drops."""
 
-    def __init__(self, threads: int, threads_of_one: int, idle_seconds: float, piece: int = 2**18) -> None:
+    def __init__(self, threads: int, threads_of_one: int, piece: int = 2**18) -> None:
         """`piece`: bytes that are handed to a thread at a time; at least, but for the last."""
         self._threads, self._piece_bytes = CapacityLimiter(threads), piece
-        self._threads_of_one, self._idle_seconds = threads_of_one, idle_seconds
+        self._threads_of_one = threads_of_one
         self._taken: Counter[str] = Counter()
 
     async def form(
@@ -94,11 +94,7 @@ class Intake:
         """The next piece, and whether there are more."""
         found, size, more = [], 0, True
         while more and size < self._piece_bytes:
-            try:
-                async with asyncio.timeout(self._idle_seconds):
-                    message = await request.receive()
-            except TimeoutError:
-                raise HTTPException(408, f"Nothing of the body came for {self._idle_seconds:.0f} s.") from None
+            message = await request.receive()
             if message["type"] == "http.disconnect":
                 raise HTTPException(400, "The client left before the body had arrived.")
             body, more = message.get("body", b""), message.get("more_body", False)

@@ -5,11 +5,14 @@ CRC-32 finds what disks do to bytes, at a tenth of the time of a hash; the blob'
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import zlib
 from array import array
+from collections.abc import Iterator
+from pathlib import Path
 
-from service.storage.store import CHUNK
+from service.storage.store import CHUNK, Blob, Corrupt
 
 
 class Checksums:
@@ -48,6 +51,36 @@ def read(content: bytes) -> array[int]:
     values = array("I")
     values.frombytes(content[: len(content) // 4 * 4])
     return _little(values)
+
+
+def counted(chunks: Iterator[bytes]) -> tuple[Blob, array[int]]:
+    """What the chunks are together, and the checksums of its chunks as they are kept."""
+    digest, sums, size = hashlib.sha256(), Checksums(), 0
+    for chunk in chunks:
+        digest.update(chunk)
+        sums.update(chunk)
+        size += len(chunk)
+    return Blob(digest.hexdigest(), size), sums.values()
+
+
+def read_file(path: Path) -> Iterator[bytes]:
+    """A file's content, chunk by chunk."""
+    with path.open("rb") as file:
+        yield from iter(lambda: file.read(CHUNK), b"")
+
+
+def verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
+    """Holds each chunk back until the next is read, so that a corrupt blob never ends as if it were whole."""
+    digest, held = hashlib.sha256(), b""
+    for chunk in chunks:
+        digest.update(chunk)
+        if held:
+            yield held
+        held = chunk
+    if digest.hexdigest() != sha256:
+        raise Corrupt(sha256)
+    if held:
+        yield held
 
 
 def _little(values: array[int]) -> array[int]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO
 
 from service.storage import checksums
-from service.storage.checksums import Checksums
+from service.storage.checksums import Checksums, counted, read_file, verified
 from service.storage.store import CHUNK, Blob, BlobMissing, Corrupt, DiskFull, Stored, Writer
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -73,7 +73,7 @@ class LocalStore:
                 return self.put(path)
             with aside.open("rb") as file, _room():
                 fcntl.flock(file, fcntl.LOCK_SH)  # whatever is taken twice at once stays readable
-                blob, sums = _counted(iter(lambda: file.read(CHUNK), b""))
+                blob, sums = counted(iter(lambda: file.read(CHUNK), b""))
                 self.publish(aside, file, blob, sums)
         return blob
 
@@ -87,7 +87,7 @@ class LocalStore:
         size = self.size(sha256)
         end = size if end is None else min(end, size)
         if (start, end) == (0, size):
-            return _verified(_read(self._path(sha256)), sha256)
+            return verified(read_file(self._path(sha256)), sha256)
         return self._part(sha256, start, end)
 
     def fetch(self, sha256: str, destination: Path) -> None:
@@ -174,7 +174,7 @@ class LocalStore:
 
     def _count(self, sha256: str) -> array[int]:
         """Works the checksums out from the blob, and keeps them. Raises Corrupt."""
-        blob, sums = _counted(_read(self._path(sha256)))
+        blob, sums = counted(read_file(self._path(sha256)))
         if blob.sha256 != sha256:
             raise Corrupt(sha256)
         self._note(self._path(sha256), sums)
@@ -235,34 +235,6 @@ class _LocalWriter:
         self._file.flush()
         os.posix_fadvise(self._file.fileno(), self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED)
         self._flushed = self._size
-
-
-def _counted(chunks: Iterator[bytes]) -> tuple[Blob, array[int]]:
-    digest, sums, size = hashlib.sha256(), Checksums(), 0
-    for chunk in chunks:
-        digest.update(chunk)
-        sums.update(chunk)
-        size += len(chunk)
-    return Blob(digest.hexdigest(), size), sums.values()
-
-
-def _read(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield from iter(lambda: file.read(CHUNK), b"")
-
-
-def _verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
-    """Holds each chunk back until the next is read, so that a corrupt blob never ends as if it were whole."""
-    digest, held = hashlib.sha256(), b""
-    for chunk in chunks:
-        digest.update(chunk)
-        if held:
-            yield held
-        held = chunk
-    if digest.hexdigest() != sha256:
-        raise Corrupt(sha256)
-    if held:
-        yield held
 
 
 def _sums_of(path: Path) -> Path:
