@@ -115,6 +115,18 @@ class Client:
         """What a model consists of: {path, bytes, sha256, url} of each file."""
         return list(self.get(f"/v1/models/{quote(name, safe='')}/files")["data"])
 
+    def export(self, name: str, format: str, params: Mapping[str, Any], path: Path) -> bool:
+        """Put a model in another form at `path`; False where it is still being made."""
+        url, part = f"/v1/models/{quote(name, safe='')}/export/{format}", path.with_name(path.name + ".part")
+        with self._checked(self._http.stream("GET", url, params=params)) as response:
+            if response.status_code == httpx.codes.ACCEPTED:
+                return False
+            with part.open("wb") as target:
+                for chunk in response.iter_bytes(_CHUNK):
+                    target.write(chunk)
+        part.replace(path)
+        return True
+
     def download(self, file: Mapping[str, Any], folder: Path, advance: Callable[[int], None]) -> None:
         """Put one file of a model into a folder, going on where an interrupted download stopped, and verify it.
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from service.cli import api, completion, deltas, doctor, files, jobs, local, manage, up, webhooks, workers
+from service.cli import api, completion, deltas, doctor, exports, files, jobs, local, manage, up, webhooks, workers
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_submit(commands)
     jobs.add_watch(commands)
     jobs.add_download(commands)
+    exports.add(commands)
     manage.add(commands)
     files.add(commands)
     webhooks.add(commands)

@@ -103,7 +103,7 @@ def _watched(args: argparse.Namespace, client: Client, job_id: str) -> int:
 
 def _download(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        name = _model_name(client, args.job)
+        name = model_name(client, args.job)
         download_model(client, name, args.folder)
     done = {"model": name, "folder": str(args.folder)}
     shown(args, done, lambda: f"{args.folder} holds the model; every file was verified.")
@@ -120,7 +120,7 @@ def download_model(client: Client, name: str, folder: Path) -> None:
             client.download(file, folder, lambda count: progress.advance(bar, count))
 
 
-def _model_name(client: Client, job_or_model: str) -> str:
+def model_name(client: Client, job_or_model: str) -> str:
     if not job_or_model.startswith("ftjob-"):
         return job_or_model
     job = client.job(job_or_model)
