@@ -25,8 +25,6 @@ of float32 weights. `allo bench memory-formula` holds the sum against measured p
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,30 +262,6 @@ def available_bytes(device_type: str) -> int:
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + unused
     return min([machine_bytes(), *cgroup_bytes()])
-
-
-def keep_freed_memory() -> None:
-    """Let what is freed stay with the process for the next row, where the C library is glibc.
-
-    By default large blocks go back to the kernel as soon as they are freed and their pages are cleared anew each time,
-    which takes about 3 % of a row's time.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def let_freed_memory_go() -> None:
-    """The other way: blocks of a megabyte are the kernel's again as soon as they are freed. Weights that are gathered
-    and let go, a layer after another, else leave gaps that add up to more than the model.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""malloc.h's names of what mallopt(3) sets."""
 
 
 def machine_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

@@ -31,9 +31,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from allo_engine.checkpoints.delta import Values, write_into
 from allo_engine.checkpoints.names import Names
 from allo_engine.checkpoints.parts import fill
+from allo_engine.model.freed import let_freed_memory_go
 from allo_engine.model.loading import device
 from allo_engine.model.logps import token_logps
-from allo_engine.model.memory import let_freed_memory_go
 from allo_engine.model.sequences import Row, build_row, singles
 from allo_engine.ranks import here
 

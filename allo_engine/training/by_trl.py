@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import names_of, text_weights
 from allo_engine.config import BaselineConfig, SftConfig, WarmupConfig
+from allo_engine.model.freed import keep_freed_memory
 from allo_engine.model.loading import device, dtype_of, empty_model, load_model, packs, plain_model, save_weights
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
-from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows, give_back_freed_memory
 from allo_engine.model.sequences import Group
 from allo_engine.model.sharing import Reading, in_parts

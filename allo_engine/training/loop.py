@@ -21,10 +21,10 @@ from allo_engine.checkpoints.delta import Values, write_into
 from allo_engine.checkpoints.names import Names, names_of, text_weights
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.sparse import SparseModel
+from allo_engine.model.freed import keep_freed_memory
 from allo_engine.model.loading import load_model, recompute_activations
 from allo_engine.model.logp_cache import LogpCache, known_or_scored, responses_apart
 from allo_engine.model.logps import PerToken
-from allo_engine.model.memory import keep_freed_memory
 from allo_engine.model.rows import RowBudget, fitting_rows
 from allo_engine.model.sequences import Group, batches
 from allo_engine.model.sharing import Rows, in_parts
