@@ -7,7 +7,8 @@ second model is held), what is reported, and the checkpoints.
 
 A batch has `batch_size` items whatever problems they are of, and a step's gradient is the mean over its batch. It is
 cut into parts, one a pass and process, that differ by one item at most: each counts by its items, and one that is
-empty for nothing. So no item is taken twice or left out, whatever the number of processes.
+empty for nothing. So no item is taken twice or left out, whatever the number of processes. TRL's losses that look at a
+batch as a whole (aot, aot_unpaired, sft) look at a part.
 """
 
 from __future__ import annotations
