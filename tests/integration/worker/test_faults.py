@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -160,3 +161,17 @@ def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(hous
     house.behave(steps=2, seconds=0.01)
     assert succeeded_once(house, first)
     assert succeeded_once(house, second)
+
+
+def test_what_a_worker_and_its_scheduler_log_are_events_with_their_ids(make_house, broker):
+    house = make_house("data", broker_url=broker_url(broker.data_dir), log_format="json")
+    job = house.submit()
+    worker = Worker(house)
+    assert succeeded_once(house, job)
+    worker.stop()
+    written = worker.log.read_text().replace("worker: Warm shutdown (MainProcess)", "")  # Celery's signal handler
+    lines = [json.loads(line) for line in written.splitlines() if line]
+    assert all(line["time"] and line["level"] and line["logger"] for line in lines)
+    (claimed,) = (line for line in lines if line.get("event") == "stage_claimed" and line["name"] == "sft")
+    assert (claimed["job_id"], claimed["owner"]) == (job, "owner")
+    assert {"stage_rung", "stage_ended"} <= {line.get("event") for line in lines}
