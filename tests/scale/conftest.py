@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import save_tiny
+from tests.unit.engine.conftest import report, stream
+
+__all__ = ["report", "stream"]
+
 HERE = Path(__file__).parent
 
 # Before anything imports the libraries, and inherited by every process that a test starts.
@@ -23,6 +28,16 @@ os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the process that made it, and ends with it
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+
+HIDDEN = 128
+"""Heads of 32: the smallest that vLLM has kernels for on a CPU."""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that vLLM can serve."""
+    return save_tiny(tmp_path_factory.mktemp("model"), hidden=HIDDEN)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

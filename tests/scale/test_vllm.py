@@ -19,19 +19,12 @@ from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling import Request, Sampler, Settings, TransformersSampler, VllmSampler
 from tests.benchmarks import material
+from tests.scale.conftest import HIDDEN
 from tests.tiny import save_tiny, tiny_model
 from tests.unit.engine.conftest import Lines
 
-HIDDEN = 128
-"""Heads of 32: the smallest that vLLM has kernels for on a CPU."""
-
 END, OTHER_END = 1, 77
 PROMPTS = [[0, *range(place + 10, place + 10 + 3 * place)] for place in range(12)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"), hidden=HIDDEN)
 
 
 @contextmanager
@@ -41,16 +34,6 @@ def served(folder: Path, model: Callable[[], PreTrainedModel], dtype: torch.dtyp
         yield sampler
     finally:
         sampler.close()
-
-
-@pytest.fixture
-def stream() -> Lines:
-    return Lines()
-
-
-@pytest.fixture
-def report(stream: Lines) -> Report:
-    return Report(stream)
 
 
 @pytest.fixture(scope="module")

@@ -20,18 +20,9 @@ from allo_engine.checkpoints.delta import write_delta
 from allo_engine.config import EvaluateConfig, SampleConfig
 from allo_engine.report import Report, Stopped
 from allo_engine.stages import evaluate, sample
-from tests.tiny import save_tiny
-from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import write_problems
 from tests.unit.engine.stages.test_sample import StopsAfter
 from tests.waiting import PATIENCE, until
-
-HIDDEN = 128
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model"), hidden=HIDDEN)
 
 
 @pytest.fixture
@@ -39,22 +30,17 @@ def data(tmp_path: Path) -> Path:
     return write_problems(tmp_path / "data")
 
 
-@pytest.fixture
-def report() -> Report:
-    return Report(Lines())
-
-
-def sampled(root: Path, model: Path, data: Path, report: Report, **settings: Any) -> bytes:
+def sampled(root: Path, folder: Path, data: Path, report: Report, **settings: Any) -> bytes:
     """The stage's records, as they are on disk."""
     config = SampleConfig(n=3, max_response_tokens=40, template="{problem}:", **settings)
-    inputs = {"model": model, "problems": data, "cache": root / "cache"}
+    inputs = {"model": folder, "problems": data, "cache": root / "cache"}
     sample.run(config, inputs, root / "out", root / "work", report)
     return (root / "out" / "responses" / "responses.jsonl").read_bytes()
 
 
-def test_both_backends_write_the_same_file(tmp_path: Path, model: Path, data: Path, report: Report) -> None:
+def test_both_backends_write_the_same_file(tmp_path: Path, folder: Path, data: Path, report: Report) -> None:
     own, found = (
-        sampled(tmp_path / backend, model, data, report, temperature=0, backend=backend)
+        sampled(tmp_path / backend, folder, data, report, temperature=0, backend=backend)
         for backend in ("transformers", "vllm")
     )
     assert found == own
@@ -66,28 +52,28 @@ def test_both_backends_write_the_same_file(tmp_path: Path, model: Path, data: Pa
     assert kept["vllm"] == 0, "its log-probabilities are no reference"
 
 
-def test_a_resumed_run_draws_nothing_anew(tmp_path: Path, model: Path, data: Path, report: Report) -> None:
-    whole = sampled(tmp_path / "whole", model, data, report, backend="vllm", temperature=1.0)
+def test_a_resumed_run_draws_nothing_anew(tmp_path: Path, folder: Path, data: Path, report: Report) -> None:
+    whole = sampled(tmp_path / "whole", folder, data, report, backend="vllm", temperature=1.0)
     stops = StopsAfter(7)
     stops.report = Report(stops, every_seconds=0)
     with pytest.raises(Stopped):
-        sampled(tmp_path / "cut", model, data, stops.report, backend="vllm", temperature=1.0)
+        sampled(tmp_path / "cut", folder, data, stops.report, backend="vllm", temperature=1.0)
     kept = tmp_path / "cut" / "work" / "responses.jsonl"
     before = kept.read_text()
     assert len(before.splitlines()) == 7
-    assert sampled(tmp_path / "cut", model, data, report, backend="vllm", temperature=1.0) == whole
+    assert sampled(tmp_path / "cut", folder, data, report, backend="vllm", temperature=1.0) == whole
     assert kept.read_text().startswith(before)
     drawn = [(line["number"], line["sample"]) for line in map(json.loads, kept.read_text().splitlines())]
     assert len(set(drawn)) == len(drawn) == 24
 
 
-def test_evaluation_is_the_same_by_either(tmp_path: Path, model: Path, data: Path, report: Report) -> None:
+def test_evaluation_is_the_same_by_either(tmp_path: Path, folder: Path, data: Path, report: Report) -> None:
     """Of a model, and of a sparse checkpoint of it, which is merged for vLLM and leaves nothing."""
     entries = np.arange(0, 30_000, 11)
     write_delta(
-        {"model.embed_tokens.weight": (entries, np.full(len(entries), 0.3, np.float32))}, model, tmp_path / "delta"
+        {"model.embed_tokens.weight": (entries, np.full(len(entries), 0.3, np.float32))}, folder, tmp_path / "delta"
     )
-    inputs = {"base": model, "improve": tmp_path / "delta", "heldout": data}
+    inputs = {"base": folder, "improve": tmp_path / "delta", "heldout": data}
     reports = {}
     for backend in ("transformers", "vllm"):
         config = EvaluateConfig(max_response_tokens=12, template="{problem}:", examples=8, backend=backend)
@@ -100,9 +86,9 @@ def test_evaluation_is_the_same_by_either(tmp_path: Path, model: Path, data: Pat
     assert answers[0] != answers[1]
 
 
-def test_a_resumed_evaluation_asks_nothing_again(tmp_path: Path, model: Path, data: Path, report: Report) -> None:
+def test_a_resumed_evaluation_asks_nothing_again(tmp_path: Path, folder: Path, data: Path, report: Report) -> None:
     config = EvaluateConfig(max_response_tokens=12, template="{problem}:", examples=8, backend="vllm")
-    inputs = {"base": model, "heldout": data}
+    inputs = {"base": folder, "heldout": data}
     stops = StopsAfter(3)
     stops.report = Report(stops, every_seconds=0)
     with pytest.raises(Stopped):
@@ -132,15 +118,15 @@ def processes(mark: str) -> list[int]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, model: Path, data: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def stage(tmp_path: Path, folder: Path, data: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts stage sample behind a command, and returns when vLLM has answered some of it."""
-    folder = tmp_path / "served"
-    folder.symlink_to(model)
+    link = tmp_path / "served"
+    link.symlink_to(folder)
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*before: str, n: int = 500) -> subprocess.Popen[bytes]:
         config = {"n": n, "max_response_tokens": 60, "template": "{problem}:", "backend": "vllm"}
-        task = {"config": config, "inputs": {"model": str(folder), "problems": str(data)}}
+        task = {"config": config, "inputs": {"model": str(link), "problems": str(data)}}
         task |= {"outputs": str(tmp_path / "out"), "work": str(tmp_path / "work")}
         (tmp_path / "task.json").write_text(json.dumps(task))
         command = [*before, sys.executable, "-m", "allo_engine", "sample", "--config", str(tmp_path / "task.json")]
@@ -148,7 +134,7 @@ def stage(tmp_path: Path, model: Path, data: Path) -> Iterator[Callable[..., sub
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, start_new_session=True)
         started.append(process)
         until(lambda: lines(tmp_path) > 3 or process.poll() is not None)
-        assert len(processes(str(folder))) == 1
+        assert len(processes(str(link))) == 1
         return process
 
     yield start
