@@ -197,7 +197,7 @@ def test_allo_submit_passes_masks_on(
 ) -> None:
     first = located(served)
     where = ["--url", base_url.removesuffix("/v1"), "--api-key", secret]
-    command = ["submit", "file-train", "--model", "tiny", "--seed", "1", *where]
+    command = ["submit", "file-train", "--model", "tiny", "--method", "allo", "--seed", "1", *where]
     assert main([*command, "--masks", first]) == 0
     job_id = capsys.readouterr().out.strip()
     assert served.view(job_id).job.masks == first
