@@ -70,7 +70,7 @@ class Settings(BaseModel):
     )
     max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
     requests_per_minute: int = Field(
-        default=30_000, ge=0, description="Requests of one owner to one API process; 0: no limit."
+        default=120_000, ge=0, description="Requests of one owner to one API process; 0: no limit."
     )
     max_streams: int = Field(default=100, ge=1, description="Live streams that one owner has open at once.")
     audit_seconds: Seconds = Field(default=90 * 86_400, description="For how long it is kept who did what.")
