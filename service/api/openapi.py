@@ -214,6 +214,8 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
     operation["summary"], operation["description"] = summary.replace("\n", " "), rest.strip()
     open_to_all = path.startswith(OPEN)
     operation["security"] = [] if open_to_all else [{"key": []}]
+    for asked in operation.get("parameters", ()):
+        _tell_texts(asked["schema"])
     answers = operation["responses"]
     answers.pop("422", None)
     answer = ANSWERS.get(name)
@@ -228,6 +230,14 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
         answers["204"] = {"description": "The events from `Last-Event-ID` on have all been told, and the job is over."}
     for status in () if open_to_all else _statuses(path, verb, operation):
         answers.setdefault(str(status), _error(status))
+
+
+def _tell_texts(schema: dict[str, Any]) -> None:
+    """No text in an address holds a NUL: the guard sends it away."""
+    if schema.get("type") == "string" and not schema.keys() & {"pattern", "enum", "const"}:
+        schema["pattern"] = r"^[^\x00]*$"
+    for inner in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())):
+        _tell_texts(inner)
 
 
 def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -31,21 +32,26 @@ class Prefixed:
 
 async def known_query(request: Request) -> None:
     """For every route: raises InvalidRequest for a parameter that the route's own signature does not have, and for one
-    that is given twice."""
+    that is given twice and is no list."""
     if not request.scope["query_string"]:
         return
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
     parts = list(_parts(route.dependant))
-    known = sorted({field.alias for part in parts for field in part.query_params})
+    fields = {field.alias: field for part in parts for field in part.query_params}
+    known, lists = sorted(fields), {name for name, field in fields.items() if _is_list(field.field_info.annotation)}
     families = [part.call for part in parts if isinstance(part.call, Prefixed)]
     seen = set()
     for name, _ in request.query_params.multi_items():
         if name not in known and not any(family.names(name) for family in families):
             raise InvalidRequest(_unknown(name, [*known, *(f"{family.prefix}[…]" for family in families)]), name)
-        if name in seen:
+        if name in seen and name not in lists:
             raise InvalidRequest(f"The query parameter {name:.60} is given twice.", name)
         seen.add(name)
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 def _parts(dependant: Dependant) -> Iterator[Dependant]:

@@ -178,10 +178,12 @@ class _Text:
         """Reads on, by as much as is there already, so that what is scanned again is not scanned often."""
         found, size = [self._text[self._place :]], 0
         while size <= at_least and not self._ended:
-            chunk = next(self._chunks, b"")
-            self._ended = not chunk
+            chunk = next(
+                self._chunks, None
+            )  # an empty one is no end: what is decompressed may have nothing to give yet
+            self._ended = chunk is None
             try:
-                found.append(self._decoder.decode(chunk, self._ended))
+                found.append(self._decoder.decode(chunk or b"", self._ended))
             except UnicodeDecodeError:
                 raise BadLine("is not UTF-8", "UTF-8") from None
             size += len(found[-1])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.errors import NotFound
 
 FIRST = ("stage", "step", "steps", "created_at")
 """The columns that every point has; the figures follow."""
@@ -32,13 +32,13 @@ class Point:
 
 def read(database: Database, owner: str, job_id: str, stage: str | None) -> list[Point]:
     """A job's points by stage and step; where a step ran again after a break, its last run counts. Raises NotFound for
-    an absent job, InvalidRequest for a stage that it has not."""
+    an absent job, and for a stage that it has not."""
     with database.snapshot() as session:
         if repository.job(session, owner, job_id) is None:
             raise NotFound(f"No fine-tuning job {job_id!r}.")
         names = [row.name for row in repository.stages(session, [job_id])]
         if stage is not None and stage not in names:
-            raise InvalidRequest(f"The job has no stage {stage!r}; it has {', '.join(names)}.", "stage")
+            raise NotFound(f"The job has no stage {stage!r}; it has {', '.join(names)}.", "stage")
         found: dict[tuple[str, int], Point] = {}
         for event in repository.metric_events(session, job_id):
             point = _point(event.data, event.created_at)

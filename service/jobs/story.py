@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.errors import NotFound
 from service.jobs.lifecycle import JOB_ENDED
 from service.jobs.tables import Event
 
@@ -24,13 +24,13 @@ def read_counts(database: Database, job_ids: Sequence[str]) -> dict[str, tuple[i
 
 
 def read_place(database: Database, owner: str, job_id: str, event_id: str | None) -> tuple[int, bool]:
-    """The number of an event, 0 for none, and whether the job has ended with it. Raises NotFound for an absent job,
-    InvalidRequest for an event that is none of its."""
+    """The number of an event, 0 for none, and whether the job has ended with it. Raises NotFound for an absent job, and
+    for an event that is none of its."""
     with database.snapshot() as session:
         job = repository.job(session, owner, job_id)
         if job is None:
             raise NotFound(f"No fine-tuning job {job_id!r}.")
         seq = 0 if event_id is None else repository.event_seq(session, job_id, event_id)
         if seq is None:
-            raise InvalidRequest(f"The job has no event {event_id!r}: leave Last-Event-ID out.", "Last-Event-ID")
+            raise NotFound(f"The job has no event {event_id!r}: leave Last-Event-ID out.", "Last-Event-ID")
         return seq, job.status in JOB_ENDED and seq >= job.event_count

@@ -129,7 +129,7 @@ def test_many_streams_of_one_job_all_see_all_of_it(http: httpx.Client, served: D
 def test_an_event_of_another_job_and_an_absent_job_are_refused(http: httpx.Client, served: Domain) -> None:
     job, other = served.submit(SUPERVISED).job.id, served.submit(SUPERVISED).job.id
     wrong = http.get(f"{job}/events", headers=STREAM | {"last-event-id": events_of(served, other)[0]})
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "Last-Event-ID")
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (404, "Last-Event-ID")
     assert http.get("ftjob-absent/events", headers=STREAM).status_code == 404
 
 
@@ -197,7 +197,7 @@ def test_a_trainings_figures_are_series(http: httpx.Client, served: Domain) -> N
     assert [(point["step"], point["metrics"]["loss"]) for point in found] == [(1, 0.9), (2, 0.7), (3, 0.6)]
     assert http.get(f"{job}/metrics", params={"stage": "evaluate"}).json()["data"] == []
     wrong = http.get(f"{job}/metrics", params={"stage": "sfft"})
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "stage")
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (404, "stage")
     rows = list(csv.DictReader(io.StringIO(http.get(f"{job}/metrics", params={"format": "csv"}).text)))
     assert [(row["stage"], row["step"], row["loss"]) for row in rows][1] == ("sft", "2", "0.7")
 

@@ -62,6 +62,6 @@ def test_a_crowd_of_workers_runs_every_stage_once(domain: Domain) -> None:
     for job_id in jobs:
         view = domain.view(job_id)
         assert view.job.status == "succeeded"
-        assert len(view.artifacts) == 11
+        assert len(view.artifacts) == 12
         assert in_order(domain.events(job_id))
     assert 9 <= computed <= 27

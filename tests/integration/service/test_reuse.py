@@ -78,7 +78,7 @@ def test_a_finished_job_leaves_models_that_others_can_start_from(domain: Domain)
     name = domain.view(job_id).job.fine_tuned_model
     assert name == f"ft:tiny:mine:{job_id[-8:]}"
     ours = [row.id for row in models.read_models(domain.database, OWNER) if row.owner == OWNER]
-    assert sorted(ours) == [name, *(f"{name}:ckpt-{stage}" for stage in ("improve", "sft", "warmup"))]
+    assert sorted(ours) == [name, *(f"{name}:ckpt-{stage}" for stage in ("forget", "improve", "sft", "warmup"))]
     assert [row.id for row in models.read_models(domain.database, "stranger")] == ["tiny"]
     next_job = domain.submit(replace(ALLO, model=name)).job
     assert next_job.model == name
