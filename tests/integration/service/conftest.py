@@ -106,8 +106,13 @@ def app(tmp_path: Path, sqlite: Path, broker: SilentBroker) -> Iterator[FastAPI]
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     shutil.copyfile(sqlite, data_dir / "allo.db")
-    limits = {"max_file_bytes": 20_000, "max_request_bytes": 10_000, "max_line_bytes": 2_000, "max_active_jobs": 5}
-    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, **limits), broker)
+    limits = {
+        "max_file_bytes": 20_000,
+        "max_request_bytes": 10_000,
+        "max_line_bytes": 2_000,
+        "max_active_jobs": 5,
+    }
+    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, webhook_private=True, **limits), broker)
     yield app
     app.state.context.close()
 

@@ -109,10 +109,10 @@ def log_of(domain: Domain, endpoint: str) -> list[Any]:
 
 
 @pytest.fixture
-def private(app: FastAPI) -> None:
-    """The operator allows webhooks into private networks."""
+def public(app: FastAPI) -> None:
+    """The operator allows no webhooks into private networks, as by default."""
     context = app.state.context
-    settings = context.settings.model_copy(update={"webhook_private": True})
+    settings = context.settings.model_copy(update={"webhook_private": False})
     app.state.context = type(context)(**{**vars(context), "settings": settings})
 
 
@@ -122,9 +122,8 @@ def client(base_url: str, secret: str) -> Iterator[OpenAI]:
         yield client
 
 
-@pytest.mark.usefixtures("private")
 def test_the_client_makes_an_endpoint_and_unwraps_what_it_is_told(client: OpenAI, served: Domain) -> None:
-    with receiving() as receiver, Courier(served.database, private=True):
+    with receiving() as receiver:
         made = client.webhooks.create(name="mine", url=receiver.url, event_types=[SUCCEEDED, FAILED])
         assert made.signing_secret.startswith("whsec_")
         job = ended_job(served)
@@ -136,7 +135,6 @@ def test_the_client_makes_an_endpoint_and_unwraps_what_it_is_told(client: OpenAI
         client.webhooks.unwrap(body + b" ", headers, secret=made.signing_secret)
 
 
-@pytest.mark.usefixtures("private")
 def test_the_client_reads_changes_lists_rotates_tests_and_deletes(client: OpenAI) -> None:
     assert client.webhooks.event_types.list().data == [SUCCEEDED, FAILED, "fine_tuning.job.cancelled"]
     with receiving(418) as receiver:
@@ -160,6 +158,7 @@ def test_the_client_reads_changes_lists_rotates_tests_and_deletes(client: OpenAI
         client.webhooks.test(made[1].id, event_type=FAILED)
 
 
+@pytest.mark.usefixtures("public")
 def test_owasp_api7_an_endpoint_in_a_private_network_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="private network") as refused:
         client.webhooks.create(name="x", url="https://127.0.0.1/x", event_types=[FAILED])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from service.api.forms import FIELD_BYTES, Form
@@ -41,6 +41,7 @@ def cut(body: bytes, places: list[int]) -> Iterator[bytes]:
 )
 def test_the_content_is_the_same_however_it_is_cut(parts: list[bytes], places: list[int], before: bool) -> None:
     content = b"".join(parts)
+    assume(b"\r\n--edge" not in b"\r\n" + content)  # it would be the boundary itself
     file = field("file", content, "träin.jsonl")
     body = (PURPOSE + file if before else file + PURPOSE) + END
     found, form = read(cut(body, places))
