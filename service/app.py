@@ -108,6 +108,12 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))
     app.add_middleware(Access, meters=meters)  # the last one added is the outermost
     add_error_handlers(app)
+    _add_routes(app)
+    describe(app)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
     routes = APIRouter(prefix="/v1")
     for part in (files, uploads, jobs, events, artifacts, exports, models, webhooks, workers, keys):
         routes.include_router(part.router)
@@ -120,8 +126,6 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     app.include_router(hub.router)
     app.include_router(metrics.router)
     app.include_router(docs.router)
-    describe(app)
-    return app
 
 
 def _checks(settings: Settings, database: Database, broker: Broker, watch: Watch) -> Mapping[str, Callable[[], bool]]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.children import alone, last_words
 from service.db import Database
 from service.jobs import exports
 from service.jobs.tables import Export
@@ -70,8 +71,7 @@ def _make(settings: Settings, database: Database, store: Store, row: Export) -> 
         done = _engine(row, folder)
         if done.returncode:
             code = exports.REFUSED if done.returncode == 2 else "export_failed"
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            exports.fail(database, row.id, code, last)
+            exports.fail(database, row.id, code, last_words(done.stderr))
         else:
             exports.finish(database, row.id, _stored(store, folder / "out"), json.loads(done.stdout.splitlines()[-1]))
     except (OSError, StoreError) as error:
@@ -84,8 +84,7 @@ def _engine(row: Export, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "allo_engine.exports", row.format, str(folder / "model"), str(folder / "out")]
     command += [f"--base={folder / 'base'}"] if "base" in row.inputs else []
     command += [f"--{name}={value}" for name, value in row.options.items()]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=alone(TQDM_DISABLE="1"), check=False)
 
 
 def _stored(store: Store, out: Path) -> list[dict[str, object]]:

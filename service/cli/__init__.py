@@ -11,6 +11,7 @@ from types import ModuleType
 from pydantic import ValidationError
 
 from service.cli import api, completion, deltas, doctor, exports, files, jobs, local, manage, up, webhooks, workers
+from service.cli.commands import sentence
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -87,7 +88,7 @@ def _add_module(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, module: str
 ) -> None:
     """A command that lives in a module of its own, loaded when it is called: its `run(args)`."""
-    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    parser = commands.add_parser(name, help=summary, description=sentence(summary))
     parser.set_defaults(run=lambda args: _load(name, module).run(args))
 
 

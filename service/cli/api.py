@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from service.cli.commands import Commands, described
+
 _EPILOG = """\
 examples:
   ALLO_DATABASE_URL=postgresql://… ALLO_BROKER_URL=redis://… allo api --host 0.0.0.0 --port 8000
@@ -11,13 +13,13 @@ examples:
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = described(
+        commands,
         "api",
-        help="start the web process alone",
-        description="Start the web process alone. `allo up` starts it together with all that it needs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "start the web process alone",
+        _EPILOG,
+        "Start the web process alone. `allo up` starts it together with all that it needs.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")

@@ -1,4 +1,4 @@
-"""A command of `allo` that speaks to a running service: what all of them have."""
+"""A command of `allo`: its help, and what those have that speak to a running service."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from service.cli.connection import add_connection
 Commands = argparse._SubParsersAction  # argparse gives it no public name
 
 
+def described(
+    commands: Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str, description: str | None = None
+) -> argparse.ArgumentParser:
+    """A command with its help, whose examples stand as they are written."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description or sentence(summary),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def sentence(summary: str) -> str:
+    """A summary as a sentence of its own."""
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
 def command(
     commands: Commands[argparse.ArgumentParser],
     name: str,
@@ -18,13 +36,7 @@ def command(
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     """A command with its help, the options of a connection, and --json."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = described(commands, name, summary, epilog)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     add_connection(parser)
     parser.set_defaults(run=run)
@@ -32,14 +44,7 @@ def command(
 
 
 def verbs(
-    commands: Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str
+    commands: Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str, description: str | None = None
 ) -> Commands[argparse.ArgumentParser]:
     """A command that has verbs."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser.add_subparsers(required=True, metavar="VERB")
+    return described(commands, name, summary, epilog, description).add_subparsers(required=True, metavar="VERB")

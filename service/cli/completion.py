@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service.cli.commands import Commands
+from service.cli.commands import Commands, described
 
 _EPILOG = """\
 examples:
@@ -14,12 +14,12 @@ examples:
 
 
 def add(commands: Commands[argparse.ArgumentParser], whole: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser(
+    parser = described(
+        commands,
         "completion",
-        help="print a script by which the shell completes `allo`",
-        description="Print a script by which the shell completes commands and options.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "print a script by which the shell completes `allo`",
+        _EPILOG,
+        "Print a script by which the shell completes commands and options.",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     parser.set_defaults(run=lambda args: _print(args.shell, whole))

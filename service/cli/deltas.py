@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 
+from service.cli.commands import Commands, described
 from service.cli.terminal import CommandError, out
 
 _MERGE_EPILOG = """\
@@ -22,13 +23,13 @@ examples:
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    merge = commands.add_parser(
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    merge = described(
+        commands,
         "merge",
-        help="write a whole model: a base and its sparse checkpoint in one folder",
-        description="Write a whole model: the base's weights with the values of a sparse checkpoint.",
-        epilog=_MERGE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write a whole model: a base and its sparse checkpoint in one folder",
+        _MERGE_EPILOG,
+        "Write a whole model: the base's weights with the values of a sparse checkpoint.",
     )
     merge.add_argument("base", metavar="BASE", help="the folder of the model that the delta was trained from")
     merge.add_argument("delta", metavar="DELTA", help="the folder that holds delta.safetensors")
@@ -40,13 +41,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="what to write the weights in; float32 (the default) keeps every bit that training left",
     )
     merge.set_defaults(run=lambda args: _engine("merge", args.base, args.delta, args.out, args.dtype))
-    info = commands.add_parser(
-        "info",
-        help="say what a sparse checkpoint holds",
-        description="Say what a sparse checkpoint holds.",
-        epilog=_INFO_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    info = described(commands, "info", "say what a sparse checkpoint holds", _INFO_EPILOG)
     info.add_argument("delta", metavar="DELTA", help="the folder that holds delta.safetensors")
     info.set_defaults(run=lambda args: _engine("info", args.delta))
 

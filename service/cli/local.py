@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from service.cli.commands import Commands, sentence, verbs
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import CommandError, err, out
 from service.db import Database
@@ -43,50 +44,44 @@ what cannot be trained: a small model of the same architecture is tried. Rows of
 """
 
 
-def add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verbs = _with_verbs(commands, "keys", "create, list, rotate and revoke API keys", _KEYS_EPILOG)
-    create = _verb(verbs, "create", "make a key and print it, this once", _create_key)
+def add_keys(commands: Commands[argparse.ArgumentParser]) -> None:
+    found = _with_verbs(commands, "keys", "create, list, rotate and revoke API keys", _KEYS_EPILOG)
+    create = _verb(found, "create", "make a key and print it, this once", _create_key)
     create.add_argument("--owner", default="local", help="whose key it is (local)")
     create.add_argument(
         "--scopes", nargs="+", choices=keys.SCOPES, default=["read", "submit"], help="what it may do (read submit)"
     )
     create.add_argument("--days", type=float, help="days until it expires (never)")
-    _verb(verbs, "list", "show every key, without its secret", _list_keys)
-    rotate = _verb(verbs, "rotate", "give a key another secret and print it, this once", _rotate_key)
+    _verb(found, "list", "show every key, without its secret", _list_keys)
+    rotate = _verb(found, "rotate", "give a key another secret and print it, this once", _rotate_key)
     rotate.add_argument("id", help="key-…, as `allo keys list` shows it")
-    revoke = _verb(verbs, "revoke", "end a key; within two seconds it opens nothing", _revoke_key)
+    revoke = _verb(found, "revoke", "end a key; within two seconds it opens nothing", _revoke_key)
     revoke.add_argument("id", help="key-…, as `allo keys list` shows it")
 
 
-def add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verbs = _with_verbs(commands, "models", "register the models that jobs start from", _MODELS_EPILOG)
-    add = _verb(verbs, "add", "register a local folder as a model for everyone", _add_model)
+def add_models(commands: Commands[argparse.ArgumentParser]) -> None:
+    found = _with_verbs(commands, "models", "register the models that jobs start from", _MODELS_EPILOG)
+    add = _verb(found, "add", "register a local folder as a model for everyone", _add_model)
     add.add_argument("name", help="the name that jobs use")
     add.add_argument("path", help="a folder with config.json, tokenizer and *.safetensors; or a Hub id, owner/name")
     add.add_argument("--revision", help="which revision of a Hub id (main); the commit that it is now is taken")
-    _verb(verbs, "list", "show everyone's models and the local owner's", _list_models)
+    _verb(found, "list", "show everyone's models and the local owner's", _list_models)
 
 
 def _with_verbs(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
-) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}, in the data folder's own database.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return parser.add_subparsers(required=True, metavar="VERB")
+    commands: Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str
+) -> Commands[argparse.ArgumentParser]:
+    where = f"{sentence(summary)[:-1]}, in the data folder's own database."
+    return verbs(commands, name, summary, epilog, where)
 
 
 def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    found: Commands[argparse.ArgumentParser],
     name: str,
     summary: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    verb = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    verb = found.add_parser(name, help=summary, description=sentence(summary))
     add_data_dir(verb)
     verb.set_defaults(run=run)
     return verb

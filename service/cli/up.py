@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 
 from service import embedded
+from service.cli.commands import Commands, described
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import CommandError, err, out
 from service.db import Database
@@ -39,13 +40,13 @@ ends everything; a running stage writes a checkpoint first, and goes on from it 
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = described(
+        commands,
         "up",
-        help="start the service: API, worker, and a broker if none is configured",
-        description="Start the whole service on this machine: database, broker, API and worker.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "start the service: API, worker, and a broker if none is configured",
+        _EPILOG,
+        "Start the whole service on this machine: database, broker, API and worker.",
     )
     add_data_dir(parser)
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen on, 0 for any free one (8000)")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from service.cli.commands import Commands, described
 from service.cli.connection import add_connection, connect
 from service.cli.terminal import out
 
@@ -23,13 +24,13 @@ ALLO_DATABASE_URL, ALLO_BROKER_URL and ALLO_STORE_URL of this service, and a dat
 """
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = described(
+        commands,
         "workers",
-        help="show the workers that there are, and what they run",
-        description="Show the workers that live: their devices, what is installed there, and what they run.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "show the workers that there are, and what they run",
+        _EPILOG,
+        "Show the workers that live: their devices, what is installed there, and what they run.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_connection(parser)

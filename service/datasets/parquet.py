@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from service.children import last_words
 from service.datasets.parsing import BadLine
 
 MAGIC = b"PAR1"
@@ -48,7 +49,7 @@ def rows(
                 child.kill()
         if child.returncode:
             errors.seek(0)
-            last = (errors.read().decode(errors="replace").strip().splitlines() or [_SILENT])[-1]
+            last = last_words(errors.read().decode(errors="replace"), _SILENT)
             raise BadLine(
                 f"could not be read from the Parquet file: {last:.300}", "a whole Parquet file, of smaller rows"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from queue import Full, Queue
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
+from service.children import alone, last_words
 from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
@@ -133,7 +133,7 @@ def _asked_of_the_engine(folder: Path, compares: bool) -> Insight:
     pipe = subprocess.PIPE  # its input stays open as long as this process lives, and it ends with that
     with (
         TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env={**os.environ, **_ALONE}) as child,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=alone(**_ONE_THREAD)) as child,
     ):
         assert child.stdout is not None
         said = child.stdout.read()
@@ -141,8 +141,8 @@ def _asked_of_the_engine(folder: Path, compares: bool) -> Insight:
             found: Insight = json.loads(said.splitlines()[-1])
             return found
         errors.seek(0)
-        last = (errors.read().decode(errors="replace").strip().splitlines() or ["it took too much time or memory"])[-1]
+        last = last_words(errors.read().decode(errors="replace"), "it took too much time or memory")
         return {"refused": f"The file could not be looked into: {last:.300}"}
 
 
-_ALONE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -82,7 +82,7 @@ def read_events(database: Database, owner: str, job_id: str, page: Page) -> tupl
     """The job's events. Raises NotFound, for an unknown `page.after` too."""
     with database.snapshot() as session:
         _owned(session, owner, job_id)
-        if page.after is not None and not repository.event_seq(session, job_id, page.after) is not None:
+        if page.after is not None and repository.event_seq(session, job_id, page.after) is None:
             raise NotFound(f"No event {page.after!r} of this job to go on after.", "after")
         return repository.events(session, job_id, page)
 

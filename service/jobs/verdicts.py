@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from service.children import alone, last_words
 from service.jobs.errors import InvalidRequest
 
 Verdict = dict[str, Any]
@@ -19,11 +19,9 @@ the engine's model/probe.py)."""
 def probed(folder: Path) -> Verdict:
     """What the engine finds of a model in a folder. Raises InvalidRequest where it cannot be trained."""
     command = [sys.executable, "-m", "allo_engine.model.probe", str(folder.resolve())]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}  # it tries on the CPU alone
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=alone(), check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise _refused(f"The model could not be probed: {last}")
+        raise _refused(f"The model could not be probed: {last_words(done.stderr)}")
     found: Verdict = json.loads(done.stdout.splitlines()[-1])
     if "refused" in found:
         raise _refused(found["refused"])

@@ -18,25 +18,16 @@ from service.jobs.files import FileLimits, NewFile
 from service.jobs.tables import Artifact, Export, File, Stage
 from service.jobs.uploads import NewUpload
 from service.storage.store import Blob
+from tests.clock import Clock
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain, stage_by_name
 
 LIMITS = FileLimits(10_000, 1000)
 LINES = b'{"problem": "p", "solution": "s"}\n'
 
 
-class Clock:
-    """Seconds, as the test has it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from service.jobs.keys import create_key
 from service.jobs.repository import Page
 from service.webhooks.courier import Courier
 from service.webhooks.sending import Undelivered, new_secret, send
+from tests.clock import Clock
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 from tests.waiting import until
 
@@ -70,17 +71,9 @@ def receiving(status: int = 200, headers: dict[str, str] | None = None) -> Itera
         receiver.server_close()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000.0)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from service.broker import BrokerDown
 from service.db import Database
 from service.jobs import attempts, workers
+from tests.clock import Clock
 from tests.integration.worker.house import House
 from tests.waiting import until
 from worker.leader import FileLeadership, PostgresLeadership, leadership
@@ -44,16 +45,6 @@ class RecordingBroker:
     def ping(self) -> None:
         if self.down:
             raise BrokerDown("told so")
-
-
-class Clock:
-    """Monotonic seconds that pass when told so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

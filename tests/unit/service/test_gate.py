@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from service.gate import Bounded, DatabaseBusy
+from tests.clock import Clock
 
 
 def away() -> OperationalError:
@@ -16,13 +17,6 @@ def away() -> OperationalError:
 
 def locked() -> OperationalError:
     return OperationalError("BEGIN IMMEDIATE", {}, sqlite3.OperationalError("database is locked"))
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_one_writer_too_many_is_refused_at_once_and_readers_are_not() -> None:
@@ -45,7 +39,7 @@ def test_a_writer_that_fails_gives_its_place_back() -> None:
 
 
 def test_while_the_database_is_away_one_asks_for_all() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     gate = Bounded(writers=2, clock=clock)
     with pytest.raises(OperationalError), gate.reader():
         raise away()

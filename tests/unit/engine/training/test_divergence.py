@@ -7,6 +7,7 @@ import pytest
 from allo_engine.report import StageError
 from allo_engine.training.divergence import Strikes
 from allo_engine.training.resuming import Cadence
+from tests.clock import Clock
 
 
 def test_the_third_strike_in_a_row_sends_back_and_the_third_after_that_ends() -> None:
@@ -27,16 +28,8 @@ def test_a_good_step_clears_the_strikes_before_it() -> None:
     assert strikes.in_a_row == 0
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_a_save_is_due_after_its_seconds_and_again_after_twenty_times_what_it_cost() -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     cadence = Cadence(60, clock)
     clock.now += 60
     assert not cadence.due()
