@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass
 
 from service.db import Database
-from service.jobs import repository_access
 from service.jobs.clean import clean_text
 from service.jobs.errors import NotFound
 from service.jobs.ids import new_id
-from service.jobs.repository import Page
+from service.jobs.repository import Page, access
 from service.jobs.tables import AuditEntry
 
 _SECRET = re.compile(r"allo-[A-Za-z0-9_-]{20,}")
@@ -34,7 +33,7 @@ def record(database: Database, deed: Deed, keep_seconds: float) -> None:
     entry is there exactly where the deed is done."""
     with database.transaction() as session:
         now = database.now()
-        repository_access.forget_audit(session, now - int(keep_seconds))
+        access.forget_audit(session, now - int(keep_seconds))
         entry = AuditEntry(id=new_id("audit"), created_at=now, key_id=deed.key_id, owner=deed.owner, verb=deed.verb)
         entry.address = None if deed.address is None else _shown(deed.address, 64)
         entry.object_id = None if deed.object_id is None else _shown(deed.object_id, 255)
@@ -50,7 +49,7 @@ def read_page(
     if page.after is not None and not page.after.startswith("audit-"):
         raise NotFound(f"No entry {page.after!r} to go on after.", "after")
     with database.snapshot() as session:
-        return repository_access.audit_page(session, page, owner, object_id)
+        return access.audit_page(session, page, owner, object_id)
 
 
 def _shown(text: str, most: int) -> str:

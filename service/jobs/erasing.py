@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from service.db import Database
-from service.jobs import holdings
+from service.jobs.repository import holdings
 from service.settings import Settings
 from service.storage.store import Store
 

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs import exported, repository
+from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.errors import InvalidRequest, TooMany
 from service.jobs.models import found_model
+from service.jobs.repository import exported
 from service.jobs.tables import Artifact, Export, Model
 
 QUEUED, RUNNING, READY, FAILED = "queued", "running", "ready", "failed"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.db import Database
-from service.jobs import repository_counts as counts
+from service.jobs.repository import totals
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Figures:
 def read(database: Database) -> Figures:
     """What there is now."""
     with database.snapshot() as session:
-        depth, oldest = counts.queue(session)
+        depth, oldest = totals.queue(session)
         return Figures(
-            jobs=counts.jobs(session),
-            stages=counts.stages(session),
+            jobs=totals.jobs(session),
+            stages=totals.stages(session),
             queue_depth=depth,
             queue_age=0 if oldest is None else max(0, database.now() - oldest),
-            work={name: Work(*row) for name, row in counts.work(session).items()},
-            file_bytes=counts.file_bytes(session),
-            artifact_bytes=counts.artifact_bytes(session),
+            work={name: Work(*row) for name, row in totals.work(session).items()},
+            file_bytes=totals.file_bytes(session),
+            artifact_bytes=totals.artifact_bytes(session),
         )

@@ -13,10 +13,9 @@ from typing import Literal, get_args
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs import repository_access
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
 from service.jobs.ids import new_id
-from service.jobs.repository import Page
+from service.jobs.repository import Page, access
 from service.jobs.tables import ApiKey
 
 Scope = Literal["read", "submit", "admin", "metrics"]
@@ -54,14 +53,14 @@ def create_key(
 def find_key(database: Database, secret: str) -> ApiKey | None:
     """The key that a client sent, where it is one of ours, neither revoked nor expired."""
     with database.snapshot() as session:
-        key = repository_access.key_by_hash(session, _hash(secret))
+        key = access.key_by_hash(session, _hash(secret))
     return key if key is not None and status(key, database.now()) == "valid" else None
 
 
 def is_valid(database: Database, key_id: str) -> bool:
     """Whether a key may still be used."""
     with database.snapshot() as session:
-        key = repository_access.key(session, key_id)
+        key = access.key(session, key_id)
     return key is not None and status(key, database.now()) == "valid"
 
 
@@ -95,7 +94,7 @@ class KeyRing:
 def list_keys(database: Database) -> Sequence[ApiKey]:
     """Every key ever made, oldest first."""
     with database.snapshot() as session:
-        return repository_access.keys(session)
+        return access.keys(session)
 
 
 def read_keys(database: Database, page: Page, owner: str | None = None) -> tuple[list[ApiKey], bool]:
@@ -104,7 +103,7 @@ def read_keys(database: Database, page: Page, owner: str | None = None) -> tuple
     with database.snapshot() as session:
         if page.after is not None:
             _key(session, page.after)
-        return repository_access.keys_page(session, page, owner)
+        return access.keys_page(session, page, owner)
 
 
 def read_key(database: Database, key_id: str) -> ApiKey:
@@ -137,7 +136,7 @@ def status(key: ApiKey, now: int) -> str:
 
 
 def _key(session: Session, key_id: str) -> ApiKey:
-    key = repository_access.key(session, key_id)
+    key = access.key(session, key_id)
     if key is None:
         raise NotFound(f"No key {key_id!r}.")
     return key

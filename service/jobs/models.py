@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs import holdings, repository
+from service.jobs import repository
 from service.jobs.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from service.jobs.exported import drop_exports
 from service.jobs.folders import checked, licence_of
 from service.jobs.lifecycle import JOB_ENDED
-from service.jobs.tables import Job, Model
+from service.jobs.repository import exported, holdings
+from service.jobs.tables import Model
 from service.jobs.verdicts import Verdict, probed
 from service.storage.store import Store
 
@@ -97,13 +97,13 @@ def delete_model(database: Database, owner: str, name: str, admin: bool) -> None
             raise Forbidden(f"Model {name!r} is everyone's: only an admin key deletes it.")
         _check_ended(session, model)
         for other in holdings.namesakes(session, model):
-            drop_exports(session, other.id)
+            exported.drop_exports(session, other.id)
             session.delete(other)
         holdings.erase_checkpoints(session, model)
 
 
 def _check_ended(session: Session, model: Model) -> None:
-    job = None if model.job_id is None else session.get(Job, model.job_id)
+    job = None if model.job_id is None else repository.lock_job(session, model.job_id)
     if job is not None and job.status not in JOB_ENDED:
         raise Conflict(f"Job {job.id}, which made the model, is {job.status.value}: cancel it first, or let it end.")
 

@@ -195,7 +195,7 @@ def _register(session: Session, job: Job, name: str, stage: Stage, now: int) -> 
     rows = [row for row in repository.artifacts(session, [stage.id]) if row.output == "checkpoint"]
     files = [{"path": row.path, "bytes": row.bytes, "sha256": row.sha256} for row in rows]
     if files:
-        base = session.get(Model, job.model)
+        base = repository.model_by_name(session, job.model)
         model = Model(id=name, owner=job.owner, created_at=now, job_id=job.id, files=files)
         model.verdict, model.origin = (base.verdict, base.origin) if base else (None, None)
         session.merge(model)

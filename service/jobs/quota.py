@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs import holdings
 from service.jobs.errors import QuotaExceeded
+from service.jobs.repository import holdings
 
 
 def room(database: Database, owner: str, quota: int) -> int | None:

@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs import repository_access
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
+from service.jobs.repository import access
 from service.jobs.tables import PastCall
 
 Answer = Mapping[str, Any]
@@ -65,7 +65,7 @@ def once(
     try:
         with database.transaction() as session:
             now = database.now()
-            repository_access.lock_keys_beside(session, call.key_id)
+            access.lock_keys_beside(session, call.key_id)
             if call.idempotency_key is not None or (call.subject is None and call.is_retry):
                 earlier = _recalled(session, call, now)
                 if earlier is not None:
@@ -88,7 +88,7 @@ def sha256_of(*parts: str) -> str:
 
 
 def _recalled(session: Session, call: Call, now: int) -> Answer | None:
-    earlier = repository_access.past_call(session, call.key_id, call.token)
+    earlier = access.past_call(session, call.key_id, call.token)
     if earlier is None or earlier.expires_at < now:
         return None
     if earlier.fingerprint == call.fingerprint:
@@ -105,7 +105,7 @@ def _recalled(session: Session, call: Call, now: int) -> Answer | None:
 def _remember(session: Session, call: Call, answer: Answer, now: int) -> None:
     window = call.retry_window if call.idempotency_key is None else call.key_window
     kept = {name: value for name, value in answer.items() if name not in SECRETS}
-    repository_access.forget_past_calls(session, now)
+    access.forget_past_calls(session, now)
     row = PastCall(key_id=call.key_id, token=call.token, fingerprint=call.fingerprint, answer=kept)
     row.expires_at = now + int(window)
     session.merge(row)

@@ -14,11 +14,10 @@ from typing import Literal
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JobStatus
-from service.jobs.repository import Page
+from service.jobs.repository import Page, hooks
 from service.jobs.tables import Job, WebhookDelivery, WebhookEndpoint
 
 EVENT_TYPES: Mapping[JobStatus, str] = {
@@ -59,7 +58,7 @@ def create(
 ) -> WebhookEndpoint:
     """A new endpoint. Raises InvalidRequest for types that there are not, and at the limit of endpoints."""
     with database.transaction() as session:
-        if len(repository.all_webhooks(session, owner)) >= MOST_ENDPOINTS:
+        if len(hooks.all_endpoints(session, owner)) >= MOST_ENDPOINTS:
             raise InvalidRequest(f"You have {MOST_ENDPOINTS} webhook endpoints: delete one.", code="too_many_webhooks")
         now = database.now()
         row = WebhookEndpoint(id=new_id("whend"), owner=owner, name=name, url=url, created_at=now, updated_at=now)
@@ -77,7 +76,7 @@ def read(database: Database, owner: str, endpoint_id: str) -> WebhookEndpoint:
 def read_page(database: Database, owner: str, page: Page) -> tuple[list[WebhookEndpoint], bool]:
     """The owner's endpoints, and whether there are more."""
     with database.snapshot() as session:
-        return repository.webhooks(session, owner, page)
+        return hooks.endpoints(session, owner, page)
 
 
 def change(
@@ -112,7 +111,7 @@ def rotate(database: Database, owner: str, endpoint_id: str, secret: str, keep_o
 def reissue(database: Database, endpoint_id: str, secret: str) -> WebhookEndpoint:
     """Another secret for an endpoint whose owner never saw the first one. Raises NotFound."""
     with database.transaction() as session:
-        row = session.get(WebhookEndpoint, endpoint_id)
+        row = hooks.anyones_endpoint(session, endpoint_id)
         if row is None:
             raise NotFound(f"No webhook endpoint {endpoint_id!r}.")
         row.secret = secret
@@ -123,7 +122,7 @@ def remove(database: Database, owner: str, endpoint_id: str) -> None:
     """Forgets an endpoint and all that was due to it. Raises NotFound."""
     with database.transaction() as session:
         row = _owned(session, owner, endpoint_id)
-        repository.delete_deliveries(session, row.id)
+        hooks.delete_deliveries(session, row.id)
         session.delete(row)
 
 
@@ -131,13 +130,13 @@ def read_deliveries(database: Database, owner: str, endpoint_id: str, page: Page
     """What was and will be sent to an endpoint. Raises NotFound."""
     with database.snapshot() as session:
         _owned(session, owner, endpoint_id)
-        return repository.deliveries(session, endpoint_id, page)
+        return hooks.deliveries(session, endpoint_id, page)
 
 
 def tell(session: Session, job: Job, now: int) -> None:
     """Writes what is due now that the job has ended."""
     kind = EVENT_TYPES[job.status]
-    for endpoint in repository.all_webhooks(session, job.owner):
+    for endpoint in hooks.all_endpoints(session, job.owner):
         if kind in endpoint.event_types:
             event = message(kind, job.id, now)
             row = WebhookDelivery(id=event["id"], endpoint_id=endpoint.id, job_id=job.id, event_type=kind)
@@ -159,11 +158,11 @@ def signing(endpoint: WebhookEndpoint, now: int) -> tuple[str, ...]:
 def take_due(database: Database, most: int) -> list[Due]:
     """The deliveries that are due, as this caller's: nobody else gets them for `CLAIM` seconds."""
     with database.snapshot() as session:
-        if not repository.due_deliveries(session, database.now(), most):
+        if not hooks.due_deliveries(session, database.now(), most):
             return []  # no lock of the writers' for a look
     with database.transaction() as session:
         now, found = database.now(), []
-        for row, endpoint in repository.due_deliveries(session, now, most, lock=True):
+        for row, endpoint in hooks.due_deliveries(session, now, most, lock=True):
             row.attempts, row.due_at = row.attempts + 1, now + CLAIM
             body = json.dumps(row.payload).encode()
             found.append(Due(row.id, row.attempts, endpoint.url, signing(endpoint, now), body))
@@ -173,7 +172,7 @@ def take_due(database: Database, most: int) -> list[Due]:
 def record(database: Database, due: Due, status_code: int | None, error: str | None, verdict: Verdict) -> None:
     """Notes how an attempt went, and when the next one is due. What was taken again meanwhile is left alone."""
     with database.transaction() as session:
-        row, now = repository.delivery(session, due.id), database.now()
+        row, now = hooks.delivery(session, due.id), database.now()
         if row is None or row.attempts != due.attempt:
             return
         row.status_code, row.error = status_code, error
@@ -188,11 +187,11 @@ def record(database: Database, due: Due, status_code: int | None, error: str | N
 def prune(database: Database) -> None:
     """Lets go of what the log need not keep any longer."""
     with database.transaction() as session:
-        repository.delete_old_deliveries(session, database.now() - KEPT)
+        hooks.delete_old_deliveries(session, database.now() - KEPT)
 
 
 def _owned(session: Session, owner: str, endpoint_id: str) -> WebhookEndpoint:
-    row = repository.webhook(session, owner, endpoint_id)
+    row = hooks.endpoint(session, owner, endpoint_id)
     if row is None:
         raise NotFound(f"No webhook endpoint {endpoint_id!r}.")
     return row

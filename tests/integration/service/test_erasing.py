@@ -247,7 +247,7 @@ def test_an_export_holds_what_was_made(domain: Domain, eraser: Eraser, clock: Cl
 
 
 def test_every_column_that_names_contents_is_known_as_their_holder() -> None:
-    """Whoever adds one adds it to `holdings.holders`, too: what is not held there is erased."""
+    """Whoever adds one adds it to `repository.holdings.holders`, too: what is not held there is erased."""
     found = {
         f"{table.name}.{column.name}"
         for table in Base.metadata.sorted_tables

@@ -6,8 +6,8 @@ import pytest
 
 from service.jobs import exports
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
-from service.jobs.holdings import holders
 from service.jobs.models import delete_model
+from service.jobs.repository.holdings import holders
 from service.jobs.tables import Model
 from tests.integration.service.domain import ALLO, OWNER, Domain
 

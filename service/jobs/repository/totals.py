@@ -1,4 +1,4 @@
-"""The queries of the repository that count, over all owners."""
+"""Queries that count, over all owners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every query of the service, and the one guarded write. Nothing here decides or commits."""
+"""Every query of the service, and the one guarded write. Nothing here decides or commits.
+
+Here are those about files, models, jobs, stages and workers; beside it, a file each, those about one thing alone.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ from service.jobs.tables import (
     Job,
     Model,
     Stage,
-    WebhookDelivery,
-    WebhookEndpoint,
     Worker,
 )
 
@@ -251,53 +252,6 @@ def lock_worker(session: Session, worker_id: str) -> Worker | None:
 
 def delete_worker(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
-
-
-# --- webhooks
-
-
-def webhook(session: Session, owner: str, endpoint_id: str) -> WebhookEndpoint | None:
-    query = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.owner == owner)
-    return session.scalar(query)
-
-
-def webhooks(session: Session, owner: str, page: Page) -> tuple[list[WebhookEndpoint], bool]:
-    query = select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)
-    return paged(session, query, WebhookEndpoint.id, page.after, page)
-
-
-def all_webhooks(session: Session, owner: str) -> Sequence[WebhookEndpoint]:
-    return session.scalars(select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)).all()
-
-
-def deliveries(session: Session, endpoint_id: str, page: Page) -> tuple[list[WebhookDelivery], bool]:
-    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
-    return paged(session, query, WebhookDelivery.id, page.after, page)
-
-
-def delivery(session: Session, delivery_id: str) -> WebhookDelivery | None:
-    return session.scalar(select(WebhookDelivery).where(WebhookDelivery.id == delivery_id).with_for_update())
-
-
-def due_deliveries(
-    session: Session, now: int, most: int, lock: bool = False
-) -> Sequence[tuple[WebhookDelivery, WebhookEndpoint]]:
-    """The first that are due. With `lock` they are this transaction's alone, without those that are another's."""
-    query = select(WebhookDelivery, WebhookEndpoint).join(WebhookEndpoint)
-    query = query.where(WebhookDelivery.due_at <= now).order_by(WebhookDelivery.due_at).limit(most)
-    if lock:
-        query = query.with_for_update(skip_locked=True, of=WebhookDelivery)
-    return [(row.WebhookDelivery, row.WebhookEndpoint) for row in session.execute(query)]
-
-
-def delete_deliveries(session: Session, endpoint_id: str) -> None:
-    session.execute(delete(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id))
-
-
-def delete_old_deliveries(session: Session, before: int) -> None:
-    """Those that have come to an end."""
-    old = delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), WebhookDelivery.created_at < before)
-    session.execute(old)
 
 
 def paged(
