@@ -3,6 +3,7 @@
     python -m allo_engine.estimate --config job.json           a table
     python -m allo_engine.estimate --config job.json --json    the same as JSON, in seconds and bytes
     python -m allo_engine.estimate fit MODEL --device-gb 24    which stages fit a device, from config.json alone
+    python -m allo_engine.estimate count --config job.json     what is priced, for other machines too (count.py)
 
 job.json names the job as it would be submitted, with folders and files of this machine:
 
@@ -35,11 +36,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from allo_engine.estimate import calibration, fit
-from allo_engine.estimate.calibration import Calibration
-from allo_engine.estimate.job import Estimate, Job, StageEstimate, estimate
-from allo_engine.pipeline import PlanError
-from allo_engine.report import StageError
+from allo_engine.estimate import calibration, count, fit
+from allo_engine.estimate.job import NO_JOB, Job
+from allo_engine.estimate.price import Estimate, StageEstimate
+from allo_engine.estimate.rates import Calibration
 
 
 def table_of(found: Estimate, machine: str) -> Table:
@@ -89,18 +89,19 @@ def as_json(found: Estimate, machine: str, rates: Calibration) -> dict[str, Any]
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["fit"]:
-        return fit.main(sys.argv[2:])
+    for name, command in (("fit", fit.main), ("count", count.main)):
+        if sys.argv[1:2] == [name]:
+            return command(sys.argv[2:])
     arguments = _parser().parse_args()
     try:
         job = Job.read(arguments.config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except NO_JOB as error:
         print(f"{arguments.config} does not name a job: {error!r}. --help shows one.", file=sys.stderr)  # noqa: T201
         return 2
     rates = calibration.calibrated(again=arguments.again)
     try:
-        found = estimate(job, rates)
-    except (PlanError, StageError, OSError, ValueError, KeyError) as error:
+        found = count.estimate(job, rates)
+    except count.UNCOUNTED as error:
         print(f"This job cannot be estimated: {error}", file=sys.stderr)  # noqa: T201
         return 1
     machine = calibration.machine()

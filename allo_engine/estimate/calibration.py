@@ -24,13 +24,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from allo_engine.estimate.rates import TRAINING, Calibration, flops
 from allo_engine.model.attention import attended
 from allo_engine.model.loading import device, dtype_of, load_model
 from allo_engine.model.logps import computing, token_logps
@@ -40,9 +41,6 @@ from allo_engine.sampling import Request, Settings, TransformersSampler
 
 REPEATS = 3
 """Each figure is the median of so many measurements."""
-
-TRAINING = 3
-"""A training pass is so many forward passes' work: the backward pass makes two products for each of the forward's."""
 
 Size = tuple[int, int, int, int, int]
 """Of hidden states and of the layers between, heads, heads of keys and values, vocabulary."""
@@ -70,31 +68,6 @@ _IMPORTS = "import allo_engine.stages.sft; from transformers import AutoTokenize
 """What a stage's process does before its own work."""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """This machine's rates a second; `layer_seconds` is what a layer costs however little it computes."""
-
-    forward_flops: float
-    training_flops: float
-    decoding_flops: float
-    decoding_bytes: float
-    layer_seconds: float
-    optimizer_weights: float
-    start_seconds: float
-    write_bytes: float
-    hash_bytes: float
-
-
-def flops(shape: Shape, tokens: float, attended: float, scored: float) -> float:
-    """A forward pass's floating point operations: every weight twice a token, attention on `attended` pairs of a query
-    and a key, the head on scored positions alone. The embedding is looked up.
-    """
-    head = shape.vocabulary * shape.hidden
-    body = shape.weights - head * (1 if shape.tied else 2)
-    attention = 4 * shape.heads * shape.head_size * shape.layers
-    return 2 * body * tokens + attention * attended + 2 * head * scored
-
-
 def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allo" / "calibration.json"
 
@@ -111,19 +84,12 @@ def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _kept(path: Path) -> dict[str, Calibration]:
-    """The calibrations in a file; none where it is missing, damaged, or of another version of this module."""
+    """The calibrations in a file, without those that are damaged or of another version of this module."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {key: _checked(values) for key, values in found.items()}
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return {key: found for key, rates in written.items() if (found := Calibration.read(rates))}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
-
-
-def _checked(values: dict[str, float]) -> Calibration:
-    calibration = Calibration(**values)
-    if not all(isinstance(value, float) and value > 0 for value in asdict(calibration).values()):
-        raise ValueError("a rate is a number above 0")
-    return calibration
 
 
 def _keep(path: Path, calibrations: dict[str, Calibration]) -> None:

@@ -1,16 +1,17 @@
 """From what a stage computes to seconds, memory and disk, on a machine whose rates are known. All constants stand here.
 
 Work is counted, not timed: rows of tokens through the model, steps of an optimizer, steps of decoding, bytes written.
+Free of torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from allo_engine.estimate.calibration import TRAINING, Calibration, flops
-from allo_engine.estimate.loads import Load, Passes
+from allo_engine.estimate.loads import Load, Passes, Place
+from allo_engine.estimate.rates import TRAINING, Calibration, flops
 from allo_engine.model.decoding import decoding_bytes
-from allo_engine.model.memory import Use, available_bytes, cache_bytes, held_bytes, row_bytes
+from allo_engine.model.memory import Use, cache_bytes, held_bytes, row_bytes
 from allo_engine.model.served import PROCESS_BYTES as SERVED_BYTES
 from allo_engine.model.served import served_bytes
 from allo_engine.model.shape import Shape
@@ -134,18 +135,19 @@ def _decoding_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
     return _forward_seconds(work.prompts, shape, rates) + decoding
 
 
-def peak_bytes(load: Load, shape: Shape, device_type: str, rewriter: Shape | None = None) -> int:
+def peak_bytes(load: Load, shape: Shape, place: Place, rewriter: Shape | None = None) -> int:
     """The most memory that a stage holds at once: on an accelerator its own, else the process's."""
     if load.streamed:
         return PROCESS_BYTES["cpu"]
+    device_type = place.device
     base = PROCESS_BYTES.get(device_type, 0) + (TRL_BYTES if load.by_trl and device_type == "cpu" else 0)
     if not load.models:
         return base
     use = Use(load.kind, load.weight_bytes, load.ratio, load.moments, load.gradient_checkpointing, device_type)
     scoring = replace(use, kind="forward")
     if load.served:
-        work, free = load.decoding, available_bytes(device_type)
-        return SERVED_BYTES.get(device_type, 0) + served_bytes(shape, scoring, work.rows, work.length, free)
+        served = served_bytes(shape, scoring, load.decoding.rows, load.decoding.length, place.free_bytes)
+        return SERVED_BYTES.get(device_type, 0) + served
     forward = max([0, *(_row_bytes(found, shape, scoring) for found in load.forward)])
     most = max(forward, _row_bytes(load.training, shape, use), _decoding_bytes(load, shape, scoring))
     judging = held_bytes(rewriter or shape, scoring) + _row_bytes(load.judging, rewriter or shape, scoring)

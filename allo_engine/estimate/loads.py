@@ -1,21 +1,24 @@
-"""What a stage computes, in counts that its settings and data alone decide: rows, tokens, steps, bytes.
+"""What the stages of a job compute, in counts: rows, tokens, steps, bytes. Free of torch.
 
-The rows are those that the stage itself would pack, the steps of decoding those that it would take.
+A stage's settings and data decide them, and the kind of worker that it runs on: how much memory makes how long a row,
+in which precision it computes, whether vLLM decodes there. That is a `Place`. How fast the worker is decides nothing of
+it: work that is counted once is priced for every worker of a kind, whatever its rates.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from allo_engine.config import BaselineConfig, Moments
-from allo_engine.model.attention import attended
-from allo_engine.model.memory import Kind
-from allo_engine.model.sequences import Group, build_row
-from allo_engine.sampling import Request
-from allo_engine.sampling.transformers import in_order, next_tasks
-from allo_engine.training.trl_plan import Plan, bare, parts, passes_of
+from pydantic import TypeAdapter
+
+from allo_engine.config import Backend, Moments, Precision
+from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, Kind
+from allo_engine.model.shape import Shape
+from allo_engine.needs import PROCESS_BYTES
+
+_QUARTER = 2**28
 
 
 @dataclass(frozen=True)
@@ -41,34 +44,6 @@ class Passes:
         return Passes(
             self.tokens * factor, self.attended * factor, self.scored * factor, self.rows * factor, self.longest
         )
-
-
-def passes(rows: Iterable[list[Group]]) -> Passes:
-    """What rows of groups are, packed as the stages pack them."""
-    total = Passes()
-    for groups in rows:
-        row = build_row(groups)
-        length = row.ids.numel()
-        total = total.plus(Passes(length, attended(row.ends), len(row.targets), 1, length))
-    return total
-
-
-def padded_passes(groups: Sequence[Group], config: BaselineConfig, budget: int, device_type: str) -> tuple[Passes, int]:
-    """An epoch of TRL's, and its steps: sequences padded to the longest of their pass, which attend to all of it. Its
-    head scores every position, but on a GPU those alone that count.
-    """
-    items = [bare(group, item) for group in groups for item in group.items]
-    counted = [sum(len(group.scored(index)) for index in item) for group in groups for item in group.items]
-    plan, total = Plan(groups, items, config), Passes()
-    cut = passes_of(config.batch_size, 1, max(item.padded for item in items), budget)
-    for step in range(plan.steps_an_epoch):
-        for (places,) in parts(plan.places(step), cut, 1):
-            own = [items[place] for place in places] or [plan.nothing()]
-            width = max(item.width for item in own)
-            tokens = width * sum(item.sequences for item in own)
-            scored = sum(counted[place] for place in places) if device_type == "cuda" else tokens
-            total = total.plus(Passes(tokens, tokens * width, scored, 1, tokens))
-    return total, plan.steps_an_epoch
 
 
 @dataclass(frozen=True)
@@ -108,46 +83,6 @@ class Decoding:
         )
 
 
-def decoding(prompts: Sequence[int], lengths: Sequence[Sequence[int]], batch: int) -> Decoding:
-    """What `Sampler.sample` does with prompts and the lengths of their responses, where rows are decoded in place: the
-    tasks that it reads, rows that others take when they end.
-    """
-    requests = [
-        Request(number, range(prompt), 0, max(lengths[number]), range(len(lengths[number])))
-        for number, prompt in enumerate(prompts)
-    ]
-    tasks, read = deque(in_order(requests)), deque[tuple[int, int]]()
-    rows = min(batch, len(tasks))
-    running: list[tuple[int, int]] = []  # (the step at which a row ends, how much further than the step it stands)
-    total, now = Decoding(decoded=sum(map(sum, lengths))), 0
-    while tasks or read or running:
-        while len(running) < rows and (read or tasks):
-            if not read:
-                taken = next_tasks(tasks, rows - len(running), rows, joins=True)
-                read.extend((prompts[request.number], lengths[request.number][sample]) for request, sample in taken)
-                total = total.plus(_reading([len(request.prompt) for request in {task[0] for task in taken}]))
-            prompt, length = read.popleft()
-            running.append((now + length, prompt - now))
-        until = min(end for end, _ in running)
-        total = total.plus(_steps(len(running), now, until, max(offset for _, offset in running)))
-        running, now = [row for row in running if row[0] > until], until
-    return replace(total, rows=rows, length=max(prompts) + max(map(max, lengths)))
-
-
-def _reading(prompts: Sequence[int]) -> Decoding:
-    """Prompts read together but for their last tokens, padded to the longest."""
-    width = max(prompts) - 1
-    tokens = width * len(prompts)
-    return Decoding(Passes(tokens, tokens * width, 0, int(width > 0), tokens))
-
-
-def _steps(rows: int, start: int, stop: int, offset: int) -> Decoding:
-    """Steps [start, stop) of as many rows, each of which reads as many tokens as the longest stands at."""
-    count = stop - start
-    cached = rows * (count * (start + offset) + count * (count - 1) // 2)
-    return Decoding(steps=count, row_steps=rows * count, cached=cached)
-
-
 @dataclass(frozen=True)
 class Load:
     """What a stage computes, reads and writes. `kind` and `ratio` say what it trains; `updates` its optimizer's steps;
@@ -183,3 +118,58 @@ class Load:
         """Tokens of all passes and of all that is decoded."""
         rows = self.training.tokens + self.judging.tokens + sum(found.tokens for found in self.forward)
         return round(rows + self.decoding.prompts.tokens + self.decoding.decoded)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A kind of worker, as far as it decides what a stage computes there: the type of its device, the memory that a
+    stage finds free on it, and whether it computes in bfloat16 and has vLLM.
+    """
+
+    device: str
+    free_bytes: int
+    bfloat16: bool = False
+    vllm: bool = False
+
+    @classmethod
+    def of(cls, device: str, all_bytes: int, bfloat16: bool, vllm: bool) -> Place:
+        """Where so much memory is a stage's own: free of it is what its process does not take. In whole quarters of a
+        GiB, so that machines of about the same memory are of one kind.
+        """
+        taken = CONTEXT_BYTES_ELSEWHERE if device == "cuda" else PROCESS_BYTES
+        return cls(device, max(1, (all_bytes - taken) // _QUARTER) * _QUARTER, bfloat16, vllm)
+
+    def weight_bytes(self, precision: Precision) -> int:
+        """Of a weight in the precision that is computed in (see model/loading.py)."""
+        narrow = self.device == "cuda" and self.bfloat16
+        return 2 if precision == "bfloat16" or (precision == "auto" and narrow) else 4
+
+    def serves(self, backend: Backend) -> bool:
+        """Whether vLLM decodes (see sampling/)."""
+        return backend == "vllm" or (backend == "auto" and self.vllm and self.device == "cuda")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job that was counted for one kind of worker: the shapes of the model that it aligns and of the one that becomes
+    the rewriter, and each stage's load, in running order, under every view of what models will answer (priors.py): the
+    expected one first.
+    """
+
+    place: Place
+    model: Shape
+    rewriter: Shape
+    views: tuple[tuple[Load, ...], ...]
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> Work:
+        """As `write` wrote it. Raises ValueError where it did not."""
+        return _WORK.validate_python(written)
+
+    def write(self) -> dict[str, Any]:
+        """As JSON."""
+        found: dict[str, Any] = _WORK.dump_python(self, mode="json")
+        return found
+
+
+_WORK = TypeAdapter(Work)

@@ -5,7 +5,8 @@ Responses, pairs and negatives are simulated, under one view of what models will
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import negatives, pairs, problems
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem
 from allo_engine.estimate.excerpt import LINES, Excerpt
-from allo_engine.estimate.priors import Answered, Priors, answered
+from allo_engine.estimate.priors import UNTRAINED_LENGTH, Answered, Priors, answered
 from allo_engine.model.sequences import Group, singles
 from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.pipeline import PlannedStage
@@ -29,24 +30,28 @@ SIMULATED_TOKENS = 300_000
 
 
 class Simulated:
-    """The data of a planned job's stages. `scale` is the problems of the file for each that is simulated, `pair_scale`
-    that of pairs and negatives.
+    """The data of a planned job's stages, under one view of what its models will answer. `scale` is the problems of
+    the file for each that is simulated, `pair_scale` that of pairs and negatives.
     """
 
     def __init__(
-        self, plan: Mapping[str, PlannedStage], model: Path, files: Mapping[str, Excerpt], priors: Priors, seed: int
+        self, plan: Sequence[PlannedStage], model: Path, files: Mapping[str, Excerpt], priors: Priors, seed: int
     ) -> None:
-        self._plan, self._model, self._files = plan, model, files
-        self._priors, self._seed = priors, seed
+        self.plan = {stage.name: stage for stage in plan}
+        self.files = files
+        if "sft" not in self.plan and priors.length > 1:
+            priors = replace(priors, length=priors.length * UNTRAINED_LENGTH)
+        self.priors = priors
+        self._model, self._seed = model, seed
         self._tokenizer, self._ends = load_tokenizer(model), ends_of(model)
 
     def encoder(self, stage: str) -> Encoder:
-        config = self._plan[stage].config
+        config = self.plan[stage].config
         return Encoder(self._tokenizer, config if isinstance(config, PromptConfig) else None, self._ends)
 
     @cached_property
     def answers(self) -> list[Answered]:
-        config: Any = self._plan["sample"].config
+        config: Any = self.plan["sample"].config
         encoder = self.encoder("sample")
         longest = min(config.max_prompt_tokens, context_length(self._model) - 1)
         given = [(problem, ids) for problem in self._given if len(ids := encoder.prompt(problem.problem)) <= longest]
@@ -54,32 +59,32 @@ class Simulated:
             raise StageError("nothing_to_train_on", f"All problems are longer than {longest} tokens.")
         solutions = [encoder.response(problem.solution) for problem, _ in given]
         random = Random(self._seed)  # noqa: S311 - a simulation, not a secret
-        each = config.n * max(1, sum(map(len, solutions)) // len(solutions)) * self._priors.length
+        each = config.n * max(1, sum(map(len, solutions)) // len(solutions)) * self.priors.length
         draws = max(50, min(LINES, round(SIMULATED_TOKENS / each)))
         places = [place % len(given) for place in range(draws)]
         return [
             answered(
-                *given[place], solutions[place], solutions, config.n, config.max_response_tokens, self._priors, random
+                *given[place], solutions[place], solutions, config.n, config.max_response_tokens, self.priors, random
             )
             for place in places
         ]
 
     @cached_property
     def _given(self) -> list[Problem]:
-        return problems(self._files["training_file"].folder)
+        return problems(self.files["training_file"].folder)
 
     @property
     def scale(self) -> float:
         """Problems of the file for each that is simulated."""
-        return self._files["training_file"].scale * len(self._given) / len(self.answers)
+        return self.files["training_file"].scale * len(self._given) / len(self.answers)
 
     @cached_property
     def pairs(self) -> list[Group]:
-        if "pair" not in self._plan:
+        if "pair" not in self.plan:
             return pairs(
-                self._files["training_file"].folder, self.encoder("warmup" if "warmup" in self._plan else "improve")
+                self.files["training_file"].folder, self.encoder("warmup" if "warmup" in self.plan else "improve")
             )
-        config: Any = self._plan["pair"].config
+        config: Any = self.plan["pair"].config
         found = [
             pair_up(answer.prompt, answer.right, answer.wrong, config.max_pairs, f"{self._seed}/{number}")
             for number, answer in enumerate(self.answers)
@@ -92,9 +97,9 @@ class Simulated:
 
     @cached_property
     def negatives(self) -> list[NegativeGroup]:
-        if "pair" not in self._plan:
-            return negatives(self._files["training_file"].folder, self.encoder("token_rewards"))
-        config: Any = self._plan["pair"].config
+        if "pair" not in self.plan:
+            return negatives(self.files["training_file"].folder, self.encoder("token_rewards"))
+        config: Any = self.plan["pair"].config
         return [
             negatives_of(_as_sampled(answer), answer.wrong[: config.max_negatives], answer.right or [answer.wrong[0]])
             for answer in self.answers
@@ -106,7 +111,7 @@ class Simulated:
 
     @property
     def pair_scale(self) -> float:
-        return self.scale if "pair" in self._plan else self._files["training_file"].scale
+        return self.scale if "pair" in self.plan else self.files["training_file"].scale
 
 
 def _as_sampled(answer: Answered) -> SampledProblem:

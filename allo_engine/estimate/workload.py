@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,42 +12,35 @@ from allo_engine.config import OwnMaskConfig, RowsConfig, TrainingConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import fitting_groups, pairs, problems, supervised_examples, within_context
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.estimate.excerpt import Excerpt
-from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, padded_passes, passes
-from allo_engine.estimate.priors import GIVEN_MASK, UNTRAINED_LENGTH, Priors, stretched
+from allo_engine.estimate.counting import decoding, padded_passes, passes
+from allo_engine.estimate.loads import Decoding, Load, Passes, Place
+from allo_engine.estimate.priors import GIVEN_MASK, stretched
 from allo_engine.estimate.simulated import Simulated
-from allo_engine.model.loading import device, dtype_of
+from allo_engine.model.loading import packs
 from allo_engine.model.memory import Kind
-from allo_engine.model.rows import fitting_rows, fitting_tokens
+from allo_engine.model.rows import Choice, asked_bytes, rows_within, use_of
 from allo_engine.model.sequences import Group, batches, rows_of, singles
-from allo_engine.pipeline import PlannedStage
+from allo_engine.model.shape import Shape
 from allo_engine.report import Report
-from allo_engine.sampling import chosen
 from allo_engine.stages.reward_model import corrections
 
 EVALUATED = ("base", "sft", "warmup", "forget", "improve")
 
 
-class Workload:
-    """A planned job's stages as loads, under one view of what its models will answer. `rewriter` is the folder of the
-    model that becomes the rewriter, where that is another.
-    """
+@dataclass(frozen=True)
+class Sized:
+    """A model's folder, without its weights if need be, and its shape."""
 
-    def __init__(
-        self,
-        plan: Sequence[PlannedStage],
-        model: Path,
-        files: Mapping[str, Excerpt],
-        priors: Priors,
-        seed: int,
-        rewriter: Path | None = None,
-    ) -> None:
-        self._plan = {stage.name: stage for stage in plan}
-        self._rewriter = rewriter or model
-        if "sft" not in self._plan and priors.length > 1:
-            priors = replace(priors, length=priors.length * UNTRAINED_LENGTH)
-        self._model, self._files, self._priors = model, files, priors
-        self._data = Simulated(self._plan, model, files, priors, seed)
+    folder: Path
+    shape: Shape
+
+
+class Workload:
+    """A planned job's stages as loads at one kind of worker. `rewriter` is the model that becomes the rewriter."""
+
+    def __init__(self, data: Simulated, place: Place, model: Sized, rewriter: Sized) -> None:
+        self._data, self._plan, self._files, self._priors = data, data.plan, data.files, data.priors
+        self._place, self._model, self._rewriter = place, model, rewriter
 
     def loads(self) -> list[Load]:
         count: dict[str, Callable[[Any], Load]] = {
@@ -76,7 +69,9 @@ class Workload:
         prompts = [len(found.prompt) for found in self._data.answers]
         lengths = [found.lengths for found in self._data.answers]
         work = decoding(prompts, lengths, config.decoding_batch).times(self._data.scale)
-        return Load("sample", decoding=work, weight_bytes=_weight_bytes(config), served=_served(config))
+        return Load(
+            "sample", decoding=work, weight_bytes=self._bytes(config), served=self._place.serves(config.backend)
+        )
 
     def _pair(self, config: Any) -> Load:  # noqa: ARG002 - like all of these
         responses = sum(len(found.lengths) for found in self._data.answers) * self._data.scale
@@ -99,7 +94,7 @@ class Workload:
             return Load("locate", streamed=True, models=2, masks=2)
         rows = rows_of(self._fitting(self._data.pairs, config), self._budget("locate", "gradient"))
         work = passes(rows).times(self._data.pair_scale)
-        return Load("locate", "gradient", training=work, masks=2, weight_bytes=_weight_bytes(config))
+        return Load("locate", "gradient", training=work, masks=2, weight_bytes=self._bytes(config))
 
     # stages that read negatives
 
@@ -130,18 +125,18 @@ class Workload:
             return passes(rows_of(groups, budget)).times(self._data.pair_scale)
 
         reference = () if self._kept else (scored(plain),)
-        load = Load("token_rewards", models=len(reference) + 1, weight_bytes=_weight_bytes(config))
+        load = Load("token_rewards", models=len(reference) + 1, weight_bytes=self._bytes(config))
         if config.source == "log_ratio":
             return replace(load, forward=(*reference, scored(plain)))
         rewriting = Rewriting(self._data.encoder("token_rewards"))
         judged = [rewriting.scoring(group.key, self._data.negatives[group.key]) for group in plain]
-        judged = within_context(judged, self._rewriter, Report(io.StringIO())) if judged else []
+        judged = within_context(judged, self._rewriter.folder, Report(io.StringIO())) if judged else []
         return replace(load, forward=reference, judging=scored(judged))
 
     def _forget(self, config: Any) -> Load:
         groups = self._fitting(self._data.wrong(), config)
         load = self._trained("forget", groups, self._data.pair_scale)
-        anew = config.loss == "npo" and _weight_bytes(config) < 4  # see forget.py
+        anew = config.loss == "npo" and self._bytes(config) < 4  # see forget.py
         reference = (self._reference("forget", groups),) if anew else ()
         return replace(load, forward=reference, checkpoints=0, deltas=1)
 
@@ -150,11 +145,11 @@ class Workload:
     def _evaluate(self, config: Any) -> Load:
         file = self._files["validation_file"]
         models = [name for name in EVALUATED if name in self._plan["evaluate"].inputs]
-        load = Load("evaluate", models=len(models), weight_bytes=_weight_bytes(config))
+        load = Load("evaluate", models=len(models), weight_bytes=self._bytes(config))
         encoder = self._data.encoder("evaluate")
         if file.format == "problems":
             answers = self._answered_heldout(config, models, encoder).times(file.scale)
-            return replace(load, decoding=answers, served=_served(config))
+            return replace(load, decoding=answers, served=self._place.serves(config.backend))
         if file.format == "preferences":
             groups = pairs(file.folder, encoder)
             models = ["reference", *models]
@@ -182,33 +177,44 @@ class Workload:
     def _kept(self) -> bool:
         """Whether the start model's log-probabilities of all responses are known: sampling in float32 keeps them."""
         sample = self._plan.get("sample")
-        return self._priors.kept and sample is not None and _weight_bytes(sample.config) == 4
+        return self._priors.kept and sample is not None and self._bytes(sample.config) == 4
 
     # passes
 
-    def _fitting(self, groups: Sequence[Group], config: Any, folder: Path | None = None) -> list[Group]:
-        return fitting_groups(groups, config, folder or self._model, Report(io.StringIO())) if groups else []
+    def _fitting(self, groups: Sequence[Group], config: Any, model: Sized | None = None) -> list[Group]:
+        return fitting_groups(groups, config, (model or self._model).folder, Report(io.StringIO())) if groups else []
 
     def _budget(self, stage: str, kind: Kind, ratio: float = 1.0) -> int:
-        return fitting_tokens(cast(RowsConfig, self._plan[stage].config), self._model, kind, ratio)
+        return self._rows(stage, kind, ratio)[0]
+
+    def _rows(self, stage: str, kind: Kind, ratio: float) -> tuple[int, Choice | None]:
+        """What the stage would find in its memory there: see model/rows.py."""
+        config, place = cast(RowsConfig, self._plan[stage].config), self._place
+        model = self._rewriter if stage == "reward_model" else self._model
+        use = replace(use_of(config, kind, ratio), weight_bytes=self._bytes(config), device_type=place.device)
+        use = replace(use, packs=packs(model.folder))
+        return rows_within(config, model.shape, use, asked_bytes(config) or place.free_bytes)
+
+    def _bytes(self, config: Any) -> int:
+        """Of a weight as it is computed with."""
+        return self._place.weight_bytes(config.precision)
 
     def _reference(self, stage: str, groups: list[Group]) -> Passes:
         """In 16 bits the reference is computed in the rows of the first epoch (see training/loop.py)."""
         config, budget = self._plan[stage].config, self._budget(stage, self._kind(stage), self._ratio(stage))
-        anew = _weight_bytes(config) < 4 and not _by_trl(config)
+        anew = self._bytes(config) < 4 and not _by_trl(config)
         cut = _first_epoch(groups, config) if anew else [groups]
         return passes(row for some in cut for row in rows_of(some, budget)).times(self._data.pair_scale)
 
     def _trained(self, stage: str, groups: list[Group], scale: float) -> Load:
         config: Any = self._plan[stage].config
         kind = self._kind(stage)
-        folder = self._rewriter if stage == "reward_model" else self._model
-        budget, choice = fitting_rows(config, folder, kind, self._ratio(stage))
+        budget, choice = self._rows(stage, kind, self._ratio(stage))
         again = config.gradient_checkpointing is True
         if choice is not None and choice.needed(groups):
             budget, again = choice.tokens, True
         if _by_trl(config):
-            work, steps = padded_passes(groups, config, budget, device().type)
+            work, steps = padded_passes(groups, config, budget, self._place.device)
         else:
             plan = _first_epoch(groups, config)
             work, steps = passes(row for batch in plan for row in rows_of(batch, budget)), len(plan)
@@ -222,7 +228,7 @@ class Workload:
             by_trl=_by_trl(config),
             gradient_checkpointing=again,
             checkpoint_seconds=config.checkpoint_seconds,
-            weight_bytes=_weight_bytes(config),
+            weight_bytes=self._bytes(config),
             moments=config.moments,
         )
 
@@ -252,12 +258,3 @@ def _first_epoch(groups: Sequence[Group], config: Any) -> list[list[Group]]:
 
 def _by_trl(config: Any) -> bool:
     return getattr(config, "trainer", "allo") == "trl"
-
-
-def _served(config: Any) -> bool:
-    """Whether vLLM decodes, as it would on this machine."""
-    return config.backend == "vllm" or chosen(config.backend) == "vllm"
-
-
-def _weight_bytes(config: Any) -> int:
-    return int(dtype_of(config.precision).itemsize)

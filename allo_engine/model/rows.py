@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from allo_engine.config import RowsConfig, TrainingConfig
 from allo_engine.model.loading import device, dtype_of, packs
 from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
 from allo_engine.model.sequences import Group
-from allo_engine.model.shape import shape_of
+from allo_engine.model.shape import Shape, shape_of
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 
@@ -68,19 +69,26 @@ def fitting_rows(
 
     A model that reads one sequence at a time is no quicker with more items in a row, and holds no more than one's.
     """
+    use = replace(use_of(config, kind, ratio), packs=packs(folder), zero=zero, devices=here().size)
+    shape: Shape | None = None
+    with suppress(KeyError):
+        shape = shape_of(folder)
+    return rows_within(config, shape, use, free_bytes(config, use.device_type, loaded))
+
+
+def rows_within(config: RowsConfig, shape: Shape | None, use: Use, budget: int) -> tuple[int, Choice | None]:
+    """The same on any machine: of a model of this shape that is used so, where so many bytes may be held in all.
+
+    A model whose sizes have names that we do not know has no shape: its rows shrink as soon as one does not fit.
+    """
     asked, setting = config.micro_batch_tokens, getattr(config, "gradient_checkpointing", False)
-    use = use_of(config, kind, ratio, setting is True)
-    use = replace(use, packs=packs(folder), zero=zero, devices=here().size)
     limits = LONGEST_ROW if use.training else LONGEST_ROW_SCORED
     usual = limits.get(use.device_type, LONGEST_ROW_ELSEWHERE) if use.packs else SMALLEST_ROW
     longest = usual if asked is None else asked
-    try:
-        shape = shape_of(folder)
-    except KeyError:  # a model whose sizes have other names: rows shrink as soon as one does not fit
+    if shape is None:
         return longest, None
-    budget = free_bytes(config, use.device_type, loaded)
     without, with_it = (row_tokens(shape, replace(use, checkpointing=again), budget) for again in (False, True))
-    fits = with_it if use.checkpointing else without
+    fits = with_it if setting is True else without
     tokens, leaner = (longest, longest) if asked else (min(longest, fits), min(longest, with_it))
     choice = Choice(longest if asked else min(longest, SENSIBLE_ROW), without, leaner, use.packs)
     return tokens, choice if setting == "auto" and use.training else None
@@ -95,11 +103,16 @@ def fitting_tokens(
 
 def free_bytes(config: RowsConfig, device_type: str, loaded: nn.Module | None) -> int:
     """What a stage may hold in all, its model included: a setting, or what is free and what its model has already."""
-    if config.memory_gb is not None:
-        return round(config.memory_gb * 2**30)
+    if (asked := asked_bytes(config)) is not None:
+        return asked
     own = sum(local_of(weight).nbytes for weight in loaded.parameters()) if loaded else 0
     sharers = here().size if device_type == "cpu" else 1
     return available_bytes(device_type) // sharers + own
+
+
+def asked_bytes(config: RowsConfig) -> int | None:
+    """What a setting says that the stage may hold in all."""
+    return None if config.memory_gb is None else round(config.memory_gb * 2**30)
 
 
 class RowBudget:

@@ -11,7 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from allo_engine.estimate.loads import Place
+from allo_engine.estimate.rates import Calibration
 from allo_engine.needs import Needs, known
+
+_UNKNOWN_BYTES = 24 * 2**30
+"""For estimates: a device whose memory nobody could say is taken for one of so much."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a worker has. At most `slots` stages run on it at once; `packages` holds versions by name."""
+    """What a worker has. At most `slots` stages run on it at once; `packages` holds versions by name, `rates` how fast
+    it is (the engine's Calibration), once that was measured."""
 
     devices: tuple[Device, ...]
     cores: int
@@ -35,6 +41,7 @@ class Offer:
     slots: int
     packages: Mapping[str, str]
     code: str
+    rates: Mapping[str, float] | None = None
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Offer:
@@ -50,6 +57,21 @@ class Offer:
         """What its stages can compute in."""
         narrow = all(device.bfloat16 for device in self.devices)
         return ("float32", "bfloat16") if narrow else ("float32",)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How fast it is; None where nobody has measured that yet, or another version has."""
+        return Calibration.read(self.rates)
+
+    @property
+    def place(self) -> Place:
+        """The kind of worker that it is, for which work is counted: a stage has a slot's share of its least device, or
+        of its memory where it has none."""
+        vllm = "vllm" in self.packages
+        if not self.devices:
+            return Place.of("cpu", self.host_bytes // self.slots, False, vllm)
+        least = min(device.bytes or _UNKNOWN_BYTES for device in self.devices)
+        return Place.of("cuda", least // self.stages_a_device, "bfloat16" in self.precisions, vllm)
 
     @property
     def stages_a_device(self) -> int:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from allo_engine.estimate.calibration import Calibration, calibrated, flops, machine, measure
+from allo_engine.estimate.calibration import calibrated, machine, measure
+from allo_engine.estimate.rates import Calibration, flops
 from allo_engine.model.shape import Shape, shape_of
 from tests.tiny import tiny_model
 

@@ -17,12 +17,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from allo_engine.config import WarmupConfig
 from allo_engine.data.records import Problem
 from allo_engine.estimate.__main__ import duration
-from allo_engine.estimate.calibration import Calibration
 from allo_engine.estimate.costs import SERVING_SECONDS, TRL_BYTES, TRL_SECONDS, disk_bytes, peak_bytes, seconds
+from allo_engine.estimate.count import estimate
+from allo_engine.estimate.counting import decoding, padded_passes, passes
 from allo_engine.estimate.excerpt import LINES, excerpt_of
-from allo_engine.estimate.job import Estimate, Job, StageEstimate, estimate
-from allo_engine.estimate.loads import Decoding, Load, Passes, decoding, padded_passes, passes
+from allo_engine.estimate.job import Job
+from allo_engine.estimate.loads import Decoding, Load, Passes, Place
+from allo_engine.estimate.price import Estimate, StageEstimate
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
+from allo_engine.estimate.rates import Calibration
 from allo_engine.model.loading import load_model
 from allo_engine.model.sequences import Group, singles
 from allo_engine.model.shape import Shape, shape_of
@@ -33,6 +36,8 @@ from tests.tiny import tiny_model
 from tests.unit.engine.pipeline import run_job, write_problems
 
 RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
+
+CPU = Place("cpu", 2**40)
 
 SHORT = {"sample": {"n": 4, "max_response_tokens": 40}, "evaluate": {"max_response_tokens": 40}}
 
@@ -226,7 +231,7 @@ def test_vllm_takes_its_start_and_a_process_of_its_own_beside_the_weights() -> N
     a_pass = 2048 * (3 * 4000 * 4 + 12 * 1000)
     logits = 8 * 2 * 1000
     expected = 1e9 + 4e9 + a_pass + logits + 3 * 128 * 16_000
-    assert peak_bytes(vllm, shape, "cpu") == pytest.approx(expected, rel=1e-3)
+    assert peak_bytes(vllm, shape, CPU) == pytest.approx(expected, rel=1e-3)
 
 
 def _of(job: Job, stage: str) -> StageEstimate:
@@ -275,7 +280,7 @@ def test_a_mask_of_a_twentieth_needs_less_memory_and_disk_than_all_weights() -> 
     row = Passes(tokens=100, attended=10000, scored=10, rows=1, longest=100)
     dense = Load("sft", "dense", training=row, checkpoints=1)
     sparse = Load("forget", "sparse", 0.05, training=row, deltas=1, weight_bytes=2)
-    difference = peak_bytes(dense, shape, "cpu") - peak_bytes(sparse, shape, "cpu")
+    difference = peak_bytes(dense, shape, CPU) - peak_bytes(sparse, shape, CPU)
     assert difference > (16 - 3) * shape.weights - 10 * shape.largest
     assert disk_bytes(sparse, shape) < 0.05 * disk_bytes(dense, shape)
 

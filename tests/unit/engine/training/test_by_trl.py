@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from allo_engine.config import PairLoss, SftConfig, WarmupConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import supervised_examples
-from allo_engine.estimate.loads import padded_passes
+from allo_engine.estimate.counting import padded_passes
 from allo_engine.model.sequences import singles
 from allo_engine.pipeline import Data, PlanError, plan
 from allo_engine.report import Report, Stopped
