@@ -121,6 +121,12 @@ class Settings(BaseModel):
         description="Devices of this worker, as in CUDA_VISIBLE_DEVICES, each with =GiB where its driver does not say "
         "what it holds, or not all of it is ours: '0,1' or '0=24,1=24'. Empty: all there are.",
     )
+    calibrate_seconds: float = Field(
+        default=10,
+        ge=0,
+        description="A worker that has had no stage for this long measures how fast it is, once, for estimates; 0: "
+        "never. A stage that comes meanwhile goes first. A worker with an engine of its own is not measured.",
+    )
     engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
 
     @classmethod

@@ -77,13 +77,13 @@ class Runner:
         log.info("stage_claimed stage_id=%s epoch=%s name=%s", stage_id, claim.epoch, claim.name)
         sweep(stage_id)
         with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.work) as workspace:
+            began, resumed = time.monotonic(), workspace.resumes()
             with Heart(self.database, claim, self._every, _STOPS_AT * self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
-            if (
-                heart.interrupt is Interrupt.FENCED
-            ):  # its last beat tells at the latest: whatever came of it is nobody's
+            if heart.interrupt is Interrupt.FENCED:  # told by its last beat at the latest: what came of it is nobody's
                 outcome = Abandoned()
-            committed = self._commit(claim, outcome, artifacts)
+            took = {"seconds": round(time.monotonic() - began, 3), "resumed": resumed}
+            committed = self._commit(claim, outcome, artifacts, took)
             if isinstance(outcome, Succeeded | Cancelled) and committed:
                 workspace.forget_work()
         log.info("stage_ended stage_id=%s epoch=%s outcome=%r", stage_id, claim.epoch, outcome)
@@ -135,24 +135,25 @@ class Runner:
         database is out of reach."""
         return self.draining() or heart.paused or heart.unreachable
 
-    def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts) -> bool:
-        """Write the outcome, trying again while the database is away; a worker that drains, for no longer than a lease.
-        Without a database it has nothing else to do, and where the lease was lost, the write finds out."""
+    def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts, took: Mapping[str, Any]) -> bool:
+        """Write the outcome and what it took, trying again while the database is away; a worker that drains, for no
+        longer than a lease. Without a database it has nothing else to do, and where the lease was lost, the write
+        finds out."""
         end = time.monotonic() + self.settings.lease_seconds
         while True:
             try:
-                return self._write(claim, outcome, artifacts)
+                return self._write(claim, outcome, artifacts, took)
             except SQLAlchemyError as error:
                 log.warning("commit_failed stage_id=%s epoch=%s error=%r", claim.stage_id, claim.epoch, error)
                 if self.draining() and time.monotonic() >= end:
                     return False
                 time.sleep(self._every)
 
-    def _write(self, claim: Claim, outcome: Outcome, artifacts: Artifacts) -> bool:
+    def _write(self, claim: Claim, outcome: Outcome, artifacts: Artifacts, took: Mapping[str, Any]) -> bool:
         name = (claim.stage_id, claim.epoch)
         match outcome:
             case Succeeded(metrics):
-                return attempts.finish(self.database, self.store, *name, artifacts, metrics)
+                return attempts.finish(self.database, self.store, *name, artifacts, {**metrics, **took})
             case Failed(code, message, retry):
                 return attempts.fail(self.database, *name, code, message, retry)
             case Released():

@@ -17,9 +17,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -35,6 +35,7 @@ from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from worker.calibrating import Calibrating
 from worker.erasing import Erasing
 from worker.heart import patience_of
 from worker.leader import Leadership, leadership
@@ -105,23 +106,24 @@ def policy_of(settings: Settings) -> Policy:
 @dataclass
 class Presence:
     """What tells the others that this worker is there, and what it has. `every`: seconds between two signs of life;
-    `draining` says that it takes no more stages."""
+    `draining` says that it takes no more stages, `measured` how fast it is, once that is known."""
 
     database: Database
     worker: str
     offer: Offer
     every: float
     draining: Callable[[], bool] = lambda: False
+    measured: Callable[[], Mapping[str, float] | None] = lambda: None
     _due: float = field(default=0.0, init=False)
 
     def beat(self) -> None:
         """Give a sign of life, where one is due; none any more, once the worker drains."""
-        now = time.monotonic()
+        now, rates = time.monotonic(), self.measured()
         if self.draining() and self._due < math.inf:
             workers.leave(self.database, self.worker)
             self._due = math.inf
         elif now >= self._due:
-            workers.beat(self.database, self.worker, socket.gethostname(), self.offer)
+            workers.beat(self.database, self.worker, socket.gethostname(), replace(self.offer, rates=rates))
             self._due = now + self.every
 
     def leave(self) -> None:
@@ -189,11 +191,15 @@ def main() -> None:
     database = Database(settings.database, patience=patience_of(settings))
     hands = Hands(database, open_store(settings.store), CeleryBroker(settings.broker_url, settings.queue))
     draining = partial(readable, int(sys.argv[2]))
-    here = Presence(database, worker_id(settings), offer(settings), settings.heartbeat_seconds, draining)
+    name, has = worker_id(settings), offer(settings)
+    calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
+    measured = partial(calibrating.tend, partial(workers.busy, database, name))
+    here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured)
     here.beat()
     erasing = Erasing(Eraser(database, hands.store, keeping_of(settings)), settings.sweep_seconds)
     serve(settings, leadership(database.engine), hands, nudges, here, erasing.tell)
     here.leave()
+    calibrating.close()
 
 
 if __name__ == "__main__":

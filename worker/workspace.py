@@ -50,6 +50,10 @@ class Workspace:
     def outputs(self) -> Path:
         return self.run / "outputs"
 
+    def resumes(self) -> bool:
+        """Whether an earlier attempt left something to go on from."""
+        return any(self.work.iterdir())
+
     def materialise(self, store: Store, name: str, config: Mapping[str, Any], files: Files) -> Iterator[str]:
         """Put every input file in its place, then write the engine's instructions; yields each file as it is done."""
         for source, contents in files.items():

@@ -2,6 +2,7 @@
 
     python -m allo_engine.estimate.calibration            what is known of this machine; measured if nothing is
     python -m allo_engine.estimate.calibration --again    measured anew: after a change of the machine
+    python -m allo_engine.estimate.calibration --json     the rates as a line of JSON, as a worker asks for them
 
 A small randomly initialised Llama does what the stages do: rows through `token_logps`, forward and backward; AdamW;
 `Sampler.sample`. Rates are per FLOP, byte or weight, so that they hold for other models. Kept in
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from allo_engine.estimate.rates import TRAINING, Calibration, flops
+from allo_engine.estimate.rates import TRAINING, Calibration, flops, processor
 from allo_engine.model.attention import attended
 from allo_engine.model.loading import device, dtype_of, load_model
 from allo_engine.model.logps import computing, token_logps
@@ -74,13 +75,8 @@ def cache_file() -> Path:
 
 def machine() -> str:
     """What a calibration holds for: device, version of torch, threads."""
-    name = torch.cuda.get_device_name() if device().type == "cuda" else f"{device().type} {_processor()}"
+    name = torch.cuda.get_device_name() if device().type == "cuda" else f"{device().type} {processor()}"
     return f"{name} / torch {torch.__version__} / {torch.get_num_threads()} threads"
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
 
 
 def _kept(path: Path) -> dict[str, Calibration]:
@@ -216,14 +212,19 @@ def calibrated(
     return kept[key]
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m allo_engine.estimate.calibration",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--again", action="store_true", help="measure even where a calibration is kept")
-    calibration = calibrated(again=parser.parse_args().again)
+    parser.add_argument("--json", action="store_true", help="answer with the rates alone, as a line of JSON")
+    given = parser.parse_args(arguments)
+    calibration = calibrated(again=given.again)
+    if given.json:
+        print(json.dumps(asdict(calibration)))  # noqa: T201
+        return 0
     print(machine())  # noqa: T201 - this is the command's answer
     for field in fields(calibration):
         print(f"  {field.name:<18} {getattr(calibration, field.name):.3g}")  # noqa: T201
@@ -232,4 +233,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from allo_engine.model.shape import Shape
@@ -44,3 +45,9 @@ def flops(shape: Shape, tokens: float, attended: float, scored: float) -> float:
     body = shape.weights - head * (1 if shape.tied else 2)
     attention = 4 * shape.heads * shape.head_size * shape.layers
     return 2 * body * tokens + attention * attended + 2 * head * scored
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What this machine's processor is called."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")

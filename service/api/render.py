@@ -130,6 +130,7 @@ def worker(view: WorkerView) -> dict[str, Any]:
         "memory_bytes": offer.host_bytes,
         "precisions": list(offer.precisions),
         "backends": dict(offer.packages),
+        "calibrated": offer.calibration is not None,
         "stages": [_under_way(row) for row in view.stages],
     }
 

@@ -305,7 +305,7 @@ class UnderWay(TypedDict):
 
 
 class Worker(TypedDict):
-    """A worker that lives, and what it has."""
+    """A worker that lives, and what it has. Once it is `calibrated`, it is known how fast it is."""
 
     id: str
     object: Literal["worker"]
@@ -319,6 +319,7 @@ class Worker(TypedDict):
     memory_bytes: int
     precisions: list[str]
     backends: dict[str, str]
+    calibrated: bool
     stages: list[UnderWay]
 
 

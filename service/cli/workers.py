@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(workers: list[dict[str, Any]]) -> Table:
-    table = Table("worker", "devices", "memory", "cores", "slots", "installed", "code", "runs")
+    table = Table("worker", "devices", "memory", "cores", "slots", "installed", "calibrated", "code", "runs")
     for worker in workers:
         table.add_row(
             worker["id"],
@@ -60,6 +60,7 @@ def _table(workers: list[dict[str, Any]]) -> Table:
             str(worker["cores"]),
             str(worker["slots"]),
             "\n".join(f"{name} {version}" for name, version in worker["backends"].items()) or "-",
+            "yes" if worker["calibrated"] else "not yet",
             worker["code_version"][:8],
             "\n".join(f"{stage['name']} of {stage['job_id']}" for stage in worker["stages"]) or "nothing",
         )

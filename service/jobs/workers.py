@@ -49,6 +49,12 @@ def forget(database: Database, worker_id: str, beat: int) -> bool:
         return True
 
 
+def busy(database: Database, worker_id: str) -> bool:
+    """Whether the worker was given a stage that has not ended."""
+    with database.snapshot() as session:
+        return bool(repository.stages_under_way(session, worker_id))
+
+
 def read_workers(database: Database) -> list[WorkerView]:
     """Every registered worker, in the order of names."""
     with database.snapshot() as session:

@@ -17,7 +17,7 @@ from service.jobs.keys import create_key
 from service.jobs.tables import Model, Stage
 from service.jobs.workers import Watch
 from tests.integration.service.domain import SUPERVISED, WORKER, Domain, in_order, stage_by_name
-from tests.offers import GIB, an_offer
+from tests.offers import GIB, RATES, an_offer
 from tests.waiting import until
 
 LLAMA_8B = Shape(8_030_261_248, 4 * 8_030_261_248, 32, 4096, 14336, 32, 8, 128, 128256, False, 128256 * 4096)
@@ -176,7 +176,8 @@ def reader(app: FastAPI, served: Domain) -> TestClient:
 
 def test_an_admin_sees_the_workers_and_what_they_run(client: TestClient, reader: TestClient, served: Domain) -> None:
     workers.leave(served.database, WORKER)
-    workers.beat(served.database, "gpu", "host", an_offer(24, None, packages=("vllm",)))
+    offer = an_offer(24, None, packages=("vllm",))
+    workers.beat(served.database, "gpu", "host", offer)
     job = served.submit(SUPERVISED).job.id
     assert place(served, "gpu", "1")
     refused = reader.get("/v1/workers")
@@ -187,6 +188,7 @@ def test_an_admin_sees_the_workers_and_what_they_run(client: TestClient, reader:
         {"name": "1", "kind": "cuda", "memory_bytes": None},
     ]
     assert worker["backends"] == {"vllm": "1.0"}
+    assert worker["calibrated"] is False
     assert worker["precisions"] == ["float32", "bfloat16"]
     assert (worker["id"], worker["slots"], worker["code_version"]) == ("gpu", 2, code_version())
     stage = stage_by_name(served, job, "sft")
@@ -194,6 +196,8 @@ def test_an_admin_sees_the_workers_and_what_they_run(client: TestClient, reader:
     assert worker["stages"] == [found]
     seen = client.get(f"{JOBS}/{job}").json()["stages"][0]
     assert (seen["worker"], seen["devices"], seen["missing"]) == ("gpu", ["1"], None)
+    workers.beat(served.database, "gpu", "host", replace(offer, rates=asdict(RATES)))
+    assert [found["calibrated"] for found in client.get("/v1/workers").json()["data"]] == [True]
 
 
 def test_without_a_worker_the_service_is_ready_and_says_so(app: FastAPI, served: Domain) -> None:

@@ -66,6 +66,8 @@ def test_a_job_runs_to_its_end(house):
     assert {event.type for event in house.events(job)} == {"message", "metrics"}
     assert [event.seq for event in house.events(job)] == list(range(1, len(house.events(job)) + 1))
     assert house.stage(job).step == 4
+    assert house.stage(job).metrics["seconds"] >= 4 * 0.02, "of its steps alone"
+    assert house.stage(job).metrics["resumed"] is False
     assert not any((house.settings.data_dir / "runs").iterdir())
     assert not any((house.settings.data_dir / "work").iterdir())
 
@@ -175,6 +177,7 @@ def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint
     assert (house.stage(job).status, house.stage(job).attempt) == ("ready", 0)
     assert isinstance(run(house).run(*house.dispatch()), Succeeded)
     assert house.starts()[1][1] > 0
+    assert house.stage(job).metrics["resumed"] is True
 
 
 def test_a_paused_job_gives_its_device_back_uncounted_and_goes_on_to_the_same_bits(make_house):

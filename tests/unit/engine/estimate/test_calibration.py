@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from allo_engine.estimate.calibration import calibrated, machine, measure
+from allo_engine.estimate.calibration import calibrated, machine, main, measure
 from allo_engine.estimate.rates import Calibration, flops
 from allo_engine.model.shape import Shape, shape_of
+from tests.offers import RATES
 from tests.tiny import tiny_model
-
-RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
 
 
 class Stopwatch:
@@ -65,6 +64,15 @@ def test_a_rate_that_is_no_positive_number_is_measured_anew(tmp_path: Path, valu
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({machine(): {**asdict(RATES), "hash_bytes": value}}))
     assert calibrated(path, measured=Stopwatch()).hash_bytes == 1e9
+
+
+def test_a_worker_is_told_the_rates_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = calibrated(tmp_path / "allo" / "calibration.json", measured=Stopwatch())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["--json"]) == 0
+    assert Calibration.read(json.loads(capsys.readouterr().out)) == kept
 
 
 def test_a_measurement_gives_rates_above_zero() -> None:

@@ -25,17 +25,15 @@ from allo_engine.estimate.job import Job
 from allo_engine.estimate.loads import Decoding, Load, Passes, Place
 from allo_engine.estimate.price import Estimate, StageEstimate
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
-from allo_engine.estimate.rates import Calibration
 from allo_engine.model.loading import load_model
 from allo_engine.model.sequences import Group, singles
 from allo_engine.model.shape import Shape, shape_of
 from allo_engine.pipeline import Data, Method, PlanError
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Settings, TransformersSampler
+from tests.offers import RATES
 from tests.tiny import tiny_model
 from tests.unit.engine.pipeline import run_job, write_problems
-
-RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
 
 CPU = Place("cpu", 2**40)
 

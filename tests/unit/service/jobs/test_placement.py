@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from allo_engine.estimate.loads import Place
 from allo_engine.needs import Needs
 from service.jobs.flight import Host, Running, Waiting
 from service.jobs.placement import Offer, missing
@@ -159,10 +160,28 @@ def test_what_no_worker_has_is_said(needs: Needs, workers: list[Offer], message:
     assert missing("warmup", needs, workers) == message
 
 
+@pytest.mark.parametrize(
+    ("offer", "place"),
+    [
+        (an_offer(host=16), Place("cpu", round(15.5 * GIB))),
+        (an_offer(host=16, slots=2), Place("cpu", round(7.5 * GIB))),
+        (an_offer(80, 24, packages=("vllm",)), Place("cuda", round(23.25 * GIB), bfloat16=True, vllm=True)),
+        (an_offer(80, slots=2), Place("cuda", round(39.25 * GIB), bfloat16=True)),
+        (an_offer(None), an_offer(24).place),
+    ],
+)
+def test_work_is_counted_for_a_slots_share_of_the_least_device_or_of_the_host(offer: Offer, place: Place) -> None:
+    assert offer.place == place
+    assert replace(offer, rates={"forward_flops": 1e12}).place == place, "how fast it is decides nothing"
+
+
 def test_offers_and_needs_are_read_as_they_were_written() -> None:
     offer, needs = an_offer(24, None, packages=("vllm",)), of(3, packages=("trl",), devices=None)
     assert Offer.read(offer.write()) == offer
     assert Needs.read(needs.write()) == needs
     assert Offer.read(offer.write() | {"since": "a later version"}) == offer
+    earlier = offer.write()
+    del earlier["rates"]
+    assert Offer.read(earlier) == offer
     assert Needs.read(needs.write() | {"since": "a later version"}) == needs
     assert Needs.read(None) == Needs()
