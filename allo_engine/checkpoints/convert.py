@@ -18,13 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 """What a converted folder holds at least."""
 
 DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"})
 """Pre-tokenizers, by their names in GGUF, that cut every digit off before GPT-2's pattern cuts the rest."""
+
+
+ROPE_FREQS = "rope_freqs.weight"
+"""The tensor by which rotary frequencies are divided, one number a pair of a head's dimensions."""
+
+_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {"rope_type": "llama3"} | _BANDS
+"""Every Llama 3.1, 3.2 and 3.3; they differ in `factor` alone."""
 
 
 class ConversionError(ValueError):
@@ -69,6 +78,7 @@ def _write(source: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
     )
+    _restore_rotary_scaling(model.config, source)
     model.save_pretrained(folder, max_shard_size="1TB")  # one file, whatever the size: FILES names it
 
 
@@ -85,6 +95,37 @@ def pre_tokenizer_name(source: Path) -> str:
 
     field = GGUFReader(source).fields.get("tokenizer.ggml.pre")
     return "" if field is None else str(field.contents())
+
+
+def slower(config: PreTrainedConfig) -> Tensor:
+    """By what a model's scaling divides its rotary frequencies θ^(-2i/d), i from 0 to d/2: float32 [d/2]."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = config.rope_parameters
+    scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    powers = torch.arange(len(scaled), dtype=torch.float32) / len(scaled)
+    divided: Tensor = rope["rope_theta"] ** -powers / scaled
+    return divided
+
+
+def _restore_rotary_scaling(config: PreTrainedConfig, source: Path) -> None:
+    """Scale rotary frequencies as the file does, which transformers forgets: as Llama 3 where that gives the file's
+    numbers, else by the numbers themselves."""
+    import torch
+    from gguf import GGUFReader
+
+    found = next((tensor.data for tensor in GGUFReader(source).tensors if tensor.name == ROPE_FREQS), None)
+    if found is None:
+        return
+    factors = torch.tensor(found, dtype=torch.float32)
+    theta = {"rope_theta": config.rope_parameters["rope_theta"]}
+    config.rope_parameters = theta | LLAMA3 | {"factor": round(float(factors.max()), 3)}
+    if torch.allclose(slower(config), factors, rtol=1e-4):
+        return
+    each = {"short_factor": factors.tolist(), "long_factor": factors.tolist(), "attention_factor": 1.0}
+    most = {"original_max_position_embeddings": config.max_position_embeddings // 2}  # the same on both sides of it
+    config.rope_parameters = theta | {"rope_type": "longrope"} | each | most
 
 
 def _restore_digit_splitting(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

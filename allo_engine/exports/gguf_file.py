@@ -2,7 +2,8 @@
 
 GGUF holds the rotated halves of llama's queries and keys interleaved: a head's rows 0 … d/2 and d/2 … d become
 0, d/2, 1, d/2 + 1, …; Qwen's stay as they are. Vectors are float32, matrices float16 or blocks of 32 in 8 bits (Q8_0).
-A weight at a time is in memory.
+Llama 3.1's scaled rotary embeddings are a vector more, `rope_freqs.weight`: by what each frequency is divided. A weight
+at a time is in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
-from allo_engine.checkpoints.convert import convert
+from allo_engine.checkpoints.convert import ROPE_FREQS, convert, slower
 from allo_engine.checkpoints.folder import tied
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
 from allo_engine.exports.checking import Figures, difference, ids_of, of_folder, outputs
@@ -61,11 +62,16 @@ def write(folder: Path, path: Path, kind: Kind) -> None:
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     with Checkpoint(folder) as stored:
         tensors = dict(_named(stored, names, tied(folder)))
+        rotary = _rotary(config)
+        for name, factors in rotary.items():
+            writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
         for name, tensor in tensors.items():
             _announce(writer, name, tensor, _KINDS[kind])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        for factors in rotary.values():
+            writer.write_tensor_data(factors)
         for name, tensor in tensors.items():
             values = tensor.read(0, tensor.size).reshape(tensor.shape)
             if architecture is gguf.MODEL_ARCH.LLAMA:
@@ -84,10 +90,20 @@ def _architecture(config: Any) -> gguf.MODEL_ARCH:
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise StageError("refused", f"GGUF is written for models of type {known}; this one is {config.model_type}.")
-    rope = config.rope_parameters.get("rope_type", "default")
-    if rope != "default":
-        raise StageError("refused", f"GGUF is written for plain rotary embeddings; this model scales them ({rope}).")
+    rope = _rope(config)
+    if rope != "default" and (rope != "llama3" or config.model_type != "llama"):
+        known = "plain rotary embeddings, and for Llama 3.1's"
+        raise StageError("refused", f"GGUF is written for {known}; this {config.model_type} scales them as {rope}.")
     return ARCHITECTURES[config.model_type]
+
+
+def _rotary(config: Any) -> dict[str, NDArray[np.float32]]:
+    """The tensor of what frequencies are divided by, where they are."""
+    return {ROPE_FREQS: slower(config).numpy()} if _rope(config) == "llama3" else {}
+
+
+def _rope(config: Any) -> str:
+    return str(config.rope_parameters.get("rope_type", "default"))
 
 
 def _add_sizes(writer: gguf.GGUFWriter, config: Any, kind: Kind) -> None:

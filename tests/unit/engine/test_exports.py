@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -23,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from allo_engine.checkpoints.convert import convert
 from allo_engine.exports import gguf_file, lora
 from allo_engine.exports.__main__ import main
 from allo_engine.exports.checking import TEXTS
@@ -41,9 +44,21 @@ SIZES = {
     "eos_token_id": 1,
     "initializer_range": 0.2,
 }
+LONG = SIZES | {"max_position_embeddings": 16_384}
+LLAMA31 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SHORT = LLAMA31 | {"rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "llama untied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_theta=100_000.0)),
+    "llama 3.1": lambda: LlamaForCausalLM(LlamaConfig(**LONG, rope_parameters=LLAMA31, head_dim=32)),
+    "llama scaled otherwise": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=SHORT)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=128)),
 }
@@ -118,8 +133,38 @@ def test_what_has_no_place_in_a_gguf_is_refused_by_name(tmp_path: Path, capsys: 
     scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
     LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=scaled)).save_pretrained(tmp_path / "scaled")
     save_tokenizer(tmp_path / "scaled", "llama")
-    with pytest.raises(StageError, match="scales them \\(linear\\)"):
+    with pytest.raises(StageError, match="this llama scales them as linear"):
         gguf_file.write(tmp_path / "scaled", tmp_path / "scaled.gguf", "f16")
+    Qwen2ForCausalLM(Qwen2Config(**LONG, rope_parameters=LLAMA31)).save_pretrained(tmp_path / "other")
+    with pytest.raises(StageError, match="this qwen2 scales them as llama3"):
+        gguf_file.write(tmp_path / "other", tmp_path / "other.gguf", "f16")
+
+
+@pytest.mark.parametrize(("kind", "rope"), [("llama 3.1", LLAMA31), ("llama scaled otherwise", SHORT)])
+def test_scaled_rotary_embeddings_are_a_tensor_and_are_read_back(
+    tmp_path: Path, kind: str, rope: dict[str, float]
+) -> None:
+    """llama.cpp divides the frequency of pair i by `rope_freqs.weight[i]`: 1 for short waves, `factor` for long ones,
+    and something between for those between the two wavelengths."""
+    folder = save(kind, tmp_path / "model")
+    gguf_file.write(folder, tmp_path / "model.gguf", "f16")
+    (tensor,) = [one for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors if one.name == "rope_freqs.weight"]
+    width = 32 if kind == "llama 3.1" else 16
+    waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, width, 2) / width)
+    turns = rope["original_max_position_embeddings"] / waves
+    between = (turns - 1) / 3  # low_freq_factor 1, high_freq_factor 4
+    smooth = 1 / ((1 - between) / rope["factor"] + between)
+    wanted = np.where(turns > 4, 1, np.where(turns < 1, rope["factor"], smooth))
+    assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+    assert np.allclose(tensor.data, wanted, rtol=1e-5)
+    assert ((wanted > 1) & (wanted < rope["factor"])).any()
+    convert(tmp_path / "model.gguf", tmp_path / "back")
+    back = AutoConfig.from_pretrained(tmp_path / "back")
+    assert (back.rope_parameters == rope) == (kind == "llama 3.1")
+    ids = torch.arange(2, 120)[None]
+    with torch.no_grad():
+        first, second = (AutoModelForCausalLM.from_pretrained(path)(ids).logits for path in (folder, tmp_path / "back"))
+    assert (first - second).abs().max() < 0.01 * first.abs().max()
 
 
 def test_pre_tokenizers_are_known_by_what_they_do_and_others_refused() -> None:
