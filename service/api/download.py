@@ -19,6 +19,8 @@ from service.storage.store import Store
 Opened = Callable[[int, int], Iterator[bytes]]
 """The bytes of a content from one offset up to, not including, another."""
 
+OCTETS = "application/octet-stream"
+
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -30,16 +32,20 @@ def content(request: Request, store: Store, sha256: str, size: int, filename: st
     return served(request, partial(store.open, sha256), size, filename, sha256, sha256)
 
 
-def held(request: Request, data: bytes, filename: str) -> Response:
+def held(request: Request, data: bytes, filename: str, kind: str = OCTETS) -> Response:
     """What is small and made anew for every request, in the same way."""
     sha256 = hashlib.sha256(data).hexdigest()
-    return served(request, lambda start, end: iter((data[start:end],)), len(data), filename, sha256, sha256)
+    return served(request, lambda start, end: iter((data[start:end],)), len(data), filename, sha256, sha256, kind)
 
 
-def served(request: Request, opened: Opened, size: int, filename: str, tag: str, sha256: str | None) -> Response:
-    """A content of `size` bytes that `tag` names: the same tag, the same bytes. `sha256` where it is known."""
+def served(
+    request: Request, opened: Opened, size: int, filename: str, tag: str, sha256: str | None, kind: str = OCTETS
+) -> Response:
+    """A content of `size` bytes that `tag` names: the same tag, the same bytes. `sha256` where it is known; `kind` is
+    its media type."""
     etag = f'"{tag}"'
     headers = {
+        "content-type": kind,
         "accept-ranges": "bytes",
         "etag": etag,
         "content-disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
@@ -65,9 +71,9 @@ def _stream(request: Request, opened: Opened, size: int, part: tuple[int, int], 
     headers["content-length"] = str(end - start)
     chunks = opened(start, end)
     if request.method == "HEAD":
-        return Response(None, status, headers, media_type="application/octet-stream")
+        return Response(None, status, headers)
     first = next(chunks, b"")  # what is damaged from its start is an error, not a broken connection
-    return StreamingResponse(chain([first], chunks), status, headers, media_type="application/octet-stream")
+    return StreamingResponse(chain([first], chunks), status, headers)
 
 
 def _listed(request: Request, header: str, etag: str, default: bool) -> bool:

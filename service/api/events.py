@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.api import render
 from service.api.context import Parts, Reader
+from service.api.download import held
 from service.api.live import EventStream
 from service.api.pages import Paging, listed
 from service.jobs import series, service, story
@@ -43,19 +44,16 @@ def metrics(
     parts: Parts,
     key: Reader,
     job_id: str,
+    request: Request,
     stage: Annotated[str | None, Query(max_length=32)] = None,
     format: Literal["json", "csv", "tensorboard"] = "json",
 ) -> Response | dict[str, Any]:
     """The figures of the job's training, a point a step: of one stage or of all that have some. CSV has a row a point;
-    tensorboard is an event file, to be put into a folder that TensorBoard reads."""
+    tensorboard is an event file, to be put into a folder that TensorBoard reads. Both take Range."""
     points = series.read(parts.database, key.owner, job_id, stage)
     if format == "csv":
-        return _file(series.as_csv(points), "text/csv; charset=utf-8", f"{job_id}.csv")
+        return held(request, series.as_csv(points), f"{job_id}.csv", "text/csv; charset=utf-8")
     if format == "tensorboard":
         name = f"events.out.tfevents.{points[0].created_at if points else 0}.{job_id}"
-        return _file(series.as_event_file(points), "application/octet-stream", name)
+        return held(request, series.as_event_file(points), name)
     return listed([render.point(point) for point in points])
-
-
-def _file(content: bytes, kind: str, name: str) -> Response:
-    return Response(content, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})

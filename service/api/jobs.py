@@ -9,12 +9,11 @@ from fastapi import APIRouter, Depends, Response
 from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter, is_json
 from service.api.once import Once
-from service.api.pages import Paging, listed
+from service.api.pages import Paging, listed, page_of
 from service.api.query import Prefixed
 from service.api.reading import reading, shown
 from service.api.schemas import CreateJob
 from service.jobs import service
-from service.jobs.errors import NotFound
 from service.jobs.placement import Offer
 from service.jobs.service import JobView
 from service.jobs.submission import Sender
@@ -50,6 +49,14 @@ def read(parts: Parts, key: Reader, job_id: str) -> Response:
     return parts.answers.get(("job", key.owner, job_id), make)
 
 
+@router.delete("/{job_id}")
+def delete(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
+    """Forgets a job that has ended, with its models and their exports, its artifacts, its result files and its events.
+    The files and the model that it was given stay, and so does what other jobs took over."""
+    service.delete(parts.database, key.owner, job_id)
+    return {"id": job_id, "object": "fine_tuning.job", "deleted": True}
+
+
 @router.post("/{job_id}/cancel")
 def cancel(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
     """Ends a job; it is `cancelled` once the stage that runs has stopped."""
@@ -77,12 +84,7 @@ def retry(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
 @router.get("/{job_id}/checkpoints")
 def checkpoints(parts: Parts, key: Reader, job_id: str, page: Paging) -> dict[str, Any]:
     """The models that the job's stages left, newest first."""
-    found = render.checkpoints(service.read(parts.database, key.owner, job_id))
-    ids = [checkpoint["id"] for checkpoint in found]
-    if page.after is not None and page.after not in ids:
-        raise NotFound(f"No checkpoint {page.after!r} of this job to go on after.", "after")
-    start = 0 if page.after is None else ids.index(page.after) + 1
-    return listed(found[start : start + page.limit], len(found) > start + page.limit)
+    return page_of(render.checkpoints(service.read(parts.database, key.owner, job_id)), page)
 
 
 @router.get("/{job_id}/artifacts")

@@ -35,6 +35,9 @@ HEARTBEAT_SECONDS = 15.0
 BATCH = 500
 """Events that are read from the database at a time, and how many of a job's newest are kept rendered."""
 
+GONE = (0, True)
+"""How many events a job has that was deleted, and that it has ended: its streams end, too."""
+
 THREADS = 4
 """Of their own, so that streams never wait for requests, nor requests for streams."""
 
@@ -111,10 +114,11 @@ class Feed:
     async def _look(self) -> None:
         if not self._jobs:
             return
-        states = await self._ask(lambda: story.read_counts(self._database, list(self._jobs)))
-        for job_id, (count, ended) in states.items():
-            job = self._jobs.get(job_id)
-            if job is not None and (job.count, job.ended) != (count, ended):
+        asked = [*self._jobs]
+        states = await self._ask(lambda: story.read_counts(self._database, asked))
+        for job_id, job in [(name, self._jobs[name]) for name in asked if name in self._jobs]:
+            count, ended = states.get(job_id, GONE)
+            if (job.count, job.ended) != (count, ended):
                 job.frames.extend(await self._read(job_id, max(job.count, count - BATCH)))
                 job.count, job.ended = count, ended
                 job.told()

@@ -64,6 +64,7 @@ ANSWERS: Mapping[str, Any] = {
     "jobs.create": shapes.Job,
     "jobs.index": list[shapes.Job],
     "jobs.read": shapes.Job,
+    "jobs.delete": shapes.Deleted,
     "jobs.cancel": shapes.Job,
     "jobs.pause": shapes.Job,
     "jobs.resume": shapes.Job,
@@ -222,7 +223,7 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
     if not open_to_all:
         answers["200"] = {"description": "What was asked for.", "content": _content(answer or shapes.Json)}
         answers["200"]["content"] |= _OTHER_KINDS.get(name, {})
-    if answer is bytes:
+    if _is_download(name):
         answers |= _of_content(answers["200"])
     if name == "insight.read":
         answers["202"] = {"description": "It is being worked out: ask again.", "content": _content(ANSWERS[name])}
@@ -250,9 +251,13 @@ def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
         wanted += [404, 409, 507]
     if verb == "post":
         wanted.append(413)
-    if ANSWERS.get(operation["operationId"]) is bytes:
+    if _is_download(operation["operationId"]):
         wanted += [412, 416]
     return sorted(set(wanted))
+
+
+def _is_download(name: str) -> bool:
+    return ANSWERS.get(name) is bytes or name == "events.metrics"
 
 
 def _content(answer: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query
 
-from service.jobs.repository import Page
+from service.jobs.repository import Page, unknown_place
 
 Order = Literal["asc", "desc"]
 
@@ -30,6 +30,16 @@ async def _long_page(
 
 Paging = Annotated[Page, Depends(_page)]
 LongPaging = Annotated[Page, Depends(_long_page)]
+
+
+def page_of(found: Sequence[dict[str, Any]], page: Page) -> dict[str, Any]:
+    """A page of a list that is at hand, newest first. Raises NotFound for an unknown `page.after`."""
+    ordered = found if page.order == "desc" else found[::-1]
+    ids = [one["id"] for one in ordered]
+    if page.after is not None and page.after not in ids:
+        raise unknown_place(page.after)
+    start = 0 if page.after is None else ids.index(page.after) + 1
+    return listed(ordered[start : start + page.limit], len(ordered) > start + page.limit)
 
 
 def listed(data: Sequence[dict[str, Any]], has_more: bool = False) -> dict[str, Any]:

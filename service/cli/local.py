@@ -37,6 +37,7 @@ examples:
   allo models add tiny ~/.cache/huggingface/hub/models--acme--tiny/snapshots/…
   ALLO_HUB_URL=https://huggingface.co allo models add tiny acme/tiny --revision v1
   allo models list
+  allo models remove tiny
 
 Adding copies the files into the data folder. Pickled weights and models with code of their own are refused, and so is
 what cannot be trained: a small model of the same architecture is tried. Rows of a training batch hold several sequences
@@ -66,6 +67,8 @@ def add_models(commands: Commands[argparse.ArgumentParser]) -> None:
     add.add_argument("path", help="a folder with config.json, tokenizer and *.safetensors; or a Hub id, owner/name")
     add.add_argument("--revision", help="which revision of a Hub id (main); the commit that it is now is taken")
     _verb(found, "list", "show everyone's models and the local owner's", _list_models)
+    remove = _verb(found, "remove", "forget a model of those; unfinished jobs that began with it go on", _remove_model)
+    remove.add_argument("name", help="as `allo models list` shows it")
 
 
 def _with_verbs(
@@ -174,4 +177,11 @@ def _list_models(args: argparse.Namespace) -> int:
             size = sum(file["bytes"] for file in model.files)
             table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator", _rows(model))
     out.print(table)
+    return 0
+
+
+def _remove_model(args: argparse.Namespace) -> int:
+    with _opened(args) as (_, database):
+        models.delete_model(database, "local", args.name, admin=True)
+    out.print(f"{args.name} is removed.", markup=False)
     return 0

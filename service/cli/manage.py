@@ -1,4 +1,4 @@
-"""`allo jobs`, `cancel`, `pause`, `resume`, `retry` and `events`: what is done with jobs that are there."""
+"""`allo jobs`, `cancel`, `pause`, `resume`, `retry`, `delete` and `events`: what is done with jobs that are there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ examples:
   allo events ftjob-… --follow          and what happens, until the job ends
   allo events ftjob-… --metrics         the training's figures, too
 """
+_DELETE_EPILOG = """\
+example:
+  allo delete ftjob-…
+
+Its models go, with their exports, and its events. What it was given stays, and what other jobs took over from it.
+"""
 _VERBS: dict[str, tuple[str, str]] = {
     "cancel": ("end a job", "The stage that runs stops within seconds; what was finished is kept for `allo retry`."),
     "pause": (
@@ -44,6 +50,10 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     for name, (summary, more) in _VERBS.items():
         verb = command(commands, name, summary, f"example:\n  allo {name} ftjob-…\n\n{more}\n", _verb(name))
         verb.add_argument("job", metavar="JOB", help="ftjob-…")
+    delete = command(
+        commands, "delete", "forget jobs that have ended, with all that they left", _DELETE_EPILOG, _delete
+    )
+    delete.add_argument("jobs", nargs="+", metavar="JOB", help="ftjob-…")
     events = command(commands, "events", "tell what happened in a job", _EVENTS_EPILOG, _events)
     events.add_argument("job", metavar="JOB", help="ftjob-…")
     events.add_argument("--follow", action="store_true", help="stay until the job ends")
@@ -70,6 +80,14 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         return 0
 
     return run
+
+
+def _delete(args: argparse.Namespace) -> int:
+    with connect(args) as client:
+        for job_id in args.jobs:
+            gone = client.delete(f"/v1/fine_tuning/jobs/{job_id}")
+            shown(args, gone, lambda job_id=job_id: f"{job_id} is deleted.")  # type: ignore[misc]
+    return 0
 
 
 def _events(args: argparse.Namespace) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from rich.table import Table
 
-from service.cli.commands import Commands, described
-from service.cli.connection import add_connection, connect
-from service.cli.terminal import out
+from service.cli.commands import Commands, command
+from service.cli.connection import connect
+from service.cli.terminal import shown
 
 _EPILOG = """\
 examples:
@@ -25,32 +24,20 @@ ALLO_DATABASE_URL, ALLO_BROKER_URL and ALLO_STORE_URL of this service, and a dat
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = described(
-        commands,
-        "workers",
-        "show the workers that there are, and what they run",
-        _EPILOG,
-        "Show the workers that live: their devices, what is installed there, and what they run.",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    add_connection(parser)
-    parser.set_defaults(run=run)
+    command(commands, "workers", "show the workers that live, what they have and what they run", _EPILOG, run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the workers, a line each."""
     with connect(args) as client:
         found = client.workers()
-    if args.json:
-        out.print(json.dumps(found, indent=2), markup=False)
-    elif found:
-        out.print(_table(found))
-    else:
-        out.print("No worker is there: start one with `allo up`, or `python -m worker`. Jobs wait until then.")
+    shown(args, found, lambda: _table(found))
     return 0
 
 
-def _table(workers: list[dict[str, Any]]) -> Table:
+def _table(workers: list[dict[str, Any]]) -> Table | str:
+    if not workers:
+        return "No worker is there: start one with `allo up`, or `python -m worker`. Jobs wait until then."
     table = Table("worker", "devices", "memory", "cores", "slots", "installed", "calibrated", "code", "runs")
     for worker in workers:
         table.add_row(

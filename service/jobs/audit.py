@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from service.db import Database
 from service.jobs.clean import clean_text
-from service.jobs.errors import NotFound
 from service.jobs.ids import new_id
 from service.jobs.repository import Page, access
 from service.jobs.tables import AuditEntry
@@ -44,10 +43,8 @@ def record(database: Database, deed: Deed, keep_seconds: float) -> None:
 def read_page(
     database: Database, page: Page, owner: str | None = None, object_id: str | None = None
 ) -> tuple[list[AuditEntry], bool]:
-    """Entries, of one owner or about one thing where that is asked for, and whether there are more. `page.after` may
-    have been forgotten meanwhile: ids sort by their time."""
-    if page.after is not None and not page.after.startswith("audit-"):
-        raise NotFound(f"No entry {page.after!r} to go on after.", "after")
+    """Entries, of one owner or about one thing where that is asked for, and whether there are more. Raises NotFound for
+    an unknown `page.after`."""
     with database.snapshot() as session:
         return access.audit_page(session, page, owner, object_id)
 

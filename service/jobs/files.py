@@ -115,9 +115,7 @@ def read_file(database: Database, owner: str, file_id: str) -> File:
 
 
 def read_files(database: Database, owner: str, page: Page, purpose: str | None) -> tuple[list[File], bool]:
-    """Files, and whether there are more. `page.after` may have been deleted meanwhile: ids sort by their time."""
-    if page.after is not None and not page.after.startswith("file-"):
-        raise NotFound(f"No file {page.after!r} to go on after.", "after")
+    """Files, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
         return repository.files(session, owner, page, purpose, database.now())
 

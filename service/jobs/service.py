@@ -1,4 +1,4 @@
-"""What an owner does with jobs: submit, read, pause, resume, cancel, retry. One verb, one transaction."""
+"""What an owner does with jobs: submit, read, pause, resume, cancel, retry, delete. One verb, one transaction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.placement import Offer
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
-from service.jobs.repository import Page
+from service.jobs.repository import Page, holdings
 from service.jobs.submission import NewJob, Sender, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store
@@ -69,8 +69,6 @@ def read_page(
 ) -> tuple[list[JobView], bool]:
     """Jobs that have all of `metadata`, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
-        if page.after is not None and repository.job(session, owner, page.after) is None:
-            raise NotFound(f"No fine-tuning job {page.after!r} to go on after.", "after")
         jobs, more = repository.jobs(session, owner, page, metadata or {})
         stages, earlier = defaultdict(list), _earlier(session, jobs)
         for stage in repository.stages_shown(session, [job.id for job in jobs]):
@@ -82,8 +80,6 @@ def read_events(database: Database, owner: str, job_id: str, page: Page) -> tupl
     """The job's events. Raises NotFound, for an unknown `page.after` too."""
     with database.snapshot() as session:
         _owned(session, owner, job_id)
-        if page.after is not None and repository.event_seq(session, job_id, page.after) is None:
-            raise NotFound(f"No event {page.after!r} of this job to go on after.", "after")
         return repository.events(session, job_id, page)
 
 
@@ -158,6 +154,19 @@ def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
         return _view(session, job)
 
 
+def delete(database: Database, owner: str, job_id: str) -> None:
+    """Forgets a job that has ended and all that it left: the models too that its stages made, with their exports, and
+    what is due to webhooks. A stage of another job that took over a result of its has that for itself, and passes it
+    on. Raises NotFound, Conflict while the job may go on by itself, Busy while a stage of its is still stopping."""
+    with database.transaction() as session:
+        job = _locked(session, owner, job_id)
+        if job.status not in JOB_ENDED:
+            raise Conflict(f"The job is {job.status.value}: cancel it first, or let it end.")
+        if _running(session, job):
+            raise Busy("A stage of the job is still stopping: delete it in a moment.")
+        holdings.drop_job(session, job)
+
+
 def _owned(session: Session, owner: str, job_id: str) -> Job:
     job = repository.job(session, owner, job_id)
     if job is None:
@@ -167,7 +176,8 @@ def _owned(session: Session, owner: str, job_id: str) -> Job:
 
 def _locked(session: Session, owner: str, job_id: str) -> Job:
     locked = repository.lock_job(session, _owned(session, owner, job_id).id)
-    assert locked is not None
+    if locked is None:  # it was deleted while this waited
+        raise NotFound(f"No fine-tuning job {job_id!r}.")
     return locked
 
 

@@ -74,7 +74,7 @@ def read(database: Database, owner: str, endpoint_id: str) -> WebhookEndpoint:
 
 
 def read_page(database: Database, owner: str, page: Page) -> tuple[list[WebhookEndpoint], bool]:
-    """The owner's endpoints, and whether there are more."""
+    """The owner's endpoints, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
         return hooks.endpoints(session, owner, page)
 
@@ -127,7 +127,7 @@ def remove(database: Database, owner: str, endpoint_id: str) -> None:
 
 
 def read_deliveries(database: Database, owner: str, endpoint_id: str, page: Page) -> tuple[list[WebhookDelivery], bool]:
-    """What was and will be sent to an endpoint. Raises NotFound."""
+    """What was and will be sent to an endpoint. Raises NotFound, for an unknown `page.after` too."""
     with database.snapshot() as session:
         _owned(session, owner, endpoint_id)
         return hooks.deliveries(session, endpoint_id, page)

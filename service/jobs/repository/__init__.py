@@ -13,6 +13,8 @@ from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, litera
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from service.db import Base
+from service.jobs.errors import NotFound
+from service.jobs.ids import is_id
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, stage_sources
 from service.jobs.tables import (
     Artifact,
@@ -49,7 +51,7 @@ def file(session: Session, owner: str, file_id: str, now: int) -> File | None:
 def files(session: Session, owner: str, page: Page, purpose: str | None, now: int) -> tuple[list[File], bool]:
     query = select(File).where(File.owner == owner, _unexpired(now))
     query = query if purpose is None else query.where(File.purpose == purpose)
-    return paged(session, query, File.id, page.after, page)
+    return paged(session, query, File.id, "file", page)
 
 
 def model(session: Session, owner: str, name: str) -> Model | None:
@@ -88,7 +90,7 @@ def jobs(session: Session, owner: str, page: Page, metadata: Mapping[str, str]) 
     query = select(Job).where(Job.owner == owner)
     for name, value in metadata.items():
         query = query.where(_has_pair(session, name, value))
-    return paged(session, query, Job.id, page.after, page)
+    return paged(session, query, Job.id, "ftjob", page)
 
 
 def _has_pair(session: Session, name: str, value: str) -> ColumnElement[bool]:
@@ -124,8 +126,7 @@ def count_active_jobs(session: Session, owner: str) -> int:
 
 def events(session: Session, job_id: str, page: Page) -> tuple[list[Event], bool]:
     """In the order of `seq`, which no clock can disturb."""
-    after = select(Event.seq).where(Event.job_id == job_id, Event.id == page.after).scalar_subquery()
-    return paged(session, select(Event).where(Event.job_id == job_id), Event.seq, after, page)
+    return paged(session, select(Event).where(Event.job_id == job_id), Event.seq, "ftevent", page)
 
 
 def events_behind(session: Session, job_id: str, seq: int, most: int) -> list[Event]:
@@ -255,12 +256,31 @@ def delete_worker(session: Session, worker_id: str) -> None:
 
 
 def paged(
-    session: Session, query: Select[Row], column: InstrumentedAttribute[Any], after: Any, page: Page
+    session: Session, query: Select[Row], column: InstrumentedAttribute[Any], kind: str, page: Page
 ) -> tuple[list[Row], bool]:
-    """One page in the order of `column`, and whether there is more: asking for one row more than wanted tells."""
-    down = page.order == "desc"
+    """One page in the order of `column`, and whether there is more: asking for one row more than wanted tells.
+
+    `page.after` is the id of a row. Raises NotFound for what is none; in the order of ids, one of the `kind` that was
+    deleted meanwhile has its place still.
+    """
+    down, rows = page.order == "desc", query
     if page.after is not None:
-        query = query.where(column < after if down else column > after)
-    query = query.order_by(column.desc() if down else column).limit(page.limit + 1)
-    rows = list(session.scalars(query))
-    return rows[: page.limit], len(rows) > page.limit
+        place = _place(session, query, column, kind, page.after)
+        rows = rows.where(column < place if down else column > place)
+    found = list(session.scalars(rows.order_by(column.desc() if down else column).limit(page.limit + 1)))
+    return found[: page.limit], len(found) > page.limit
+
+
+def _place(session: Session, query: Select[Row], column: InstrumentedAttribute[Any], kind: str, after: str) -> Any:
+    ids = column.class_.id
+    if column is ids and is_id(kind, after):
+        return after
+    place = session.scalar(query.where(ids == after).with_only_columns(column))
+    if place is None:
+        raise unknown_place(after)
+    return place
+
+
+def unknown_place(after: str) -> NotFound:
+    """What a list says of an `after` that is none of its ids."""
+    return NotFound(f"Nothing of this list is called {after!r:.70}: there is no going on after it.", "after")

@@ -27,7 +27,7 @@ def keys(session: Session) -> Sequence[ApiKey]:
 
 def keys_page(session: Session, page: Page, owner: str | None) -> tuple[list[ApiKey], bool]:
     query = select(ApiKey) if owner is None else select(ApiKey).where(ApiKey.owner == owner)
-    return paged(session, query, ApiKey.id, page.after, page)
+    return paged(session, query, ApiKey.id, "key", page)
 
 
 def lock_keys_beside(session: Session, key_id: str) -> None:
@@ -58,7 +58,7 @@ def audit_page(session: Session, page: Page, owner: str | None, object_id: str |
     query = select(AuditEntry)
     query = query if owner is None else query.where(AuditEntry.owner == owner)
     query = query if object_id is None else query.where(AuditEntry.object_id == object_id)
-    return paged(session, query, AuditEntry.id, page.after, page)
+    return paged(session, query, AuditEntry.id, "audit", page)
 
 
 def forget_audit(session: Session, before: int) -> None:

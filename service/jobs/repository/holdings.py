@@ -9,7 +9,18 @@ from sqlalchemy import and_, delete, func, or_, select, text, union, update
 from sqlalchemy.orm import Session
 
 from service.jobs.lifecycle import JOB_ENDED, JobStatus
-from service.jobs.tables import Artifact, Export, File, Job, Model, Stage, Upload, UploadPart
+from service.jobs.tables import (
+    Artifact,
+    Event,
+    Export,
+    File,
+    Job,
+    Model,
+    Stage,
+    Upload,
+    UploadPart,
+    WebhookDelivery,
+)
 
 # --- uploads
 
@@ -117,6 +128,17 @@ def erase_checkpoints(session: Session, model: Model) -> None:
     outputs = Artifact.output.in_(("checkpoint", "delta"))
     session.execute(delete(Artifact).where(Artifact.stage_id.in_(emptied), outputs))
     session.execute(update(Stage).where(Stage.id.in_(emptied)).values(digest=None))
+
+
+def drop_job(session: Session, job: Job) -> None:
+    """Forgets a job and everything that is there for it alone."""
+    stages, models = select(Stage.id).where(Stage.job_id == job.id), select(Model.id).where(Model.job_id == job.id)
+    session.execute(delete(Artifact).where(Artifact.stage_id.in_(stages)))
+    session.execute(delete(Export).where(Export.model.in_(models)))
+    session.execute(delete(File).where(File.id.in_(job.result_files)))
+    for rows in (Stage, Event, WebhookDelivery, Model):
+        session.execute(delete(rows).where(rows.job_id == job.id))
+    session.delete(job)
 
 
 def _pending(now: int) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ def anyones_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | No
 
 def endpoints(session: Session, owner: str, page: Page) -> tuple[list[WebhookEndpoint], bool]:
     query = select(WebhookEndpoint).where(WebhookEndpoint.owner == owner)
-    return paged(session, query, WebhookEndpoint.id, page.after, page)
+    return paged(session, query, WebhookEndpoint.id, "whend", page)
 
 
 def all_endpoints(session: Session, owner: str) -> Sequence[WebhookEndpoint]:
@@ -31,7 +31,7 @@ def all_endpoints(session: Session, owner: str) -> Sequence[WebhookEndpoint]:
 
 def deliveries(session: Session, endpoint_id: str, page: Page) -> tuple[list[WebhookDelivery], bool]:
     query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
-    return paged(session, query, WebhookDelivery.id, page.after, page)
+    return paged(session, query, WebhookDelivery.id, "evt", page)
 
 
 def delivery(session: Session, delivery_id: str) -> WebhookDelivery | None:

@@ -139,6 +139,7 @@ def test_a_failed_job_is_a_failed_command(place):
         (["download", "no-such-model", "."], "no-such-model"),
         (["models", "add", "bad", "/nonexistent"], "no folder"),
         (["keys", "revoke", "key-of-nobody"], "key-of-nobody"),
+        (["export", "ftjob-0", "gguf", "model.gguf", "--rank", "4"], "--rank is no option of gguf"),
     ],
 )
 def test_what_cannot_be_says_why(place, capsys, arguments, complaint):
@@ -154,7 +155,8 @@ def test_a_second_service_in_the_same_folder_is_refused(place):
 
 
 def test_the_workers_are_shown_with_what_they_have(place):
-    (worker,) = until(lambda: json.loads(place.allo("workers", "--json").stdout))
+    (line,) = until(lambda: place.allo("workers", "--json").stdout.splitlines())
+    (worker,) = json.loads(line)
     assert worker["slots"] == max(1, len(worker["devices"]))
     shown = place.allo("workers").stdout
     assert worker["id"] in shown
@@ -245,6 +247,11 @@ def test_a_job_is_managed_from_the_terminal(place):
     assert f"allo download {job} ./aligned" in done.stdout
     assert job in place.allo("jobs", "--status", "succeeded").stdout
     assert job not in place.allo("jobs", "--status", "failed").stdout
+    other = json.loads(submit(place, "--seed", "22", "--watch", "--json").stdout.splitlines()[-1])["id"]
+    made = json.loads(place.allo("jobs", other, "--json").stdout)["fine_tuned_model"]
+    assert "is deleted" in place.allo("delete", other).stdout
+    assert other not in place.allo("jobs").stdout
+    assert "does not exist" in place.allo("models", "remove", made).stderr
 
 
 def test_files_are_managed_from_the_terminal(place, tmp_path):

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.jobs import attempts, keys, repository, story
+from service.jobs import attempts, keys, repository, service, story
 from service.jobs.keys import create_key
 from service.jobs.progression import add_event
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
@@ -116,6 +116,16 @@ def test_a_stream_of_a_job_that_is_over_is_told_to_stop(http: httpx.Client, serv
     assert whole.ids[-1] == last
 
 
+def test_the_streams_of_a_job_end_when_it_is_deleted(http: httpx.Client, served: Domain) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with streamed(http, job) as reader:
+        until(lambda: reader.events)
+        with served.database.transaction():  # between two looks
+            service.cancel(served.database, OWNER, job)
+            service.delete(served.database, OWNER, job)
+        assert reader.ended.wait(PATIENCE)
+
+
 def test_many_streams_of_one_job_all_see_all_of_it(http: httpx.Client, served: Domain) -> None:
     job = served.submit(SUPERVISED).job.id
     with streamed(http, job) as one, streamed(http, job) as two, streamed(http, job) as three:
@@ -200,6 +210,8 @@ def test_a_trainings_figures_are_series(http: httpx.Client, served: Domain) -> N
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (404, "stage")
     rows = list(csv.DictReader(io.StringIO(http.get(f"{job}/metrics", params={"format": "csv"}).text)))
     assert [(row["stage"], row["step"], row["loss"]) for row in rows][1] == ("sft", "2", "0.7")
+    part = http.get(f"{job}/metrics", params={"format": "csv"}, headers={"range": "bytes=0-4"})
+    assert (part.status_code, part.text, part.headers["content-type"]) == (206, "stage", "text/csv; charset=utf-8")
 
 
 def test_tensorboard_reads_its_event_file(http: httpx.Client, served: Domain, tmp_path: Path) -> None:
@@ -207,7 +219,7 @@ def test_tensorboard_reads_its_event_file(http: httpx.Client, served: Domain, tm
 
     job = trained(served)
     answer = http.get(f"{job}/metrics", params={"format": "tensorboard"})
-    name = answer.headers["content-disposition"].split('"')[1]
+    name = answer.headers["content-disposition"].rpartition("''")[2]
     (tmp_path / name).write_bytes(answer.content)
     read = EventAccumulator(str(tmp_path))
     read.Reload()

@@ -19,7 +19,7 @@ ABSENT = {
     "file_id": "file-00000000000000000000000000",
     "job_id": "ftjob-00000000000000000000000000",
     "artifact_id": "art-00000000000000000000000000",
-    "endpoint_id": "we_00000000000000000000000000",
+    "endpoint_id": "whend-00000000000000000000000000",
     "upload_id": "upload-00000000000000000000000000",
     "key_id": "key-00000000000000000000000000",
     "name": "ft:tiny:owner:00000000",
@@ -38,7 +38,9 @@ QUERY = {"model": "tiny", "stage": "warmup"}
 def theirs(app: FastAPI, secret: str, served: Domain) -> dict[str, str]:
     """One thing of every kind of the owner's, by the parameter that names it."""
     client = TestClient(app, headers={"authorization": f"Bearer {secret}"})
-    body = {"model": "tiny", "training_file": "file-train", "method": {"type": "dpo"}}
+    line = ("f.jsonl", b'{"problem": "p", "solution": "s", "answer": "s"}')
+    file = client.post("/v1/files", files={"file": line}, data={"purpose": "fine-tune"}).json()["id"]
+    body = {"model": "tiny", "training_file": file, "method": {"type": "dpo"}}
     job = client.post(JOBS, json=body).json()["id"]
     served.run_all()
     view = client.get(f"{JOBS}/{job}").json()
@@ -46,7 +48,7 @@ def theirs(app: FastAPI, secret: str, served: Domain) -> dict[str, str]:
     whole = {"bytes": 3, "filename": "f.jsonl", "mime_type": "application/jsonl", "purpose": "fine-tune"}
     artifacts = client.get(f"{JOBS}/{job}/artifacts").json()["data"]
     return {
-        "file_id": "file-train",
+        "file_id": file,
         "job_id": job,
         "artifact_id": artifacts[0]["id"],
         "endpoint_id": client.post(HOOKS, json=hook).json()["id"],

@@ -69,29 +69,56 @@ def test_a_huge_name_is_not_sent_back(client: TestClient) -> None:
     assert len(answer.content) < 1_000
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        (JOBS, "fine-tuning job"),
-        (f"{JOBS}/{{job}}/events", "event"),
-        (f"{JOBS}/{{job}}/checkpoints", "checkpoint"),
-        ("/v1/files", "file"),
-    ],
-)
-def test_an_unknown_place_to_go_on_after_is_said(client: TestClient, path: str, kind: str) -> None:
-    job = client.post(JOBS, json={"model": "tiny", "training_file": "file-train"}).json()["id"]
-    answer = client.get(path.format(job=job), params={"after": "zzz"})
-    assert answer.status_code == 404
-    assert answer.json()["error"]["param"] == "after"
-    assert f"No {kind} 'zzz'" in answer.json()["error"]["message"]
-
-
-def test_files_page_on_after_one_that_was_deleted_meanwhile(client: TestClient) -> None:
-    line = b'{"problem": "p", "solution": "s"}'
-    made = [
-        client.post("/v1/files", files={"file": ("f.jsonl", line)}, data={"purpose": "fine-tune"}).json()["id"]
-        for _ in range(3)
+@pytest.fixture
+def lists(app: FastAPI, client: TestClient, served: Domain) -> dict[str, list[str]]:
+    """Every list that goes on after something, with at least two things in it, and their ids."""
+    hook = {"name": "x", "url": "https://93.184.215.14/x", "event_types": ["fine_tuning.job.succeeded"]}
+    named = {"endpoint_id": client.post("/v1/webhook_endpoints", json=hook).json()["id"]}
+    client.post("/v1/webhook_endpoints", json=hook)
+    for seed in range(2):
+        line = ("f.jsonl", b'{"problem": "p", "solution": "s"}')
+        client.post("/v1/files", files={"file": line}, data={"purpose": "fine-tune"})
+        job = {"model": "tiny", "training_file": "file-train", "method": {"type": "allo"}, "seed": seed}
+        named["job_id"] = client.post(JOBS, json=job).json()["id"]
+        served.run_all()
+    client.post("/v1/keys", json={"owner": "alice"})
+    paths = [
+        path.format(**named)
+        for path, verbs in app.openapi()["paths"].items()
+        if any(one["name"] == "after" for one in verbs.get("get", {}).get("parameters", ()))
     ]
-    client.delete(f"/v1/files/{made[2]}")
-    found = client.get("/v1/files", params={"after": made[2], "limit": 1}).json()
-    assert [file["id"] for file in found["data"]] == [made[1]]
+    found = {path: [row["id"] for row in client.get(path).json()["data"]] for path in paths}
+    assert len(found) == 8
+    return found
+
+
+def test_a_list_goes_on_after_each_of_its_rows_in_both_orders(client: TestClient, lists: dict[str, list[str]]) -> None:
+    for path, ids in lists.items():
+        shown = [row["id"] for row in client.get(path, params={"order": "asc", "limit": 100}).json()["data"]]
+        assert shown[::-1] == ids, path
+        for order, rows in (("desc", ids), ("asc", shown)):
+            page = client.get(path, params={"after": rows[0], "order": order, "limit": 1}).json()
+            assert [row["id"] for row in page["data"]] == rows[1:2], path
+            assert page["has_more"] == (len(rows) > 2), path
+        assert client.get(path, params={"after": ids[-1]}).json()["data"] == [], path
+
+
+def test_an_unknown_place_to_go_on_after_is_said_by_every_list(client: TestClient, lists: dict[str, list[str]]) -> None:
+    for path, ids in lists.items():
+        elsewhere = next(other[0] for other in lists.values() if other[0][:4] != ids[0][:4])
+        for unknown in ("zzz", "", elsewhere, ids[0][:-1], f"{ids[0]}x"):
+            answer = client.get(path, params={"after": unknown})
+            assert answer.status_code == 404, (path, unknown)
+            assert answer.json()["error"]["param"] == "after"
+            assert f"called {unknown!r}" in answer.json()["error"]["message"]
+
+
+def test_whoever_deletes_a_list_row_by_row_is_shown_all_of_it(client: TestClient, lists: dict[str, list[str]]) -> None:
+    """As `for file in client.files.list(order="asc", limit=1): client.files.delete(file.id)` does."""
+    for path in ("/v1/webhook_endpoints", JOBS, "/v1/files"):
+        after: dict[str, str] = {}
+        for wanted in lists[path][:-3:-1]:
+            (row,) = client.get(path, params={"limit": "1", "order": "asc"} | after).json()["data"]
+            assert row["id"] == wanted
+            assert client.delete(f"{path}/{wanted}").status_code == 200
+            after = {"after": wanted}

@@ -78,6 +78,7 @@ def webhook(client: TestClient) -> str:
 
 STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}": lambda client: Asked(JOBS, json=BODY),
+    f"DELETE {JOBS}/{{job_id}}": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}"),
     f"POST {JOBS}/{{job_id}}/cancel": lambda client: Asked(f"{JOBS}/{job(client)}/cancel"),
     f"POST {JOBS}/{{job_id}}/pause": lambda client: Asked(f"{JOBS}/{job(client)}/pause"),
     f"POST {JOBS}/{{job_id}}/resume": lambda client: Asked(f"{JOBS}/{paused_job(client)}/resume"),
@@ -195,6 +196,9 @@ def test_the_openai_client_over_a_lossy_network_does_everything_once(
         assert client.fine_tuning.jobs.cancel(made.id).status == "cancelled"
         retried = client.post(f"/fine_tuning/jobs/{made.id}/retry", cast_to=dict[str, Any])
         assert retried["status"] == "queued"
+        passing = client.fine_tuning.jobs.create(model="tiny", training_file="file-train", seed=1)
+        client.fine_tuning.jobs.cancel(passing.id)
+        assert client.delete(f"/fine_tuning/jobs/{passing.id}", cast_to=dict[str, Any])["deleted"]
         assert client.files.delete("file-heldout").deleted
         assert client.models.delete("tiny").deleted
     with served.database.snapshot() as session:
