@@ -43,6 +43,7 @@ from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience
 from service.gate import Bounded
+from service.jobs.errands import Scratch
 from service.jobs.insights import Insights
 from service.jobs.keys import KeyRing
 from service.jobs.workers import Watch
@@ -102,7 +103,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         keys=ring,
         streams=Streams(settings.max_streams),
         feed=feed,
-        insights=Insights(store, settings.data_dir / "scratch"),
+        insights=Insights(Scratch(store, settings.data_dir / "scratch")),
     )
     app.add_middleware(Audited, settings=settings, database=database)
     app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))

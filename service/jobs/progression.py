@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from allo_engine.pipeline import code_version, digest, model_source
+from allo_engine.pipeline import PlannedStage, code_version, digest, model_source
 from service.jobs import repository, webhooks
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
@@ -57,22 +57,36 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
     result never bears the name of code that did not compute it.
     """
     made = {other.name: other.id for other in repository.stages(session, [job.id])}
-    files = {name: _source_files(session, job, made, source) for name, source in stage.inputs.items()}
-    hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in files.items()}
+    files = {name: _source_files(session, job.sources, made, source) for name, source in stage.inputs.items()}
     stage.code = code_version()
-    stage.digest = digest(stage.name, stage.config, hashes)
+    stage.digest = _digest(stage.name, stage.config, files)
     return files
 
 
 def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:
     """Takes over the result of an earlier stage of the owner's with the same digest, where all of it still exists."""
     assert stage.digest is not None
-    for earlier in repository.succeeded_stages(session, job.owner, stage.digest):
-        artifacts = repository.artifacts(session, [earlier.id])
-        if all(store.exists(artifact.sha256) for artifact in artifacts):
-            _take_over(session, job, stage, earlier, artifacts, now)
-            return True
-    return False
+    found = _earlier_result(session, store, job.owner, stage.digest)
+    if found is not None:
+        _take_over(session, job, stage, *found, now)
+    return found is not None
+
+
+def reusable(
+    session: Session, store: Store, owner: str, sources: Mapping[str, Sequence[Any]], planned: Sequence[PlannedStage]
+) -> dict[str, Stage]:
+    """The earlier stages whose results a job would take over at once, by the names of its own; what reads a result that
+    is yet to be computed is not among them, for nobody knows that result."""
+    found: dict[str, Stage] = {}
+    for stage in planned:
+        if all(name in found for name in stage.needs()):
+            made = {name: earlier.id for name, earlier in found.items()}
+            files = {name: _source_files(session, sources, made, source) for name, source in stage.inputs.items()}
+            digest_ = _digest(stage.name, stage.config.model_dump(mode="json"), files)
+            result = _earlier_result(session, store, owner, digest_)
+            if result is not None:
+                found[stage.name] = result[0]
+    return found
 
 
 def complete(session: Session, job: Job, stage: Stage, now: int, message: str) -> None:
@@ -161,9 +175,26 @@ def _ready(session: Session, store: Store, job: Job, stage: Stage, now: int) -> 
     session.flush()
 
 
-def _source_files(session: Session, job: Job, made: Mapping[str, str], source: str) -> InputFiles:
+def _digest(stage: str, config: Mapping[str, Any], inputs: Mapping[str, InputFiles]) -> str:
+    hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in inputs.items()}
+    return digest(stage, config, hashes)
+
+
+def _earlier_result(
+    session: Session, store: Store, owner: str, digest_: str
+) -> tuple[Stage, Sequence[Artifact]] | None:
+    for earlier in repository.succeeded_stages(session, owner, digest_):
+        artifacts = repository.artifacts(session, [earlier.id])
+        if all(store.exists(artifact.sha256) for artifact in artifacts):
+            return earlier, artifacts
+    return None
+
+
+def _source_files(
+    session: Session, sources: Mapping[str, Sequence[Any]], made: Mapping[str, str], source: str
+) -> InputFiles:
     if "." not in source:
-        return tuple(sorted((path, sha256, size) for path, sha256, size in job.sources[source]))
+        return tuple(sorted((path, sha256, size) for path, sha256, size in sources[source]))
     name, output = source.split(".")
     artifacts = repository.artifacts(session, [made[name]])
     return tuple(sorted((row.path, row.sha256, row.bytes) for row in artifacts if row.output == output))

@@ -16,7 +16,7 @@ from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.placement import Offer
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
 from service.jobs.repository import Page, holdings
-from service.jobs.submission import NewJob, Sender, check_limit, create, tell_missing
+from service.jobs.submission import NewJob, Sender, admit, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store
 
@@ -51,7 +51,7 @@ def submit(
     with database.transaction() as session:
         now = database.now()
         check_limit(session, sender, now)
-        job = create(session, store, new, sender, now)
+        job = create(session, admit(session, store, new, sender, now), now)
         advance(session, store, job, now)
         if offers is not None:
             tell_missing(session, job, offers, now)

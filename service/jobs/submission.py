@@ -50,6 +50,19 @@ class Sender:
     max_owner_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class Admitted:
+    """A job that may run: what it begins with, its stages in running order, and what each of them needs."""
+
+    new: NewJob
+    owner: str
+    model: Model
+    rewriter: Model | None
+    sources: Mapping[str, list[Any]]
+    planned: Sequence[PlannedStage]
+    needs: Mapping[str, Needs]
+
+
 def check_limit(session: Session, sender: Sender, now: int) -> None:
     """Raises TooMany where the owner has as many unfinished jobs as allowed, QuotaExceeded where as many bytes."""
     if repository.count_active_jobs(session, sender.owner) >= sender.max_active_jobs:
@@ -57,25 +70,32 @@ def check_limit(session: Session, sender: Sender, now: int) -> None:
     quota.check(session, sender.owner, sender.max_owner_bytes, now, more=1)
 
 
-def create(session: Session, store: Store, new: NewJob, sender: Sender, now: int) -> Job:
-    """The job's row, its stages' and its first event. Raises for what cannot run."""
+def admit(session: Session, store: Store, new: NewJob, sender: Sender, now: int) -> Admitted:
+    """What a job would be; nothing is written. Raises PlanError, InvalidRequest or NotFound for what cannot run."""
     owner = sender.owner
     model, files = _model(session, owner, new.model), _files(session, owner, new, now)
     masks = {} if new.masks is None else {"masks": find_masks(session, owner, new.masks)}
     planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
     check_teacher(planned, sender.teacher_hosts)
     rewriter = find_rewriter(session, store, owner, planned, model)
-    job = Job(id=new_id("ftjob"), owner=owner, created_at=now, status=JobStatus.QUEUED, model=model.id)
+    needs = needs_of(planned, shape_of(model), shape_of(rewriter or model))
+    return Admitted(new, owner, model, rewriter, {**_sources(model, rewriter, files), **masks}, planned, needs)
+
+
+def create(session: Session, admitted: Admitted, now: int) -> Job:
+    """The job's row, its stages' and its first event."""
+    new, planned = admitted.new, admitted.planned
+    job = Job(id=new_id("ftjob"), owner=admitted.owner, created_at=now, status=JobStatus.QUEUED, model=new.model)
     job.training_file, job.validation_file = new.training_file, new.validation_file
     job.corrections_file, job.masks = new.corrections_file, new.masks
-    job.sources, job.seed, job.suffix = {**_sources(model, rewriter, files), **masks}, new.seed, new.suffix
+    job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0
     session.add(job)
     session.flush()
-    needs = needs_of(planned, _shape(model), _shape(rewriter or model))
-    session.add_all(_stage(job, position, stage, needs[stage.name]) for position, stage in enumerate(planned))
+    stages = [_stage(job, place, stage, admitted.needs[stage.name]) for place, stage in enumerate(planned)]
+    session.add_all(stages)
     session.flush()
     names = ", ".join(stage.name for stage in planned)
     add_event(session, job, now, "info", f"The job was accepted. It runs {names}.", {})
@@ -139,7 +159,7 @@ def _sources(model: Model, rewriter: Model | None, files: Mapping[str, File]) ->
     return {**contents, **sources}
 
 
-def _shape(model: Model) -> dict[str, Any] | None:
+def shape_of(model: Model) -> dict[str, Any] | None:
     """The model's sizes, as far as a probe found them."""
     return (model.verdict or {}).get("shape")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from sqlalchemy import update
 
 from service.jobs import dispatch, models, service
 from service.jobs.files import delete_file
+from service.jobs.progression import reusable
+from service.jobs.submission import NewJob, admit
 from service.jobs.tables import Stage
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order, stage_by_name
 
@@ -47,6 +51,28 @@ def test_a_changed_last_stage_is_all_that_a_sweep_pays_for(domain: Domain) -> No
     assert domain.run_all() == ["improve"]  # its files are the same, so that evaluate's inputs are too
     assert domain.view(changed).job.status == "succeeded"
     assert stage_by_name(domain, changed, "evaluate").reused_from is not None
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"stages": {"improve": {"beta": 0.2}}}, {"stages": {"warmup": {"beta": 0.2}}}, {"seed": 1}]
+)
+def test_what_a_job_would_take_over_is_what_it_takes_over_when_it_is_submitted(
+    domain: Domain, change: dict[str, Any]
+) -> None:
+    domain.submit(ALLO)
+    domain.run_all()
+    new = replace(ALLO, **change)
+    foreseen = foresee(domain, new)
+    taken = {stage.name: stage.reused_from for stage in domain.submit(new).stages if stage.reused_from}
+    assert foreseen == taken
+    assert ("improve" in foreseen) == (change == {})
+
+
+def foresee(domain: Domain, new: NewJob) -> dict[str, str]:
+    with domain.database.snapshot() as session:
+        job = admit(session, domain.store, new, domain.sender(), domain.database.now())
+        found = reusable(session, domain.store, OWNER, job.sources, job.planned)
+    return {name: stage.id for name, stage in found.items()}
 
 
 def test_a_stage_whose_files_are_gone_is_computed_again(domain: Domain) -> None:
