@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Epochs = Annotated[int, Field(ge=1, le=10_000)]
 Tokens = Annotated[int, Field(ge=1, le=2**24)]
@@ -18,6 +20,24 @@ Moments = Literal["float32", "8bit"]
 Zero = Literal["auto", 0, 1, 2, 3]
 Devices = Literal["auto"] | Annotated[int, Field(ge=1, le=64)]
 Backend = Literal["auto", "transformers", "vllm"]
+PairLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+"""The losses of TRL's DPOTrainer, by its own names. The engine's own loop has the first."""
 
 
 class StageConfig(BaseModel):
@@ -142,6 +162,23 @@ class OwnMaskConfig(TrainingConfig):
         default=0.05,
         description="Under train 'mask': the share of all weights that is trained, those where the gradient of the "
         "stage's own loss over its own data is largest at its start.",
+    )
+
+
+class PairLossConfig(StageConfig):
+    """What every stage has that trains on pairs."""
+
+    beta: Positive = Field(default=0.1, description="How much leaving the reference costs; of 'ipo', its tau.")
+    nll: Weight = Field(
+        default=0.0,
+        description="Weight of the chosen response's negative log-likelihood, its mean over tokens, beside the "
+        "preference loss, which alone may make both responses less likely. arXiv 2404.19733 takes 1 (GSM8K 61.8 to "
+        "73.1). By trainer 'trl' the mean is over the tokens of all chosen responses of a pass.",
+    )
+    dpop: Weight = Field(
+        default=0.0,
+        description="DPOP's lambda (arXiv 2402.13228, which takes 50): what the chosen response's log-probability has "
+        "fallen below the reference's counts against the pair so many times more. For pairs that differ in few tokens.",
     )
 
 

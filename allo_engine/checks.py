@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, cast
@@ -92,10 +92,26 @@ def check_formats(method: Method, data: Data, with_sft: bool) -> None:
         )
 
 
-def check_masks(method: Method, data: Data, stages: Mapping[str, Any], setting: SettingOf) -> None:
-    """Raises PlanError where masks are brought that nothing trains in, or that the job locates itself."""
-    if not data.masks:
-        return
+def check_left_out(method: Method, graph: Mapping[str, Mapping[str, str]], left_out: Iterable[str]) -> None:
+    """Raises PlanError where a stage is to be left out that the job cannot do without, or that there is not."""
+    for name in left_out:
+        param = f"method.{method}.stages.{name}"
+        if name not in CONFIGS:
+            raise PlanError(f"There is no stage {name!r} to leave out.{did_you_mean(name, CONFIGS)}", param)
+        if name in graph:
+            readers = [
+                reader
+                for reader, inputs in graph.items()
+                if reader != "evaluate" and any(source.startswith(f"{name}.") for source in inputs.values())
+            ]
+            why = f": {' and '.join(readers)} read what it makes" if readers else f": it is what {method} does"
+            raise PlanError(f"Stage {name} cannot be left out{why}.", param)
+
+
+def check_masks(method: Method, stages: Mapping[str, Any], masked: Sequence[str]) -> None:
+    """Raises PlanError where nothing trains in the masks that are brought, or where the job locates its own. `masked`
+    are the stages that train in masks.
+    """
     if method != "allo":
         raise PlanError(f"Method {method} takes over no masks: leave masks out, or use method allo.", "masks")
     if "locate" in stages:
@@ -104,7 +120,7 @@ def check_masks(method: Method, data: Data, stages: Mapping[str, Any], setting: 
             "locate anew.",
             "method.allo.stages.locate",
         )
-    if not masked(setting):
+    if not masked:
         raise PlanError("The job brings masks and trains in none: set train to 'mask', or leave masks out.", "masks")
 
 
@@ -113,9 +129,9 @@ def check_update(graph: Mapping[str, Any], config: Callable[[str], StageConfig])
     if "locate" not in graph or "updated" not in graph["locate"]:
         return
     warmup, locate = cast(WarmupConfig, config("warmup")), cast(LocateConfig, config("locate"))
-    if warmup.train == "all" or locate.importance == "random":
+    if warmup.train == "all":
         return
-    most = max(locate.forget_ratio, locate.improve_ratio)
+    most = max(getattr(locate, f"{stage}_ratio") for stage in ("forget", "improve") if stage in graph)
     if locate.importance == "least" or warmup.mask_ratio < most:
         raise PlanError(
             f"Stage locate looks for the weights that the warm-up moved ({locate.importance}, {most:g} of all), and in "
@@ -149,11 +165,6 @@ def check_solutions(data: Data, graph: Mapping[str, Any]) -> None:
         'stages.token_rewards.source = "log_ratio", which needs none, or use method dpo.',
         "training_file",
     )
-
-
-def masked(setting: SettingOf) -> tuple[str, ...]:
-    """The stages that train in the masks of `locate`."""
-    return tuple(name for name in ("forget", "improve") if setting(name, "train") == "mask")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

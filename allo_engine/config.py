@@ -21,11 +21,14 @@ from allo_engine.bases import (
     Epochs,
     Moments,
     OwnMaskConfig,
+    PairLoss,
+    PairLossConfig,
     Positive,
     Precision,
     PromptConfig,
     Ratio,
     RowsConfig,
+    Share,
     StageConfig,
     Tokens,
     Train,
@@ -48,6 +51,7 @@ __all__ = [
     "OwnMaskConfig",
     "PairConfig",
     "PairLoss",
+    "PairLossConfig",
     "Precision",
     "PromptConfig",
     "RewardModelConfig",
@@ -63,25 +67,6 @@ __all__ = [
     "Zero",
 ]
 
-PairLoss = Literal[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-]
-"""The losses of TRL's DPOTrainer, by its own names. The engine's own loop has the first."""
-
 TEACHER_KEY = "ALLO_TEACHER_API_KEY"
 """The variable of the worker's environment that holds the key of a corrections' teacher."""
 
@@ -92,11 +77,24 @@ class SftConfig(BaselineConfig):
     learning_rate: Positive = 2e-5
     batch_size: Count = 128
     n_epochs: Epochs = 3
+    share: Ratio = Field(
+        default=1.0,
+        description="The share of the file that is learned from, by the content of its lines, whatever their order and "
+        "number. Where the job samples the file afterwards the default is 0.5, and sample.skip_share has sampling take "
+        "the rest: pairs of problems that SFT has not seen align better (arXiv 2604.13515).",
+    )
 
 
 class SampleConfig(DecodingConfig):
     """n responses a problem, a seed per request."""
 
+    skip_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The share of the file that is not sampled: the very problems that an sft.share as large is of, in "
+        "this job or another. The default is the job's sft.share, and 0 where that is 1.",
+    )
     n: Count = Field(default=10, le=10_000, description="Responses a problem.")
     temperature: float = Field(default=0.7, ge=0, le=10)
     top_p: Ratio = 0.95
@@ -107,12 +105,23 @@ class PairConfig(StageConfig):
 
     max_pairs: Count = Field(default=5, description="Pairs a problem.")
     max_negatives: Count = Field(default=10, description="Distinct wrong responses a problem to forget.")
+    pass_rate: tuple[Share, Share] = Field(
+        default=(0.0, 1.0),
+        description="[low, high]: problems of which a smaller or larger share of the responses is right give no pairs; "
+        "too hard ones may harm (arXiv 2502.09650). Their wrong responses are forgotten all the same.",
+    )
+
+    @field_validator("pass_rate")
+    @classmethod
+    def _ordered(cls, rates: tuple[float, float]) -> tuple[float, float]:
+        if rates[0] > rates[1]:
+            raise PydanticCustomError("low_above_high", "is [low, high]: low may not be above high")
+        return rates
 
 
-class WarmupConfig(BaselineConfig):
+class WarmupConfig(BaselineConfig, PairLossConfig):
     """Vanilla DPO over all weights unless told otherwise: it shows which weights alignment moves."""
 
-    beta: Positive = Field(default=0.1, description="How much leaving the reference costs; of 'ipo', its tau.")
     label_smoothing: float = Field(
         default=0.0,
         ge=0,
@@ -124,6 +133,13 @@ class WarmupConfig(BaselineConfig):
         default="sigmoid",
         description="'sigmoid' is DPO's; any other of TRL's DPOTrainer is for trainer 'trl', which has them all.",
     )
+
+    @field_validator("trainer")
+    @classmethod
+    def _as_trl_has_it(cls, trainer: str, info: ValidationInfo) -> str:
+        if trainer == "trl" and info.data.get("dpop"):
+            raise PydanticCustomError("trl_has_no_dpop", "'trl' has no dpop: set trainer to 'allo', or leave dpop out")
+        return trainer
 
     @field_validator("label_smoothing", "loss")
     @classmethod
@@ -145,8 +161,10 @@ class LocateConfig(RowsConfig):
 
     importance: Literal["update", "gradient", "least", "random"] = Field(
         default="update",
-        description="'update' is the paper's, by the warm-up; 'gradient' that of the DPO loss at the start model and "
-        "needs no warm-up; 'least' takes the weights that moved least and 'random' any: controls.",
+        description="'update' is the paper's, by the warm-up; 'gradient' that of the DPO loss at the start model; "
+        "'random' takes any, by the seed, and wants a larger learning rate the smaller its share is (arXiv 2405.02596; "
+        "1 % matched full training in 2602.01599). These two need no warm-up. 'least' takes the weights that moved "
+        "least: a control.",
     )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05
@@ -227,7 +245,7 @@ class ForgetConfig(TrainingConfig):
     )
 
 
-class ImproveConfig(TrainingConfig):
+class ImproveConfig(TrainingConfig, PairLossConfig):
     """Token-filtered DPO on pairs, in the mask."""
 
     train: Train = Field(
@@ -237,7 +255,6 @@ class ImproveConfig(TrainingConfig):
 
     learning_rate: Positive = 5e-6
     batch_size: Count = 128
-    beta: Positive = 0.1
     filter: Literal["rejected", "both"] = Field(
         default="rejected",
         description="'rejected' filters the rejected response's tokens, the paper's; 'both' also the chosen one's.",

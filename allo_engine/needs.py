@@ -157,8 +157,8 @@ def _packages(stage: PlannedStage) -> tuple[str, ...]:
 
 
 def _devices(stage: PlannedStage) -> int | None:
-    """`pair` computes nothing, and `locate` reads two checkpoints in pieces, on the host."""
-    if not isinstance(stage.config, PromptConfig) or (stage.name == "locate" and "updated" in stage.inputs):
+    """`pair` computes nothing, and `locate` does so by gradient alone: else it reads checkpoints in pieces."""
+    if not isinstance(stage.config, PromptConfig) or (stage.name == "locate" and "pairs" not in stage.inputs):
         return 0
     asked = stage.config.devices
     return None if asked == "auto" else asked

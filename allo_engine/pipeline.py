@@ -9,32 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from allo_engine.checks import (
     Data,
     Format,
     Method,
     PlanError,
-    SettingOf,
     check_corrections,
     check_formats,
+    check_left_out,
     check_masks,
     check_multiplier,
     check_names,
     check_solutions,
     check_update,
     did_you_mean,
-    masked,
     shown,
 )
-from allo_engine.config import CONFIGS, StageConfig
+from allo_engine.config import SampleConfig, SftConfig, StageConfig
+from allo_engine.settings import Settings
 
 __all__ = [
     "METHODS",
@@ -51,6 +49,7 @@ __all__ = [
     "model_source",
     "plan",
     "shown",
+    "warnings",
 ]
 
 METHODS: tuple[Method, ...] = ("supervised", "dpo", "allo")
@@ -89,37 +88,46 @@ class PlannedStage:
 def plan(
     method: Method,
     data: Data,
-    stages: Mapping[str, Mapping[str, Any]] | None = None,
+    stages: Mapping[str, Mapping[str, Any] | None] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[PlannedStage, ...]:
     """The stages of a job in an order in which they can run.
 
     `stages` holds each stage's own settings and asks, by being there, for the optional ones: `sft`, and the baseline
-    `warmup` of an `allo` job in which nothing reads it. `hyperparameters` are a shorthand: each is given to every stage
-    that has a field of that name; `learning_rate_multiplier` scales every stage's default rate; "auto" means the
-    default. `train: "mask"` among them leaves no stage dense, so that masks are located by gradient unless a warm-up is
-    asked for; `mask_ratio` among them is every mask's. Raises PlanError, naming the field, for whatever cannot run.
+    `warmup` of an `allo` job in which nothing reads it. A stage that is None there is left out: `forget`, with all that
+    is for it alone, and `evaluate`; any other only where nothing reads it.
+
+    `hyperparameters` are a shorthand: each is given to every stage that has a field of that name;
+    `learning_rate_multiplier` scales every stage's default rate; "auto" means the default. `train: "mask"` among them
+    leaves no stage dense, so that masks are located by gradient unless a warm-up is asked for; `mask_ratio` among them
+    is every mask's. Raises PlanError, naming the field, for whatever cannot run.
     """
-    stages = stages or {}
-    shorthand = {key: value for key, value in (hyperparameters or {}).items() if value not in ("auto", None)}
-
-    def config(name: str) -> StageConfig:
-        return _config(name, stages, shorthand, seed, method)
-
-    check_multiplier(method, shorthand)
-    check_formats(method, data, method == "supervised" or "sft" in stages)
-
-    def setting(stage: str, field: str) -> object:
-        return getattr(config(stage), field)
-
-    check_masks(method, data, stages, setting)
-    graph = _graph(method, data, stages, setting)
-    check_names(method, graph, stages, shorthand)
+    settings = Settings(method, data, stages, hyperparameters, seed)
+    check_multiplier(method, settings.shorthand)
+    check_formats(method, data, method == "supervised" or "sft" in settings.asked)
+    if data.masks:
+        check_masks(method, settings.asked, masked(settings))
+    graph = _graph(method, data, settings)
+    check_left_out(method, graph, settings.left_out)
+    check_names(method, graph, settings.asked, settings.shorthand)
     check_solutions(data, graph)
-    check_update(graph, config)
-    check_corrections(data, graph, setting)
-    return tuple(PlannedStage(name, config(name), inputs) for name, inputs in graph.items())
+    check_update(graph, settings.of)
+    check_corrections(data, graph, settings)
+    return tuple(PlannedStage(name, settings.of(name), inputs) for name, inputs in graph.items())
+
+
+def warnings(planned: Sequence[PlannedStage]) -> tuple[str, ...]:
+    """What a job may do, and its user should think twice about."""
+    configs = {stage.name: stage.config for stage in planned}
+    sft, sample = configs.get("sft"), configs.get("sample")
+    if isinstance(sft, SftConfig) and isinstance(sample, SampleConfig) and sft.share > sample.skip_share:
+        return (
+            f"Stage sft learns from problems that are sampled after it (sft.share is {sft.share:g}, sample.skip_share "
+            f"{sample.skip_share:g}): pairs of problems that SFT has not seen align better. Leave both out for halves "
+            "of the file, or give sft a file of its own in a supervised job.",
+        )
+    return ()
 
 
 def model_source(names: Sequence[str]) -> str:
@@ -156,60 +164,67 @@ def code_version() -> str:
 _WITHOUT_EFFECT = {"checkpoint_seconds", "devices", "zero", "offload"}
 
 
-def _graph(method: Method, data: Data, asked: Container[str], setting: SettingOf) -> dict[str, dict[str, str]]:
+def masked(settings: Settings) -> tuple[str, ...]:
+    """The stages that train in the masks of `locate`."""
+    both = [name for name in ("forget", "improve") if name not in settings.left_out]
+    return tuple(name for name in both if settings(name, "train") == "mask")
+
+
+def _graph(method: Method, data: Data, settings: Settings) -> dict[str, dict[str, str]]:
     """Stage → its inputs, in running order."""
     graph: dict[str, dict[str, str]] = {}
     start, pairs, negatives = "model", "training_file", "training_file"
-    if method == "supervised" or "sft" in asked:
+    if method == "supervised" or "sft" in settings.asked:
         graph["sft"] = {"model": "model", "examples": "training_file"}
         start = "sft.checkpoint"
     if method != "supervised" and data.format == "problems":
         graph["sample"] = {"model": start, "problems": "training_file"}
         graph["pair"] = {"model": start, "responses": "sample.responses"}
         pairs, negatives = "pair.pairs", "pair.negatives"
-    if method == "dpo" or (method == "allo" and _warms_up(data, asked, setting)):
+    if method == "dpo" or (method == "allo" and _warms_up(data, settings)):
         graph["warmup"] = {"model": start, "pairs": pairs}
     if method == "allo":
-        graph |= _in_masks(data, start, pairs, negatives, setting)
-    if data.validation is not None:
+        graph |= _in_masks(data, start, pairs, negatives, settings)
+    if data.validation is not None and "evaluate" not in settings.left_out:
         graph["evaluate"] = {"heldout": "validation_file", "base": "model", **_evaluated(graph)}
     return graph
 
 
-def _in_masks(data: Data, start: str, pairs: str, negatives: str, setting: SettingOf) -> dict[str, dict[str, str]]:
+def _in_masks(data: Data, start: str, pairs: str, negatives: str, settings: Settings) -> dict[str, dict[str, str]]:
     """ALLO's own stages: where to train, on which tokens, and the training in the masks."""
     graph: dict[str, dict[str, str]] = {}
     updated = {"updated": "warmup.checkpoint"}
-    if not data.masks and masked(setting):
-        graph["locate"] = {"model": start, **({"pairs": pairs} if _by_gradient(setting) else updated)}
-    if _by_log_ratio(setting):
-        scorer = updated
-    else:
-        corrections = {"corrections": "corrections_file"} if data.corrections else {}
-        # a rewriter of its own writes with the ids of the model that the job aligns
-        own = {"model": "rewriter", "policy": "model"} if setting("reward_model", "model") else {"model": start}
-        graph["reward_model"] = {**own, "negatives": negatives, **corrections}
-        scorer = {"reward_model": "reward_model.checkpoint"}
-    graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
-    graph["forget"] = {"model": start, "scores": "token_rewards.scores"}
-    graph["improve"] = {"model": start, "forgotten": "forget.delta", "pairs": pairs}
-    for stage in masked(setting):
+    if not data.masks and masked(settings):
+        by = {"gradient": {"pairs": pairs}, "random": {}}.get(str(settings("locate", "importance")), updated)
+        graph["locate"] = {"model": start, **by}
+    if "forget" not in settings.left_out:
+        if _by_log_ratio(settings):
+            scorer = updated
+        else:
+            corrections = {"corrections": "corrections_file"} if data.corrections else {}
+            # a rewriter of its own writes with the ids of the model that the job aligns
+            own = {"model": "rewriter", "policy": "model"} if settings("reward_model", "model") else {"model": start}
+            graph["reward_model"] = {**own, "negatives": negatives, **corrections}
+            scorer = {"reward_model": "reward_model.checkpoint"}
+        graph["token_rewards"] = {"model": start, "negatives": negatives, **scorer}
+        graph["forget"] = {"model": start, "scores": "token_rewards.scores"}
+    forgotten = {"forgotten": "forget.delta"} if "forget" in graph else {}
+    graph["improve"] = {"model": start, **forgotten, "pairs": pairs}
+    for stage in masked(settings):
         graph[stage]["masks"] = "masks" if data.masks else "locate.masks"
     return graph
 
 
-def _warms_up(data: Data, asked: Container[str], setting: SettingOf) -> bool:
+def _warms_up(data: Data, settings: Settings) -> bool:
     """Whether anything reads the warm-up, or the user wants it as the baseline."""
-    located_by_it = bool(masked(setting)) and not data.masks and not _by_gradient(setting)
-    return located_by_it or _by_log_ratio(setting) or "warmup" in asked
+    by_it = settings("locate", "importance") in ("update", "least")
+    located_by_it = bool(masked(settings)) and not data.masks and by_it
+    scored_by_it = "forget" not in settings.left_out and _by_log_ratio(settings)
+    return located_by_it or scored_by_it or "warmup" in settings.asked
 
 
-def _by_gradient(setting: SettingOf) -> bool:
-    return setting("locate", "importance") == "gradient"
-
-
-def _by_log_ratio(setting: SettingOf) -> bool:
-    return setting("token_rewards", "source") == "log_ratio"
+def _by_log_ratio(settings: Settings) -> bool:
+    return settings("token_rewards", "source") == "log_ratio"
 
 
 def _evaluated(graph: Mapping[str, Any]) -> dict[str, str]:
@@ -221,32 +236,3 @@ def _evaluated(graph: Mapping[str, Any]) -> dict[str, str]:
         "improve": "improve.delta",
     }
     return {name: source for name, source in made.items() if name in graph}
-
-
-def _config(
-    name: str, stages: Mapping[str, Mapping[str, Any]], shorthand: Mapping[str, Any], seed: int, method: Method
-) -> StageConfig:
-    cls = CONFIGS[name]
-    common = {**_located(stages, shorthand), **shorthand} if name == "locate" else shorthand
-    values: dict[str, Any] = {key: value for key, value in common.items() if key in cls.model_fields}
-    if "learning_rate_multiplier" in shorthand and "learning_rate" in cls.model_fields:
-        values["learning_rate"] = cls.model_fields["learning_rate"].default * shorthand["learning_rate_multiplier"]
-    try:
-        return cls.model_validate({"seed": seed, **values, **stages.get(name, {})})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {shown(first['input'])})"
-        if first["type"] == "extra_forbidden":
-            reason = f"is no setting of this stage; it has {', '.join(sorted(cls.model_fields))}"
-        else:
-            reason = first["msg"][0].lower() + first["msg"][1:]
-        param = f"method.{method}.stages.{name}.{field}"
-        raise PlanError(f"Stage {name}: {field} {reason}{given}.", param) from None
-
-
-def _located(stages: Container[str], shorthand: Mapping[str, Any]) -> dict[str, Any]:
-    """What the shorthand says of `locate` without naming its settings."""
-    by_gradient = {"importance": "gradient"} if shorthand.get("train") == "mask" and "warmup" not in stages else {}
-    ratios = dict.fromkeys(("forget_ratio", "improve_ratio"), shorthand.get("mask_ratio"))
-    return {**by_gradient, **{name: ratio for name, ratio in ratios.items() if ratio is not None}}

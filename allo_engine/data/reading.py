@@ -11,6 +11,7 @@ from allo_engine.data.examples import examples_of, preference_of
 from allo_engine.data.messages import content_of
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup, PairGroup, Problem, as_problem, read_lines
+from allo_engine.data.shares import subject_of, within
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError
 
@@ -21,14 +22,17 @@ UPLOADED = "data.jsonl"
 """The one file of an uploaded input."""
 
 
-def problems(folder: Path) -> list[Problem]:
-    return [as_problem(line) for line in read_lines(folder / UPLOADED)]
+def problems(folder: Path, skip_share: float = 0.0) -> list[Problem]:
+    """The problems of a file, but for those within a share of it."""
+    found = map(as_problem, read_lines(folder / UPLOADED))
+    return [problem for problem in found if not within(problem.problem, skip_share)]
 
 
-def supervised_examples(folder: Path, encoder: Encoder) -> Iterator[tuple[list[int], list[int]]]:
-    """(prompt ids, response ids) of a file of problems or of chats."""
+def supervised_examples(folder: Path, encoder: Encoder, share: float = 1.0) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids) of a share of a file of problems or of chats."""
     for line in read_lines(folder / UPLOADED):
-        yield from examples_of(line, encoder)
+        if within(subject_of(line), share):
+            yield from examples_of(line, encoder)
 
 
 def pairs(folder: Path, encoder: Encoder) -> list[Group]:

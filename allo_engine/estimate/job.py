@@ -28,7 +28,7 @@ class Job:
     method: Method
     model: Path
     files: Mapping[str, Path]
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     masks: bool = False

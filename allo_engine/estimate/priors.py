@@ -51,13 +51,16 @@ UNTRAINED_LENGTH = 2.0
 
 @dataclass(frozen=True)
 class Answered:
-    """A problem with what a model may answer: its distinct right and wrong responses, and the length of each of all."""
+    """A problem with what a model may answer: its distinct right and wrong responses, the length of each of all, and
+    the share of all that is right.
+    """
 
     problem: Problem
     prompt: Ids
     right: list[Ids]
     wrong: list[Ids]
     lengths: list[int]
+    solved: float
 
 
 def answered(
@@ -69,7 +72,7 @@ def answered(
     """
     share = random.betavariate(*priors.right)
     found: dict[bool, list[Ids]] = {True: [], False: []}
-    lengths = []
+    lengths, solved = [], 0
     for _ in range(n):
         is_right = random.random() < share
         earlier = found[is_right]
@@ -80,7 +83,8 @@ def answered(
             if len(response) <= longest and response not in earlier:
                 earlier.append(response)
         lengths.append(min(len(response), longest))
-    return Answered(problem, prompt, found[True], found[False], lengths)
+        solved += is_right and len(response) <= longest
+    return Answered(problem, prompt, found[True], found[False], lengths, solved / n)
 
 
 def _repeats(response: Ids, priors: Priors) -> float:

@@ -23,7 +23,7 @@ from allo_engine.model.sequences import Group, singles
 from allo_engine.model.tokenizer import load_tokenizer
 from allo_engine.pipeline import PlannedStage
 from allo_engine.report import StageError
-from allo_engine.stages.pair import negatives_of, pair_up
+from allo_engine.stages.pair import negatives_of, pair_up, solved_within
 
 SIMULATED_TOKENS = 300_000
 """Tokens of responses that are simulated at most, of fewer problems where responses are many and long."""
@@ -56,7 +56,9 @@ class Simulated:
         longest = min(config.max_prompt_tokens, context_length(self._model) - 1)
         given = [(problem, ids) for problem in self._given if len(ids := encoder.prompt(problem.problem)) <= longest]
         if not given:
-            raise StageError("nothing_to_train_on", f"All problems are longer than {longest} tokens.")
+            raise StageError(
+                "nothing_to_train_on", f"No problem is left to sample that is no longer than {longest} tokens."
+            )
         solutions = [encoder.response(problem.solution) for problem, _ in given]
         random = Random(self._seed)  # noqa: S311 - a simulation, not a secret
         each = config.n * max(1, sum(map(len, solutions)) // len(solutions)) * self.priors.length
@@ -71,7 +73,8 @@ class Simulated:
 
     @cached_property
     def _given(self) -> list[Problem]:
-        return problems(self.files["training_file"].folder)
+        config: Any = self.plan["sample"].config
+        return problems(self.files["training_file"].folder, config.skip_share)
 
     @property
     def scale(self) -> float:
@@ -88,7 +91,7 @@ class Simulated:
         found = [
             pair_up(answer.prompt, answer.right, answer.wrong, config.max_pairs, f"{self._seed}/{number}")
             for number, answer in enumerate(self.answers)
-            if answer.right and answer.wrong
+            if answer.right and answer.wrong and solved_within(answer.solved, config.pass_rate)
         ]
         return [
             Group(key, group.prompt_ids, dict(enumerate(group.responses)), [tuple(pair) for pair in group.pairs])

@@ -61,7 +61,7 @@ class Workload:
 
     def _sft(self, config: Any) -> Load:
         file = self._files["training_file"]
-        examples = supervised_examples(file.folder, self._data.encoder("sft"))
+        examples = supervised_examples(file.folder, self._data.encoder("sft"), config.share)
         groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
         return self._trained("sft", self._fitting(groups, config), file.scale)
 
@@ -86,12 +86,14 @@ class Workload:
 
     def _improve(self, config: Any) -> Load:
         groups = self._fitting(self._data.pairs, config)
+        known = self._kept and "forget" not in self._plan
+        reference = () if known else (self._reference("improve", groups),)
         load = self._trained("improve", groups, self._data.pair_scale)
-        return replace(load, forward=(self._reference("improve", groups),), checkpoints=0, deltas=1)
+        return replace(load, forward=reference, checkpoints=0, deltas=1)
 
     def _locate(self, config: Any) -> Load:
-        if "updated" in self._plan["locate"].inputs:
-            return Load("locate", streamed=True, models=2, masks=2)
+        if "pairs" not in self._plan["locate"].inputs:
+            return Load("locate", streamed=True, models=len(self._plan["locate"].inputs), masks=2)
         rows = rows_of(self._fitting(self._data.pairs, config), self._budget("locate", "gradient"))
         work = passes(rows).times(self._data.pair_scale)
         return Load("locate", "gradient", training=work, masks=2, weight_bytes=self._bytes(config))

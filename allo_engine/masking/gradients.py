@@ -3,7 +3,8 @@
 Of cross-entropy over responses that is ∇(−Σlogπ). Of DPO over pairs, the reference is the model itself: every log-ratio
 is 0, σ(0) = ½, and the gradient of a pair's loss −logσ(β(Σd_chosen − Σd_rejected)) is
 (β/2)·∇(Σlogπ_rejected − Σlogπ_chosen). β/2, and what a mean is divided by, are one number for all weights and change no
-order, so they are left out, and no reference is computed.
+order, so they are left out, and no reference is computed. What stands beside the DPO loss, a mean negative
+log-likelihood, then counts 2/β times as much.
 
 The sums are float32, four bytes a weight. Where they would take most of an accelerator's free memory they stand in the
 machine's: each weight's gradient goes there as soon as the backward pass has it, so that the device holds the weights,
@@ -54,13 +55,14 @@ def fitted_gradients(
     work: Path,
     report: Report,
     tick: Tick,
+    nll: float = 0.0,
 ) -> dict[str, Tensor]:
     """`summed_gradients` over all ranks' rows, which are as long as memory allows; `folder` is the model's."""
     where, zero = summing_device(model), 3 if isinstance(model, Rows) else 0
     kind: Kind = "gradient" if where.type == next(model.parameters()).device.type else "gradient_on_host"
     tokens = fitting_tokens(config, folder, kind, loaded=model, zero=zero)
     rows = RowBudget(tokens, work, report, again=not zero)
-    sums = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where), groups)
+    sums = rows.fit(lambda budget: summed_gradients(model, groups, budget, tick, where, nll), groups)
     if isinstance(model, Rows):
         return _joined(sums, text_weights(model.model), work)
     here().total(list(sums.values()))
@@ -95,9 +97,15 @@ def _joined(parts: Mapping[str, Tensor], weights: Mapping[str, Tensor], work: Pa
 
 
 def summed_gradients(
-    model: PreTrainedModel | Rows, groups: Sequence[Group], budget: int, tick: Tick, where: torch.device | None = None
+    model: PreTrainedModel | Rows,
+    groups: Sequence[Group],
+    budget: int,
+    tick: Tick,
+    where: torch.device | None = None,
+    nll: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Σ over all items (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen), float32 by the weight's name.
+    """Σ over all items (chosen, rejected) of ∇(Σlogπ_rejected − Σlogπ_chosen), float32 by the weight's name; and of
+    `nll` times the chosen response's −Σlogπ / T.
 
     The item (chosen,) of a single response has nothing rejected.
 
@@ -120,18 +128,18 @@ def summed_gradients(
         hooks.enter_context(closing(rows))
         for row_groups, row in evenly(rows, model) if isinstance(model, Rows) else rows:
             logps_R = model(row) if isinstance(model, Rows) else token_logps(model, row)
-            loss = _loss(row_groups, row.split(logps_R))
+            loss = _loss(row_groups, row.split(logps_R), nll)
             (here().size * loss if isinstance(model, Rows) else loss).backward()  # they are averaged over the ranks
             tick(sum(group.tokens() for group in row_groups))
     return sums
 
 
-def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor]) -> Tensor:
+def _loss(groups: Sequence[Group], logps: Mapping[tuple[int, int], Tensor], nll: float) -> Tensor:
     sums = {place: values.sum() for place, values in logps.items()}
     terms = []
     for at, group in enumerate(groups):
         for chosen, *rejected in group.items:
-            terms += [-sums[at, chosen], *(sums[at, index] for index in rejected)]
+            terms += [-(1 + nll / len(logps[at, chosen])) * sums[at, chosen], *(sums[at, index] for index in rejected)]
     return torch.stack(terms).sum()
 
 

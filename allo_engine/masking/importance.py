@@ -3,7 +3,7 @@
 `update`    I(D, θ_i) ≈ |θ'_i − θ_i| / α of the warm-up's update. α is one number for all weights and changes no order,
             so it is left out. θ are the very float32 weights that the warm-up started from.
 `least`     the same, turned around: a control.
-`random`    uniform numbers of the seed: a control.
+`random`    uniform numbers of the seed, without a warm-up.
 `gradient`  |∂L/∂θ_i| of the DPO loss at the start model, without a warm-up (see gradients.py).
 """
 

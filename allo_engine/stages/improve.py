@@ -1,7 +1,8 @@
 """Improving: token-filtered DPO on pairs, in the mask.
 
 L = −logσ(β(Σ_chosen d − Σ_{t∈K} d_rejected)), d = logπ − logπ_ref, the reference being the forgotten model, K the
-⌈ε·R⌉ rejected tokens with the lowest d, R the rejected response's own length.
+⌈ε·R⌉ rejected tokens with the lowest d, R the rejected response's own length. In a job that forgets nothing the
+reference is the start model.
 
 The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed; it
 is described, not written: `allo merge` writes it.
@@ -29,7 +30,7 @@ from allo_engine.training.trained import trained
 def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     start, delta = inputs["model"], outputs / "delta"
     groups = fitting_groups(pairs(inputs["pairs"], Encoder.of(start, config)), config, start, report)
-    forgotten = read_delta(inputs["forgotten"], start)
+    forgotten = read_delta(inputs["forgotten"], start) if "forgotten" in inputs else {}
     training = trained(
         start,
         config,
@@ -38,7 +39,7 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         GivenMask(inputs, "improve"),
         forgotten,
     )
-    weights = f"{fingerprint(start)}+{fingerprint(inputs['forgotten'])}"
+    weights = "+".join(fingerprint(inputs[name]) for name in ("model", "forgotten") if name in inputs)
     reference = training.trainer.reference(
         groups, LogpCache(inputs.get("cache", work), work, weights, config.precision)
     )
@@ -46,8 +47,9 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         reference,
         config.beta,
         lambda chosen, rejected: losses.filtered_dpo(
-            chosen, rejected, config.beta, config.filter_ratio, both_sides=config.filter == "both"
+            chosen, rejected, config.beta, config.filter_ratio, config.filter == "both", config.dpop
         ),
+        config.nll,
     )
     metrics = training.trainer.train(groups, objective)
     changes = training.changes()

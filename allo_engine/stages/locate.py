@@ -53,12 +53,12 @@ def _source(config: LocateConfig, inputs: Inputs, work: Path, report: Report) ->
         yield _gradient(config, inputs, work, report)
         return
     sizes = trained_sizes(inputs["model"])
+    if config.importance == "random":
+        yield Random(sizes, config.seed)
+        return
     with Checkpoint(inputs["model"]) as before, Checkpoint(inputs["updated"]) as after:
-        if config.importance == "random":
-            yield Random(sizes, config.seed)
-        else:
-            importance = Least if config.importance == "least" else Update
-            yield importance(before.tensors, after.tensors, sizes)
+        importance = Least if config.importance == "least" else Update
+        yield importance(before.tensors, after.tensors, sizes)
 
 
 def _gradient(config: LocateConfig, inputs: Inputs, work: Path, report: Report) -> Gradient:

@@ -2,7 +2,8 @@
 
 A response is right, wrong or unparsed. Unparsed is not wrong: a text whose answer cannot be read is neither preferred
 nor rejected nor forgotten. A wrong response's correction is the right response of its problem at the smallest token
-edit distance, or the reference solution where no sample is right.
+edit distance, or the reference solution where no sample is right. With pass_rate, problems that are solved too seldom
+or too often give no pairs.
 """
 
 from __future__ import annotations
@@ -28,16 +29,21 @@ def run(config: PairConfig, inputs: Inputs, outputs: Path, work: Path, report: R
     pair_groups: list[PairGroup] = []
     negative_groups: list[NegativeGroup] = []
     counts: Counter[Verdict] = Counter()
+    outside = 0
     for number, problem in enumerate(sampled):
-        by_verdict = judge(problem, counts)
+        own: Counter[Verdict] = Counter()
+        by_verdict = judge(problem, own)
+        counts += own
         right, wrong = by_verdict[Verdict.RIGHT], by_verdict[Verdict.WRONG]
-        if right and wrong:
+        if right and wrong and not solved_within(own[Verdict.RIGHT] / own.total(), config.pass_rate):
+            outside += 1
+        elif right and wrong:
             pair_groups.append(pair_up(problem.prompt_ids, right, wrong, config.max_pairs, f"{config.seed}/{number}"))
         if wrong:
             candidates = right or [encoder.response(problem.solution)]
             negative_groups.append(negatives_of(problem, wrong[: config.max_negatives], candidates))
         report.progress(number + 1, len(sampled))
-    _require_pairs(pair_groups, counts)
+    _require_pairs(pair_groups, counts, outside)
     write_lines(outputs / "pairs" / "pairs.jsonl", pair_groups)
     write_lines(outputs / "negatives" / "negatives.jsonl", negative_groups)
     return {
@@ -46,6 +52,7 @@ def run(config: PairConfig, inputs: Inputs, outputs: Path, work: Path, report: R
         "unparsed": counts[Verdict.UNPARSED],
         "pairs": sum(len(group.pairs) for group in pair_groups),
         "paired_problems": len(pair_groups),
+        "outside_pass_rate": outside,
         "negatives": sum(len(group.responses) for group in negative_groups),
     }
 
@@ -59,6 +66,11 @@ def judge(problem: SampledProblem, counts: Counter[Verdict]) -> dict[Verdict, li
         counts[verdict] += 1
         found[verdict].setdefault(tuple(ids), ids)
     return {verdict: list(distinct.values()) for verdict, distinct in found.items()}
+
+
+def solved_within(share: float, rates: tuple[float, float]) -> bool:
+    """Whether a problem of which this share of responses is right is neither too hard nor too easy for pairs."""
+    return rates[0] <= share <= rates[1]
 
 
 def pair_up(prompt: Ids, right: Sequence[Ids], wrong: Sequence[Ids], most: int, seed: str) -> PairGroup:
@@ -76,14 +88,16 @@ def negatives_of(problem: SampledProblem, wrong: list[Ids], candidates: Sequence
     return NegativeGroup(problem.problem, problem.solution, problem.prompt_ids, wrong, corrections, problem.answer)
 
 
-def _require_pairs(groups: Sequence[PairGroup], counts: Counter[Verdict]) -> None:
+def _require_pairs(groups: Sequence[PairGroup], counts: Counter[Verdict], outside: int) -> None:
     if groups:
         return
     right, wrong, unparsed = (counts[verdict] for verdict in Verdict)
     advice = {
         "no_right_answers": "Run sft first, sample more (sample.n), or give easier problems.",
         "no_wrong_answers": "The model solves all of these problems: give harder ones, or raise sample.temperature.",
-        "no_pairs": "No problem has both a right and a wrong response: raise sample.n.",
+        "no_pairs": f"{outside} problems have both, outside pair.pass_rate: widen it."
+        if outside
+        else "No problem has both a right and a wrong response: raise sample.n.",
     }
     code = "no_right_answers" if not right else "no_wrong_answers" if not wrong else "no_pairs"
     raise StageError(

@@ -35,7 +35,7 @@ KEPT = "responses.jsonl"
 
 def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     encoder = Encoder.of(inputs["model"], config)
-    given = problems(inputs["problems"])
+    given = problems(inputs["problems"], config.skip_share)
     prompts = [encoder.prompt(problem.problem) for problem in given]
     context = context_length(inputs["model"])
     longest = min(config.max_prompt_tokens, context - 1)
@@ -48,7 +48,9 @@ def run(config: SampleConfig, inputs: Inputs, outputs: Path, work: Path, report:
     if not chosen:
         raise StageError(
             "nothing_to_train_on",
-            f"All {len(given)} problems are longer than {longest} tokens: raise max_prompt_tokens or shorten them.",
+            f"All {len(given)} problems are longer than {longest} tokens: raise max_prompt_tokens or shorten them."
+            if given
+            else f"skip_share {config.skip_share:g} leaves no problem of the file to sample: give more, or lower it.",
         )
     requests = [
         Request(number, prompts[number], config.seed, _room(config, context, prompts[number]), range(config.n))

@@ -20,7 +20,7 @@ from allo_engine.training.trained import trained
 
 def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     start = inputs["model"]
-    examples = supervised_examples(inputs["examples"], Encoder.of(start, config))
+    examples = supervised_examples(inputs["examples"], Encoder.of(start, config), config.share)
     groups = fitting_groups(
         [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)],
         config,

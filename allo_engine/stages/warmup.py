@@ -1,4 +1,5 @@
-"""Warm-up: vanilla DPO, L = −logσ(β(Σd_chosen − Σd_rejected)), d = logπ − logπ_ref.
+"""Warm-up: vanilla DPO, L = −logσ(β(Σd_chosen − Σd_rejected)), d = logπ − logπ_ref; with nll and dpop, if asked for,
+what keeps the chosen response likely.
 
 Over all weights it shows which of them alignment moves, and is the baseline that ALLO is held against. The reference is
 the model as it was before the first step, scored once, so that no second model is held. TRL's DPOTrainer may do it in
@@ -32,7 +33,10 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     objective = PairObjective(
         training.trainer.reference(groups, cache),
         config.beta,
-        lambda chosen, rejected: losses.dpo(chosen.sum(), rejected.sum(), config.beta),
+        lambda chosen, rejected: losses.dpo(
+            chosen.sum() - config.dpop * losses.lost(chosen), rejected.sum(), config.beta
+        ),
+        config.nll,
     )
     metrics = training.trainer.train(groups, objective)
     training.save(outputs / "checkpoint")

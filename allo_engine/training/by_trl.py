@@ -64,7 +64,8 @@ class Stage:
             items = [pair(group, item, reference) for group in self.groups for item in group.items]
             own = {
                 "beta": config.beta,
-                "loss_type": [config.loss],
+                "loss_type": [config.loss, *(["sft"] if config.nll else [])],
+                "loss_weights": [1.0, *([config.nll] if config.nll else [])],
                 "label_smoothing": config.label_smoothing,
                 "precompute_ref_log_probs": True,
             }

@@ -27,15 +27,32 @@ def dpo(chosen_d: Tensor, rejected_d: Tensor, beta: float) -> Tensor:
 
 
 def filtered_dpo(
-    chosen_d_T: Tensor, rejected_d_T: Tensor, beta: float, ratio: float, both_sides: bool = False
+    chosen_d_T: Tensor, rejected_d_T: Tensor, beta: float, ratio: float, both_sides: bool = False, dpop: float = 0.0
 ) -> Tensor:
     """ALLO's improvement loss of one pair: DPO with only the ⌈ratio·R⌉ rejected tokens of lowest d; scalar.
 
     R is the rejected response's own length. With `both_sides` the chosen response counts by its tokens of highest d in
-    the same way. The choice of tokens carries no gradient. ratio = 1 is DPO.
+    the same way. The choice of tokens carries no gradient. ratio = 1 is DPO. `dpop` weighs what the whole chosen
+    response has lost.
     """
     chosen_d_K = chosen_d_T[lowest(-chosen_d_T, ratio)] if both_sides else chosen_d_T
-    return dpo(chosen_d_K.sum(), rejected_d_T[lowest(rejected_d_T, ratio)].sum(), beta)
+    chosen_d = chosen_d_K.sum() - dpop * lost(chosen_d_T)
+    return dpo(chosen_d, rejected_d_T[lowest(rejected_d_T, ratio)].sum(), beta)
+
+
+def lost(chosen_d_T: Tensor) -> Tensor:
+    """max(0, −Σd), by how much less likely a response is than under the reference: scalar. DPOP (arXiv 2402.13228)
+    takes it from the chosen log-ratio, times its λ.
+
+    Before the first step Σd is 0 up to rounding: what is below NOISE has no gradient either.
+    """
+    total = chosen_d_T.sum()
+    return torch.where(total < -NOISE, -total, 0.0)
+
+
+def mean_nll(logps_T: Tensor) -> Tensor:
+    """−Σ_t logπ_t / T of one response: scalar (arXiv 2404.19733 has it beside the loss of the pair)."""
+    return -logps_T.mean()
 
 
 def lowest(d_T: Tensor, ratio: float) -> Tensor:

@@ -51,11 +51,13 @@ class CrossEntropy:
 
 
 class PairObjective:
-    """The mean of a pair loss over a batch's pairs, with the accuracy and margin of the implicit reward βΣd."""
+    """The mean of a pair loss over a batch's pairs, and `nll` times that of the chosen responses' mean negative
+    log-likelihood; with the accuracy and margin of the implicit reward βΣd.
+    """
 
-    def __init__(self, reference: PerToken, beta: float, loss: PairLoss) -> None:
+    def __init__(self, reference: PerToken, beta: float, loss: PairLoss, nll: float = 0.0) -> None:
         self.given = (reference,)
-        self._beta, self._loss = beta, loss
+        self._beta, self._loss, self._nll = beta, loss, nll
 
     def weight(self, group: Group) -> float:
         return len(group.items)
@@ -66,8 +68,11 @@ class PairObjective:
         sums = {index: values.detach().sum() for index, values in ratios.items()}
         pairs = group.items
         total = torch.stack([self._loss(ratios[chosen], ratios[rejected]) for chosen, rejected in pairs]).sum()
+        nll = torch.stack([losses.mean_nll(logps[chosen]) for chosen, _ in pairs]).sum()
+        if self._nll:
+            total = total + self._nll * nll
         chosen_P, rejected_P = (torch.stack([sums[pair[side]] for pair in pairs]) for side in (0, 1))
-        return total, reward_figures(chosen_P, rejected_P, self._beta)
+        return total, {**reward_figures(chosen_P, rejected_P, self._beta), "chosen_nll": (nll, len(pairs))}
 
 
 class TokenNpo:

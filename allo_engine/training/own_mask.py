@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.names import Names
-from allo_engine.config import OwnMaskConfig
+from allo_engine.config import OwnMaskConfig, PairLossConfig
 from allo_engine.masking.gradients import fitted_gradients
 from allo_engine.masking.importance import Gradient
 from allo_engine.masking.masks import Positions, positions_of, write_masks
@@ -51,7 +51,8 @@ class OwnMask:
 
     def _locate(self, model: PreTrainedModel | Rows, names: Names, folder: Path) -> None:
         of = (self._folder, self._groups, self._config, self._work, self._report)
-        source = Gradient(fitted_gradients(model, *of, self._told(here().tally())), names)
+        nll = 2 * config.nll / config.beta if isinstance(config := self._config, PairLossConfig) else 0.0
+        source = Gradient(fitted_gradients(model, *of, self._told(here().tally()), nll), names)
         rank = count_of(self._config.mask_ratio, sum(source.sizes.values()))
         try:
             found = thresholds(source, [rank], self._stop_if_asked)

@@ -59,7 +59,8 @@ class Body(BaseModel):
 
 
 class MethodSettings(Body):
-    """`hyperparameters` are a shorthand for every stage; `stages.<stage>` are one stage's own settings."""
+    """`hyperparameters` are a shorthand for every stage; `stages.<stage>` are one stage's own settings, and null leaves
+    the stage out."""
 
     hyperparameters: Settings | None = None
     stages: dict[str, Settings | None] | None = None
@@ -114,7 +115,7 @@ class CreateJob(Body):
             corrections_file=self.corrections_file,
             masks=self.masks,
             method=method.type,
-            stages={name: values or {} for name, values in (settings.stages or {}).items()},
+            stages=settings.stages or {},
             hyperparameters={**(self.hyperparameters or {}), **(settings.hyperparameters or {})},
             seed=self.seed or 0,
             suffix=self.suffix,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ examples:
   allo submit pairs.jsonl --model smollm2 --method dpo --set n_epochs=2
   allo submit train.jsonl --model smollm2 --method allo --masks ftjob-… --set improve.beta=0.2
   allo submit train.jsonl --model llama-8b --method allo --set train=mask --set mask_ratio=0.02
+  allo submit pairs.jsonl --model smollm2 --method allo --without forget --set locate.importance=random
   allo submit train.jsonl --model qwen-7b --method allo --set reward_model.model=qwen-0.5b
 
 Training files are JSON lines, a JSON array or Parquet, also with gzip or zstd: problems {"problem", "solution",
@@ -59,6 +60,7 @@ def add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--model", required=True, help="the model to align, as `allo models list` names it")
     parser.add_argument("--method", choices=METHODS, default="supervised", help="what to run (supervised: sft alone)")
     parser.add_argument("--stage", action="append", default=[], metavar="NAME", help="ask for an optional stage (sft)")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out a stage (forget)")
     parser.add_argument("--set", action="append", default=[], metavar="[STAGE.]FIELD=VALUE", help="change a setting")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     parser.add_argument("--suffix", help="a part of the aligned model's name")
@@ -138,7 +140,7 @@ FILES = {"training_file": "training", "validation_file": "validation", "correcti
 
 def _body(args: argparse.Namespace) -> dict[str, Any]:
     """The request without its files."""
-    hyperparameters, stages = parse_settings(args.stage, args.set)
+    hyperparameters, stages = parse_settings(args.stage, args.set, args.without)
     settings = {"hyperparameters": hyperparameters, "stages": stages}
     body = {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
     optional = {"suffix": args.suffix, "masks": args.masks}
@@ -199,8 +201,11 @@ def _is_local(name: str) -> bool:
     return True
 
 
-def parse_settings(stages: list[str], settings: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """`--stage sft --set improve.beta=0.2 --set n_epochs=2` → ({n_epochs: 2}, {sft: {}, improve: {beta: 0.2}})."""
+def parse_settings(
+    stages: list[str], settings: list[str], without: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, dict[str, Any] | None]]:
+    """`--stage sft --without forget --set improve.beta=0.2 --set n_epochs=2` → ({n_epochs: 2}, {sft: {}, forget: None,
+    improve: {beta: 0.2}})."""
     everywhere: dict[str, Any] = {}
     single: dict[str, dict[str, Any]] = {name: {} for name in stages}
     for setting in settings:
@@ -209,7 +214,10 @@ def parse_settings(stages: list[str], settings: list[str]) -> tuple[dict[str, An
         if not found or not field or (dot and not stage):
             raise CommandError(f"--set {setting}: write STAGE.FIELD=VALUE or FIELD=VALUE.")
         (single.setdefault(stage, {}) if stage else everywhere)[field] = _value(text)
-    return everywhere, single
+    for name in without:
+        if name in single:
+            raise CommandError(f"--without {name}: it is asked for, too.")
+    return everywhere, {**single, **dict.fromkeys(without)}
 
 
 def _value(text: str) -> Any:

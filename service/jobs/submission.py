@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 from sqlalchemy.orm import Session
 
 from allo_engine.needs import Needs, needs_of
-from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan
+from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan, warnings
 from service.jobs import quota, repository
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
@@ -33,7 +33,7 @@ class NewJob:
     corrections_file: str | None = None
     masks: str | None = None
     method: Method = "supervised"
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     suffix: str | None = None
@@ -90,7 +90,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     job.corrections_file, job.masks = new.corrections_file, new.masks
     job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
-    job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(planned)}
+    job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(new, planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0
     session.add(job)
     session.flush()
@@ -99,6 +99,8 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     session.flush()
     names = ", ".join(stage.name for stage in planned)
     add_event(session, job, now, "info", f"The job was accepted. It runs {names}.", {})
+    for message in warnings(planned):
+        add_event(session, job, now, "warn", message, {})
     return job
 
 
@@ -111,8 +113,10 @@ def tell_missing(session: Session, job: Job, offers: Sequence[Offer], now: int) 
         add_event(session, job, now, "warn", f"{message} The job waits for it.", {"stages": waiting})
 
 
-def _settings(planned: Sequence[PlannedStage]) -> dict[str, Any]:
-    return {stage.name: stage.config.model_dump(mode="json") for stage in planned}
+def _settings(new: NewJob, planned: Sequence[PlannedStage]) -> dict[str, Any]:
+    """Of every stage, in full; null where one is left out: whoever submits them again has the same job."""
+    left_out: dict[str, Any] = {name: None for name, values in new.stages.items() if values is None}
+    return left_out | {stage.name: stage.config.model_dump(mode="json") for stage in planned}
 
 
 def _stage(job: Job, position: int, planned: PlannedStage, needs: Needs) -> Stage:

@@ -128,6 +128,7 @@ def test_a_failed_job_is_a_failed_command(place):
         (["submit", "absent.jsonl", "--model", "tiny"], "no file absent.jsonl"),
         (["submit", "file-0", "--model", "tiny"], "file-0"),
         (["submit", "file-0", "--model", "tiny", "--set", "beta"], "STAGE.FIELD=VALUE"),
+        (["submit", "file-0", "--model", "tiny", "--stage", "sft", "--without", "sft"], "asked for, too"),
         (["submit", "file-0", "--model", "tinny"], "Did you mean 'tiny'?"),
         (["cancel", "ftjob-of-nobody"], "ftjob-of-nobody"),
         (["events", "ftjob-of-nobody", "--follow"], "ftjob-of-nobody"),

@@ -95,6 +95,31 @@ def test_a_job_is_followed_from_submit_to_the_model(client: OpenAI, served: Doma
     assert (found[-1].step_number, found[-1].metrics.train_loss) == (10, 0.6)
 
 
+def test_a_stage_that_is_null_is_left_out_of_the_job_and_of_one_like_it(client: OpenAI, training_file: str) -> None:
+    def asked(settings: Any) -> Any:
+        method: Any = {"type": "allo", "allo": settings}
+        return client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=method)
+
+    job = asked({"stages": {"sft": {}, "forget": None}})
+    again = asked({"stages": extra_of(job.method)["allo"]["stages"]})
+    for made in (job, again):
+        names = [stage["name"] for stage in extra_of(made)["stages"]]
+        assert names == ["sft", "sample", "pair", "warmup", "locate", "improve"]
+        assert extra_of(made.method)["allo"]["stages"]["forget"] is None
+    with pytest.raises(openai.UnprocessableEntityError, match="pair cannot be left out"):
+        asked({"stages": {"pair": None}})
+
+
+def test_a_job_that_samples_what_sft_saw_is_warned(client: OpenAI, training_file: str) -> None:
+    def warned(share: float) -> list[str]:
+        method: Any = {"type": "dpo", "dpo": {"stages": {"sft": {"share": share}}}}
+        job = client.fine_tuning.jobs.create(model="tiny", training_file=training_file, method=method)
+        return [event.message for event in client.fine_tuning.jobs.list_events(job.id) if event.level == "warn"]
+
+    assert not any("skip_share" in message for message in warned(0.3))
+    assert any("sample.skip_share 0)" in message for message in warned(1))
+
+
 def test_lists_page_through_everything(client: OpenAI, training_file: str) -> None:
     made = [submit(client, training_file, seed=seed).id for seed in range(5)]
     assert [job.id for job in client.fine_tuning.jobs.list(limit=2)] == made[::-1]

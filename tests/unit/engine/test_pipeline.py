@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from allo_engine.config import CONFIGS, ImproveConfig
-from allo_engine.pipeline import OUTPUTS, Data, Format, PlanError, digest, model_source, plan
+from allo_engine.pipeline import OUTPUTS, Data, Format, PlanError, digest, model_source, plan, warnings
 
 PROBLEMS = Data("problems", validation="problems")
 LOCATE = "method.allo.stages.locate."
-WARMUP = "method.allo.stages.warmup."
+WARMUP, WARMUP_OF_DPO = "method.allo.stages.warmup.", "method.dpo.stages.warmup."
 TEACHER = "method.allo.stages.reward_model.corrections."
 BY_FTP = {"corrections": {"base_url": "ftp://x", "model": "t"}}
 NO_MODEL = {"corrections": {"base_url": "http://x"}}
@@ -38,12 +38,13 @@ def test_the_stages_of_each_method() -> None:
     assert names("allo", Data("preferences")) == aligning
 
 
-def allo_jobs() -> Iterator[tuple[Data, dict[str, dict[str, Any]]]]:
+def allo_jobs() -> Iterator[tuple[Data, dict[str, Any]]]:
     """Every graph that method allo has: (what the job brings, its stages' settings)."""
-    masks, importance, source = (False, True), ("update", "gradient"), ("reward_model", "log_ratio")
+    masks, importance, source = (False, True), ("update", "gradient", "random"), ("reward_model", "log_ratio", None)
     formats: tuple[Format, ...] = ("problems", "preferences")
     for form, asked, brings, found, scored in product(formats, ((), ("warmup",)), masks, importance, source):
-        stages: dict[str, dict[str, Any]] = {"token_rewards": {"source": scored}, **{name: {} for name in asked}}
+        stages: dict[str, Any] = {"token_rewards": {"source": scored}} if scored else {"forget": None}
+        stages |= {name: {} for name in asked}
         if not brings:
             stages["locate"] = {"importance": found}
         yield Data(form, corrections=True, validation=form, masks=brings), stages
@@ -88,6 +89,54 @@ def test_the_gradient_is_located_on_pairs_without_a_warm_up() -> None:
     assert by_name["locate"].needs() == ("sft", "pair")
     from_preferences = {stage.name: stage for stage in plan("allo", Data("preferences"), stages)}
     assert from_preferences["locate"].inputs == {"model": "model", "pairs": "training_file"}
+
+
+def test_random_masks_need_neither_warm_up_nor_pairs() -> None:
+    by_name = {stage.name: stage for stage in plan("allo", PROBLEMS, {"locate": {"importance": "random"}})}
+    assert "warmup" not in by_name
+    assert by_name["locate"].inputs == {"model": "model"}
+
+
+def test_a_job_may_forget_nothing() -> None:
+    planned = {stage.name: stage for stage in plan("allo", PROBLEMS, {"forget": None, "sft": {}})}
+    assert list(planned) == ["sft", "sample", "pair", "warmup", "locate", "improve", "evaluate"]
+    improve = {"model": "sft.checkpoint", "pairs": "pair.pairs", "masks": "locate.masks"}
+    assert planned["improve"].inputs == improve
+    assert planned["evaluate"].inputs.keys() == {"heldout", "base", "sft", "warmup", "improve"}
+    least = {"forget": None, "locate": {"importance": "random"}, "evaluate": None}
+    assert names("allo", PREFERENCES, least) == ["locate", "improve"]  # whose lines have no solutions
+    assert names("allo", PREFERENCES, {"forget": None}, {"train": "all"}) == ["improve"]
+    narrow = {"warmup": {"train": "mask", "mask_ratio": 0.1}, "locate": {"forget_ratio": 0.2, "improve_ratio": 0.1}}
+    assert "forget" not in names("allo", PROBLEMS, {**narrow, "forget": None})
+
+
+def test_what_is_left_out_anyway_may_be_left_out() -> None:
+    out = dict.fromkeys(("sft", "warmup", "reward_model"))
+    stages = {"token_rewards": {"source": "reward_model"}, "locate": {"importance": "gradient"}}
+    assert plan("allo", PROBLEMS, stages | {"sft": None, "warmup": None}) == plan("allo", PROBLEMS, stages)
+    assert plan("dpo", PREFERENCES, out | {"warmup": {}}) == plan("dpo", PREFERENCES)
+
+
+def test_sft_and_sampling_take_halves_of_the_same_file() -> None:
+    def shares(*arguments: Any) -> list[tuple[str, float]]:
+        configs = [(stage.name, stage.config.model_dump()) for stage in plan(*arguments)]
+        return [(name, config[key]) for name, config in configs for key in ("share", "skip_share") if key in config]
+
+    assert shares("allo", PROBLEMS, {"sft": {}}) == [("sft", 0.5), ("sample", 0.5)]
+    assert shares("dpo", PROBLEMS, {"sft": {"share": 0.2}}) == [("sft", 0.2), ("sample", 0.2)]
+    assert shares("dpo", PROBLEMS, {"sft": {}}, {"share": 0.3}) == [("sft", 0.3), ("sample", 0.3)]
+    assert shares("allo", PROBLEMS, {"sft": {"share": 1}}) == [("sft", 1), ("sample", 0)]
+    assert shares("allo", PROBLEMS) == [("sample", 0)]
+    assert shares("dpo", PROBLEMS, {"sample": {"skip_share": 0.4}}) == [("sample", 0.4)]  # SFT was in another job
+    assert shares("supervised", PROBLEMS) == shares("supervised", Data("chats")) == [("sft", 1)]
+
+
+def test_a_job_that_samples_what_sft_saw_is_told() -> None:
+    def told(stages: dict[str, Any]) -> int:
+        return len(warnings(plan("dpo", PROBLEMS, stages)))
+
+    assert [told({"sft": {}}), told({}), told({"sft": {"share": 0.3}, "sample": {"skip_share": 0.4}})] == [0, 0, 0]
+    assert [told({"sft": {"share": 1}}), told({"sft": {}, "sample": {"skip_share": 0.4}})] == [1, 1]
 
 
 def test_the_log_ratio_needs_neither_reward_model_nor_solutions() -> None:
@@ -173,6 +222,16 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("dpo", PROBLEMS, None, {MULTIPLIER: -(10**5000)}), f"method.dpo.hyperparameters.{MULTIPLIER}", "-a huge"),
         (("dpo", PROBLEMS, None, {MULTIPLIER: float("nan")}), f"method.dpo.hyperparameters.{MULTIPLIER}", "given: nan"),
         (("dpo", PROBLEMS, None, {"n_epochs": 10**11}), "method.dpo.stages.warmup.n_epochs", "equal to 10000"),
+        (("allo", PROBLEMS, {"forget": None, "token_rewards": {}}), "method.allo.stages.token_rewards", "no stage"),
+        (("allo", PROBLEMS, {"improve": None}), "method.allo.stages.improve", "it is what allo does"),
+        (("allo", PROBLEMS, {"warmup": None}), "method.allo.stages.warmup", "locate read"),
+        (("allo", PROBLEMS, {"forgot": None}), "method.allo.stages.forgot", "mean 'forget'"),
+        (("allo", IN_MASKS, {"forget": None, "improve": {"train": "all"}}), "masks", "leave masks out"),
+        (("dpo", PROBLEMS, {"pair": {"pass_rate": [0.9, 0.1]}}), "method.dpo.stages.pair.pass_rate", "low may not"),
+        (("dpo", PROBLEMS, {"pair": {"pass_rate": [0.1, 1.1]}}), "method.dpo.stages.pair.pass_rate.1", "less than"),
+        (("dpo", PROBLEMS, {"sft": {"share": 0}}), "method.dpo.stages.sft.share", "greater than 0"),
+        (("dpo", PROBLEMS, {"warmup": {"nll": -1}}), WARMUP_OF_DPO + "nll", "greater than or equal to 0"),
+        (("dpo", PROBLEMS, {"warmup": {"dpop": 5, "trainer": "trl"}}), WARMUP_OF_DPO + "trainer", "leave dpop out"),
         (("dpo", PROBLEMS, {"sample": {"n": 10**9}}), "method.dpo.stages.sample.n", "equal to 10000"),
     ],
 )  # fmt: skip

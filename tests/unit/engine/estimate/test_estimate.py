@@ -62,6 +62,11 @@ def _job(method: Method, model: Path, root: Path, stages: dict[str, Any], valida
             {**SHORT, "locate": {"importance": "gradient"}},
             "sample pair locate reward_model token_rewards forget improve evaluate",
         ),
+        (
+            "allo",
+            {**SHORT, "locate": {"importance": "random"}, "forget": None},
+            "sample pair locate improve evaluate",
+        ),
     ],
 )
 def test_every_planned_stage_is_estimated_with_figures_above_zero(
@@ -100,6 +105,39 @@ def test_tokens_are_those_that_the_stages_count(model_folder: Path, tmp_path: Pa
     metrics = run_job(tmp_path / "run", "supervised", Data("problems"), given, stages, report)["sft"]
     (stage,) = estimate(job, RATES).stages
     assert 0 <= metrics["trained_tokens"] - stage.tokens < 2 * 8
+
+
+def test_a_file_that_sft_and_sampling_share_is_counted_once(model_folder: Path, tmp_path: Path) -> None:
+    def of(name: str, **shares: float) -> dict[str, StageEstimate]:
+        stages = {"sft": {"n_epochs": 1, **shares}, "sample": SHORT["sample"]}
+        files = {"training_file": write_problems(tmp_path / name)}
+        return {stage.name: stage for stage in estimate(Job("dpo", model_folder, files, stages), RATES).stages}
+
+    whole, shared = of("whole", share=1), of("shared")
+    for stage in ("sft", "sample"):
+        assert 0 < shared[stage].tokens < whole[stage].tokens
+    with pytest.raises(StageError, match="No problem is left"):
+        of("none", share=0.9999)
+
+
+def test_pairs_outside_the_pass_rate_are_not_counted(model_folder: Path, tmp_path: Path) -> None:
+    def pairs(name: str, rates: tuple[float, float]) -> int:
+        stages = {"sample": SHORT["sample"], "pair": {"pass_rate": rates}}
+        found = estimate(_job("dpo", model_folder, tmp_path / name, stages, False), RATES).stages
+        return next(stage.tokens for stage in found if stage.name == "warmup")
+
+    assert pairs("some", (0.4, 0.6)) < pairs("all", (0.0, 1.0))
+
+
+def test_the_start_models_log_probabilities_are_known_where_nothing_is_forgotten(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    def improve(name: str, **stages: Any) -> int:
+        settings = {"sample": SHORT["sample"], "locate": {"importance": "random"}, **stages}
+        found = estimate(_job("allo", model_folder, tmp_path / name, settings, False), RATES).stages
+        return next(stage.tokens for stage in found if stage.name == "improve")
+
+    assert improve("without", forget=None) < improve("with")
 
 
 def test_rows_are_counted_as_they_are_packed() -> None:

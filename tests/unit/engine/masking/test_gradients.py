@@ -54,6 +54,20 @@ def test_the_gradient_is_that_of_dpo_over_separate_sequences(tied: bool, budget:
     assert sum(told) >= sum(group.tokens() for group in groups)
 
 
+def test_the_chosen_responses_mean_nll_is_in_the_gradient_with_its_weight() -> None:
+    """Of a loss with NLL of weight α and β, what stands beside β/2 weighs 2α/β."""
+    alpha, model, groups = 0.3, tiny_model(), pair_groups()
+    found = summed_gradients(model, groups, 64, lambda _: None, CPU, 2 * alpha / BETA)
+    expected = by_plain_autograd(model, groups)
+    for group in groups:
+        for chosen, _ in group.items:
+            nll = -sequence_logp(model, group, chosen) / len(group.responses[chosen])
+            (alpha * nll / (BETA / 2)).backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None
+        assert torch.allclose(found[name], expected[name] + weight.grad, rtol=1e-3, atol=1e-4), name
+
+
 def test_16_bit_weights_are_summed_in_float32_and_no_gradient_is_left_behind() -> None:
     model = tiny_model().bfloat16()
     found = summed_gradients(model, pair_groups(), 64, lambda _: None, CPU)

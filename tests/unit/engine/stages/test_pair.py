@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
+from allo_engine.config import PairConfig
 from allo_engine.data.answers import Verdict
 from allo_engine.data.prompts import Encoder
-from allo_engine.data.records import NegativeGroup, SampledProblem
+from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, write_lines
 from allo_engine.data.rewriting import INSTRUCTION, Rewriting
 from allo_engine.model.sequences import build_row
+from allo_engine.report import Report, StageError
+from allo_engine.stages import pair
 from allo_engine.stages.forget import token_weights
 from allo_engine.stages.pair import judge, negatives_of, pair_up
 from tests.tiny import tiny_tokenizer
@@ -44,6 +48,30 @@ def test_pairs_are_drawn_without_repetition_and_follow_the_seed() -> None:
 
 def test_all_pairs_are_taken_where_there_are_few() -> None:
     assert len(pair_up([0], [[1]], [[2], [3]], 5, "seed").pairs) == 2
+
+
+def paired(root: Path, model: Path, report: Report, rates: tuple[float, float]) -> dict[str, float]:
+    """Of four responses each, one problem has one right, the next two, the last three."""
+    problems = [
+        sampled(*(f"The answer is {5 if place < right else 6 + place}" for place in range(4))) for right in (1, 2, 3)
+    ]
+    write_lines(root / "responses" / "responses.jsonl", problems)
+    inputs = {"model": model, "responses": root / "responses"}
+    return pair.run(PairConfig(pass_rate=rates), inputs, root / "out", root / "work", report)
+
+
+def test_problems_outside_the_pass_rate_give_no_pairs_and_are_counted(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    everything = paired(tmp_path, model_folder, report, (0.0, 1.0))
+    assert (everything["paired_problems"], everything["outside_pass_rate"]) == (3, 0)
+    metrics = paired(tmp_path, model_folder, report, (0.5, 0.5))
+    assert (metrics["paired_problems"], metrics["outside_pass_rate"]) == (1, 2)
+    (kept,) = PairGroup.read(tmp_path / "out" / "pairs" / "pairs.jsonl")
+    assert len(kept.pairs) == metrics["pairs"] == 2  # of two equal right ones and two wrong ones
+    assert metrics["negatives"] == everything["negatives"]
+    with pytest.raises(StageError, match=r"3 problems have both.*widen"):
+        paired(tmp_path, model_folder, report, (0.9, 1.0))
 
 
 def test_the_correction_is_the_right_response_at_the_smallest_edit_distance() -> None:

@@ -26,7 +26,7 @@ from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import aligned_folder, run_job, write_problems
 
 SETTINGS: dict[str, Any] = {
-    "sft": {"learning_rate": 1e-2, "n_epochs": 25, "batch_size": 4},
+    "sft": {"learning_rate": 1e-2, "n_epochs": 25, "batch_size": 4, "share": 1},
     "sample": {"n": 8, "temperature": 1.0, "max_response_tokens": 32},
     "warmup": {"learning_rate": 1e-4, "batch_size": 8},
     "locate": {"forget_ratio": 0.03, "improve_ratio": 0.1},
@@ -197,6 +197,25 @@ def test_preferences_are_aligned_without_sampling(
     assert "sample" not in metrics
     assert metrics["improve"]["pairs"] == 3
     assert metrics["evaluate"]["base_accuracy"] == pytest.approx(0.5)  # the start model prefers nothing to itself
+    assert metrics["evaluate"]["improve_accuracy"] > 0.5
+
+
+def test_a_job_that_forgets_nothing_improves_the_start_model_in_a_random_mask(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    data = preferences(tmp_path / "data", solutions=False)
+    stages = {
+        "forget": None,
+        "locate": {"importance": "random", "improve_ratio": 0.1},
+        "improve": {"learning_rate": 1e-2, "filter_ratio": 1.0, "n_epochs": 5, "nll": 0.1, "dpop": 1.0},
+    }
+    given = {"model": model_folder, "training_file": data, "validation_file": data}
+    metrics = run_job(tmp_path / "job", "allo", Data("preferences", validation="preferences"), given, stages, report)
+    assert list(metrics) == ["locate", "improve", "evaluate"]
+    changed = read_delta(tmp_path / "job" / "improve" / "delta", model_folder)
+    total = sum(weight.size for weight in load_file(model_folder / "model.safetensors").values())
+    assert sum(len(places) for places, _ in changed.values()) == count_of(0.1, total)
+    assert metrics["evaluate"]["base_accuracy"] == pytest.approx(0.5)
     assert metrics["evaluate"]["improve_accuracy"] > 0.5
 
 

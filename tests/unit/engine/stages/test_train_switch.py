@@ -187,7 +187,7 @@ def test_one_word_makes_an_allo_job_without_a_dense_stage(
 ) -> None:
     given = {"model": model_folder, "training_file": problems, "validation_file": problems}
     stages = {
-        "sft": {"learning_rate": 1e-2, "n_epochs": 40, "batch_size": 4, "mask_ratio": 0.3},
+        "sft": {"learning_rate": 1e-2, "n_epochs": 40, "batch_size": 4, "mask_ratio": 0.3, "share": 1},
         "sample": {"n": 8, "temperature": 1.0, "max_response_tokens": 32},
         "evaluate": {"max_response_tokens": 8},
     }

@@ -108,6 +108,23 @@ def test_both_trainers_take_the_same_steps_of_dpo(tmp_path: Path, model_folder: 
     assert metrics["trl"]["loss"] == pytest.approx(metrics["allo"]["loss"], abs=1e-5)
 
 
+def test_both_trainers_weigh_the_chosen_responses_likelihood(
+    tmp_path: Path, model_folder: Path, preferences: Path
+) -> None:
+    """A pair a step: there the two means over tokens are one."""
+    told: dict[str, list[dict[str, float]]] = {}
+    for trainer in ("allo", "trl"):
+        stream, config = Lines(), WarmupConfig(trainer=trainer, **SLOWLY | {"batch_size": 1, "n_epochs": 1}, nll=0.5)
+        warm(config, model_folder, preferences, tmp_path / trainer, Report(stream))
+        told[trainer] = steps(stream)
+    first = told["allo"][0]
+    assert first["loss"] == pytest.approx(math.log(2) + 0.5 * first["chosen_nll"], abs=1e-5)
+    for ours, theirs in zip(told["allo"], told["trl"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
+    moved = furthest(load_file(model_folder / "model.safetensors"), weights(tmp_path / "allo"))
+    assert furthest(weights(tmp_path / "allo"), weights(tmp_path / "trl")) < 1e-3 * moved
+
+
 def test_both_trainers_take_the_same_steps_of_sft(tmp_path: Path, model_folder: Path, problems: Path) -> None:
     told, metrics = {}, {}
     for trainer in ("allo", "trl"):

@@ -54,6 +54,29 @@ def test_filtered_dpo_gives_gradient_to_the_kept_tokens_alone() -> None:
     assert (rejected.grad != 0).tolist() == [False, True, False, True, False]
 
 
+def test_dpop_counts_what_the_chosen_response_has_lost() -> None:
+    # Σ_chosen d = −0.5, so λ·max(0, 0.5) = 2 is taken off it.  β(−0.5 − 2 − (−4)) = 0.1 · 1.5 = 0.15
+    chosen, rejected = torch.tensor([0.5, -1.0]), torch.tensor([4.0, -1.0, 2.0, -3.0, 0.0])
+    loss = losses.filtered_dpo(chosen, rejected, 0.1, 0.4, dpop=4.0)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-0.15)))
+    # both sides filtered: the one chosen token of highest d counts, what is lost is the whole response's.  β(2) = 0.2
+    both = losses.filtered_dpo(chosen, rejected, 0.1, 0.4, both_sides=True, dpop=5.0)
+    assert float(both) == pytest.approx(math.log(1 + math.exp(-0.1 * (0.5 - 2.5 + 4))))
+
+
+def test_nothing_is_lost_where_the_chosen_response_is_likelier_or_equal_up_to_rounding() -> None:
+    for chosen in ([0.5, 0.1], [3e-5, -4e-5]):
+        d = torch.tensor(chosen, requires_grad=True)
+        lost = losses.lost(d)
+        lost.backward()
+        assert (lost.item(), d.grad.tolist()) == (0, [0, 0])  # type: ignore[union-attr]
+
+
+def test_mean_nll_is_a_tokens_worked_by_hand() -> None:
+    # −(ln ½ + ln ⅛) / 2 = 2 ln 2
+    assert float(losses.mean_nll(torch.tensor([0.5, 0.125]).log())) == pytest.approx(2 * math.log(2))
+
+
 @pytest.mark.parametrize(
     ("length", "ratio", "kept"), [(1, 0.1, 1), (9, 0.1, 1), (10, 0.1, 1), (11, 0.1, 2), (30, 0.1, 3), (100, 0.07, 7)]
 )
