@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SCALE := .venv-scale/bin
 
-.PHONY: setup check test test-scale demo bench gpu fuzz
+.PHONY: setup check test test-scale demo bench study gpu fuzz
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -52,6 +52,11 @@ demo: setup
 
 bench: setup
 	$(BIN)/allo bench
+
+# Starts the study of the arms, or goes on with it: STUDY=full for SmolLM2-135M, "--help" for what else there is.
+STUDY ?= screening
+study: setup
+	$(BIN)/python -m tests.benchmarks.study $(STUDY)
 
 # Ten minutes of requests that nobody thought of; `make test` has twelve seconds of them.
 fuzz: setup

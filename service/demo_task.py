@@ -43,16 +43,20 @@ def generate(n: int, seed: int, *, held_out: bool = False) -> list[dict[str, str
 def _stories(random: Random, held_out: bool) -> Iterator[dict[str, str]]:
     while True:
         sign, boxes, each = random.choice("+-/"), random.randint(3, 9), random.randint(3, 9)
-        total = boxes * each
         figure = _second_figure(random, sign, boxes, each)
-        if figure is None or is_held_out(boxes, each, sign, figure) is not held_out:
-            continue
-        result = {"+": total + figure, "-": total - figure, "/": total // figure}[sign]
-        yield {
-            "problem": _story(random, boxes, each, sign, figure),
-            "solution": f"{boxes}*{each}={total}, {total}{sign}{figure}={result}. The answer is {result}",
-            "answer": str(result),
-        }
+        if figure is not None and is_held_out(boxes, each, sign, figure) is held_out:
+            yield told(random, boxes, each, sign, figure)
+
+
+def told(random: Random, boxes: int, each: int, sign: str, figure: int) -> dict[str, str]:
+    """The calculation boxes * each (sign) figure as one of its stories, with solution and answer."""
+    total = boxes * each
+    result = {"+": total + figure, "-": total - figure, "/": total // figure}[sign]
+    return {
+        "problem": _story(random, boxes, each, sign, figure),
+        "solution": f"{boxes}*{each}={total}, {total}{sign}{figure}={result}. The answer is {result}",
+        "answer": str(result),
+    }
 
 
 def _second_figure(random: Random, sign: str, boxes: int, each: int) -> int | None:

@@ -1,0 +1,56 @@
+"""python -m tests.benchmarks.study [screening|full]: starts the study, or goes on with it. --help says how."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from service.cli.terminal import CommandError
+from service.client import ClientError
+from service.demo import allo, prepare_model, serving
+from tests.benchmarks.study import small
+from tests.benchmarks.study.arms import SCALES
+from tests.benchmarks.study.runner import Runner, StudyError
+from tests.benchmarks.study.study import ALIGNED, run
+
+
+def main(arguments: list[str]) -> int:
+    args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
+    scale = SCALES[args.scale]
+    scale = replace(scale, seeds=args.seeds or scale.seeds)
+    folder: Path = args.data.expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        model = folder / scale.model
+        (small.make if scale.name == "screening" else prepare_model)(model)
+        with serving(folder / "service") as client:
+            allo("models", "add", scale.model, str(model), "--data-dir", str(folder / "service"))
+            run(Runner(client, scale, folder, _say), folder / "reports", args.arms)
+    except (StudyError, ClientError, CommandError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"Done: {folder / 'reports' / scale.name}.md")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.study", description=__doc__)
+    parser.add_argument("scale", nargs="?", choices=SCALES, default="screening", help="which model, and how much of it")
+    parser.add_argument("--data", type=Path, default=cache / "allo-study", help="where everything is kept")
+    parser.add_argument("--seeds", type=int, help="runs of each arm; the scale's own number where not given")
+    parser.add_argument("--arms", nargs="+", choices=ALIGNED, default=ALIGNED, help="the arms beside SFT's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""What is compared: the arms, each as the settings of a job, and the rates at which each is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.benchmarks.study.task import TEMPLATE
+
+Stages = dict[str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A model to study with, and how much of everything. `dense` and `masked` are the rates of arms that train all
+    weights and of those that train a mask; `locating` is that of the warm-up that masks are located by."""
+
+    name: str
+    model: str
+    dense: tuple[float, ...]
+    masked: tuple[float, ...]
+    locating: float
+    sft: Mapping[str, Any]
+    seeds: int
+    sizes: Mapping[str, int]
+    n: int = 8
+
+    def rates(self, arm: str) -> tuple[float, ...]:
+        return {"dense": self.dense, "masked": self.masked, "none": (0.0,)}[ARMS[arm].trains]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`trains` is "dense", "masked" or, for SFT alone, "none". `stages` makes a job's settings from a rate; `row` is
+    the line of the job's report that is the arm's model."""
+
+    what: str
+    method: str
+    trains: str
+    row: str
+    stages: Callable[[Scale, float], Stages]
+
+
+RATIO = 0.05
+FORGET_SHARE = 0.1
+"""The rate of forgetting as a share of improving's, as published (5e-7 and 5e-6)."""
+
+
+def _supervised(epochs: int) -> Callable[[Scale, float], Stages]:
+    return lambda scale, _: {"sft": {**scale.sft, "n_epochs": epochs * scale.sft["n_epochs"]}}
+
+
+def _dense(**settings: Any) -> Callable[[Scale, float], Stages]:
+    return lambda _, rate: {"warmup": {"learning_rate": rate, **settings}}
+
+
+def _masked(importance: str = "update", forgets: bool = False, **settings: Any) -> Callable[[Scale, float], Stages]:
+    """Improving in a mask; without a filter where `filter_ratio` is 1."""
+
+    def stages(scale: Scale, rate: float) -> Stages:
+        forgetting = {"token_rewards": {"source": "log_ratio"}, "forget": {"learning_rate": FORGET_SHARE * rate}}
+        return {
+            **({"warmup": {"learning_rate": scale.locating}} if importance == "update" else {}),
+            "locate": {"importance": importance, "forget_ratio": RATIO, "improve_ratio": RATIO},
+            **(forgetting if forgets else {"forget": None}),
+            "improve": {"learning_rate": rate, **settings},
+        }
+
+    return stages
+
+
+ARMS: dict[str, Arm] = {
+    "SFT": Arm("what every arm starts from", "supervised", "none", "sft", _supervised(1)),
+    "SFT ×2": Arm("SFT for twice the steps", "supervised", "none", "sft", _supervised(2)),
+    "A": Arm("DPO, all weights", "dpo", "dense", "warmup", _dense()),
+    "A TRL": Arm("DPO, all weights, by TRL", "dpo", "dense", "warmup", _dense(trainer="trl")),
+    "B": Arm("DPO in the 5 % that a warm-up moves most", "allo", "masked", "improve", _masked(filter_ratio=1.0)),
+    "C": Arm("DPO in a random 5 %", "allo", "masked", "improve", _masked("random", filter_ratio=1.0)),
+    "D": Arm("ALLO", "allo", "masked", "improve", _masked(forgets=True)),
+    "E": Arm("ALLO without forgetting", "allo", "masked", "improve", _masked()),
+    "F": Arm("A with NLL", "dpo", "dense", "warmup", _dense(nll=1.0)),
+    "G": Arm("E with NLL", "allo", "masked", "improve", _masked(nll=1.0)),
+}
+BASELINE = "A"
+
+SCALES = {
+    "screening": Scale(
+        name="screening",
+        model="study-small",
+        dense=(1e-5, 3e-5, 1e-4, 3e-4),
+        masked=(5e-5, 1.5e-4, 5e-4, 1.5e-3),
+        locating=3e-5,
+        sft={"learning_rate": 2e-4, "batch_size": 16, "n_epochs": 1},
+        seeds=10,
+        sizes={"sft": 500, "preference": 1200, "validation": 500, "test": 2000},
+    ),
+    "full": Scale(
+        name="full",
+        model="smollm2-135m-instruct",
+        dense=(1e-6, 2e-6, 5e-6, 1.5e-5),
+        masked=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
+        locating=1e-6,
+        sft={"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 2},
+        seeds=5,
+        sizes={"sft": 500, "preference": 1200, "validation": 500, "test": 2000},
+    ),
+}
+
+
+def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
+    """The `method` of the arm's job."""
+    common = {"template": TEMPLATE, "batch_size": 16, "n_epochs": 1, "max_response_tokens": 40, "decoding_batch": 256}
+    shared: Stages = (
+        {}
+        if ARMS[arm].method == "supervised"
+        else {
+            "sample": {"n": scale.n},
+            "pair": {"max_pairs": 2, "max_negatives": 2},
+        }
+    )
+    kind = ARMS[arm].method
+    stages = {**shared, **ARMS[arm].stages(scale, rate), "evaluate": {"examples": 0}}
+    return {"type": kind, kind: {"hyperparameters": common, "stages": stages}}

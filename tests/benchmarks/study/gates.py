@@ -1,0 +1,65 @@
+"""What must hold before arms are compared: otherwise the task or the rates cannot tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tests.benchmarks.study.runner import Outcome, Point, chosen
+
+DENSE = ("A", "A TRL", "F")
+
+LOW, HIGH = 0.30, 0.60
+GAIN = 0.02
+DIFFERENT = 0.10
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition, what was found, and what to change where it fails."""
+
+    claim: str
+    found: str
+    passed: bool
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{'passed' if self.passed else 'FAILED'}: {self.claim}: {self.found}" + (
+            "" if self.passed else f". {self.remedy}"
+        )
+
+
+def sft_gate(outcomes: Mapping[Point, Outcome]) -> Gate:
+    """Whether SFT leaves enough right and enough wrong to prefer one above the other."""
+    right = outcomes[Point("SFT", 0.0, 0, "validation")].accuracy
+    return Gate(
+        f"SFT answers {LOW:.0%} to {HIGH:.0%} rightly",
+        f"{right:.1%}",
+        LOW <= right <= HIGH,
+        "Change sft (rate, epochs) or the task's ranges" + (", or train the model longer" if right < LOW else ""),
+    )
+
+
+def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
+    """Whether the baseline is one, and whether ALLO does anything else than it."""
+    best = chosen(outcomes)
+    at_best = {arm: outcomes[Point(arm, rate, 0, "validation")] for arm, rate in best.items()}
+    sft = at_best["SFT"].accuracy
+    dense = max((arm for arm in DENSE if arm in best), key=lambda arm: at_best[arm].accuracy)
+    gain = at_best[dense].accuracy - sft
+    pairs = list(zip(at_best["A"].cases, at_best["D"].cases, strict=True))
+    share = sum(ours != theirs for ours, theirs in pairs) / len(pairs)
+    return [
+        Gate(
+            f"the best dense arm gains {100 * GAIN:.0f} points on SFT",
+            f"{dense} at {best[dense]:g}: {100 * gain:+.1f}",
+            gain >= GAIN,
+            "Change the dense rates or the pairs (more problems, n, max_pairs): there is nothing to learn from these",
+        ),
+        Gate(
+            f"A and D differ on {DIFFERENT:.0%} of the answers",
+            f"{share:.1%}",
+            share >= DIFFERENT,
+            "Raise the rates or take more steps: the arms hardly move the model",
+        ),
+    ]

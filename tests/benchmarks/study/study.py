@@ -1,0 +1,40 @@
+"""The study from its first job to its report: what is run, in which order, and where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.benchmarks.study.arms import ARMS
+from tests.benchmarks.study.gates import Gate, arm_gates, sft_gate
+from tests.benchmarks.study.report import write_report
+from tests.benchmarks.study.runner import Point, Runner, StudyError, at_rates, chosen
+
+SUPERVISED = tuple(name for name, arm in ARMS.items() if arm.method == "supervised")
+ALIGNED = tuple(name for name in ARMS if name not in SUPERVISED)
+
+
+def run(runner: Runner, reports: Path, arms: Sequence[str] = ALIGNED) -> None:
+    """Go through the whole study, or on with it, writing the report after every seed. Raises StudyError where a gate
+    fails."""
+    found = runner.run([Point(arm, 0.0, 0, "validation") for arm in SUPERVISED])
+    _pass(runner, [sft_gate(found)])
+    found |= runner.run(at_rates(runner.scale, arms, 0, "validation"))
+    best = chosen(found)
+    runner.say("Chosen: " + ", ".join(f"{arm} {rate:g}" for arm, rate in best.items() if rate))
+    write_report(runner.outcomes(), runner.scale, reports)
+    _pass(runner, arm_gates(found))
+    for seed in range(runner.scale.seeds):
+        runner.run([Point(arm, 0.0, seed, "test") for arm in SUPERVISED])
+        runner.run([Point(arm, best[arm], seed, "test") for arm in arms])
+        write_report(runner.outcomes(), runner.scale, reports)
+    for seed in range(1, runner.scale.seeds):
+        runner.run(at_rates(runner.scale, arms, seed, "validation"))
+        write_report(runner.outcomes(), runner.scale, reports)
+
+
+def _pass(runner: Runner, gates: Sequence[Gate]) -> None:
+    for gate in gates:
+        runner.say(f"Gate {gate}")
+    if not all(gate.passed for gate in gates):
+        raise StudyError("A gate failed: nothing is compared. Change what it names, and start again.")

@@ -1,0 +1,49 @@
+"""The study drives a real service, and goes on where it was cut off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.client import Client
+from tests.benchmarks.study.arms import SCALES
+from tests.benchmarks.study.runner import Point, Runner
+from tests.e2e.conftest import Service
+
+SCALE = replace(
+    SCALES["screening"],
+    name="tiny-study",
+    model="tiny",
+    sizes={"sft": 4, "validation": 3},
+    sft={"learning_rate": 1e-4, "batch_size": 4, "n_epochs": 1},
+)
+POINTS = [Point("SFT", 0.0, seed, "validation") for seed in range(3)]
+
+
+class CutOff(Exception):
+    pass
+
+
+def cut_off(text: str) -> None:
+    raise CutOff(text)
+
+
+def test_a_study_that_was_cut_off_goes_on_and_computes_no_point_twice(service: Service, tmp_path: Path) -> None:
+    with Client(service.url, service.key) as client:
+        with pytest.raises(CutOff):
+            Runner(client, SCALE, tmp_path, cut_off, wait=0.05).run(POINTS[:2])
+        found = Runner(client, SCALE, tmp_path, wait=0.05).run(POINTS)
+        assert [len(found[point].cases) for point in POINTS] == [3, 3, 3]
+
+        again = Runner(client, SCALE, tmp_path, cut_off, wait=0.05)
+        assert again.outcomes() == found
+        assert again.run(POINTS) == found
+        assert len(list(again._pages())) == len(POINTS)
+
+
+def test_other_settings_are_other_points(service: Service, tmp_path: Path) -> None:
+    with Client(service.url, service.key) as client:
+        other = replace(SCALE, sft={**SCALE.sft, "learning_rate": 2e-4})
+        assert Runner(client, other, tmp_path).outcomes() == {}
