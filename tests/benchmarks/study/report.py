@@ -41,7 +41,7 @@ def compared(outcomes: Outcomes) -> list[Row]:
                 {"arm": arm, "rate": best[arm], "seeds": len(runs)}
                 | {"accuracy": mean["difference"], "low": mean["low"], "high": mean["high"]}
                 | {f"against_{other}": _against(outcomes, runs, other, best) for other in (BASELINE, "SFT")}
-                | _memory(outcomes[Point(arm, best[arm], min(runs), "test")])
+                | _memory(outcomes[Point(arm, best[arm], min(runs), "test")].peaks)
             )
     ps = {row["arm"]: row[f"against_{BASELINE}"]["p"] for row in rows if row[f"against_{BASELINE}"]}
     for row in rows:
@@ -65,11 +65,10 @@ def _against(
     return bootstrap_difference([runs[seed] for seed in both], [theirs[seed] for seed in both])
 
 
-def _memory(outcome: Outcome) -> Row:
+def _memory(peaks: Mapping[str, float]) -> Row:
     """The most that a stage of the job held, in bytes: any stage, and the arm's own training."""
-    peaks = {stage["name"]: stage["metrics"].get("peak_memory_bytes", 0) for stage in outcome.job["stages"]}
-    own = [peaks[name] for name in ("forget", "improve") if name in peaks] or [peaks.get("warmup", peaks.get("sft"))]
-    return {"peak": max(peaks.values()), "own_peak": max(own)}
+    own = ("forget", "improve") if "improve" in peaks else ("warmup", "sft")
+    return {"peak": max(peaks.values()), "own_peak": max(peaks.get(name, 0.0) for name in own)}
 
 
 def _validation(outcomes: Outcomes) -> list[Row]:

@@ -45,10 +45,12 @@ class StudyError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a point's job made: which problems its model answers rightly, and the job as the service shows it."""
+    """What a point's job made: which problems its model answers rightly, the model's name, and the most that each of
+    the job's stages held, in bytes."""
 
     cases: list[bool]
-    job: Json
+    model: str
+    peaks: dict[str, float]
 
     @property
     def accuracy(self) -> float:
@@ -131,7 +133,8 @@ class Runner:
     def _outcome(self, point: Point, job: Json) -> Outcome:
         rows = json.loads(self.client.file_content(job["result_files"][0]))["models"]
         (row,) = [row for row in rows if row["model"] == ARMS[point.arm].row]
-        return Outcome(row["cases"], job)
+        peaks = {stage["name"]: stage["metrics"].get("peak_memory_bytes", 0.0) for stage in job["stages"]}
+        return Outcome(row["cases"], job["fine_tuned_model"], peaks)
 
     def _body(self, point: Point) -> Json:
         supervised = ARMS[point.arm].method == "supervised"
@@ -147,10 +150,10 @@ class Runner:
 
     def _started_from(self, seed: int) -> str:
         """The SFT model of the seed, which all its arms start from."""
-        names = [o.job["fine_tuned_model"] for p, o in self._outcomes.items() if (p.arm, p.seed) == ("SFT", seed)]
-        if not names:
-            raise StudyError(f"SFT of seed {seed} is to be run first.")
-        return str(names[0])
+        for point, outcome in self._outcomes.items():
+            if (point.arm, point.seed) == ("SFT", seed):
+                return outcome.model
+        raise StudyError(f"SFT of seed {seed} is to be run first.")
 
     def _settings(self, point: Point) -> str:
         """A name for all that the point's outcome follows from."""

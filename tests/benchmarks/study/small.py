@@ -1,4 +1,4 @@
-"""The screening's model, trained here from nothing: a Llama of under a million weights that knows the task by halves.
+"""The screening's model, trained here from nothing: a Llama of 370,000 weights that knows the task by halves.
 
     python -m tests.benchmarks.study.small FOLDER
 
@@ -23,8 +23,8 @@ from tests.benchmarks.study.task import TEMPLATE, Calculation, rest, stories
 
 BEGIN, END = "<|begin|>", "<|end|>"
 IGNORED = -100
-BATCH, RATE = 64, 2e-3
-ENOUGH, LOOK, HELD_OUT = 0.42, 250, 400
+BATCH = 64
+ENOUGH, LOOK, HELD_OUT = 0.42, 50, 400
 """The share of held-out calculations that it is to solve; every so many steps, of so many, that is looked up."""
 
 TOLD = 4
@@ -64,9 +64,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=256,
@@ -78,21 +78,24 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def train(tokenizer: PreTrainedTokenizerFast, enough: float) -> LlamaForCausalLM:
-    """Cross-entropy on solutions by AdamW, until the model is right in `enough` of what it has not seen."""
+    """Cross-entropy on solutions until the model is right in `enough` of what it has not seen.
+
+    By Muon (torch's), which takes a third of AdamW's steps here; embeddings and norms by AdamW.
+    """
     model = make_model(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = _optimizers(model)
     examples, held_out = _told(rest()[HELD_OUT:], seed=1), _told(rest()[:HELD_OUT], seed=2)
     batch = _batch(tokenizer, list(islice(held_out, HELD_OUT)))
     began = time.monotonic()
     for step in count(1):
-        optimizer.param_groups[0]["lr"] = RATE * min(1.0, step / 100, (1000 / step) ** 0.5)
         drawn = [(prompt if step % TOLD == 0 else "", solution) for prompt, solution in islice(examples, BATCH)]
         ids, targets = _batch(tokenizer, drawn)
         loss = cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         if step % LOOK == 0:
             right = _right(model, *batch)
             print(
@@ -101,6 +104,17 @@ def train(tokenizer: PreTrainedTokenizerFast, enough: float) -> LlamaForCausalLM
             if right >= enough:
                 break
     return model.eval()
+
+
+def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    of_layers = [name for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    weights = dict(model.named_parameters())
+    rest = [weight for name, weight in weights.items() if name not in of_layers]
+    matrices = [weights[name] for name in of_layers]
+    return [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98)),
+    ]
 
 
 @torch.inference_mode()
