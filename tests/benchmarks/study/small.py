@@ -109,11 +109,11 @@ def train(tokenizer: PreTrainedTokenizerFast, enough: float) -> LlamaForCausalLM
 def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     of_layers = [name for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     weights = dict(model.named_parameters())
-    rest = [weight for name, weight in weights.items() if name not in of_layers]
+    others = [weight for name, weight in weights.items() if name not in of_layers]
     matrices = [weights[name] for name in of_layers]
     return [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98)),
+        torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98)),
     ]
 
 
