@@ -18,13 +18,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.errors import envelope
 from service.api.scope import new_request_id
-from service.app import create_app
 from service.logs import configure
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 2**16
+
+OWN_FILES = 500
+"""Files that are open beside the connections: the database's, those that are sent or received."""
+
+_ADVICE = "raise the hard limit of open files (ulimit -Hn, LimitNOFILE), or lower ALLO_MAX_CONNECTIONS"
 
 
 @dataclass(frozen=True)
@@ -120,20 +124,29 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, host: str, port: int, descriptor: int | None = None) -> None:
     """Serve until SIGTERM, on a socket that is already listening where there is one."""
+    gc.disable()  # what is loaded now stays: no collection need look for garbage in it
+    from service.app import create_app
+
     configure(settings.log_format, settings.log_level)
-    _allow_connections(settings.max_connections)
+    bounds = Bounds(allowed_connections(settings.max_connections))
     sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
     app = create_app(settings)
     sys.setswitchinterval(0.0005)  # threads that check uploads give way to the event loop ten times sooner
-    gc.freeze()  # what is there by now stays: no collection need look at it
-    Server(config(app, Bounds(settings.max_connections), host=host, port=port)).run(sockets)
+    gc.freeze()  # nor ever at it
+    gc.enable()
+    Server(config(app, bounds, host=host, port=port)).run(sockets)
 
 
-def _allow_connections(count: int) -> None:
-    """As many open files as the connections want, beside ours, as far as the system has them."""
+def allowed_connections(wanted: int) -> int:
+    """As many connections as are wanted, or as the system has open files for, beside ours: this process may open that
+    many from then on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 500 if hard == resource.RLIM_INFINITY else min(count + 500, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    files = wanted + OWN_FILES if hard == resource.RLIM_INFINITY else min(wanted + OWN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    allowed = min(wanted, max(files - OWN_FILES, files // 2))
+    if allowed < wanted:
+        log.warning("few_open_files hard_limit=%s connections=%s wanted=%s advice=%s", hard, allowed, wanted, _ADVICE)
+    return allowed
 
 
 def main() -> None:

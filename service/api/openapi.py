@@ -1,5 +1,5 @@
 """The OpenAPI document: what FastAPI knows of the routes, and what it cannot know: who may call them, what each
-answers, and with which errors. It is made when it is first asked for."""
+answers, and with which errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from allo_engine.config import CONFIGS
@@ -146,24 +145,8 @@ EXAMPLE_JOB = {
 }
 
 
-def operation_id(route: APIRoute) -> str:
-    """`jobs.create`: the endpoint's module and name; unique, and what generated clients call a method."""
-    folder = "_of_folder" if route.path.endswith("{folder:path}") else ""  # the one endpoint with two paths
-    return f"{route.endpoint.__module__.rpartition('.')[2]}.{route.name}{folder}"
-
-
-def describe(app: FastAPI) -> None:
-    """Has the app answer with our document."""
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
-        return app.openapi_schema
-
-    app.openapi = document  # type: ignore[method-assign]
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
+def document(app: FastAPI) -> dict[str, Any]:
+    """The document of the app as it stands."""
     found = get_openapi(
         title="ALLO",
         version=VERSION,

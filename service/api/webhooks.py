@@ -17,7 +17,7 @@ from service.jobs import webhooks
 from service.jobs.errors import InvalidRequest
 from service.jobs.repetition import Answer
 from service.webhooks.addresses import check_url
-from service.webhooks.sending import Undelivered, new_secret, send
+from service.webhooks.signing import new_secret
 
 router = APIRouter(prefix="/webhook_endpoints", route_class=Once)
 tests = APIRouter(
@@ -139,6 +139,8 @@ def deliveries(parts: Parts, key: Reader, endpoint_id: str, page: Paging) -> dic
 
 
 def _send_sample(parts: Context, owner: str, endpoint_id: str, event_type: str) -> int:
+    from service.webhooks.sending import Undelivered, send  # here: it brings a client with it
+
     endpoint, now = webhooks.read(parts.database, owner, endpoint_id), parts.database.now()
     event = webhooks.message(event_type, "ftjob-sample", now)
     secrets, body = webhooks.signing(endpoint, now), json.dumps(event).encode()

@@ -32,7 +32,8 @@ _BENCH_EPILOG = """\
 examples:
   allo bench                            every benchmark, in a clone of the project
   allo bench optimizer --json           one of improve, warmup, memory, memory-formula, optimizer, locate,
-                                        token-rewards, sample, delta, ranks, trainers, job, service
+                                        token-rewards, sample, delta, ranks, trainers, job, transfers,
+                                        merged, service, streams; by name alone: transfers-10gb
 
 Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the sides take
 turns: those of all figures that share one of them. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of

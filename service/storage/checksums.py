@@ -10,6 +10,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service.storage.store import CHUNK, Blob, Corrupt
@@ -81,6 +82,15 @@ def verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
         raise Corrupt(sha256)
     if held:
         yield held
+
+
+def ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks, each made in a thread of its own while the one before is used."""
+    with ThreadPoolExecutor(1) as hand:
+        coming = hand.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = hand.submit(next, chunks, None)
+            yield chunk
 
 
 def _little(values: array[int]) -> array[int]:

@@ -21,8 +21,10 @@ import time
 import uuid
 import zlib
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +36,9 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 _LEFT_SECONDS = 60.0
 """A file in `incoming/` that is younger may not have its writer's lock yet."""
+
+_BEHIND = 2
+"""Chunks that wait to be hashed and written."""
 
 _FLUSH = 16 * CHUNK
 """Bytes written between two hints to the kernel to begin with the disk: fsync then finds little left to do."""
@@ -59,7 +64,8 @@ class LocalStore:
     def writing(self) -> Iterator[Writer]:
         with self._aside() as aside, _room(), aside.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield _LocalWriter(self, aside, file)
+            with closing(_LocalWriter(self, aside, file)) as writer:
+                yield writer
 
     def put(self, path: Path) -> Blob:
         with path.open("rb") as file:
@@ -209,26 +215,51 @@ class LocalStore:
 
 
 class _LocalWriter:
-    """Fulfils `Writer`."""
+    """Fulfils `Writer`. Bytes are hashed and written in a thread of its own, a little behind whoever brings them: that
+    takes the disk and a processor but hardly the interpreter, so whoever checks what he writes goes on meanwhile."""
 
     def __init__(self, store: LocalStore, aside: Path, file: IO[bytes]) -> None:
         self._store, self._aside, self._file = store, aside, file
         self._digest, self._sums = hashlib.sha256(), Checksums()
         self._size = self._flushed = 0
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._hand = ThreadPoolExecutor(1)
+        self._behind: deque[Future[None]] = deque()
 
     def write(self, data: bytes) -> int:
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes >= CHUNK:
+            if len(self._behind) == _BEHIND:
+                self._behind.popleft().result()
+            self._behind.append(self._hand.submit(self._take, self._let_go()))
+        return len(data)
+
+    def commit(self) -> Blob:
+        while self._behind:
+            self._behind.popleft().result()
+        self._take(self._let_go())
+        self._file.flush()
+        blob = Blob(self._digest.hexdigest(), self._size)
+        self._store.publish(self._aside, self._file, blob, self._sums.values())
+        return blob
+
+    def close(self) -> None:
+        """Waits until nothing is being written any more."""
+        self._hand.shutdown(cancel_futures=True)
+
+    def _let_go(self) -> bytes:
+        data = b"".join(self._held)
+        self._held, self._held_bytes = [], 0
+        return data
+
+    def _take(self, data: bytes) -> None:
         self._digest.update(data)
         self._sums.update(data)
         self._size += self._file.write(data)
         if self._size - self._flushed >= _FLUSH:
             self._flush()
-        return len(data)
-
-    def commit(self) -> Blob:
-        self._file.flush()
-        blob = Blob(self._digest.hexdigest(), self._size)
-        self._store.publish(self._aside, self._file, blob, self._sums.values())
-        return blob
 
     def _flush(self) -> None:
         """Linux begins to write what is dirty in the range, and keeps it in memory until that is done."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allo_engine.report import StageError
-from service.storage.checksums import verified
+from service.storage.checksums import ahead, verified
 from service.storage.local import LocalStore, _mark, _sync_folder
 from service.storage.store import Blob, BlobMissing, Corrupt, Made, Stored
 
@@ -60,7 +60,7 @@ class MergingStore(LocalStore):
         size = self.size(sha256)
         end = size if end is None else min(end, size)
         chunks = _Made(sha256, self._merged(sha256)).open(start, end)
-        return verified(chunks, sha256) if (start, end) == (0, size) else chunks
+        return verified(ahead(chunks), sha256) if (start, end) == (0, size) else chunks
 
     def fetch(self, sha256: str, destination: Path) -> None:
         if not self._is_made(sha256):

@@ -12,7 +12,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.db import Database
 from service.jobs import webhooks
 from service.jobs.webhooks import Due, Verdict
-from service.webhooks.sending import Undelivered, send
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ class Courier:
 
     def deliver(self, due: Due) -> None:
         """One attempt, and the note of it."""
+        from service.webhooks.sending import Undelivered, send  # here: many services never send
+
         status, error = None, None
         try:
             status = send(due.url, due.secrets, due.id, self._database.now(), due.body, self._private)

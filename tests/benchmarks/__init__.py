@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.case import Case, Figures, Side
-from tests.benchmarks.cases import CASES
+from tests.benchmarks.cases import CASES, NAMED
 
 Command = tuple[str, str, str]
 """A benchmark's name, its case's number, and "ours" or "rival"."""
 
 
 def run(args: argparse.Namespace) -> int:
-    names = args.names or list(CASES)
+    names = args.names or [name for name in CASES if name not in NAMED]
     if unknown := set(names) - set(CASES):
         print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(CASES)}.", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from tests.benchmarks import (
     job,
     locate,
     memory,
+    merged,
     optimizer,
     pairs,
     ranks,
@@ -16,6 +17,7 @@ from tests.benchmarks import (
     sample,
     sample_vllm,
     service,
+    streams,
     trainers,
     transfers,
 )
@@ -35,8 +37,14 @@ CASES: dict[str, tuple[Case, ...]] = {
     "trainers": trainers.CASES,
     "job": job.CASES,
     "transfers": transfers.CASES,
+    "transfers-10gb": transfers.HUGE_CASES,
+    "merged": merged.CASES,
     "service": service.CASES,
+    "streams": streams.CASES,
 }
+
+NAMED = {"transfers-10gb"}
+"""Those that run only where they are named: they take the disk for minutes."""
 
 if importlib.util.find_spec("vllm"):
     CASES["sample-vllm"] = sample_vllm.CASES

@@ -1,32 +1,25 @@
-"""The web process: polls of a job with ten stages against a bare endpoint of FastAPI and SQLAlchemy that reads one row,
-lists of many jobs against lists of few, and a cold start. Clients and server share the machine."""
+"""The web process against a bare endpoint of FastAPI and SQLAlchemy that reads one row: polls of a job of ten stages,
+alone and beside a training job, a cold start and the memory that it takes; and lists of many jobs against lists of few.
+Clients and server share the machine."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import insert
 
 from allo_engine.pipeline import Data, plan
 from service.db import Database
-from service.jobs.keys import create_key
 from service.jobs.lifecycle import JobStatus, StageStatus
 from service.jobs.tables import Artifact, Job, Stage
-from service.migrating import migrate
-from service.settings import Settings
-from tests.benchmarks.case import Case
+from tests.benchmarks import beside
+from tests.benchmarks.case import Case, Figures
 from tests.benchmarks.load import drive
+from tests.benchmarks.serving import OURS, Place, opened, served
 
 SECONDS, CLIENTS, FEW, MANY = 4.0, 32, 100, 10_000
 PATH = "/v1/fine_tuning/jobs"
@@ -49,64 +42,79 @@ uvicorn.Server(config).run([socket.socket(fileno=int(sys.argv[2]))])
 """
 
 
-def ours() -> dict[str, float]:
-    with _place(1) as (settings, key), _served(["-m", "service.server", "--fd"], settings) as port:
-        return _polls(port, key)
+def ours() -> Figures:
+    with _filled(1) as place:
+        return _polls(place, OURS)
 
 
-def bare() -> dict[str, float]:
-    with _place(1) as (settings, key), _served(["-c", BARE, settings.database], settings) as port:
-        return _polls(port, key)
+def bare() -> Figures:
+    with _filled(1) as place:
+        return _polls(place, _bare(place))
 
 
-def many() -> dict[str, float]:
+def ours_beside_training() -> Figures:
+    with beside.training():
+        return ours()
+
+
+def bare_beside_training() -> Figures:
+    with beside.training():
+        return bare()
+
+
+def many() -> Figures:
     return _lists(MANY)
 
 
-def few() -> dict[str, float]:
+def few() -> Figures:
     return _lists(FEW)
 
 
-def cold() -> float:
-    """Seconds from the start of `python -m service.server` to its first answer."""
-    with _place(1) as (settings, _):
-        began = time.perf_counter()
-        with _served(["-m", "service.server", "--fd"], settings):
-            return time.perf_counter() - began
+def started() -> Figures:
+    with _filled(1) as place:
+        return _started(place, OURS)
 
 
-def imports() -> float:
-    """The same of a bare endpoint."""
-    with _place(1) as (settings, _):
-        began = time.perf_counter()
-        with _served(["-c", BARE, settings.database], settings):
-            return time.perf_counter() - began
+def bare_started() -> Figures:
+    with _filled(1) as place:
+        return _started(place, _bare(place))
 
 
-def _polls(port: int, key: str) -> dict[str, float]:
-    alone, together = (drive(port, f"{PATH}/{JOB}", clients, SECONDS, key) for clients in (1, CLIENTS))
+def _polls(place: Place, command: tuple[str, ...]) -> Figures:
+    with served(place.settings, command) as server:
+        alone, together = (drive(server.port, f"{PATH}/{JOB}", n, SECONDS, place.key) for n in (1, CLIENTS))
     return {"1 client": alone["per_second"], "32 clients": together["per_second"], "p99": together["p99_ms"]}
 
 
-def _lists(jobs: int) -> dict[str, float]:
-    with _place(jobs) as (settings, key), _served(["-m", "service.server", "--fd"], settings) as port:
-        return {str(limit): drive(port, f"{PATH}?limit={limit}", 1, SECONDS, key)["median_ms"] for limit in (20, 100)}
+def _lists(jobs: int) -> Figures:
+    with _filled(jobs) as place, served(place.settings) as server:
+        found = {str(n): drive(server.port, f"{PATH}?limit={n}", 1, SECONDS, place.key) for n in (20, 100)}
+    return {limit: figures["median_ms"] for limit, figures in found.items()}
+
+
+def _started(place: Place, command: tuple[str, ...]) -> Figures:
+    """Seconds from the start of the process to its first answer; the processor's seconds that it took itself; and the
+    megabytes that it holds then, and once it has answered some hundreds of polls."""
+    began = time.perf_counter()
+    with served(place.settings, command) as server:
+        found = {"wall": time.perf_counter() - began, "cpu": server.cpu_seconds(), "MB": server.megabytes()}
+        drive(server.port, f"{PATH}/{JOB}", CLIENTS, 0.5, place.key)
+        return found | {"MB later": server.megabytes()}
+
+
+def _bare(place: Place) -> tuple[str, ...]:
+    return "-c", BARE, place.settings.database
 
 
 @contextmanager
-def _place(jobs: int) -> Iterator[tuple[Settings, str]]:
-    """A data folder with so many finished jobs, and a key that reads them."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder), min_free_bytes=0, log_level="WARNING", requests_per_minute=0)
-        migrate(settings.database)
-        database = Database(settings.database)
-        key = create_key(database, "owner", ("read",)).secret
-        _fill(database, jobs)
-        database.close()
-        yield settings, key
+def _filled(jobs: int) -> Iterator[Place]:
+    """A data folder with so many finished jobs."""
+    with opened() as place:
+        fill(place.database, jobs)
+        yield place
 
 
-def _fill(database: Database, jobs: int) -> None:
+def fill(database: Database, jobs: int) -> None:
     stages = plan("allo", Data("problems", validation="problems"), {"sft": {}}, {})
     method = {"type": "allo", "hyperparameters": {}, "stages": {one.name: one.config.model_dump() for one in stages}}
     rows: dict[Any, list[Mapping[str, Any]]] = {Job: [], Stage: [], Artifact: []}
@@ -139,36 +147,32 @@ def _artifact(stage: str) -> dict[str, Any]:
     return values | {"bytes": 1, "sha256": "ab" * 32, "created_at": 1}
 
 
-@contextmanager
-def _served(command: list[str], settings: Settings) -> Iterator[int]:
-    """The port of a server that answers; its listening socket is handed down."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        port, descriptor = listener.getsockname()[1], listener.fileno()
-        process = subprocess.Popen(
-            [sys.executable, *command, str(descriptor)],
-            env=os.environ | settings.to_environment(),
-            pass_fds=[descriptor],
-        )
-    try:
-        with socket.create_connection(("127.0.0.1", port), 60) as connection:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            assert connection.recv(12).startswith(b"HTTP/1.1")
-        yield port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
 def _name(what: str) -> Any:
     return lambda: f"{what}, fastapi {version('fastapi')}, sqlalchemy {version('sqlalchemy')}"
 
 
-_BARE, _INTERPRETER = _name("a bare endpoint that reads one row"), "the interpreter: one process answers"
+def _of_polls(measure: str, goal: float, figure: str) -> list[Case]:
+    """The measure alone and beside a training job."""
+    rival, limit = _name("a bare endpoint that reads one row"), "the interpreter: one process answers"
+    sides = ((measure, ours, bare), (f"{measure}, beside training", ours_beside_training, bare_beside_training))
+    return [Case(named, one, other, rival, goal, figure != "p99", limit, figure) for named, one, other in sides]
+
+
+def _of_start(measure: str, goal: float, figure: str) -> Case:
+    rival = _name("a bare endpoint, uvicorn and the same tables")
+    return Case(measure, started, bare_started, rival, goal, False, "imports of FastAPI and SQLAlchemy", figure)
+
+
 CASES = (
-    Case("polls of a job of ten stages, a second", ours, bare, _BARE, 0.75, True, _INTERPRETER, "1 client"),
-    Case("the same from 32 clients", ours, bare, _BARE, 0.75, True, _INTERPRETER, "32 clients"),
-    Case("the same, 99th percentile, ms", ours, bare, _BARE, 1.0, False, _INTERPRETER, "p99"),
-    Case("a list of 20 of 10,000 jobs, ms", many, few, lambda: "of 100 jobs", 1.2, False, _INTERPRETER, "20"),
-    Case("a list of 100 of 10,000 jobs, ms", many, few, lambda: "of 100 jobs", 1.2, False, _INTERPRETER, "100"),
-    Case("from a cold start to an answer, s", cold, imports, _BARE, 1.5, False, "imports", ""),
+    *_of_polls("polls of a job of ten stages, a second", 0.75, "1 client"),
+    *_of_polls("the same from 32 clients", 0.75, "32 clients"),
+    *_of_polls("the same, 99th percentile, ms", 1.0, "p99"),
+    *(
+        Case(f"a list of {n} of 10,000 jobs, ms", many, few, lambda: "of 100 jobs", 1.2, False, "the interpreter", n)
+        for n in ("20", "100")
+    ),
+    _of_start("from a cold start to an answer, s", 1.5, "wall"),
+    _of_start("the same, processor's s", 1.5, "cpu"),
+    _of_start("memory once it answers, MB", 1.3, "MB"),
+    _of_start("memory after some hundreds of polls, MB", 1.3, "MB later"),
 )

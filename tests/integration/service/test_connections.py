@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -80,3 +82,16 @@ def test_one_connection_too_many_is_sent_away_and_room_is_made_again(port: int, 
             return connection.recv(12) == b"HTTP/1.1 200"
 
     until(served_again)
+
+
+@pytest.mark.parametrize(("hard", "connections"), [(1200, 700), (300, 150)])
+def test_there_are_as_many_connections_as_open_files_allow_and_the_log_says_so(hard: int, connections: int) -> None:
+    code = f"""
+import resource
+from service.server import allowed_connections
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, {hard}))
+print(allowed_connections(100), allowed_connections(2000), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["100", str(connections), str(hard), str(hard)]
+    assert f"hard_limit={hard} connections={connections} wanted=2000" in found.stderr

@@ -19,7 +19,8 @@ from service.jobs import webhooks
 from service.jobs.keys import create_key
 from service.jobs.repository import Page
 from service.webhooks.courier import Courier
-from service.webhooks.sending import Undelivered, new_secret, send
+from service.webhooks.sending import Undelivered, send
+from service.webhooks.signing import new_secret
 from tests.clock import Clock
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 from tests.waiting import until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.migrating import migrate
 
-HEAVY = {"torch", "worker", "celery", "kombu", "alembic", "psycopg", "redis", "rich", "transformers", "numpy"}
+HEAVY = {"torch", "worker", "celery", "kombu", "alembic", "psycopg", "redis", "rich", "transformers", "numpy", "httpcore"}
 
 
 def test_the_web_process_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:
@@ -16,8 +16,8 @@ def test_the_web_process_loads_nothing_that_it_does_not_need(tmp_path: Path) -> 
     code = f"""
 import sys
 from pathlib import Path
-import service.server
-service.server.create_app(service.server.Settings(data_dir=Path({str(tmp_path)!r})))
+import service.app, service.server
+service.app.create_app(service.app.Settings(data_dir=Path({str(tmp_path)!r})))
 print(sorted({{name.split('.')[0] for name in sys.modules}} & {HEAVY}))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

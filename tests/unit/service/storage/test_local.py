@@ -220,6 +220,24 @@ def test_a_writer_that_fails_leaves_nothing(store: LocalStore, tmp_path: Path) -
     assert not any((tmp_path / "store" / "incoming").iterdir())
 
 
+@pytest.mark.parametrize("size", [1000, CHUNK - 1, CHUNK, 2 * CHUNK + 7])
+def test_pieces_of_any_size_are_one_content_in_their_order(store: LocalStore, size: int) -> None:
+    content = os.urandom(5 * CHUNK + 3)
+    blob = store.put_stream(content[place : place + size] for place in range(0, len(content), size))
+    assert blob.sha256 == hashlib.sha256(content).hexdigest()
+    assert b"".join(store.open(blob.sha256)) == content
+    assert b"".join(store.open(blob.sha256, CHUNK + 1, 4 * CHUNK)) == content[CHUNK + 1 : 4 * CHUNK]
+
+
+def test_a_writer_that_is_given_up_halfway_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), store.writing() as writer:
+        for _ in range(8):
+            writer.write(bytes(CHUNK))
+        raise RuntimeError
+    assert list(store.stored()) == []
+    assert not any((tmp_path / "store" / "incoming").iterdir())
+
+
 def test_many_writers_of_one_content_make_one_blob(store: LocalStore, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda _: store.put_stream([LARGE]), range(8)))) == 1

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from service.jobs.errors import InvalidRequest
 from service.jobs.webhooks import WAITS
 from service.webhooks.addresses import check_url
-from service.webhooks.sending import signature
+from service.webhooks.signing import signature
 
 
 def test_the_signature_is_that_of_the_specifications_own_example() -> None:
