@@ -29,7 +29,9 @@ class Form:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self._body, self._content, self._names = body, content, (content, *names)
-        self._parser = MultipartParser(_boundary(content_type), _callbacks(self), max_header_size=FIELD_BYTES)
+        boundary = _boundary(content_type)
+        self._parser = MultipartParser(boundary, _callbacks(self), max_header_size=FIELD_BYTES)
+        self._tail, self._longest = b"", len(boundary) + len(b"\r\n----\r\n")
         self._pieces: deque[bytes] = deque()
         self._header = self._value = b""
         self._disposition = b""
@@ -55,11 +57,17 @@ class Form:
         data = next(self._body, None)
         if data is None:
             self._end_of_body()
-            return
+        elif self._name == self._content and b"\r" not in self._tail and b"\r" not in data:
+            self._pieces.append(data)  # nor a part of a boundary: it need not be searched for one
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.write(data)
         except FormParserError as error:
             raise InvalidRequest(f"The body is not a multipart form: {error}.", code="invalid_form") from None
+        self._tail = (self._tail + data[-self._longest :])[-self._longest :]
 
     def _end_of_body(self) -> None:
         if not self._ended:
@@ -108,6 +116,7 @@ class Form:
         assert self._name is not None
         if self._name != self._content:
             self.fields[self._name] = _text(self._collected)
+        self._name = None
 
     def ends(self) -> None:
         self._ended = True

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from service.api.forms import Form
 from service.jobs.errors import TooMany
 
-_AHEAD = 4
+_AHEAD = 2
 """Pieces that wait for the thread."""
 
 Answer = TypeVar("Answer")
@@ -31,7 +31,7 @@ class Intake:
     """Takes bodies in, so many at once. They have threads of their own: however slowly bodies come, other requests
     find theirs; and a body that does not come at all the server drops."""
 
-    def __init__(self, threads: int, threads_of_one: int, piece: int = 2**18) -> None:
+    def __init__(self, threads: int, threads_of_one: int, piece: int = 2**20) -> None:
         """`piece`: bytes that are handed to a thread at a time; at least, but for the last."""
         self._threads, self._piece_bytes = CapacityLimiter(threads), piece
         self._threads_of_one = threads_of_one

@@ -6,7 +6,7 @@ other tools are made lines of the four when a file comes in (conversions.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,6 +37,9 @@ _PLAIN: dict[Check, Callable[[Any], bool]] = {
     **dict.fromkeys((checks.text, checks.answer, checks.prompt, checks.response), checks.is_text),
 }
 
+
+Plain = Sequence[tuple[str, Callable[[Any], bool]]]
+"""Names of fields, each with what is quick to ask of its value."""
 
 Shows = Callable[[Set[str], Line], bool]
 """Whether a line has a form, be it complete or not, by the names that are not null in it, and by the line."""
@@ -261,6 +264,17 @@ def faults_of(line: Line, shape: Shape) -> Iterator[tuple[str, Fault]]:
             yield from _faults_of(line, field, given)
     if not line.keys() <= shape.names:
         yield from _misspelt(line, shape)
+
+
+def quick_checks(line: Line, shape: Shape) -> Plain | None:
+    """What it suffices to ask of a line of these very names: where every check holds of its field, `faults_of` finds
+    nothing. None where the names themselves are at fault."""
+    given = [(field, [name for name in field.names if name in line]) for field in shape.fields]
+    if any(len(names) > 1 or (field.required and not names) for field, names in given):
+        return None
+    if not line.keys() <= shape.names and any(_misspelt(line, shape)):
+        return None
+    return tuple((name, field.is_plain) for field, names in given for name in names)
 
 
 def _faults_of(line: Line, field: Field, given: list[str]) -> Iterator[tuple[str, Fault]]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from allo_engine.pipeline import Format
 from service.datasets.containers import Limits, opened
 from service.datasets.duplicates import Duplicates
-from service.datasets.formats import EXPECTED, OURS, Shape, expected, faults_of, shape_of
+from service.datasets.formats import EXPECTED, OURS, Plain, Shape, expected, faults_of, quick_checks, shape_of
 from service.datasets.parsing import BadLine, parse
 
 __all__ = ["Limits", "LineProblem", "Sink", "Summary", "validate"]
@@ -101,6 +101,7 @@ class _Pass:
         self._report, self._data, self._longest = report, data, limits.line_bytes
         self._shape: Shape | None = None
         self._names: Set[str] = frozenset()
+        self._quick: Plain | None = None
         self._converts = False
         self._duplicates = Duplicates()
         self._first_line = self._report_bytes = 0
@@ -117,11 +118,11 @@ class _Pass:
         """Checks a line, and passes it on."""
         try:
             row = parse(line, self._longest)
-            shape = self._held(number, row)
+            known = self._known(row)
+            shape = known or self._held(number, row)
             self.rows += 1
             self._duplicates.add(line)
-            faults = list(islice(faults_of(row, shape), MOST_OF_A_LINE + 1))
-            problems = [LineProblem(number, field, fault.wrong, fault.right) for field, fault in faults]
+            problems = [] if known and self._is_plain(row) else _problems(number, row, shape)
             if shape.format == "preferences" and not row.get("solution") and len(self._without_solution) < REMEMBERED:
                 self._without_solution.append(number)
             if not problems and self._converts:
@@ -155,10 +156,21 @@ class _Pass:
             shown=tuple(self._shown),
         )
 
+    def _known(self, row: dict[str, Any]) -> Shape | None:
+        """The form of a line with the names of an earlier one: whatever has the very same has the same form."""
+        return self._shape if row.keys() == self._names and None not in row.values() else None
+
+    def _is_plain(self, row: dict[str, Any]) -> bool:
+        """Whether nothing is wrong with a line of known names; most are plain, and this is quick to ask."""
+        if self._quick is None:
+            return False
+        for name, holds in self._quick:  # noqa: SIM110 - a third quicker than all()
+            if not holds(row[name]):
+                return False
+        return True
+
     def _held(self, number: int, row: dict[str, Any]) -> Shape:
         """The line's form, held against that of the first line that showed one."""
-        if self._shape is not None and row.keys() == self._names and None not in row.values():
-            return self._shape
         shape = shape_of(row)
         if shape is None:
             raise BadLine("has none of the known fields", expected(row))
@@ -166,7 +178,7 @@ class _Pass:
             self._shape, self._first_line = shape, number
             self._converts = shape.convert is not None or self.container != "jsonl"
         if shape is self._shape:
-            self._names = frozenset(row)  # whatever has the very same has the same form
+            self._names, self._quick = frozenset(row), quick_checks(row, shape)
             return shape
         if shape.format != self._shape.format or (shape.convert and not self._converts):
             right = f"{self._shape.name}, as line {self._first_line} does: one file, one format"
@@ -183,3 +195,9 @@ class _Pass:
             for field, fault in faults_of(row, shape):
                 raise BadLine(f"becomes {shape.name} whose {field} {fault.wrong}", fault.right)
         self._data.write(json.dumps(shape.values(row), ensure_ascii=False).encode() + b"\n")
+
+
+def _problems(number: int, row: dict[str, Any], shape: Shape) -> list[LineProblem]:
+    """One more at most than are told of a line."""
+    faults = islice(faults_of(row, shape), MOST_OF_A_LINE + 1)
+    return [LineProblem(number, field, fault.wrong, fault.right) for field, fault in faults]

@@ -8,7 +8,19 @@ from pathlib import Path
 
 from service.migrating import migrate
 
-HEAVY = {"torch", "worker", "celery", "kombu", "alembic", "psycopg", "redis", "rich", "transformers", "numpy", "httpcore"}
+HEAVY = {
+    "torch",
+    "worker",
+    "celery",
+    "kombu",
+    "alembic",
+    "psycopg",
+    "redis",
+    "rich",
+    "transformers",
+    "numpy",
+    "httpcore",
+}
 
 
 def test_the_web_process_loads_nothing_that_it_does_not_need(tmp_path: Path) -> None:

@@ -280,6 +280,21 @@ def test_whatever_the_quick_parser_takes_the_strict_one_takes_for_the_same(inner
     assert repr(parsing._slowly(line)) == repr(quick)
 
 
+NAMES = st.sampled_from(["problem", "question", "solution", "answer", "problme", "level"])
+VALUES = st.sampled_from(["x", "", " ", "a\0b", 3, None, ["x"]])
+PROBLEM = formats.OURS["problems"]
+
+
+@given(st.lists(st.lists(st.dictionaries(NAMES, VALUES), min_size=1, max_size=2), max_size=4))
+def test_what_is_quick_to_ask_of_a_line_finds_what_all_checks_find(drawn: list[list[dict[str, Any]]]) -> None:
+    rows = [{"problem": "p", "solution": "s"}, *chain.from_iterable(drawn * 2)]
+    rows = [row for row in rows if formats.shape_of(row) is PROBLEM]
+    wanted = [
+        (n, field, fault.wrong) for n, row in enumerate(rows, 1) for field, fault in formats.faults_of(row, PROBLEM)
+    ]
+    assert [(told["line"], told["field"], told["wrong"]) for told in check(lines(*rows))[1]] == wanted
+
+
 @given(st.lists(st.tuples(TEXT, TEXT, st.none() | TEXT | st.integers()), min_size=1, max_size=5))
 def test_whatever_is_valid_is_accepted(rows: list[tuple[str, str, Any]]) -> None:
     content = lines(
