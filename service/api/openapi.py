@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from allo_engine.config import CONFIGS
-from service.api import shapes
+from service.api.shapes import ANSWERS, OTHER_KINDS, all_shapes
 
 REF = "#/components/schemas/{model}"
 VERSION = "1"
@@ -45,78 +45,6 @@ _TAG_OF = {
     "hub": "Hub",
 }
 """By the module of the endpoint; all others are for operators."""
-
-ANSWERS: Mapping[str, Any] = {
-    "files.create": shapes.File,
-    "files.index": list[shapes.File],
-    "files.read": shapes.File,
-    "files.delete": shapes.Deleted,
-    "files.read_content": bytes,
-    "files.read_report": bytes,
-    "insight.read": shapes.Insight,
-    "uploads.create": shapes.Upload,
-    "uploads.read": shapes.Upload,
-    "uploads.read_parts": list[shapes.UploadPart],
-    "uploads.add_part": shapes.UploadPart,
-    "uploads.complete": shapes.Upload,
-    "uploads.cancel": shapes.Upload,
-    "jobs.create": shapes.Job,
-    "jobs.index": list[shapes.Job],
-    "jobs.read": shapes.Job,
-    "jobs.delete": shapes.Deleted,
-    "jobs.cancel": shapes.Job,
-    "jobs.pause": shapes.Job,
-    "jobs.resume": shapes.Job,
-    "jobs.retry": shapes.Job,
-    "jobs.checkpoints": list[shapes.Checkpoint],
-    "jobs.artifacts": list[shapes.Artifact],
-    "events.index": list[shapes.Event],
-    "events.metrics": list[shapes.Point],
-    "artifacts.read_content": bytes,
-    "exports.read_safetensors": bytes,
-    "exports.read_delta": bytes,
-    "exports.read_gguf": bytes,
-    "exports.read_peft": bytes,
-    "models.index": list[shapes.Model],
-    "models.read": shapes.Model,
-    "models.delete": shapes.Deleted,
-    "models.files": list[shapes.ModelFile],
-    "models.read_file": bytes,
-    "webhooks.create": shapes.Webhook,
-    "webhooks.index": list[shapes.Webhook],
-    "webhooks.read": shapes.Webhook,
-    "webhooks.change": shapes.Webhook,
-    "webhooks.delete": shapes.Deleted,
-    "webhooks.rotate_secret": shapes.Webhook,
-    "webhooks.deliveries": list[shapes.Delivery],
-    "webhooks.test": shapes.WebhookTest,
-    "webhooks.event_types": shapes.EventTypes,
-    "workers.index": list[shapes.Worker],
-    "keys.create": shapes.Key,
-    "keys.index": list[shapes.Key],
-    "keys.read": shapes.Key,
-    "keys.revoke": shapes.Deleted,
-    "keys.rotate": shapes.Key,
-    "keys.entries": list[shapes.AuditEntry],
-    "hub.read": shapes.HubModel,
-    "hub.read_revision": shapes.HubModel,
-    "hub.tree": "array of HubEntry",
-    "hub.tree_of_folder": "array of HubEntry",
-    "hub.refs": shapes.HubRefs,
-    "hub.resolve": bytes,
-    "metrics.metrics": str,
-}
-"""What a route answers, by its operation's id: one object, a list of them, or bytes. Of others: some object."""
-
-_TEXT = {"schema": {"type": "string"}}
-_OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
-    "events.index": {"text/event-stream": _TEXT},
-    "events.metrics": {
-        "text/csv": _TEXT,
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    },
-}
-"""What else a route answers with, where its client asks for it."""
 
 _ERRORS: Mapping[int, str] = {
     400: "The request is no HTTP, or its body cannot be read.",
@@ -178,10 +106,7 @@ def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[st
 
 def _schemas() -> dict[str, Any]:
     """Every shape, and the settings of every stage, as components."""
-    named = [(name, shape) for name, shape in vars(shapes).items() if isinstance(shape, type) and name[0].isupper()]
-    own: dict[str, TypeAdapter[Any]] = {
-        name: TypeAdapter(shape) for name, shape in named if shape.__module__ == shapes.__name__
-    }
+    own: dict[str, TypeAdapter[Any]] = {name: TypeAdapter(shape) for name, shape in all_shapes()}
     settings = {f"stage {name}": TypeAdapter(config) for name, config in CONFIGS.items()}
     wanted = [(name, "validation", adapter) for name, adapter in (own | settings).items()]
     _, found = TypeAdapter.json_schemas(wanted, ref_template=REF)  # type: ignore[arg-type]
@@ -202,10 +127,10 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
         _tell_texts(asked["schema"])
     answers = operation["responses"]
     answers.pop("422", None)
-    answer = ANSWERS.get(name)
+    answer = None if open_to_all else ANSWERS[name]
     if not open_to_all:
-        answers["200"] = {"description": "What was asked for.", "content": _content(answer or shapes.Json)}
-        answers["200"]["content"] |= _OTHER_KINDS.get(name, {})
+        answers["200"] = {"description": "What was asked for.", "content": _content(answer)}
+        answers["200"]["content"] |= OTHER_KINDS.get(name, {})
     if _is_download(name):
         answers |= _of_content(answers["200"])
     if name == "insight.read":
@@ -240,7 +165,7 @@ def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
 
 
 def _is_download(name: str) -> bool:
-    return ANSWERS.get(name) is bytes or name == "events.metrics"
+    return ANSWERS[name] is bytes or name == "events.metrics"
 
 
 def _content(answer: Any) -> dict[str, Any]:
@@ -267,8 +192,6 @@ def _schema(answer: Any) -> dict[str, Any]:
                 **ends,
             },
         }
-    if answer == shapes.Json:
-        return {"type": "object"}
     return {"$ref": REF.format(model=answer.__name__)}
 
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
-from service.api.shapes import Insight
+from service.api.shapes.data import Insight
 from service.jobs import repository
 from service.jobs.keys import create_key
 from service.jobs.models import register_model

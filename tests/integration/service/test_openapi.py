@@ -12,6 +12,7 @@ import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 
+from service.api.shapes import ANSWERS
 from tests.integration.service.domain import SUPERVISED, Domain
 
 ERROR = {"$ref": "#/components/schemas/Error"}
@@ -41,6 +42,11 @@ def test_every_route_has_a_tag_a_summary_an_id_and_a_model_of_its_answer(documen
         assert all(content["schema"] for content in contents), name
         seen.add(name)
     assert len(seen) == len(list(operations(document)))
+
+
+def test_the_answer_of_every_route_is_known_and_of_no_other(document: dict[str, Any]) -> None:
+    closed = [one["operationId"] for path, _, one in operations(document) if path not in OPEN]
+    assert sorted(ANSWERS) == sorted(closed)
 
 
 def test_every_route_names_its_key_and_every_error_in_our_shape(document: dict[str, Any]) -> None:
