@@ -41,6 +41,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from allo_engine.config import CONFIGS
+from allo_engine.held import peak_bytes
 from allo_engine.launching import Place, launched
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
@@ -110,8 +111,7 @@ def _guarded(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
     module = importlib.import_module(f"allo_engine.stages.{stage}")
-    from allo_engine.model.peak import peak_bytes  # here, as torch comes with it
-    from allo_engine.model.rows import is_out_of_memory
+    from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
 
     try:
         with ranks():

@@ -8,12 +8,11 @@ fair share of the stage's time.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TextIO
+
+from allo_engine.held import held_bytes
 
 Metrics = Mapping[str, float | int]
 
@@ -59,7 +58,7 @@ class Report:
     def _pace(self, step: int, now: float) -> dict[str, float | int]:
         """Work a second since the last step that had metrics, and the memory that is held now."""
         before, self._measured = self._measured, (step, now)
-        figures: dict[str, float | int] = {"memory_bytes": held_memory()}
+        figures: dict[str, float | int] = {"memory_bytes": held_bytes()}
         if before is not None and now > before[1] and step > before[0]:
             figures["tokens_per_second"] = round((step - before[0]) / (now - before[1]), 1)
         return figures
@@ -76,12 +75,3 @@ class Report:
     def _write(self, kind: str, **fields: Any) -> None:
         self._stream.write(json.dumps({"type": kind, **fields}, allow_nan=False) + "\n")
         self._stream.flush()
-
-
-def held_memory() -> int:
-    """Bytes that this process holds at this moment: of the accelerator where it uses one, else of the machine."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.memory_allocated())
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -32,7 +32,7 @@ import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import merge
-from allo_engine.model.peak import own_bytes
+from allo_engine.held import own_bytes
 from allo_engine.model.rows import give_back_freed_memory
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling.canary import canaries, disagreement, greedy_logps

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from allo_engine.held import peak_bytes
 from allo_engine.model.memory import available_bytes
-from allo_engine.model.peak import peak_bytes
 from allo_engine.model.served import BLOCK, SHARE
 from allo_engine.orphans import die_with
 

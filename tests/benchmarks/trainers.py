@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.config import CONFIGS
-from allo_engine.model.peak import peak_bytes
+from allo_engine.held import peak_bytes
 from allo_engine.report import Report
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case, Figures

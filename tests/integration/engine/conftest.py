@@ -1,22 +1,5 @@
-from __future__ import annotations
+"""As the unit tests of the engine have it: one thread, and a report whose lines can be read."""
 
-import pytest
-import torch
+from tests.unit.engine.conftest import _one_thread, report, stream
 
-from allo_engine.report import Report
-from tests.unit.engine.conftest import Lines
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def stream() -> Lines:
-    return Lines()
-
-
-@pytest.fixture
-def report(stream: Lines) -> Report:
-    return Report(stream)
+__all__ = ["_one_thread", "report", "stream"]

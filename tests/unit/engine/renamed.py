@@ -18,6 +18,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from tests.architectures import VISION
 from tests.tiny import tiny_tokenizer
 
 _SIZES: dict[str, Any] = {
@@ -33,14 +34,6 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 1,
 }
 _HEADS: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
-_VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 
 RENAMED = ("qwen3_moe", "mixtral", "gpt_neox", "gemma3")
 
@@ -55,7 +48,7 @@ def renamed_model(kind: str) -> PreTrainedModel:
     if kind == "gpt_neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(**_SIZES))
     text = _SIZES | _HEADS | {"query_pre_attn_scalar": 8}
-    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=_VISION, mm_tokens_per_image=4))
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4))
 
 
 def save_renamed(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from allo_engine.model.peak import own_bytes, peak_bytes
+from allo_engine.held import own_bytes, peak_bytes
 from tests.unit.engine.processes import as_ranks
 
 SIZE = 200_000_000
