@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 
 from service.api import render
 from service.api.context import Parts, Reader
@@ -50,10 +53,21 @@ def metrics(
 ) -> Response | dict[str, Any]:
     """The figures of the job's training, a point a step: of one stage or of all that have some. CSV has a row a point;
     tensorboard is an event file, to be put into a folder that TensorBoard reads. Both take Range."""
-    points = series.read(parts.database, key.owner, job_id, stage)
+    found = series.read(parts.database, key.owner, job_id, stage)
     if format == "csv":
-        return held(request, series.as_csv(points), f"{job_id}.csv", "text/csv; charset=utf-8")
+        return held(request, b"".join(series.as_csv(found)), f"{job_id}.csv", "text/csv; charset=utf-8")
     if format == "tensorboard":
-        name = f"events.out.tfevents.{points[0].created_at if points else 0}.{job_id}"
-        return held(request, series.as_event_file(points), name)
-    return listed([render.point(point) for point in points])
+        name = f"events.out.tfevents.{found.began}.{job_id}"
+        return held(request, b"".join(series.as_event_file(found)), name)
+    return StreamingResponse(_list(found), media_type="application/json")
+
+
+def _list(found: series.Series) -> Iterator[bytes]:
+    """What `listed` makes of all points, as they are read."""
+    first = last = None
+    yield b'{"object":"list","data":['
+    for points in found:
+        rendered = [render.point(point) for point in points]
+        yield (b"," if first else b"") + to_json(rendered, inf_nan_mode="null")[1:-1]
+        first, last = first or rendered[0]["id"], rendered[-1]["id"]
+    yield b"]," + to_json({"has_more": False, "first_id": first, "last_id": last})[1:]

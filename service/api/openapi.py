@@ -165,7 +165,7 @@ def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
 
 
 def _is_download(name: str) -> bool:
-    return ANSWERS[name] is bytes or name == "events.metrics"
+    return ANSWERS.get(name) is bytes or name == "events.metrics"
 
 
 def _content(answer: Any) -> dict[str, Any]:

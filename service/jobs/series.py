@@ -1,12 +1,19 @@
-"""A training's figures over its steps, from the events that told them, and in the forms in which people plot them."""
+"""A training's figures over its steps, from the events that told them, and in the forms in which people plot them.
+
+A day of training tells a hundred thousand points. They are never held all at once: it is looked up where each stands,
+and then they are read a few hundred at a time.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from google_crc32c import value as crc32c
 
 from service.db import Database
 from service.jobs import repository
@@ -15,8 +22,7 @@ from service.jobs.errors import NotFound
 FIRST = ("stage", "step", "steps", "created_at")
 """The columns that every point has; the figures follow."""
 
-_POLYNOMIAL = 0x82F63B78
-"""Of CRC-32C (Castagnoli), reflected: what TFRecord files are checked with."""
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -30,21 +36,48 @@ class Point:
     values: Mapping[str, float]
 
 
-def read(database: Database, owner: str, job_id: str, stage: str | None) -> list[Point]:
-    """A job's points by stage and step; where a step ran again after a break, its last run counts. Raises NotFound for
-    an absent job, and for a stage that it has not."""
+@dataclass(frozen=True)
+class Series:
+    """The points of a job, by stage and step. Going through it reads them, some at a time.
+
+    `names` are the figures that they have, `seqs` the events that tell them, `began` when the job was made.
+    """
+
+    database: Database
+    job_id: str
+    began: int
+    seqs: Sequence[int]
+    names: Sequence[str]
+
+    def __iter__(self) -> Iterator[list[Point]]:
+        for start in range(0, len(self.seqs), _AT_ONCE):
+            seqs = self.seqs[start : start + _AT_ONCE]
+            with self.database.snapshot() as session:
+                told = {seq: (data, at) for seq, data, at in repository.metrics(session, self.job_id, seqs)}
+            points = [point for seq in seqs if seq in told and (point := _point(*told[seq]))]
+            if points:  # the job may have been deleted meanwhile
+                yield points
+
+
+def read(database: Database, owner: str, job_id: str, stage: str | None) -> Series:
+    """A job's points, of one stage or of all; where a step ran again after a break, its last run counts. Raises
+    NotFound for an absent job, and for a stage that it has not."""
     with database.snapshot() as session:
-        if repository.job(session, owner, job_id) is None:
+        job = repository.job(session, owner, job_id)
+        if job is None:
             raise NotFound(f"No fine-tuning job {job_id!r}.")
-        names = [row.name for row in repository.stages(session, [job_id])]
-        if stage is not None and stage not in names:
-            raise NotFound(f"The job has no stage {stage!r}; it has {', '.join(names)}.", "stage")
-        found: dict[tuple[str, int], Point] = {}
-        for event in repository.metric_events(session, job_id):
-            point = _point(event.data, event.created_at)
+        stages = [row.name for row in repository.stages(session, [job_id])]
+        if stage is not None and stage not in stages:
+            raise NotFound(f"The job has no stage {stage!r}; it has {', '.join(stages)}.", "stage")
+        found: dict[str, dict[int, int]] = defaultdict(dict)
+        names: set[str] = set()
+        for seq, data, created_at in repository.metrics(session, job_id):
+            point = _point(data, created_at)
             if point is not None and stage in (None, point.stage):
-                found[point.stage, point.step] = point
-    return sorted(found.values(), key=lambda point: (names.index(point.stage), point.step))
+                found[point.stage][point.step] = seq
+                names.update(point.values)
+    seqs = [found[name][step] for name in stages for step in sorted(found[name])]
+    return Series(database, job_id, job.created_at, seqs, sorted(names))
 
 
 def _point(data: Mapping[str, object], created_at: int) -> Point | None:
@@ -59,27 +92,36 @@ def _point(data: Mapping[str, object], created_at: int) -> Point | None:
     return Point(stage, step, steps if isinstance(steps, int) else None, created_at, values)
 
 
-def as_csv(points: Sequence[Point]) -> bytes:
+def as_csv(series: Series) -> Iterator[bytes]:
     """A row a point; a figure that a stage does not have is left empty."""
-    names = sorted({name for point in points for name in point.values})
+    yield _rows([[*FIRST, *series.names]])
+    for points in series:
+        yield _rows(
+            [
+                *(point.stage, point.step, "" if point.steps is None else point.steps, point.created_at),
+                *(point.values.get(name, "") for name in series.names),
+            ]
+            for point in points
+        )
+
+
+def _rows(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow([*FIRST, *names])
-    for point in points:
-        first = [point.stage, point.step, "" if point.steps is None else point.steps, point.created_at]
-        rows.writerow([*first, *(point.values.get(name, "") for name in names)])
+    csv.writer(text).writerows(rows)
     return text.getvalue().encode()
 
 
-def as_event_file(points: Sequence[Point]) -> bytes:
+def as_event_file(series: Series) -> Iterator[bytes]:
     """A TensorBoard event file: TFRecords of Event messages (tensorboard/compat/proto/event.proto), a scalar
     `stage/figure` each."""
-    started = float(points[0].created_at) if points else 0.0
-    records = [_double(1, started) + _bytes(3, b"brain.Event:2")]
-    for point in points:
-        scalars = b"".join(_scalar(f"{point.stage}/{name}", value) for name, value in sorted(point.values.items()))
-        records.append(_double(1, float(point.created_at)) + _varint(2 << 3) + _varint(point.step) + _bytes(5, scalars))
-    return b"".join(map(_record, records))
+    yield _record(_double(1, float(series.began)) + _bytes(3, b"brain.Event:2"))
+    for points in series:
+        yield b"".join(_record(_event(point)) for point in points)
+
+
+def _event(point: Point) -> bytes:
+    scalars = b"".join(_scalar(f"{point.stage}/{name}", value) for name, value in sorted(point.values.items()))
+    return _double(1, float(point.created_at)) + _varint(2 << 3) + _varint(point.step) + _bytes(5, scalars)
 
 
 def _scalar(tag: str, value: float) -> bytes:
@@ -110,19 +152,6 @@ def _record(content: bytes) -> bytes:
 
 
 def _checksum(content: bytes) -> bytes:
-    """CRC-32C, turned and moved as TFRecord has it."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
+    """CRC-32C (Castagnoli), turned and moved as TFRecord has it."""
+    crc = crc32c(content)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _entries() -> Iterator[int]:
-    for number in range(256):
-        for _ in range(8):
-            number = number >> 1 ^ (_POLYNOMIAL if number & 1 else 0)
-        yield number
-
-
-_TABLE = (*_entries(),)

@@ -5,7 +5,7 @@ Here are those about files, models, jobs, stages and workers; beside it, a file 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -144,11 +144,14 @@ def counts(session: Session, job_ids: Sequence[str]) -> Sequence[tuple[str, int,
     return [(row.id, row.event_count, row.status) for row in rows]
 
 
-def metric_events(session: Session, job_id: str) -> Sequence[Event]:
-    """In the order in which they were told."""
-    return session.scalars(
-        select(Event).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
-    ).all()
+def metrics(
+    session: Session, job_id: str, seqs: Sequence[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """(seq, data, created_at) of the events that told metrics, of all or of these, in the order in which they were
+    told; read as they are gone through."""
+    query = select(Event.seq, Event.data, Event.created_at).where(Event.job_id == job_id, Event.type == "metrics")
+    query = query if seqs is None else query.where(Event.seq.in_(seqs))
+    yield from map(tuple, session.execute(query.order_by(Event.seq).execution_options(yield_per=1000)))
 
 
 # --- stages

@@ -1,22 +1,19 @@
-"""Live events and training series, over real connections."""
+"""Live events, over real connections."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.jobs import attempts, keys, repository, service, story
+from service.jobs import keys, repository, service, story
 from service.jobs.keys import create_key
 from service.jobs.progression import add_event
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
@@ -187,45 +184,6 @@ def test_streams_end_when_the_service_stops(app: FastAPI, http: httpx.Client, se
         until(lambda: reader.events)
         app.state.context.feed.close()
         assert reader.ended.wait(PATIENCE)
-
-
-def trained(served: Domain) -> str:
-    """A job whose first stage told of three steps, of which the second ran twice."""
-    job = served.submit(SUPERVISED).job.id
-    claimed = served.claim()
-    for step, loss in ((1, 0.9), (2, 0.8), (2, 0.7), (3, 0.6)):
-        data = {"step": step, "steps": 3, "total": 30, "loss": loss, "learning_rate": 1e-5}
-        attempts.record_message(
-            served.database, claimed.stage_id, claimed.epoch, "info", f"Step {step}.", data, type="metrics"
-        )
-    return job
-
-
-def test_a_trainings_figures_are_series(http: httpx.Client, served: Domain) -> None:
-    job = trained(served)
-    found = http.get(f"{job}/metrics", params={"stage": "sft"}).json()["data"]
-    assert [(point["step"], point["metrics"]["loss"]) for point in found] == [(1, 0.9), (2, 0.7), (3, 0.6)]
-    assert http.get(f"{job}/metrics", params={"stage": "evaluate"}).json()["data"] == []
-    wrong = http.get(f"{job}/metrics", params={"stage": "sfft"})
-    assert (wrong.status_code, wrong.json()["error"]["param"]) == (404, "stage")
-    rows = list(csv.DictReader(io.StringIO(http.get(f"{job}/metrics", params={"format": "csv"}).text)))
-    assert [(row["stage"], row["step"], row["loss"]) for row in rows][1] == ("sft", "2", "0.7")
-    part = http.get(f"{job}/metrics", params={"format": "csv"}, headers={"range": "bytes=0-4"})
-    assert (part.status_code, part.text, part.headers["content-type"]) == (206, "stage", "text/csv; charset=utf-8")
-
-
-def test_tensorboard_reads_its_event_file(http: httpx.Client, served: Domain, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    job = trained(served)
-    answer = http.get(f"{job}/metrics", params={"format": "tensorboard"})
-    name = answer.headers["content-disposition"].rpartition("''")[2]
-    (tmp_path / name).write_bytes(answer.content)
-    read = EventAccumulator(str(tmp_path))
-    read.Reload()
-    assert set(read.Tags()["scalars"]) == {"sft/loss", "sft/learning_rate"}
-    losses = [(scalar.step, pytest.approx(scalar.value)) for scalar in read.Scalars("sft/loss")]
-    assert losses == [(1, 0.9), (2, 0.7), (3, 0.6)]
 
 
 def test_a_job_that_is_read_back_has_its_events_where_its_stream_left_it(served: Domain) -> None:
