@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from service.jobs.errors import (
 )
 from service.jobs.hub import Absent
 from service.storage.store import DiskFull, StoreError
+
+log = logging.getLogger(__name__)
 
 STATUS: Mapping[type[Exception], int] = {
     NotFound: 404,
@@ -130,8 +133,11 @@ def _for_the_hub(error: Absent) -> dict[str, str]:
 
 
 def _of_a_part(request: Request, error: Exception) -> Response:
+    """The log has the reason; of a database it is what that itself said, without the statement and its values."""
+    log.error("part_failed error=%r", getattr(error, "orig", None) or error)
     if isinstance(error, StoreError):
-        return answer(request, 500, f"The stored content {error.sha256} cannot be read.", code="content_unavailable")
+        message = f"The stored content {error.sha256} cannot be read. The error's id is {request_id(request.scope)}."
+        return answer(request, 500, message, code="content_unavailable")
     if isinstance(error, DiskFull) or (isinstance(error, DBAPIError) and is_full(error)):
         return answer(request, 507, MESSAGES[507], code="disk_full")
     return answer(request, 503, MESSAGES[503], code="database_unavailable")

@@ -80,6 +80,17 @@ def test_an_error_of_ours_is_found_by_its_id_with_one_traceback(
     assert sum("Traceback" in text for text in lines.texts) == 1
 
 
+def test_a_content_that_cannot_be_read_is_in_the_log_with_the_request(
+    base_url: str, served: Domain, secret: str, lines: Lines
+) -> None:
+    served.store.delete(served.data.sha256)
+    answer = httpx.get(f"{base_url}/files/file-train/content", headers=key(secret))
+    (failed,) = lines.events("part_failed")
+    assert (answer.status_code, failed["request_id"]) == (500, answer.headers["x-request-id"])
+    assert failed["request_id"] in answer.json()["error"]["message"]
+    assert served.data.sha256 in failed["error"]
+
+
 def test_nobody_writes_a_line_of_the_log_and_no_key_is_in_it(
     base_url: str, served: Domain, secret: str, lines: Lines
 ) -> None:
