@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 
@@ -59,6 +60,9 @@ PATIENCE = Patience(connect=3, statement=10, lock=5)
 WRITERS = 16
 """Threads that may wait to write, of the 40 that there are: the others are left to those who wait for nothing."""
 
+STRANGERS = 8
+"""Threads that may wait for what is not ours: names to be looked up, receivers of a sample."""
+
 
 def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     """The app over the parts that the settings name, their tables brought up to date."""
@@ -81,7 +85,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         title="ALLO",
         docs_url=None,
         redoc_url=None,
-        openapi_url="/v1/openapi.json",
+        openapi_url=None,
         redirect_slashes=False,
         dependencies=[Depends(known_query)],
         generate_unique_id_function=_operation_id,
@@ -98,6 +102,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         watch=watch,
         answers=Answers(database),
         readers=make_readers(),
+        strangers=CapacityLimiter(STRANGERS),
         intake=Intake(settings.max_uploads, settings.max_owner_uploads),
         meters=meters,
         health=Health(_checks(settings, apart, broker, watch), apart.close),
@@ -121,8 +126,8 @@ def _add_routes(app: FastAPI) -> None:
     parts = (files, uploads, jobs, events, artifacts, exports, models, webhooks, workers, keys)
     for router in (*(part.router for part in parts), keys.log, webhooks.tests, webhooks.types, insight.router):
         app.include_router(router, prefix="/v1")
-    for part in (hub, metrics, docs):
-        app.include_router(part.router)
+    for router in (hub.router, metrics.router, docs.router, docs.document):
+        app.include_router(router)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -36,6 +36,8 @@ class Context:
     watch: Watch
     answers: Answers
     readers: CapacityLimiter
+    strangers: CapacityLimiter
+    """Threads that wait for what is not ours, such as who a name belongs to: they hold up one another alone."""
     intake: Intake
     meters: Meters
     health: Health

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
 from service.jobs.errors import NotFound
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
+document = APIRouter(include_in_schema=False)
 
 _PACKAGES = ("service", "worker", "allo_engine")
 _ROOT = Path(__file__).parents[2]
@@ -35,7 +36,26 @@ details { margin: .4rem 0; padding-left: .5rem; border-left: 2px solid #8885 } n
 @router.get("")
 def reference(request: Request) -> HTMLResponse:
     """Every route, with what it takes and answers."""
-    return _page("API", _reference(request.app.openapi()))
+    return _page("API", _reference_of(request.app))
+
+
+@document.get("/v1/openapi.json")
+async def openapi(request: Request) -> Response:
+    """The document itself."""
+    return Response(_document_of(request.app), media_type="application/json")
+
+
+# Whoever has no key may ask for these, too: they are written once.
+
+
+@lru_cache(maxsize=1)
+def _reference_of(app: FastAPI) -> str:
+    return _reference(app.openapi())
+
+
+@lru_cache(maxsize=1)
+def _document_of(app: FastAPI) -> bytes:
+    return json.dumps(app.openapi(), ensure_ascii=False).encode()
 
 
 @router.get("/{name}")

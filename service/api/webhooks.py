@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from anyio import to_thread
+from fastapi import APIRouter, Depends
 from pydantic import Field, StringConstraints
 
 from service.api import render
@@ -64,16 +65,29 @@ def event_types(_key: Reader) -> dict[str, Any]:
     return {"object": "list", "data": list(webhooks.EVENT_TYPES.values())}
 
 
+async def _new_url(parts: Parts, _key: Submitter, body: CreateWebhook) -> None:
+    await _check(parts, body.url)
+
+
+async def _other_url(parts: Parts, _key: Submitter, body: ChangeWebhook) -> None:
+    if body.url is not None:
+        await _check(parts, body.url)
+
+
+async def _check(parts: Context, url: str) -> None:
+    """Before any transaction begins: whoever answers for the name may take their time, and nobody else waits."""
+    await to_thread.run_sync(check_url, url, parts.settings.webhook_private, limiter=parts.strangers)
+
+
 def _again(parts: Context, earlier: Answer) -> Answer:
     """An endpoint whose secret was lost on its way gets another one."""
     return render.webhook(webhooks.reissue(parts.database, earlier["id"], new_secret()), with_secret=True)
 
 
-@router.post("")
+@router.post("", dependencies=[Depends(_new_url)])
 @reissues(_again)
 def create(parts: Parts, key: Submitter, body: CreateWebhook) -> dict[str, Any]:
     """Makes an endpoint. Its signing secret is shown in this answer alone."""
-    check_url(body.url, parts.settings.webhook_private)
     row = webhooks.create(parts.database, key.owner, body.name, body.url, body.event_types, new_secret())
     return render.webhook(row, with_secret=True)
 
@@ -91,11 +105,9 @@ def read(parts: Parts, key: Reader, endpoint_id: str) -> dict[str, Any]:
     return render.webhook(webhooks.read(parts.database, key.owner, endpoint_id))
 
 
-@router.post("/{endpoint_id}")
+@router.post("/{endpoint_id}", dependencies=[Depends(_other_url)])
 def change(parts: Parts, key: Submitter, endpoint_id: str, body: ChangeWebhook) -> dict[str, Any]:
     """Changes what is given of an endpoint."""
-    if body.url is not None:
-        check_url(body.url, parts.settings.webhook_private)
     row = webhooks.change(parts.database, key.owner, endpoint_id, body.name, body.url, body.event_types)
     return render.webhook(row)
 
@@ -117,11 +129,12 @@ def rotate_secret(parts: Parts, key: Submitter, endpoint_id: str, body: RotateSe
 
 
 @tests.post("/{endpoint_id}/test")
-def test(parts: Parts, key: Submitter, endpoint_id: str, body: TestWebhook) -> dict[str, Any]:
+async def test(parts: Parts, key: Submitter, endpoint_id: str, body: TestWebhook) -> dict[str, Any]:
     """Sends a sample event now, and tells what the receiver answered."""
     if body.event_type not in webhooks.EVENT_TYPES.values():
         raise InvalidRequest(f"There is no event {body.event_type!r} here.", "event_type")
-    status = _send_sample(parts, key.owner, endpoint_id, body.event_type)
+    asked = (parts, key.owner, endpoint_id, body.event_type)
+    status = await to_thread.run_sync(_send_sample, *asked, limiter=parts.strangers)
     return {
         "object": "webhook_endpoint.test",
         "webhook_endpoint_id": endpoint_id,

@@ -15,6 +15,12 @@ from service.jobs.errors import InvalidRequest
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 names of IPv4 addresses, behind a NAT64 (RFC 6052)."""
 
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""All that was ever given out of IPv6 for the internet (RFC 4291, 2.4)."""
+
+_ASSIGNED = ipaddress.ip_network("192.0.0.0/24")
+"""For protocols, and for what clouds tell their machines; of the internet nothing but anycast relays (RFC 6890)."""
+
 
 class Unreachable(Exception):
     """An address that nothing may be sent to, or a name without one."""
@@ -56,12 +62,13 @@ def _split(url: str) -> SplitResult:
 
 
 def _is_public(address: str) -> bool:
-    """Also of the IPv4 address that an IPv6 address may stand for."""
+    """An IPv6 address that stands for an IPv4 address is what that is."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour
-        if found in _TRANSLATED:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if found.teredo is not None or (inner is not None and not _is_public(str(inner))):
-            return False
-    return found.is_global and not found.is_multicast
+    if isinstance(found, ipaddress.IPv4Address):
+        return found.is_global and not found.is_multicast and found not in _ASSIGNED
+    inner = found.ipv4_mapped or found.sixtofour
+    if found in _TRANSLATED:
+        inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    if inner is not None:
+        return _is_public(str(inner))
+    return found in _UNICAST and found.is_global and found.teredo is None

@@ -280,3 +280,27 @@ def test_the_shell_completes_the_command(shell):
 def test_the_command_line_never_loads_torch():
     code = "import sys, service.cli, service.cli.up; sys.exit('torch' in sys.modules or 'worker' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_key_is_in_no_log_and_in_no_argument_wherever_it_was_sent(place):
+    key, url = (place.data / "api_key").read_text().strip(), (place.data / "url").read_text().strip()
+    told = {"authorization": f"Bearer {key}", "user-agent": key, "referer": key, "cookie": f"key={key}"}
+    job = {"model": key, "training_file": key, "metadata": {key: key}, key: key}
+    hook = {"name": key, "url": f"https://{key}@93.184.215.14/{key}", "event_types": [key]}
+    with httpx.Client(base_url=url, headers=told, timeout=PATIENCE) as client:
+        client.get(f"/v1/files/{key}", params={"after": key, key: key})
+        client.get(f"/{key}/{key}/resolve/{key}/{key}")
+        client.delete(f"/v1/models/{key}", headers={"idempotency-key": key})
+        client.post("/v1/fine_tuning/jobs", json=job, headers={"idempotency-key": key})
+        client.post("/v1/webhook_endpoints", json=hook)
+        client.post("/v1/files", files={"file": (key, b"{}")}, data={"purpose": key})
+        client.get("/v1/models", headers={"authorization": key})
+        client.get(
+            "/v1/models", headers={"authorization": f"Bearer {key}x", "x-forwarded-for": key, "x-request-id": key}
+        )
+    until(lambda: (place.data / "logs" / "api.log").read_text().count("status=401") >= 2)
+    logs = {path: path.read_text(errors="replace") for path in (place.data / "logs").rglob("*") if path.is_file()}
+    assert "path=/v1/webhook_endpoints" in logs[place.data / "logs" / "api.log"]
+    assert not [path for path, text in logs.items() if key in text]
+    for process in psutil.Process(place.service.pid).children(recursive=True):
+        assert not any(key in word for word in process.cmdline())

@@ -41,6 +41,11 @@ def test_the_signature_is_that_of_the_specifications_own_example() -> None:
         "[::ffff:127.0.0.1]",
         "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]",
+        "192.0.0.192",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b:1::7f00:1]",
+        "[fec0::1]",
     ],
 )
 def test_owasp_api7_a_private_address_is_refused_however_it_is_written(host: str) -> None:
@@ -48,7 +53,15 @@ def test_owasp_api7_a_private_address_is_refused_however_it_is_written(host: str
         check_url(f"https://{host}/hook", private=False)
 
 
-@pytest.mark.parametrize("url", ["https://93.184.215.14/hook", "https://[2606:4700::6810:84e5]:8443/a?b=c"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://93.184.215.14/hook",
+        "https://[2606:4700::6810:84e5]:8443/a?b=c",
+        "https://[::ffff:93.184.215.14]/",
+        "https://[64:ff9b::5db8:d70e]/",
+    ],
+)
 def test_a_public_address_is_taken(url: str) -> None:
     check_url(url, private=False)
 
