@@ -7,7 +7,7 @@ from allo_engine.pipeline import code_version
 from service.jobs.placement import Device, Offer
 
 GIB = 2**30
-RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 5.0, 1e9, 1e9)
+RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 1e9, 1e9)
 """How fast they are."""
 
 

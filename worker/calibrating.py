@@ -36,7 +36,7 @@ COMMAND = (sys.executable, "-m", "allo_engine.estimate.calibration", "--json")
 """Prints the rates, on its last line. What it keeps, it keeps in XDG_CACHE_HOME."""
 
 LONGEST_SECONDS = 300.0
-"""A measurement takes some fifteen; one that takes so long will never end."""
+"""A measurement takes some ten, and the import of torch; one that takes so long will never end."""
 
 _LOOK_SECONDS = 1.0
 

@@ -20,7 +20,7 @@ job.json names the job as it would be submitted, with folders and files of this 
 All but "method", "inputs.model" and "inputs.training_file" may be left out; "rewriter" is the folder of the model that
 stages.reward_model.model names. Up to 500 lines of each file are tokenised
 and packed as the stages would do it; what models will answer is simulated (priors.py), and this machine's speed is
-measured once, in some fifteen seconds (calibration.py; --again measures anew). The band spans other views of what
+measured once, in some ten seconds (calibration.py; --again measures anew). The band spans other views of what
 models answer, and a machine that is a fifth faster or slower than when it was measured.
 """
 

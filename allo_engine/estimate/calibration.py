@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -65,9 +64,6 @@ PEAKED = 0.01
 FILE_BYTES = 2**26
 """The file that is written and hashed."""
 
-_IMPORTS = "import allo_engine.stages.sft; from transformers import AutoTokenizer, LlamaForCausalLM"
-"""What a stage's process does before its own work."""
-
 
 def cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allo" / "calibration.json"
@@ -96,7 +92,7 @@ def _keep(path: Path, calibrations: dict[str, Calibration]) -> None:
 
 
 def measure(size: Size = WIDE) -> Calibration:
-    """Measure this machine with a model of this size: some ten seconds."""
+    """Measure this machine with a model of this size, in some ten seconds."""
     with tempfile.TemporaryDirectory() as root:
         wide = _untrained(Path(root) / "wide", size)
         narrow = _untrained(Path(root) / "narrow", NARROW)
@@ -115,7 +111,6 @@ def measure(size: Size = WIDE) -> Calibration:
         decoding_bytes=model.dtype.itemsize * shape.weights / reading,
         layer_seconds=layer,
         optimizer_weights=optimizer,
-        start_seconds=_seconds(lambda: subprocess.run([sys.executable, "-c", _IMPORTS], check=True), repeats=1),
         write_bytes=write,
         hash_bytes=sha256,
     )
@@ -187,16 +182,16 @@ def _file_rates() -> tuple[float, float]:
     return FILE_BYTES / _seconds(write), FILE_BYTES / _seconds(lambda: hashlib.sha256(content).digest())
 
 
-def _seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The median of several measurements, behind one that is thrown away where there are several."""
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of several measurements, behind one that is thrown away."""
     taken = []
-    for _ in range(repeats + (repeats > 1)):
+    for _ in range(1 + REPEATS):
         began = time.perf_counter()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken[-repeats:])
+    return statistics.median(taken[1:])
 
 
 def calibrated(

@@ -25,7 +25,6 @@ class Calibration:
     decoding_bytes: float
     layer_seconds: float
     optimizer_weights: float
-    start_seconds: float
     write_bytes: float
     hash_bytes: float
 
