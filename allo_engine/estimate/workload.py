@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import OwnMaskConfig, RowsConfig, TrainingConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import fitting_groups, pairs, problems, supervised_examples, within_context
@@ -16,6 +17,7 @@ from allo_engine.estimate.counting import decoding, padded_passes, passes
 from allo_engine.estimate.loads import Decoding, Load, Passes, Place
 from allo_engine.estimate.priors import GIVEN_MASK, stretched
 from allo_engine.estimate.simulated import Simulated
+from allo_engine.evaluating.options import option_groups
 from allo_engine.model.loading import packs
 from allo_engine.model.memory import Kind
 from allo_engine.model.rows import Choice, asked_bytes, rows_within, use_of
@@ -151,7 +153,15 @@ class Workload:
         encoder = self._data.encoder("evaluate")
         if file.format == "problems":
             answers = self._answered_heldout(config, models, encoder).times(file.scale)
-            return replace(load, decoding=answers, served=self._place.serves(config.backend))
+            options = self._options(config, encoder).times(file.scale)
+            times = len(models) * (1 + (config.samples > 0) + (options.rows > 0))
+            return replace(
+                load,
+                decoding=answers,
+                forward=(options,) * len(models),
+                models=times,
+                served=self._place.serves(config.backend),
+            )
         if file.format == "preferences":
             groups = pairs(file.folder, encoder)
             models = ["reference", *models]
@@ -163,7 +173,9 @@ class Workload:
         return replace(load, forward=(work,) * len(models), models=len(models))
 
     def _answered_heldout(self, config: Any, models: Sequence[str], encoder: Encoder) -> Decoding:
-        """Greedy answers, as long as the file's solutions; a base model that is yet to be fine-tuned does not end."""
+        """Answers as long as the file's solutions, greedy and sampled; a base model that is yet to be fine-tuned does
+        not end.
+        """
         given = problems(self._files["validation_file"].folder)
         prompts = [len(encoder.prompt(problem.problem)) for problem in given]
         solutions = [stretched(encoder.response(problem.solution), self._priors.length) for problem in given]
@@ -173,7 +185,17 @@ class Workload:
         for name in models:
             lengths = endless if name == "base" and "sft" in models else ended
             total = total.plus(decoding(prompts, lengths, config.decoding_batch))
+            if config.samples:
+                drawn = [own * config.samples for own in lengths]
+                total = total.plus(decoding(prompts, drawn, config.decoding_batch))
         return total
+
+    def _options(self, config: Any, encoder: Encoder) -> Passes:
+        """The options of held-out problems that list them."""
+        given = problems(self._files["validation_file"].folder)
+        asked = [(number, encoder.prompt(problem.problem), problem) for number, problem in enumerate(given)]
+        groups, _ = option_groups(config, encoder, context_length(self._model.folder), asked)
+        return passes(rows_of(groups, self._budget("evaluate", "forward")))
 
     @property
     def _kept(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from rich.table import Table
@@ -39,18 +40,22 @@ def read_report(client: Client, job: dict[str, Any]) -> Rows:
 def show_report(rows: Rows) -> None:
     """Problems: answers that were right. Preferences: pairs told apart. Chats: cross-entropy."""
     if "problems" in rows[0]:
+        more = _more(rows[0])
         table = Table(
-            "model", "right", "accuracy", "95 % interval", "no answer", title="Held-out problems, greedy answers"
+            *("model", "right", "accuracy", "95 % interval", "no answer", *more),
+            title="Held-out problems, greedy answers",
         )
         for row in rows:
-            right = f"{row['right']} of {row['problems']}"
-            table.add_row(_name(row), right, f"{row['accuracy']:.1%}", _interval(row), str(row["unparsed"]))
+            right, extra = f"{row['right']} of {row['problems']}", [f"{row[key]:.1%}" for key in more.values()]
+            table.add_row(_name(row), right, f"{row['accuracy']:.1%}", _interval(row), str(row["unparsed"]), *extra)
     elif "pairs" in rows[0]:
-        table = Table("model", "pairs", "told apart", "95 % interval", "margin", title="Held-out preferences")
+        table = Table(
+            *("model", "pairs", "told apart", "95 % interval", "margin", "calibration error"),
+            title="Held-out preferences",
+        )
         for row in rows:
-            table.add_row(
-                _name(row), str(row["pairs"]), f"{row['accuracy']:.1%}", _interval(row), f"{row['margin']:.3f}"
-            )
+            figures = f"{row['margin']:.3f}", f"{row['calibration_error']:.3f}"
+            table.add_row(_name(row), str(row["pairs"]), f"{row['accuracy']:.1%}", _interval(row), *figures)
     else:
         table = Table("model", "tokens", "cross-entropy", title="Held-out responses")
         for row in rows:
@@ -63,6 +68,13 @@ def show_report(rows: Rows) -> None:
             f"Aligned against vanilla DPO, case by case: {compared['difference']:+.1%} "
             f"(95 % interval {low:+.1%} to {high:+.1%}), {verdict}."
         )
+
+
+def _more(row: dict[str, Any]) -> dict[str, str]:
+    """The columns of what was asked for beside greedy answers: title to key."""
+    ks = sorted(int(found[1]) for key in row if (found := re.fullmatch(r"pass_at_(\d+)", key)))
+    options = {"by option": "option_accuracy"} if "option_accuracy" in row else {}
+    return {f"pass@{k}": f"pass_at_{k}" for k in ks} | options
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,27 +70,37 @@ def _licence(base: Model | None) -> Iterator[str]:
 
 def _accuracy(view: JobView) -> Iterator[str]:
     figures: Mapping[str, Any] = next((stage.metrics for stage in view.stages if _evaluated(stage)), {})
-    rows = [row for name, title in _ROWS.items() if (row := _row(figures, name, title))]
+    columns = _columns(figures)
+    rows = [row for name, title in _ROWS.items() if (row := _row(figures, name, title, columns))]
     if rows:
         yield "## On held-out data"
         yield ""
-        yield "| model | accuracy | 95 % interval |"
-        yield "|---|---|---|"
+        yield " | ".join(("| model | accuracy | 95 % interval", *columns)) + " |"
+        yield "|---" * (3 + len(columns)) + "|"
         yield from rows
         yield ""
+
+
+def _columns(figures: Mapping[str, Any]) -> dict[str, str]:
+    """What was found beside accuracies: title to figure."""
+    ks = {int(found[1]) for key in figures if (found := re.fullmatch(r"[a-z]+_pass_at_(\d+)", key))}
+    options = any(key.endswith("_option_accuracy") for key in figures)
+    return {f"pass@{k}": f"pass_at_{k}" for k in sorted(ks)} | ({"by option": "option_accuracy"} if options else {})
 
 
 def _evaluated(stage: Stage) -> bool:
     return stage.name == "evaluate" and stage.status is StageStatus.SUCCEEDED
 
 
-def _row(figures: Mapping[str, Any], name: str, title: str) -> str:
+def _row(figures: Mapping[str, Any], name: str, title: str, columns: Mapping[str, str]) -> str:
     accuracy = figures.get(f"{name}_accuracy")
     if accuracy is None:
         return ""
     low, high = (figures.get(f"{name}_accuracy_{end}") for end in ("low", "high"))
     interval = "" if low is None or high is None else f"{_percent(low)} – {_percent(high)}"
-    return f"| {title} | {_percent(accuracy)} | {interval} |"
+    more = [figures.get(f"{name}_{key}") for key in columns.values()]
+    cells = (title, _percent(accuracy), interval, *("" if share is None else _percent(share) for share in more))
+    return f"| {' | '.join(cells)} |"
 
 
 def _percent(share: float) -> str:

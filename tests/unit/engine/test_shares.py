@@ -89,7 +89,7 @@ def tasks(root: Path) -> list[dict[str, Any]]:
             ("scores", "token_rewards", SCORING, {**wrong, "reward_model": other}),
             ("log_ratio", "token_rewards", {"source": "log_ratio", **SCORING}, {**wrong, "updated": other}),
             ("sample", "sample", {"n": 3, **DRAWING}, {"model": model, "problems": problems}),
-            ("on_problems", "evaluate", GREEDY, {**candidates, "heldout": problems}),
+            ("on_problems", "evaluate", {**GREEDY, "samples": 2}, {**candidates, "heldout": problems}),
             ("on_pairs", "evaluate", SCORING, {**candidates, "heldout": preferences}),
             ("on_chats", "evaluate", SCORING, {**candidates, "heldout": chats}),
         ]

@@ -97,6 +97,24 @@ def test_a_file_of_preferences_is_estimated_without_any_simulation(
     assert found["evaluate"].tokens == (1 + models) * tree
 
 
+def test_samples_and_options_of_the_evaluation_are_estimated(model_folder: Path, tmp_path: Path) -> None:
+    line = {"problem": "red?\nOptions:\nblood\nsnow", "solution": "blood", "answer": "blood"}
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+
+    def tokens(**settings: Any) -> int:
+        given = {"max_response_tokens": 40, "template": "{problem}:", **settings}
+        job = Job(
+            "supervised", model_folder, dict.fromkeys(("training_file", "validation_file"), path), {"evaluate": given}
+        )
+        return estimate(job, RATES).stages[-1].tokens
+
+    plain, read = tokens(options=False), 2 * len("red?\nOptions:\nblood\nsnow:The answer is blood snow")
+    assert tokens() - plain == pytest.approx(read, abs=8), "two models read the problem once, with both options"
+    answers = tokens(options=False, samples=4) - plain
+    assert answers > 4 * 40, "the base model does not end"
+
+
 def test_tokens_are_those_that_the_stages_count(model_folder: Path, tmp_path: Path, report: Report) -> None:
     """The tiny model's rows cannot share more than the token that begins a sequence."""
     stages: dict[str, Any] = {"sft": {"n_epochs": 2, "batch_size": 4, "template": "{problem}:"}}

@@ -1,4 +1,4 @@
-"""Evaluation where the device's memory is full: shorter rows from there on, and the figures of long ones."""
+"""Evaluation where the device's memory is full; options by hand; cases that have names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import AutoModelForCausalLM
 
-from allo_engine.config import EvaluateConfig
+from allo_engine.config import EvaluateConfig, PromptConfig
+from allo_engine.data.prompts import Encoder
 from allo_engine.report import Report, StageError
 from allo_engine.stages import evaluate
 from tests.tiny import save_tiny
@@ -77,3 +80,85 @@ def test_an_item_that_does_not_fit_alone_says_what_to_change(
     with device_for(4), pytest.raises(StageError, match="max_prompt_tokens") as caught:
         evaluated(tmp_path, "pairs", model_folder, model_folder, report)
     assert caught.value.code == "out_of_memory"
+
+
+CHOICES = [
+    {"problem": "what is red?\nOptions:\nblood\nsnow\nthe grass below", "solution": "", "answer": "blood"},
+    {"problem": "say x", "solution": "", "answer": "x"},
+    {"problem": "what is white?\nA) coal\nB) snow", "solution": "", "answer": "B"},
+]
+
+
+def on_problems(root: Path, base: Path, report: Report, lines: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
+    """The report of one model."""
+    held_out = root / "data"
+    held_out.mkdir(parents=True)
+    (held_out / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = EvaluateConfig(max_response_tokens=4, template="{problem}:", **settings)
+    evaluate.run(config, {"heldout": held_out, "base": base}, root / "out", root / "work", report)
+    found: dict[str, Any] = json.loads((root / "out" / "report" / "report.json").read_text())
+    return found
+
+
+def test_the_likeliest_option_is_that_of_the_models_own_log_probabilities(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    encoder = Encoder.of(model_folder, PromptConfig(template="{problem}:"))
+
+    def logp(problem: str, option: str) -> float:
+        """Σ log p of " option" behind the prompt and "The answer is", by one plain forward pass."""
+        before = encoder.prompt(problem) + encoder.text("The answer is")
+        ids = torch.tensor([before + encoder.text(f" {option}")])
+        logps = model(ids).logits[0].detach().log_softmax(-1)
+        return sum(float(logps[place - 1, ids[0, place]]) for place in range(len(before), ids.shape[1]))
+
+    asked = [("blood", "snow", "the grass below"), ("A", "B")]
+    lists = [
+        [logp(CHOICES[at]["problem"], option) for option in options] for at, options in zip((0, 2), asked, strict=True)
+    ]
+    a_character = [
+        [value / len(option) for value, option in zip(logps, options, strict=True)]
+        for logps, options in zip(lists, asked, strict=True)
+    ]
+    right = [values.index(max(values)) == gold for values, gold in zip(a_character, (0, 1), strict=True)]
+    raw = [values.index(max(values)) == gold for values, gold in zip(lists, (0, 1), strict=True)]
+    shares = [torch.tensor(logps).log_softmax(0)[gold].item() for logps, gold in zip(lists, (0, 1), strict=True)]
+
+    (row,) = on_problems(tmp_path, model_folder, report, CHOICES)["models"]
+    assert row["option_cases"] == [right[0], None, right[1]]
+    assert (row["option_problems"], row["option_accuracy"]) == (2, sum(right) / 2)
+    assert row["option_accuracy_raw"] == sum(raw) / 2
+    assert row["option_logp"] == pytest.approx(sum(shares) / 2, abs=1e-4)
+
+
+def test_a_case_has_the_same_name_wherever_it_stands_and_whatever_it_is_asked_for(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    one = on_problems(tmp_path / "one", model_folder, report, CHOICES)["cases"]
+    twice = [CHOICES[2], CHOICES[0], CHOICES[2]]
+    other = on_problems(tmp_path / "other", model_folder, report, twice, options=False)
+    assert other["cases"][:2] == [one[2], one[0]]
+    assert len({*one, *other["cases"]}) == 4, "a repeated problem is another case"
+    assert "option_cases" not in other["models"][0]
+
+
+def test_answers_stand_beside_the_report_a_line_a_case(tmp_path: Path, model_folder: Path, report: Report) -> None:
+    cases = on_problems(tmp_path, model_folder, report, CHOICES)["cases"]
+    texts = [json.loads(line) for line in (tmp_path / "out" / "report" / "texts.jsonl").read_text().splitlines()]
+    assert [line["case"] for line in texts] == cases
+    assert [line["problem"] for line in texts] == [line["problem"] for line in CHOICES]
+    assert all(line["models"]["base"]["verdict"] in ("right", "wrong", "unparsed") for line in texts)
+
+
+@pytest.mark.parametrize(
+    ("given", "ks"),
+    [({}, ()), ({"samples": 3}, (1,)), ({"samples": 8}, (1, 4, 8)), ({"samples": 8, "k": (5, 2, 5)}, (2, 5))],
+)
+def test_k_is_what_the_samples_allow_unless_it_is_said(given: dict[str, Any], ks: tuple[int, ...]) -> None:
+    assert EvaluateConfig.model_validate(given).ks() == ks
+
+
+def test_a_k_above_the_samples_is_refused_and_says_what_to_raise() -> None:
+    with pytest.raises(ValidationError, match="raise samples"):
+        EvaluateConfig(samples=4, k=(1, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints.delta import read_delta
 from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.config import ForgetConfig, RewardModelConfig
+from allo_engine.config import EvaluateConfig, ForgetConfig, RewardModelConfig
+from allo_engine.data.answers import Verdict, compare
 from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup, write_lines
 from allo_engine.masking.selection import count_of, positions
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError
-from allo_engine.stages import forget, reward_model
+from allo_engine.stages import evaluate, forget, reward_model
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import aligned_folder, run_job, write_problems
 
@@ -152,6 +154,20 @@ def test_the_report_names_every_model_with_its_interval(job: Job) -> None:
     for row in report["models"]:
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert len(row["examples"]) == 2
+
+
+def test_pass_at_k_is_of_the_very_responses_that_sampling_draws(job: Job, tmp_path: Path, report: Report) -> None:
+    config = EvaluateConfig(samples=8, k=(1, 3), temperature=1.0, max_response_tokens=32)
+    inputs = {"base": job.root / "sft" / "checkpoint", "heldout": job.root / "data"}
+    evaluate.run(config, inputs, tmp_path / "out", tmp_path / "work", report)
+    (row,) = json.loads((tmp_path / "out" / "report" / "report.json").read_text())["models"]
+    sampled = SampledProblem.read(job.root / "sample" / "responses" / "responses.jsonl")
+    right = [sum(compare(text, str(problem.answer)) is Verdict.RIGHT for text in problem.texts) for problem in sampled]
+    assert row["sampled_right"] == right
+    assert 0 < sum(right) < 8 * len(right)
+    assert row["pass_at_1"] == pytest.approx(sum(right) / (8 * len(right)))
+    none_of_three = [math.comb(8 - one, 3) / math.comb(8, 3) for one in right]
+    assert row["pass_at_3"] == pytest.approx(1 - sum(none_of_three) / len(right))
 
 
 def test_the_same_job_gives_the_same_bits(job: Job, tmp_path: Path, model_folder: Path) -> None:
