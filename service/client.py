@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,6 +65,10 @@ class Client:
 
     def job(self, job_id: str) -> Json:
         return self.get(f"{_JOBS}/{job_id}")
+
+    def compare(self, ours: Sequence[str], theirs: Sequence[str]) -> Json:
+        """Models of jobs against others, each JOB or JOB:MODEL."""
+        return self.get(f"{_JOBS}/compare", ours=list(ours), theirs=list(theirs))
 
     def jobs(self, limit: int = 20) -> list[Json]:
         return list(self.get(_JOBS, limit=limit)["data"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter, is_json
@@ -13,7 +13,7 @@ from service.api.pages import Paging, listed, page_of
 from service.api.query import Prefixed
 from service.api.reading import reading, shown
 from service.api.schemas import CreateJob
-from service.jobs import service
+from service.jobs import comparison, service
 from service.jobs.placement import Offer
 from service.jobs.service import JobView
 from service.jobs.submission import Sender
@@ -39,6 +39,20 @@ def index(parts: Parts, key: Reader, page: Paging, metadata: Annotated[dict[str,
     views, more = service.read_page(parts.database, key.owner, page, metadata)
     now, offers = parts.database.now(), _offers(parts)
     return shown(listed([render.job(view, now, offers) for view in views], more))
+
+
+Runs = Annotated[list[str], Query(min_length=1, max_length=comparison.MOST_RUNS)]
+
+
+@router.get("/compare")
+def compare(parts: Parts, key: Reader, ours: Runs, theirs: Runs) -> dict[str, Any]:
+    """Ours minus theirs, case by case on the held-out cases that all share: figures with their intervals, and the
+    answers that changed.
+
+    Each is `JOB` or `JOB:MODEL`, a model of the job's report (`sft`, `warmup`, `improve`, …); several, as many of each,
+    are runs that differ in their seed.
+    """
+    return comparison.compare(parts.database, parts.store, key.owner, ours, theirs)
 
 
 @router.get("/{job_id}")

@@ -10,7 +10,21 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from service.cli import api, completion, deltas, doctor, exports, files, jobs, local, manage, up, webhooks, workers
+from service.cli import (
+    api,
+    comparing,
+    completion,
+    deltas,
+    doctor,
+    exports,
+    files,
+    jobs,
+    local,
+    manage,
+    up,
+    webhooks,
+    workers,
+)
 from service.cli.commands import sentence
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
@@ -70,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_submit(commands)
     jobs.add_watch(commands)
     jobs.add_download(commands)
+    comparing.add(commands)
     exports.add(commands)
     manage.add(commands)
     files.add(commands)

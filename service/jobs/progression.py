@@ -243,8 +243,10 @@ def _succeed(session: Session, job: Job, stages: Sequence[Stage], now: int) -> N
 
 
 def _publish_report(session: Session, job: Job, stage: Stage, now: int) -> None:
-    """Makes what `evaluate` wrote the job's result files."""
+    """Makes what `evaluate` wrote the job's result files, but for the answers in full, which stand beside it."""
     for row in repository.artifacts(session, [stage.id]):
+        if row.path == "texts.jsonl":
+            continue
         file = File(id=new_id("file"), owner=job.owner, purpose="fine-tune-results", created_at=now)
         file.filename, file.bytes, file.sha256 = f"{job.id}-{row.path.replace('/', '-')}"[-255:], row.bytes, row.sha256
         file.status, file.lines_without_solution = "processed", []

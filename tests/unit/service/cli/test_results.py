@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.cli.comparing import show_comparison
 from service.cli.results import show_report
 from service.cli.terminal import out
 
@@ -27,3 +28,25 @@ def test_samples_and_options_get_columns_where_they_were_asked_for() -> None:
 def test_preferences_say_how_far_margins_can_be_believed() -> None:
     row = {"model": "base", "pairs": 4, "accuracy": 0.5, "accuracy_low": 0.2, "accuracy_high": 0.8, "margin": 0.01}
     assert "0.125" in shown([row | {"calibration_error": 0.125}])
+
+
+def test_a_comparison_shows_its_interval_what_was_left_out_and_answers_that_changed() -> None:
+    measure = {"measure": "accuracy", "better": "higher", "cases": 6, "ours": 0.5, "theirs": 0.25}
+    measure |= {"difference": 0.25, "low": -0.125, "high": 0.625, "p": 0.2}
+    loss = {**measure, "measure": "cross_entropy", "better": "lower", "difference": -0.0125}
+    answer = {"case": "c", "gained": 1, "lost": 0, "problem": "1 +\n[bold]1[/]", "ours": "2", "theirs": "3"}
+    found: dict[str, Any] = {
+        "pairs": [{"ours": "ftjob-1:improve", "theirs": "ftjob-2:warmup", "seeds": [0, 0]}] * 2,
+        "cases": 6,
+        "left_out": 2,
+        "measures": [measure, loss],
+        "changed": {"gained": 1, "lost": 0, "differing": 1, "shown": [answer]},
+    }
+    with out.capture() as caught:
+        show_comparison(found)
+    told = " ".join(caught.get().split())
+    assert "+25.0%" in told
+    assert "-0.0125" in told
+    assert "and 1 more" in told
+    assert "6 held-out cases; 2 more are not in all of them" in told
+    assert "1 + [bold]1[/] first: 2 second: 3 right: first" in told
