@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.api.shapes import common, data, jobs, models, operations
+from service.api.shapes import common, comparing, data, jobs, models, operations
 
 ANSWERS: Mapping[str, Any] = {
     "files.create": data.File,
@@ -24,6 +24,7 @@ ANSWERS: Mapping[str, Any] = {
     "uploads.cancel": data.Upload,
     "jobs.create": jobs.Job,
     "jobs.index": list[jobs.Job],
+    "jobs.compare": comparing.Comparison,
     "jobs.read": jobs.Job,
     "jobs.delete": common.Deleted,
     "jobs.cancel": jobs.Job,
@@ -83,7 +84,7 @@ OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
 
 def all_shapes() -> Iterator[tuple[str, Any]]:
     """Each by its name."""
-    for module in (common, data, jobs, models, operations):
+    for module in (common, comparing, data, jobs, models, operations):
         for name, shape in vars(module).items():
             if isinstance(shape, type) and shape.__module__ == module.__name__:
                 yield name, shape
