@@ -143,6 +143,21 @@ class TrainingConfig(RowsConfig):
         "longest item, or rows of a sensible length, would not fit otherwise.",
     )
     checkpoint_seconds: Positive = Field(default=60.0, description="Seconds between checkpoints for resuming.")
+    validation_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="The share of prompts, by content, that is not trained on: the stage's own loss on them says which "
+        "checkpoint is best.",
+    )
+    evaluate_every: Ratio = Field(default=0.25, description="The share of an epoch from one validation to the next.")
+    keep: Literal["best", "last"] = Field(
+        default="best", description="Which checkpoint is the result, where a share is held out for validation."
+    )
+    patience: Count | None = Field(
+        default=None,
+        description="So many validations in a row that are no better than the best end the training; null: none do.",
+    )
 
     @field_validator("zero")
     @classmethod
@@ -196,4 +211,6 @@ class BaselineConfig(OwnMaskConfig):
     def _as_trl_can(cls, trainer: str, info: ValidationInfo) -> str:
         if trainer == "trl" and info.data.get("train") == "mask":
             raise PydanticCustomError("trl_is_dense", "'trl' trains every weight: set train to 'all', or leave it out")
+        if trainer == "trl" and info.data.get("validation_share"):
+            raise PydanticCustomError("trl_holds_nothing_out", "'trl' trains on everything: leave validation_share out")
         return trainer

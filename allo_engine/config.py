@@ -33,6 +33,7 @@ from allo_engine.bases import (
     Tokens,
     Train,
     TrainingConfig,
+    Weight,
     Zero,
 )
 
@@ -261,6 +262,11 @@ class ImproveConfig(TrainingConfig, PairLossConfig):
     )
     filter_ratio: Ratio = Field(
         default=0.1, description="Share of filtered tokens, lowest log-ratio first, that count."
+    )
+    scale: Weight = Field(
+        default=1.0,
+        description="How far the result goes from the model that the job started from, along all that forgetting and "
+        "improving changed: below 1 back towards it (WARP, arXiv 2406.16768), above 1 further.",
     )
 
 

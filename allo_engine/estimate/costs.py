@@ -54,8 +54,8 @@ SPARSE_STEP = 3
 CACHE_TRIPS = 3
 """A step of decoding reads the cache of keys and values, and copies it to append to it."""
 
-CHECKPOINT_BYTES = 12
-"""Bytes a trained value of a checkpoint for resuming: the value and two moments."""
+VALUE_BYTES, CHECKPOINT_BYTES = 4, 12
+"""Bytes of a trained value, and of its part of a checkpoint for resuming: with two moments."""
 
 CHECKPOINT_SHARE = 20
 """Checkpoints for resuming take at most one part in so many of a training's time (see training.py)."""
@@ -171,7 +171,10 @@ def disk_bytes(load: Load, shape: Shape) -> int:
 
 
 def work_bytes(load: Load, shape: Shape, rates: Calibration) -> int:
-    """What a stage takes on disk while it runs: its checkpoint for resuming, the one before it, and its results."""
-    one = CHECKPOINT_BYTES * load.ratio * shape.weights
-    resumes = load.kind in ("dense", "sparse") and _training_seconds(load, shape, rates) > load.checkpoint_seconds
+    """What a stage takes on disk while it runs: its checkpoint for resuming, the one before it, the same of its best
+    values where they are kept, and its results.
+    """
+    one = (CHECKPOINT_BYTES + (VALUE_BYTES if load.keeps else 0)) * load.ratio * shape.weights
+    trains = load.kind in ("dense", "sparse")
+    resumes = load.keeps or (trains and _training_seconds(load, shape, rates) > load.checkpoint_seconds)
     return round(2 * one if resumes else 0) + disk_bytes(load, shape)

@@ -88,7 +88,7 @@ class Load:
     """What a stage computes, reads and writes. `kind` and `ratio` say what it trains; `updates` its optimizer's steps;
     `models` the checkpoints it loads, `checkpoints` those it writes. `judging` are passes of the rewriter. A teacher
     is `asked` so many times, one question after another, and writes so many tokens in all of them. `by_trl` says that
-    TRL trains it, `served` that vLLM decodes.
+    TRL trains it, `keeps` that its best values are kept beside its checkpoints, `served` that vLLM decodes.
     """
 
     stage: str
@@ -112,6 +112,7 @@ class Load:
     checkpoint_seconds: float = 60.0
     weight_bytes: int = 4
     by_trl: bool = False
+    keeps: bool = False
     served: bool = False
 
     def tokens(self) -> int:

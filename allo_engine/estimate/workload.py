@@ -25,6 +25,7 @@ from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.model.shape import Shape
 from allo_engine.report import Report
 from allo_engine.stages.reward_model import corrections
+from allo_engine.training.validation import parted
 
 EVALUATED = ("base", "sft", "warmup", "forget", "improve")
 
@@ -84,14 +85,14 @@ class Workload:
     def _warmup(self, config: Any) -> Load:
         groups = self._fitting(self._data.pairs, config)
         load = self._trained("warmup", groups, self._data.pair_scale)
-        return load if self._kept else replace(load, forward=(self._reference("warmup", groups),))
+        return load if self._kept else replace(load, forward=(*load.forward, self._reference("warmup", groups)))
 
     def _improve(self, config: Any) -> Load:
         groups = self._fitting(self._data.pairs, config)
         known = self._kept and "forget" not in self._plan
         reference = () if known else (self._reference("improve", groups),)
         load = self._trained("improve", groups, self._data.pair_scale)
-        return replace(load, forward=reference, checkpoints=0, deltas=1)
+        return replace(load, forward=(*load.forward, *reference), checkpoints=0, deltas=1)
 
     def _locate(self, config: Any) -> Load:
         if "pairs" not in self._plan["locate"].inputs:
@@ -142,7 +143,7 @@ class Workload:
         load = self._trained("forget", groups, self._data.pair_scale)
         anew = config.loss == "npo" and self._bytes(config) < 4  # see forget.py
         reference = (self._reference("forget", groups),) if anew else ()
-        return replace(load, forward=reference, checkpoints=0, deltas=1)
+        return replace(load, forward=(*load.forward, *reference), checkpoints=0, deltas=1)
 
     # evaluation
 
@@ -237,15 +238,18 @@ class Workload:
         again = config.gradient_checkpointing is True
         if choice is not None and choice.needed(groups):
             budget, again = choice.tokens, True
+        groups, held = parted(groups, config.validation_share)
         if _by_trl(config):
             work, steps = padded_passes(groups, config, budget, self._place.device)
         else:
             plan = _first_epoch(groups, config)
             work, steps = passes(row for batch in plan for row in rows_of(batch, budget)), len(plan)
+        validations = config.n_epochs * min(1 / config.evaluate_every, steps * scale)
         return Load(
             stage,
             kind,
             self._ratio(stage),
+            forward=(passes(rows_of(held, budget)).times(scale * validations),) if held else (),
             training=work.times(scale * (config.n_epochs + self._locates(stage))),
             updates=steps * scale * config.n_epochs,
             checkpoints=1,
@@ -254,6 +258,7 @@ class Workload:
             checkpoint_seconds=config.checkpoint_seconds,
             weight_bytes=self._bytes(config),
             moments=config.moments,
+            keeps=bool(held) and config.keep == "best",
         )
 
     def _kind(self, stage: str) -> Kind:

@@ -27,6 +27,17 @@ def stored_values(folder: Path, positions: Positions) -> Values:
         }
 
 
+def scaled(values: Values, folder: Path, factor: float) -> Values:
+    """start + factor·(value − start) of each entry, in float32, `start` being what a checkpoint holds there."""
+    if factor == 1:
+        return values
+    start = stored_values(folder, {name: places for name, (places, _) in values.items()})
+    return {
+        name: (places, start[name][1] + np.float32(factor) * (found - start[name][1]))
+        for name, (places, found) in values.items()
+    }
+
+
 def overlay(under: Values, over: Values) -> Values:
     """The entries of both; where both have one, that of `over`."""
     return {name: _overlay(under.get(name, _NONE), over.get(name, _NONE)) for name in under.keys() | over.keys()}

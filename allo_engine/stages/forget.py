@@ -29,6 +29,7 @@ from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training.objectives import Objective, SimNpo, TokenNpo
 from allo_engine.training.trained import trained
+from allo_engine.training.validation import held_out
 
 
 def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -47,6 +48,7 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         report.message("No token of the wrong responses is unaligned: nothing was forgotten.", "warn")
         _leave({}, start, outputs)
         return {**metrics, "trained_weights": 0}
+    groups, held = held_out(groups, config)
     training = trained(start, config, report, work, GivenMask(inputs, "forget"))
     if config.loss == "simnpo":
         objective: Objective = SimNpo(weights, config.beta, config.gamma)
@@ -54,8 +56,8 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
         objective = TokenNpo(_reference(scored), weights, config.beta)
     else:  # what another stage scored, in other rows, would not be 0 away from the model
         cache = LogpCache(work, work, fingerprint(start), config.precision)
-        objective = TokenNpo(training.trainer.reference(groups, cache), weights, config.beta)
-    metrics |= training.trainer.train(groups, objective)
+        objective = TokenNpo(training.trainer.reference(groups, cache, held), weights, config.beta)
+    metrics |= training.trainer.train(groups, objective, held)
     changes = training.changes()
     if here().leads:
         _leave(changes, start, outputs)

@@ -4,8 +4,8 @@ L = −logσ(β(Σ_chosen d − Σ_{t∈K} d_rejected)), d = logπ − logπ_ref
 ⌈ε·R⌉ rejected tokens with the lowest d, R the rejected response's own length. In a job that forgets nothing the
 reference is the start model.
 
-The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed; it
-is described, not written: `allo merge` writes it.
+The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed,
+times `scale`; it is described, not written: `allo merge` writes it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ImproveConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
+from allo_engine.masking.entries import scaled
 from allo_engine.masking.masks import GivenMask
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.ranks import here
@@ -25,11 +26,13 @@ from allo_engine.report import Report
 from allo_engine.training import losses
 from allo_engine.training.objectives import PairObjective
 from allo_engine.training.trained import trained
+from allo_engine.training.validation import held_out
 
 
 def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     start, delta = inputs["model"], outputs / "delta"
     groups = fitting_groups(pairs(inputs["pairs"], Encoder.of(start, config)), config, start, report)
+    groups, held = held_out(groups, config)
     forgotten = read_delta(inputs["forgotten"], start) if "forgotten" in inputs else {}
     training = trained(
         start,
@@ -40,9 +43,8 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         forgotten,
     )
     weights = "+".join(fingerprint(inputs[name]) for name in ("model", "forgotten") if name in inputs)
-    reference = training.trainer.reference(
-        groups, LogpCache(inputs.get("cache", work), work, weights, config.precision)
-    )
+    cache = LogpCache(inputs.get("cache", work), work, weights, config.precision)
+    reference = training.trainer.reference(groups, cache, held)
     objective = PairObjective(
         reference,
         config.beta,
@@ -51,10 +53,10 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         ),
         config.nll,
     )
-    metrics = training.trainer.train(groups, objective)
+    metrics = training.trainer.train(groups, objective, held)
     changes = training.changes()
     if here().leads:
-        write_delta(changes, start, delta)
+        write_delta(scaled(changes, start, config.scale), start, delta)
         shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
         describe(start, delta, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": training.weights, **metrics}

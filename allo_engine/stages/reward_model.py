@@ -22,6 +22,7 @@ from allo_engine.report import Report
 from allo_engine.training.objectives import CrossEntropy
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
+from allo_engine.training.validation import held_out
 
 
 def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -43,8 +44,9 @@ def run(config: RewardModelConfig, inputs: Inputs, outputs: Path, work: Path, re
     rewriting = Rewriting(encoder)
     training = [rewriting.training(key, group) for key, group in enumerate(given)]
     groups = fitting_groups(training, config, start, report)
+    groups, held = held_out(groups, config)
     model = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
-    metrics = model.trainer.train(groups, CrossEntropy())
+    metrics = model.trainer.train(groups, CrossEntropy(), held)
     model.save(outputs / "checkpoint")
     examples = sum(len(group.items) for group in groups)
     return {"examples": examples, "trained_weights": model.weights, **asked, **metrics}

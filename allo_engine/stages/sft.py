@@ -16,6 +16,7 @@ from allo_engine.training import by_trl
 from allo_engine.training.objectives import CrossEntropy
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
+from allo_engine.training.validation import held_out
 
 
 def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -27,10 +28,11 @@ def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Re
         start,
         report,
     )
+    groups, held = held_out(groups, config)
     if config.trainer == "trl":
         metrics = by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint").examples()
         return {"examples": len(groups), **metrics}
     training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
-    metrics = training.trainer.train(groups, CrossEntropy())
+    metrics = training.trainer.train(groups, CrossEntropy(), held)
     training.save(outputs / "checkpoint")
     return {"examples": len(groups), "trained_weights": training.weights, **metrics}

@@ -20,24 +20,26 @@ from allo_engine.training import by_trl, losses
 from allo_engine.training.objectives import PairObjective
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
+from allo_engine.training.validation import held_out
 
 
 def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     start = inputs["model"]
     groups = fitting_groups(pairs(inputs["pairs"], Encoder.of(start, config)), config, start, report)
+    groups, held = held_out(groups, config)
     cache = LogpCache(inputs.get("cache", work), work, fingerprint(start), config.precision)
     counted = {"pairs": sum(len(group.items) for group in groups)}
     if config.trainer == "trl":
         return counted | by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint").pairs(cache)
     training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
     objective = PairObjective(
-        training.trainer.reference(groups, cache),
+        training.trainer.reference(groups, cache, held),
         config.beta,
         lambda chosen, rejected: losses.dpo(
             chosen.sum() - config.dpop * losses.lost(chosen), rejected.sum(), config.beta
         ),
         config.nll,
     )
-    metrics = training.trainer.train(groups, objective)
+    metrics = training.trainer.train(groups, objective, held)
     training.save(outputs / "checkpoint")
     return {**counted, "trained_weights": training.weights, **metrics}

@@ -17,20 +17,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from allo_engine.checkpoints.delta import Values, write_into
-from allo_engine.checkpoints.names import Names, names_of, text_weights
 from allo_engine.config import TrainingConfig
-from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.freed import keep_freed_memory
-from allo_engine.model.loading import load_model, recompute_activations
-from allo_engine.model.logp_cache import LogpCache, known_or_scored, responses_apart
-from allo_engine.model.logps import PerToken
-from allo_engine.model.rows import RowBudget, fitting_rows
+from allo_engine.model.loading import recompute_activations
+from allo_engine.model.logp_cache import Cut, LogpCache, known_or_scored, responses_apart
+from allo_engine.model.logps import PerToken, everyones, score_rows
+from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, batches
-from allo_engine.model.sharing import Rows, in_parts
+from allo_engine.model.sharing import Rows
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
-from allo_engine.training.choice import stage_of
 from allo_engine.training.descent import Descent, Parted, Whole
 from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed, cut
@@ -38,6 +34,7 @@ from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
 from allo_engine.training.optimizer import learning_rate
 from allo_engine.training.resuming import Cadence, Checkpoints
+from allo_engine.training.validation import Validation
 from allo_engine.training.zero import Sharded
 
 MOST_PLANNED = 10**8
@@ -85,42 +82,68 @@ class Trainer:
             else Whole(model, parameters, config)
         )
         self.weights = self._descent.weights
-        self._checkpoints = Checkpoints(work, self._descent, report)
+        self._work, self._checkpoints = work, Checkpoints(work, self._descent, report)
 
-    def reference(self, groups: Sequence[Group], cache: LogpCache) -> PerToken:
+    def reference(self, groups: Sequence[Group], cache: LogpCache, held: Sequence[Group] = ()) -> PerToken:
         """The reference's log-probabilities: those of the model as it stands before the first step.
 
         So before the first step every log-ratio is 0: in float32 to 1e-5 nats, whoever computed the reference. In 16
         bits a log-probability's last bits depend on what else stands in its row, so there the reference is computed in
         the very rows of the first epoch, and the log-ratio is exactly 0; but of a group that is longer than a row, a
-        response that stands in several of its rows has the reference of one of them.
+        response that stands in several of its rows has the reference of one of them. Those that are held out have it in
+        the rows of their validation.
         """
-        self._settle(groups)
+        self._settle([*groups, *held])
         training = self._config.n_epochs * sum(group.tokens() for group in groups)
+
+        def stop_if_asked(*_: int) -> None:
+            if self._report.stop_requested:
+                raise Stopped
 
         def tick(done: int, total: int) -> None:
             self._before = round(total * FORWARD_SHARE)
             self._report.progress(round(done * FORWARD_SHARE), self._before + training)
-            if self._report.stop_requested:
-                raise Stopped
+            stop_if_asked()
 
         def first_epoch(_: Sequence[Group], budget: int) -> list[list[Group]]:
             return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in cut(batch, budget)]
 
-        how = responses_apart if cache.is_shared else first_epoch
-        return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how, lambda _: self._descent)
+        def scored(groups: Sequence[Group], tick: Callable[[int, int], None], how: Cut) -> PerToken:
+            return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how, lambda _: self._descent)
 
-    def train(self, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
-        """Train on groups for the configured epochs; the last epoch's mean figures.
+        apart = scored(held, stop_if_asked, responses_apart)
+        return {**apart, **scored(groups, tick, responses_apart if cache.is_shared else first_epoch)}
+
+    def train(self, groups: Sequence[Group], objective: Objective, held: Sequence[Group] = ()) -> dict[str, float]:
+        """Train on groups for the configured epochs, or until those that are `held` out say that it is enough; the last
+        epoch's mean figures.
 
         Raises Stopped after a checkpoint when the report asks to stop, and StageError "diverged" when the loss stays
         something other than a finite number.
         """
-        self._settle(groups)
+        self._settle([*groups, *held])
         plan = self._plan(groups)
+        of = (held, objective, partial(self._scored, held), self._config, len(plan), self._descent, self._work)
+        self._validation = Validation(*of, self._report)
         with closing(Feed([batch for _, batch in plan], objective.given, self._model.device)) as feed:
-            totals = self._steps(plan, feed, objective)
-        return {"steps": len(plan), "trained_tokens": sum(_tokens(batch) for _, batch in plan), **totals.means()}
+            step, totals = self._steps(plan, feed, objective)
+        found = self._validation.settle(step)
+        if held:
+            self._written()
+        tokens = sum(_tokens(batch) for _, batch in plan[:step])
+        return {"steps": step, "trained_tokens": tokens, **totals.means(), **found}
+
+    def _scored(self, held: Sequence[Group]) -> PerToken:
+        """logπ of what is held out, as the model stands, on all ranks."""
+
+        def tick(_: int) -> None:
+            if self._report.stop_requested and self._rows.again:
+                raise Stopped
+
+        def attempt(budget: int) -> PerToken:
+            return score_rows(self._model, responses_apart(held, budget), tick, self._descent)
+
+        return everyones(self._rows.fit(attempt, held))
 
     def _settle(self, groups: Sequence[Group]) -> None:
         """Compute activations twice from here on, where memory asks for it."""
@@ -140,40 +163,60 @@ class Trainer:
             for batch in batches(groups, config.batch_size, config.seed, epoch)
         ]
 
-    def _steps(self, plan: Sequence[Step], feed: Feed, objective: Objective) -> Totals:
-        """Every step from where an earlier run was cut; the last epoch's figures."""
+    def _steps(self, plan: Sequence[Step], feed: Feed, objective: Objective) -> tuple[int, Totals]:
+        """Every step from where an earlier run was cut; how many were taken, and the last epoch's figures."""
         work = list(accumulate((_tokens(batch) for _, batch in plan), initial=self._before))
         strikes, cadence = Strikes(), Cadence(self._config.checkpoint_seconds)
         step, totals = self._resumed()
-        while step < len(plan):
+        while True:
+            if self._validation.due(step) and not strikes.in_a_row:
+                figures = self._validated(step, totals)
+                self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
+            if step == len(plan) or self._validation.over:
+                break
             epoch, batch = plan[step]
             if step and epoch != plan[step - 1][0]:
                 totals = Totals()
             try:
-                figures = self._step(
+                taken = self._step(
                     batch, partial(feed.rows, step), objective, learning_rate(self._config, step, len(plan)), totals
                 )
             except Stopped:
                 if step and not strikes.in_a_row:
-                    self._checkpoints.save(step, totals.sums)
+                    self._save(step, totals)
                 raise
             step += 1
-            if figures is None:
+            if taken is None:
                 self._report.message(f"Step {step} gave no finite loss and was passed over.", "warn", {"step": step})
                 if strikes.hit():
                     step, totals = self._went_back()
                 continue
             strikes.clear()
-            self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
+            self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **taken})
             stop, due = self._asked(cadence)
             if stop or due:
                 with cadence.saving():
-                    self._checkpoints.save(step, totals.sums)
+                    self._save(step, totals)
             if stop and step < len(plan):
                 raise Stopped
         if strikes.in_a_row == len(plan):
             raise diverged()
-        return totals
+        return step, totals
+
+    def _validated(self, step: int, totals: Totals) -> dict[str, float]:
+        """The validation behind a step. What is best so far stands in a checkpoint for resuming, too, so that no run
+        goes on from before it."""
+        try:
+            figures, better = self._validation.take(step)
+        except Stopped:
+            self._save(step, totals)
+            raise
+        if better:
+            self._save(step, totals)
+        return figures
+
+    def _save(self, step: int, totals: Totals) -> None:
+        self._checkpoints.save(step, {**totals.sums, **self._validation.sums()})
 
     def _asked(self, cadence: Cadence) -> tuple[bool, bool]:
         """Whether any rank is to stop, and whether any is to save."""
@@ -182,14 +225,12 @@ class Trainer:
 
     def _resumed(self) -> tuple[int, Totals]:
         """Where an earlier run was cut: the next step, and the figures so far."""
-        found = self._checkpoints.load()
-        if found is None:
-            return 0, Totals()
-        step, sums = found
-        self._written()
-        self._report.message(f"Resumed behind step {step}.", data={"step": step})
+        step, sums = self._checkpoints.load() or (0, {})
         totals = Totals()
-        totals.sums.update(sums)
+        totals.sums.update(self._validation.resumed(sums))
+        if step:
+            self._written()
+            self._report.message(f"Resumed behind step {step}.", data={"step": step})
         return step, totals
 
     def _went_back(self) -> tuple[int, Totals]:
@@ -241,54 +282,3 @@ class Trainer:
 
 def _tokens(batch: Iterable[Group]) -> int:
     return sum(group.tokens() for group in batch)
-
-
-def dense_trainer(
-    folder: Path, config: TrainingConfig, report: Report, work: Path, over: Values
-) -> tuple[PreTrainedModel, Names, Trainer]:
-    """A folder's model with all its weights as parameters, in float32 whatever it computes in; with the stored entries
-    `over` on top.
-    """
-    zero = stage_of(config, folder, report)
-    tokens, choice = fitting_rows(config, folder, "dense", zero=zero)
-    rows = RowBudget(tokens, work, report, choice, again=not zero)
-    model = load_model(folder, where=torch.device("cpu") if zero == 3 else None)
-    names = names_of(model, folder)
-    write_into(model, over.items(), names)
-    return model, names, Trainer(model, text_weights(model), config, report, work, rows, zero=zero)
-
-
-def sparse_trainer(
-    model: PreTrainedModel,
-    folder: Path,
-    names: Names,
-    start: Values,
-    config: TrainingConfig,
-    report: Report,
-    work: Path,
-) -> tuple[SparseModel, Trainer]:
-    """A folder's model with the stored entries `start` as parameters, which are float32 whatever the model is."""
-    ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
-    tokens, choice = fitting_rows(config, folder, "sparse", ratio, loaded=model)
-    rows = RowBudget(tokens, work, report, choice)
-    sparse = SparseModel(model, start, names)
-    return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)
-
-
-def parted_trainer(
-    model: PreTrainedModel,
-    folder: Path,
-    names: Names,
-    start: Values,
-    over: Values,
-    config: TrainingConfig,
-    report: Report,
-    work: Path,
-) -> tuple[SparseModel, Trainer]:
-    """The same of a model without weights, which are then shared out over all ranks, with the entries `over` on top."""
-    ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
-    tokens, choice = fitting_rows(config, folder, "sparse", ratio, zero=3)
-    rows = RowBudget(tokens, work, report, choice, again=False)
-    sparse = SparseModel(model, start, names)
-    way = in_parts(model, folder, names, over, sparse.values.values())
-    return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back, way=way)

@@ -112,9 +112,9 @@ class Checkpoints:
                 stream.write(_bytes(tensor.whole()))
         aside.replace(self._work / f"step-{step:08d}-{synced(aside)}.safetensors")
 
-    def load(self) -> tuple[int, Sums] | None:
-        """Load the newest whole checkpoint: the next step, and the figures so far."""
-        path = newest_whole(self._work, self._report)
+    def load(self, step: int | None = None) -> tuple[int, Sums] | None:
+        """Load the newest whole checkpoint, or that behind a step: the next step, and the figures so far."""
+        path = newest_whole(self._work, self._report, step)
         return self.read(path) if path else None
 
     def read(self, path: Path) -> tuple[int, Sums]:
@@ -125,9 +125,10 @@ class Checkpoints:
         return int(metadata["step"]), json.loads(metadata["totals"])
 
 
-def newest_whole(work: Path, report: Report) -> Path | None:
-    """The newest checkpoint, in the first rank's work folder, whose content is what its name says."""
-    for path in here().firsts(_newest_first(work)):
+def newest_whole(work: Path, report: Report, step: int | None = None) -> Path | None:
+    """The newest checkpoint, or that behind a step, in the first rank's work folder, whose content is what its name
+    says."""
+    for path in here().firsts([path for path in _newest_first(work) if step in (None, step_of(path))]):
         if sha256_of(path) == path.stem.split("-")[2]:
             return path
         report.message(f"Checkpoint {path.name} is damaged and was passed over.", level="warn")

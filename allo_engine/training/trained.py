@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import Values, merge, write_delta, write_into
-from allo_engine.checkpoints.names import Names, names_of
+from allo_engine.checkpoints.names import Names, names_of, text_weights
 from allo_engine.checkpoints.reading import Checkpoint
 from allo_engine.config import TrainingConfig
 from allo_engine.masking.entries import overlay, stored_values, within
 from allo_engine.masking.masks import Positions
+from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.loading import dtype_of, empty_model, load_model, save_weights
-from allo_engine.model.rows import give_back_freed_memory
+from allo_engine.model.rows import RowBudget, fitting_rows, give_back_freed_memory
 from allo_engine.model.sharing import Rows, in_parts
 from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training.choice import stage_of
-from allo_engine.training.loop import Trainer, dense_trainer, parted_trainer, sparse_trainer
+from allo_engine.training.loop import Trainer
 
 
 class Mask(Protocol):
@@ -117,6 +119,57 @@ class Masked:
         write_delta(self.changes(), self._folder, delta)
         shutil.rmtree(out, ignore_errors=True)  # of an earlier run into the same folder
         merge(self._folder, delta, out)
+
+
+def dense_trainer(
+    folder: Path, config: TrainingConfig, report: Report, work: Path, over: Values
+) -> tuple[PreTrainedModel, Names, Trainer]:
+    """A folder's model with all its weights as parameters, in float32 whatever it computes in; with the stored entries
+    `over` on top.
+    """
+    zero = stage_of(config, folder, report)
+    tokens, choice = fitting_rows(config, folder, "dense", zero=zero)
+    rows = RowBudget(tokens, work, report, choice, again=not zero)
+    model = load_model(folder, where=torch.device("cpu") if zero == 3 else None)
+    names = names_of(model, folder)
+    write_into(model, over.items(), names)
+    return model, names, Trainer(model, text_weights(model), config, report, work, rows, zero=zero)
+
+
+def sparse_trainer(
+    model: PreTrainedModel,
+    folder: Path,
+    names: Names,
+    start: Values,
+    config: TrainingConfig,
+    report: Report,
+    work: Path,
+) -> tuple[SparseModel, Trainer]:
+    """A folder's model with the stored entries `start` as parameters, which are float32 whatever the model is."""
+    ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
+    tokens, choice = fitting_rows(config, folder, "sparse", ratio, loaded=model)
+    rows = RowBudget(tokens, work, report, choice)
+    sparse = SparseModel(model, start, names)
+    return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back)
+
+
+def parted_trainer(
+    model: PreTrainedModel,
+    folder: Path,
+    names: Names,
+    start: Values,
+    over: Values,
+    config: TrainingConfig,
+    report: Report,
+    work: Path,
+) -> tuple[SparseModel, Trainer]:
+    """The same of a model without weights, which are then shared out over all ranks, with the entries `over` on top."""
+    ratio = sum(len(places) for places, _ in start.values()) / model.num_parameters()
+    tokens, choice = fitting_rows(config, folder, "sparse", ratio, zero=3)
+    rows = RowBudget(tokens, work, report, choice, again=False)
+    sparse = SparseModel(model, start, names)
+    way = in_parts(model, folder, names, over, sparse.values.values())
+    return sparse, Trainer(model, sparse.values, config, report, work, rows, written=sparse.write_back, way=way)
 
 
 def trained(

@@ -30,8 +30,8 @@ from allo_engine.model.sequences import Row, build_row, singles
 from allo_engine.model.sharing import in_parts
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError
-from allo_engine.training.loop import parted_trainer, sparse_trainer
 from allo_engine.training.objectives import CrossEntropy
+from allo_engine.training.trained import parted_trainer, sparse_trainer
 from tests.architectures import PACKED, save_random
 from tests.benchmarks.ranks import sent_bytes
 from tests.tiny import save_tiny, tiny_model

@@ -16,7 +16,7 @@ from allo_engine.pipeline import Data, PlannedStage, plan
 from allo_engine.ranks import here
 from allo_engine.report import Report
 
-SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 96}
+SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 96, "validation_share": 0.3}
 
 
 def planned(train: str) -> list[PlannedStage]:

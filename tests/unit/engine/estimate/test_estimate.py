@@ -138,6 +138,20 @@ def test_a_file_that_sft_and_sampling_share_is_counted_once(model_folder: Path, 
         of("none", share=0.9999)
 
 
+def test_what_is_held_out_is_counted_as_often_as_it_is_looked_at(model_folder: Path, tmp_path: Path) -> None:
+    """Of one batch an epoch, once an epoch, however often it is asked for."""
+
+    def sft(name: str, **settings: Any) -> StageEstimate:
+        stages = {"sft": {"n_epochs": 3, "batch_size": 8, **settings}}
+        job = Job("supervised", model_folder, {"training_file": write_problems(tmp_path / name)}, stages)
+        return estimate(job, RATES).stages[0]
+
+    plain, often = sft("plain"), sft("often", validation_share=0.5, evaluate_every=0.1)
+    assert sft("once", validation_share=0.5, evaluate_every=1).tokens == often.tokens
+    assert abs(plain.tokens - often.tokens) < 3 * 8  # what is not trained on is looked at
+    assert often.work_bytes > plain.work_bytes
+
+
 def test_pairs_outside_the_pass_rate_are_not_counted(model_folder: Path, tmp_path: Path) -> None:
     def pairs(name: str, rates: tuple[float, float]) -> int:
         stages = {"sample": SHORT["sample"], "pair": {"pass_rate": rates}}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints.delta import read_delta
 from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.config import EvaluateConfig, ForgetConfig, RewardModelConfig
+from allo_engine.config import EvaluateConfig, ForgetConfig, ImproveConfig, RewardModelConfig
 from allo_engine.data.answers import Verdict, compare
 from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup, write_lines
 from allo_engine.masking.selection import count_of, positions
@@ -23,7 +23,7 @@ from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
 from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError
-from allo_engine.stages import evaluate, forget, reward_model
+from allo_engine.stages import evaluate, forget, improve, reward_model
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import aligned_folder, run_job, write_problems
 
@@ -220,7 +220,7 @@ def test_a_job_that_forgets_nothing_improves_the_start_model_in_a_random_mask(
     tmp_path: Path, model_folder: Path, report: Report
 ) -> None:
     data = preferences(tmp_path / "data", solutions=False)
-    stages = {
+    stages: dict[str, Any] = {
         "forget": None,
         "locate": {"importance": "random", "improve_ratio": 0.1},
         "improve": {"learning_rate": 1e-2, "filter_ratio": 1.0, "n_epochs": 5, "nll": 0.1, "dpop": 1.0},
@@ -233,6 +233,16 @@ def test_a_job_that_forgets_nothing_improves_the_start_model_in_a_random_mask(
     assert sum(len(places) for places, _ in changed.values()) == count_of(0.1, total)
     assert metrics["evaluate"]["base_accuracy"] == pytest.approx(0.5)
     assert metrics["evaluate"]["improve_accuracy"] > 0.5
+
+    config = ImproveConfig(**stages["improve"], scale=0.5)
+    masks = tmp_path / "job" / "locate" / "masks"
+    inputs = {"model": model_folder, "pairs": data, "masks": masks}
+    improve.run(config, inputs, tmp_path / "half", tmp_path / "half.work", report)
+    start = {name: weight.ravel() for name, weight in load_file(model_folder / "model.safetensors").items()}
+    for name, (places, values) in read_delta(tmp_path / "half" / "delta", model_folder).items():
+        assert np.array_equal(changed[name][0], places)
+        between = start[name][places] + np.float32(0.5) * (changed[name][1] - start[name][places])
+        assert np.array_equal(values, between)
 
 
 def test_chats_are_fine_tuned_and_evaluated(tmp_path: Path, model_folder: Path, report: Report) -> None:

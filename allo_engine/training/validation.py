@@ -1,0 +1,168 @@
+"""The best checkpoint and an early stop, by a share of a stage's items that it does not train on.
+
+The share is one of contents: what is held out stays held out whatever else a file holds. The loss on it is the stage's
+own. What a validation finds stands in the checkpoints for resuming, so that a run that was cut goes on as the run that
+was not, and all ranks find the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from allo_engine.config import TrainingConfig
+from allo_engine.data.shares import within
+from allo_engine.model.logps import PerToken
+from allo_engine.model.sequences import Group
+from allo_engine.report import Report, StageError
+from allo_engine.training.figures import Readings
+from allo_engine.training.objectives import Objective
+from allo_engine.training.resuming import Checkpoints, LazyTensor, State, Sums, Weight
+
+Sides = tuple[list[Group], list[Group]]
+"""What is trained on, and what is held out."""
+
+_COURSE = "validation"
+"""What the course is called among a checkpoint's figures."""
+
+
+def parted(groups: Sequence[Group], share: float) -> Sides:
+    """Groups of one prompt stand on one side."""
+    sides: Sides = [], []
+    for group in groups:
+        sides[within(f"held out {list(group.prompt)}", share)].append(group)
+    return sides
+
+
+def held_out(groups: Sequence[Group], config: TrainingConfig) -> Sides:
+    """The same as a stage's settings have it. Raises StageError where a side that is asked for is empty."""
+    training, held = parted(groups, config.validation_share)
+    if config.validation_share and not (training and held):
+        raise StageError(
+            "nothing_to_validate_on",
+            f"validation_share {config.validation_share:g} leaves {len(training)} problems to train on and {len(held)} "
+            "to validate on: change it, or give more.",
+        )
+    return training, held
+
+
+@dataclass(frozen=True)
+class Course:
+    """How far a validation is: the step behind which it was last taken, the best step and its loss, and how many were
+    no better since."""
+
+    at: float = 0
+    best: float = 0
+    loss: float = math.inf
+    waited: float = 0
+
+
+class Validation:
+    """Of a model in training, by the items that are held out; where none are, there is none.
+
+    `scored` gives logπ of their responses as the model stands. An epoch has `steps_an_epoch`, the whole training
+    `steps`. The best values are kept in `work`.
+    """
+
+    def __init__(
+        self,
+        held: Sequence[Group],
+        objective: Objective,
+        scored: Callable[[], PerToken],
+        config: TrainingConfig,
+        steps: int,
+        state: State,
+        work: Path,
+        report: Report,
+    ) -> None:
+        self._held, self._objective, self._scored, self._config = held, objective, scored, config
+        self._steps, self._every = steps, max(1, round(config.evaluate_every * steps / config.n_epochs))
+        self._best, self._report, self._course = Checkpoints(work / "best", _Values(state), report), report, Course()
+
+    def due(self, step: int) -> bool:
+        """Whether it is to be taken behind a step."""
+        return bool(self._held) and (step % self._every == 0 or step == self._steps) and step > self._course.at
+
+    @property
+    def over(self) -> bool:
+        """Whether as many as the patience has were no better than the best."""
+        patience = self._config.patience
+        return patience is not None and self._course.waited >= patience
+
+    def take(self, step: int) -> tuple[dict[str, float], bool]:
+        """The figures of the held-out items; and whether the model is the best so far, and was kept."""
+        figures, before = self._figures(), self._course
+        loss = figures.get("loss", math.nan)  # without a weighted token there is none
+        better = loss < before.loss
+        if better:
+            self._best.save(step, {})
+            self._course = Course(step, step, loss)
+        else:
+            self._course = Course(step, before.best, before.loss, before.waited + 1)
+        return {f"validation_{name}": value for name, value in figures.items()}, better
+
+    def _figures(self) -> dict[str, float]:
+        logps, readings = self._scored(), Readings()
+        for group in self._held:
+            own, *given = (
+                {index: values[group.key, index] for index in group.responses}
+                for values in (logps, *self._objective.given)
+            )
+            loss, figures = self._objective(group, own, given)
+            readings.add({"loss": (loss, self._objective.weight(group)), **figures})
+        return readings.read().means()
+
+    def sums(self) -> dict[str, list[float]]:
+        """The course, to stand among a checkpoint's figures."""
+        return {_COURSE: list(astuple(self._course))} if self._held else {}
+
+    def resumed(self, sums: Sums) -> Sums:
+        """A checkpoint's other figures, having taken the course from them; without one it begins."""
+        self._course = Course(*sums.get(_COURSE, ()))
+        return {name: figures for name, figures in sums.items() if name != _COURSE}
+
+    def settle(self, step: int) -> dict[str, float]:
+        """Behind the last step that was taken, have the model as it was at its best, where that is asked for: what is
+        told of it."""
+        course, steps, result = self._course, self._steps, step
+        if not self._held:
+            return {}
+        if step < steps:
+            self._report.message(
+                f"Stopped behind step {step} of {steps}: the last {course.waited:g} validations were no better than "
+                f"that behind step {course.best:g}.",
+                data={"step": step, "steps": steps},
+            )
+        if self._config.keep == "best" and course.best:
+            result = int(course.best)
+            if result != step and self._best.load(result) is None:
+                raise StageError(
+                    "damaged_checkpoint", f"What was best, behind step {result}, is damaged: run it again."
+                )
+            self._report.message(
+                f"The result is the model behind step {result} of {steps}, whose loss of {course.loss:.4f} on held-out "
+                "items is the least.",
+                data={"step": result, "steps": steps, "validation_loss": course.loss},
+            )
+        return {"result_step": result, "best_step": course.best, "best_validation_loss": course.loss}
+
+
+class _Values:
+    """Of a state, the weights without what the optimizer keeps of them."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def tensors(self) -> Iterator[LazyTensor]:
+        return (tensor for tensor in self._state.tensors() if tensor.name.startswith("values/"))
+
+    def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        self._state.restore(tensors)
+
+    def weights(self) -> AbstractContextManager[Weight | None]:
+        return self._state.weights()
