@@ -170,6 +170,15 @@ class TrainingConfig(RowsConfig):
         return zero
 
 
+class LocatedConfig(TrainingConfig):
+    """What a stage has that trains in a mask of `locate`."""
+
+    train: Train = Field(
+        default="mask",
+        description="'mask' trains the weights that were located for this stage; 'all' trains every weight, a control.",
+    )
+
+
 class OwnMaskConfig(TrainingConfig):
     """What a stage has that comes before the masks of `locate`: under train 'mask' it locates a mask of its own."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from allo_engine.bases import (
@@ -19,6 +19,7 @@ from allo_engine.bases import (
     DecodingConfig,
     Devices,
     Epochs,
+    LocatedConfig,
     Moments,
     OwnMaskConfig,
     PairLoss,
@@ -30,12 +31,12 @@ from allo_engine.bases import (
     RowsConfig,
     Share,
     StageConfig,
-    Tokens,
     Train,
     TrainingConfig,
     Weight,
     Zero,
 )
+from allo_engine.teacher import TEACHER_KEY, Teacher
 
 __all__ = [
     "CONFIGS",
@@ -67,9 +68,6 @@ __all__ = [
     "WarmupConfig",
     "Zero",
 ]
-
-TEACHER_KEY = "ALLO_TEACHER_API_KEY"
-"""The variable of the worker's environment that holds the key of a corrections' teacher."""
 
 
 class SftConfig(BaselineConfig):
@@ -171,25 +169,6 @@ class LocateConfig(RowsConfig):
     improve_ratio: Ratio = 0.05
 
 
-class Teacher(BaseModel):
-    """A model behind an OpenAI-compatible endpoint, asked at <base_url>/chat/completions.
-
-    Its key is the worker's variable ALLO_TEACHER_API_KEY and stands in no setting.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    base_url: str = Field(
-        pattern=r"^https?://[^/@\s?#]+(/[^@\s?#]*)?$",
-        description="As OpenAI's client takes it, 'https://api.openai.com/v1'; the service's operator says which hosts "
-        "may be asked.",
-    )
-    model: str = Field(min_length=1, description="The model's name there.")
-    max_tokens: Tokens | None = Field(default=None, description="Tokens of an answer; null: as the endpoint has it.")
-    concurrency: int = Field(default=8, ge=1, le=64, description="Questions that are asked at once.")
-    timeout_seconds: Positive = Field(default=120.0, description="For how long an answer is waited for.")
-
-
 class RewardModelConfig(OwnMaskConfig):
     """SFT on the rewriting task: problem, solution, wrong response → corrected response."""
 
@@ -223,13 +202,8 @@ class TokenRewardsConfig(RowsConfig):
     )
 
 
-class ForgetConfig(TrainingConfig):
+class ForgetConfig(LocatedConfig):
     """Token-weighted NPO on wrong responses, in the mask."""
-
-    train: Train = Field(
-        default="mask",
-        description="'mask' trains the weights that were located for this stage; 'all' trains every weight, a control.",
-    )
 
     learning_rate: Positive = 5e-7
     batch_size: Count = 128
@@ -246,13 +220,8 @@ class ForgetConfig(TrainingConfig):
     )
 
 
-class ImproveConfig(TrainingConfig, PairLossConfig):
+class ImproveConfig(LocatedConfig, PairLossConfig):
     """Token-filtered DPO on pairs, in the mask."""
-
-    train: Train = Field(
-        default="mask",
-        description="'mask' trains the weights that were located for this stage; 'all' trains every weight, a control.",
-    )
 
     learning_rate: Positive = 5e-6
     batch_size: Count = 128
