@@ -32,7 +32,7 @@ class Intake:
     find theirs; and a body that does not come at all the server drops."""
 
     def __init__(self, threads: int, threads_of_one: int, piece: int = 2**20) -> None:
-        """`piece`: bytes that are handed to a thread at a time; at least, but for the last."""
+        """`piece`: bytes that are handed to a thread at a time, as they came; at least, but for the last."""
         self._threads, self._piece_bytes = CapacityLimiter(threads), piece
         self._threads_of_one = threads_of_one
         self._taken: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Intake:
     @asynccontextmanager
     async def _arriving(self, request: Request) -> AsyncIterator[Iterator[bytes]]:
         """The body, for a thread to iterate over."""
-        sent, received = create_memory_object_stream[bytes](_AHEAD)
+        sent, received = create_memory_object_stream[list[bytes]](_AHEAD)
         broken: list[Exception] = []
         pump = asyncio.create_task(self._pump(request, sent, broken))
         try:
@@ -80,7 +80,7 @@ class Intake:
             with suppress(asyncio.CancelledError):
                 await pump
 
-    async def _pump(self, request: Request, sent: MemoryObjectSendStream[bytes], broken: list[Exception]) -> None:
+    async def _pump(self, request: Request, sent: MemoryObjectSendStream[list[bytes]], broken: list[Exception]) -> None:
         with sent:
             try:
                 more = True
@@ -90,9 +90,10 @@ class Intake:
             except Exception as error:  # whatever it is, the thread must not take the body for whole
                 broken.append(error)
 
-    async def _piece(self, request: Request) -> tuple[bytes, bool]:
+    async def _piece(self, request: Request) -> tuple[list[bytes], bool]:
         """The next piece, and whether there are more."""
-        found, size, more = [], 0, True
+        found: list[bytes] = []
+        size, more = 0, True
         while more and size < self._piece_bytes:
             message = await request.receive()
             if message["type"] == "http.disconnect":
@@ -100,16 +101,16 @@ class Intake:
             body, more = message.get("body", b""), message.get("more_body", False)
             found.append(body)
             size += len(body)
-        return b"".join(found), more
+        return found, more
 
 
-def _pieces(received: ObjectReceiveStream[bytes], broken: list[Exception]) -> Iterator[bytes]:
+def _pieces(received: ObjectReceiveStream[list[bytes]], broken: list[Exception]) -> Iterator[bytes]:
     """Runs in the thread. A body that broke off ends in what broke it, and never as if it were whole."""
     while True:
         try:
             piece = from_thread.run(received.receive)
         except EndOfStream:
             break
-        yield piece
+        yield from piece
     if broken:
         raise broken[0]

@@ -147,9 +147,10 @@ class Feed:
             yield b"retry: 2000\n\n"
             while not self._closed:
                 news, ended, count = job.news, job.ended, job.count
-                for number, frame in await self._behind(job, job_id, seq):
-                    yield frame
-                    seq = number
+                behind = await self._behind(job, job_id, seq)
+                if behind:
+                    seq = behind[-1][0]
+                    yield b"".join(frame for _, frame in behind)
                 if ended and seq >= count:
                     return
                 up_to_date = job.count < 0 or seq >= job.count
@@ -159,15 +160,16 @@ class Feed:
                         return
 
     async def _behind(self, job: Watched, job_id: str, seq: int) -> list[tuple[int, bytes]]:
-        kept = [*job.frames]
+        kept = job.frames
         if kept and kept[0][0] <= seq + 1:
-            return [(number, frame) for number, frame in kept if number > seq]
+            return [kept[place] for place in range(seq + 1 - kept[0][0], len(kept))]
         return await self._read(job_id, seq)
 
 
 async def _within(seconds: float, news: asyncio.Event) -> bool:
     try:
-        await asyncio.wait_for(news.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await news.wait()
     except TimeoutError:
         return False
     return True

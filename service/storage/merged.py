@@ -59,8 +59,9 @@ class MergingStore(LocalStore):
             return super().open(sha256, start, end)
         size = self.size(sha256)
         end = size if end is None else min(end, size)
-        chunks = _Made(sha256, self._merged(sha256)).open(start, end)
-        return verified(ahead(chunks), sha256) if (start, end) == (0, size) else chunks
+        is_whole = (start, end) == (0, size)
+        chunks = _Made(sha256, self._merged(sha256, checked=not is_whole)).open(start, end)
+        return verified(ahead(chunks), sha256) if is_whole else chunks
 
     def fetch(self, sha256: str, destination: Path) -> None:
         if not self._is_made(sha256):
@@ -103,17 +104,21 @@ class MergingStore(LocalStore):
             return False
         return super().delete(sha256, mark)
 
-    def _source(self, sha256: str) -> Source:
+    def _source(self, sha256: str, checked: bool = True) -> Source:
+        """The bytes, each part checked as it is read, unless the whole is hashed that is made of them."""
         if self._is_made(sha256):
-            return self._merged(sha256)
-        return _Stored(LocalStore.size(self, sha256), partial(LocalStore.open, self, sha256))
+            return self._merged(sha256, checked)
+        size = LocalStore.size(self, sha256)
+        if checked:
+            return _Stored(size, partial(LocalStore.open, self, sha256))
+        return _Unchecked(size, self._path(sha256))
 
-    def _merged(self, sha256: str) -> Merged:
+    def _merged(self, sha256: str, checked: bool = True) -> Merged:
         from allo_engine.checkpoints.merging import Merged, Recipe
 
         recipe = Recipe.of(self._recipe(sha256))
-        delta = None if recipe.delta is None else self._source(recipe.delta)
-        return Merged(self._source(recipe.base), delta, recipe.dtype, recipe.copies)
+        delta = None if recipe.delta is None else self._source(recipe.delta, checked)
+        return Merged(self._source(recipe.base, checked), delta, recipe.dtype, recipe.copies)
 
     def _is_made(self, sha256: str) -> bool:
         """Whether it has a recipe and no bytes of its own."""
@@ -139,6 +144,20 @@ class _Stored:
 
     def read(self, start: int, count: int) -> bytes:
         return b"".join(self.open(start, start + count))
+
+
+@dataclass(frozen=True)
+class _Unchecked:
+    """A blob's file as a Source, whatever is in it."""
+
+    size: int
+    path: Path
+
+    def read(self, start: int, count: int) -> bytes:
+        from allo_engine.checkpoints.merging import File
+
+        with File(self.path) as file:
+            return file.read(start, count)
 
 
 class _Made:

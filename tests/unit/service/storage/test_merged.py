@@ -72,14 +72,21 @@ def test_what_others_are_made_of_stays_until_they_go(case: Case) -> None:
         assert not store.exists(part)
 
 
-def test_a_damaged_part_never_ends_as_if_it_were_whole(case: Case, tmp_path: Path) -> None:
-    (path,) = (tmp_path / "store" / "blobs").glob(f"*/{case.base.sha256}")
+def damage(path: Path, data: bytes) -> None:
     path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("part", ["base", "delta"])
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_a_damaged_part_never_ends_as_if_it_were_whole(case: Case, tmp_path: Path, part: str, how: str) -> None:
+    (path,) = (tmp_path / "store" / "blobs").glob(f"*/{getattr(case, part).sha256}")
+    data = path.read_bytes()
+    damage(path, data[:-1] if how == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(Corrupt):
         b"".join(case.store.open(case.merged.sha256))
+    with pytest.raises(Corrupt):
+        b"".join(case.store.open(case.merged.sha256, 1))
 
 
 def test_a_stored_file_comes_in_another_dtype(case: Case) -> None:
