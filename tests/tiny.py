@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +15,16 @@ CHAT = (
 )
 
 
-def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: every text has ids, and every byte is a token."""
+Merges = Sequence[tuple[str, str]]
+
+
+def tiny_tokenizer(chat: bool = True, merges: Merges = ()) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: every text has ids, and every byte is a token, unless it is merged with the next."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    vocabulary = {token: place for place, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    merged = [first + second for first, second in merges]
+    vocabulary = {token: place for place, token in enumerate([*special, *alphabet, *merged])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[*merges]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -33,10 +38,10 @@ def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(seed: int = 0, tied: bool = True, hidden: int = 32) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, tied: bool = True, hidden: int = 32, vocabulary: int = 261) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=261,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -52,8 +57,8 @@ def tiny_model(seed: int = 0, tied: bool = True, hidden: int = 32) -> LlamaForCa
     return LlamaForCausalLM(config).eval()
 
 
-def save_tiny(folder: Path, seed: int = 0, chat: bool = True, hidden: int = 32) -> Path:
+def save_tiny(folder: Path, seed: int = 0, chat: bool = True, hidden: int = 32, merges: Merges = ()) -> Path:
     """A model folder as a user would register it."""
-    tiny_model(seed, hidden=hidden).save_pretrained(folder)
-    tiny_tokenizer(chat).save_pretrained(folder)
+    tiny_model(seed, hidden=hidden, vocabulary=261 + len(merges)).save_pretrained(folder)
+    tiny_tokenizer(chat, merges).save_pretrained(folder)
     return folder

@@ -144,7 +144,7 @@ class Feed:
     async def stream(self, key: ApiKey, job_id: str, seq: int) -> AsyncIterator[bytes]:
         """Every event of the job behind number `seq`, as it happens."""
         with self._following(job_id) as job:
-            yield b"retry: 2000\n\n"
+            yield b"retry: 2000\n"  # a line of the first event, as below: clients take an empty line for an event's end
             while not self._closed:
                 news, ended, count = job.news, job.ended, job.count
                 behind = await self._behind(job, job_id, seq)
@@ -155,7 +155,7 @@ class Feed:
                     return
                 up_to_date = job.count < 0 or seq >= job.count
                 if up_to_date and not await _within(HEARTBEAT_SECONDS, news):
-                    yield b": still here\n\n"
+                    yield b": still here\n"
                     if not await self._ask(lambda: keys.is_valid(self._database, key.id)):
                         return
 

@@ -76,7 +76,7 @@ def stop(service: Service) -> list[psutil.Process]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    model = save_tiny(folder / "tiny-source")
+    model = save_tiny(folder / "tiny-source", merges=[("q", "u")])  # GGUF has no place for a BPE that merges nothing
     running = start(folder / "data")
     command = [
         sys.executable,

@@ -1,10 +1,20 @@
-"""The main job over HTTP on a tiny model, with the unmodified openai client, through a worker that is killed."""
+"""The main job over HTTP on a tiny model, through a worker that is killed; and every client's own way through it.
+
+Each client drives a whole job: it uploads, submits, follows, downloads, loads and generates. The first job trains. A
+client that asks for the same afterwards is answered from what that one computed, which is part of what is shown.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +22,16 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from openai.types.fine_tuning import FineTuningJobEvent
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from allo_engine.exports.checking import difference, of_folder, outputs
 from tests.e2e.conftest import Service
+from tests.e2e.jobs import stages_of, status_is, streamed, submit, wait
+from tests.pages import commands
 from tests.unit.engine.pipeline import write_problems
 from tests.unit.engine.stages.test_stages import SETTINGS
 from tests.waiting import until
@@ -24,61 +41,226 @@ LONG_IMPROVE = SETTINGS | {
 }
 
 
-def submit(client: openai.OpenAI, files: dict[str, str], kind: str, stages: dict[str, Any], **more: Any) -> str:
-    method = {"type": kind, kind: {"stages": stages}}
-    job = client.fine_tuning.jobs.create(model="tiny", seed=1, **files, extra_body={"method": method, **more})
-    return str(job.id)
+@dataclass(frozen=True)
+class Finished:
+    """A job that ended well although its worker was killed in the middle of `improve`, and what was told of it live."""
 
-
-def stages_of(client: openai.OpenAI, job_id: str) -> dict[str, dict[str, Any]]:
-    return {stage["name"]: stage for stage in client.fine_tuning.jobs.retrieve(job_id).model_extra["stages"]}
-
-
-def wait(client: openai.OpenAI, job_id: str, reached: Callable[[], bool]) -> None:
-    def come_to_it() -> bool:
-        job = client.fine_tuning.jobs.retrieve(job_id)
-        assert job.status != "failed", job.error
-        return reached()
-
-    until(come_to_it)
-
-
-def status_is(client: openai.OpenAI, job_id: str, *wanted: str) -> Callable[[], bool]:
-    return lambda: client.fine_tuning.jobs.retrieve(job_id).status in wanted
+    id: str
+    events: list[FineTuningJobEvent]
 
 
 @pytest.fixture(scope="module")
-def files(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    path = write_problems(tmp_path_factory.mktemp("files") / "problems") / "data.jsonl"
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_problems(tmp_path_factory.mktemp("files") / "problems") / "data.jsonl"
+
+
+@pytest.fixture(scope="module")
+def files(service: Service, problems: Path) -> dict[str, str]:
+    """One came in parts."""
     with service.client() as client:
-        given = {name: client.files.create(file=path, purpose="fine-tune") for name in ("training", "validation")}
-    return {f"{name}_file": file.id for name, file in given.items()}
+        upload = client.uploads.upload_file_chunked(
+            file=problems, mime_type="application/jsonl", purpose="fine-tune", part_size=200
+        )
+        assert upload.file
+        validation = client.files.create(file=problems, purpose="fine-tune")
+    return {"training_file": upload.file.id, "validation_file": validation.id}
 
 
 @pytest.fixture(scope="module")
-def finished(service: Service, files: dict[str, str]) -> str:
-    """A job that ended well although its worker was killed in the middle of `improve`."""
+def finished(service: Service, files: dict[str, str]) -> Finished:
     with service.client() as client:
         job_id = submit(client, files, "allo", LONG_IMPROVE, suffix="mine")
-        wait(client, job_id, lambda: (stages_of(client, job_id)["improve"]["metrics"] or {}).get("step", 0) >= 20)
-        for process in service.processes("worker"):
-            process.kill()
-        wait(client, job_id, status_is(client, job_id, "succeeded"))
-    return job_id
+        events, workers = [], service.processes("worker")
+        for event in streamed(client, job_id):
+            events.append(event)
+            figures = event.data if event.type == "metrics" and isinstance(event.data, dict) else {}
+            if workers and figures.get("stage") == "improve" and figures["step"] >= 20:
+                for process in workers:
+                    process.kill()
+                workers = []
+    assert not workers, "improve was over before it was killed"
+    return Finished(job_id, events)
 
 
-def test_a_job_whose_worker_was_killed_goes_on_and_succeeds(client: openai.OpenAI, finished: str) -> None:
-    job = client.fine_tuning.jobs.retrieve(finished)
-    assert job.fine_tuned_model
+def generated(folder: Path, **options: Any) -> list[int]:
+    """What a model says of the sky, by plain transformers."""
+    ids = AutoTokenizer.from_pretrained(folder)("sky", return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    found: list[int] = model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def aligned(service: Service, finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job's model, fetched file by file by the openai client, and checked."""
+    folder = tmp_path_factory.mktemp("aligned")
+    with service.client() as client:
+        name = client.fine_tuning.jobs.retrieve(finished.id).fine_tuned_model
+        for file in client.get(f"/models/{name}/files", cast_to=dict[str, Any])["data"]:
+            answer = client.get(file["url"].removeprefix("/v1"), cast_to=httpx.Response)
+            assert hashlib.sha256(answer.content).hexdigest() == file["sha256"]
+            (folder / file["path"]).write_bytes(answer.content)
+    return folder
+
+
+def test_openai_drives_a_job_whose_worker_is_killed_and_misses_nothing_of_it(
+    client: openai.OpenAI, finished: Finished, aligned: Path
+) -> None:
+    job = client.fine_tuning.jobs.retrieve(finished.id)
+    assert job.status == "succeeded"
+    assert job.fine_tuned_model in {model.id for model in client.models.list()}
     assert job.trained_tokens
-    improve = stages_of(client, finished)["improve"]
-    assert improve["attempt"] == 2
-    messages = [event.message for event in client.fine_tuning.jobs.list_events(finished, limit=100)]
-    assert any("Resumed behind step" in message for message in messages)
+    assert stages_of(client, finished.id)["improve"]["attempt"] == 2
+    assert any("Resumed behind step" in event.message for event in finished.events)
+    listed = [event.id for event in client.fine_tuning.jobs.list_events(finished.id, limit=100)]
+    assert [event.id for event in finished.events] == listed[::-1]
+    (report,) = job.result_files
+    rows = json.loads(client.files.content(report).read())["models"]
+    assert [row["model"] for row in rows] == ["base", "sft", "warmup", "forget", "improve"]
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(finished.id).data
+    assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {finished.id}
+    assert len(checkpoints) == 4
+    assert generated(aligned)
+
+
+TRANSFORMERS = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+found = {}
+for revision in sys.argv[2:]:
+    ids = AutoTokenizer.from_pretrained(sys.argv[1], revision=revision)("sky", return_tensors="pt")["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], revision=revision)
+    found[revision] = model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1]:].tolist()
+print(json.dumps(found))
+"""
+
+
+def test_the_hubs_clients_load_a_job_by_its_name_and_go_on_with_a_snapshot_that_was_cut(
+    service: Service, finished: Finished, aligned: Path, tmp_path: Path
+) -> None:
+    repository, weights = f"jobs/{finished.id}", (aligned / "model.safetensors").read_bytes()
+    where = {"endpoint": service.url, "token": service.key}
+    blobs = tmp_path / "hub" / f"models--jobs--{finished.id}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{hashlib.sha256(weights).hexdigest()}.incomplete").write_bytes(weights[:5000])
+    folder = Path(snapshot_download(repository, cache_dir=tmp_path / "hub", **where))
+    assert folder.name == HfApi(**where).model_info(repository).sha
+    assert all((folder / file.name).read_bytes() == file.read_bytes() for file in aligned.iterdir())
+    environment = {**os.environ, "HF_ENDPOINT": service.url, "HF_TOKEN": service.key, "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    revisions = ("main", "sft", "warmup", "forgotten")
+    command = [sys.executable, "-c", TRANSFORMERS, repository, *revisions]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["main"] == generated(aligned)
+    sft = snapshot_download(repository, revision="sft", cache_dir=tmp_path / "hub", **where)
+    assert said["sft"] == generated(Path(sft))
+    assert all(said[revision] for revision in revisions)
+
+
+def off(model: torch.nn.Module, folder: Path) -> dict[str, float]:
+    """How far a model's logits are from those of the model in the folder."""
+    wanted = of_folder(folder)
+    return difference(wanted, outputs(model, wanted.ids).logits)
+
+
+def test_allo_drives_a_whole_job_and_its_exports_are_as_far_off_as_they_say(
+    service: Service, client: openai.OpenAI, problems: Path, finished: Finished, aligned: Path, tmp_path: Path
+) -> None:
+    def allo(*arguments: object) -> str:
+        command = [sys.executable, "-m", "service.cli", *map(str, arguments), "--data-dir", str(service.folder)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    settings = [f"{stage}.{name}={value}" for stage, given in LONG_IMPROVE.items() for name, value in given.items()]
+    options = ("--model", "tiny", "--method", "allo", "--seed", 1, "--validation", problems)
+    told = allo("submit", problems, *options, *(word for pair in settings for word in ("--set", pair)), "--watch")
+    job = re.findall(r"allo download (ftjob-\w+) ./aligned", told)[0]
+    assert job != finished.id
+    assert told.count("reused, nothing of it has changed") == 10
+    assert "Held-out problems" in told
+    allo("download", job, "model")
+    assert generated(tmp_path / "model") == generated(aligned)
+    told = allo("export", job, "gguf", "model.gguf", "--json")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    assert off(read, aligned) == pytest.approx(json.loads(told)["figures"]["logits"], rel=0.01)
+    told = allo("export", job, "peft", "adapter.tar", "--rank", 32, "--json")
+    with tarfile.open(tmp_path / "adapter.tar") as archive:
+        archive.extractall(tmp_path / "adapter", filter="data")
+    base = AutoModelForCausalLM.from_pretrained(service.folder.parent / "tiny-source")
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    assert off(adapted, aligned) == pytest.approx(json.loads(told)["figures"]["logits"], rel=0.01)
+    name = client.fine_tuning.jobs.retrieve(job).fine_tuned_model
+    one = client.get(f"/models/{name}/export/peft?rank=32&file=adapter_config.json", cast_to=httpx.Response)
+    assert one.json() == json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    allo("delete", job)
+    left = [found["id"] for found in json.loads(allo("jobs", "--json"))]
+    assert job not in left
+    assert finished.id in left, "what was taken over from it, it has itself"
+
+
+class Shell:
+    """A person who types what a page says, with names of their own where it has `…`."""
+
+    def __init__(self, service: Service, folder: Path, start: str) -> None:
+        self._folder, self._start = folder, start
+        self._names = {"http://127.0.0.1:8000": service.url, "smollm2": "tiny"}
+        (folder / "allo-data").symlink_to(service.folder)
+
+    def knows(self, name: str, value: str) -> None:
+        self._names[name] = value
+
+    def types(self, command: str) -> str:
+        text = f"set -e\n{self._start}\n{command}"
+        for name, value in self._names.items():
+            text = text.replace(name, value)
+        done = subprocess.run(["/bin/bash", "-c", text], cwd=self._folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def test_curl_drives_a_whole_job_as_the_page_of_clients_has_it(
+    service: Service, client: openai.OpenAI, problems: Path, tmp_path: Path
+) -> None:
+    start, upload, create, watch, download, unpack = commands("service/clients.md", "curl")
+    shell = Shell(service, tmp_path, start)
+    shutil.copy(problems, tmp_path / "train.jsonl")
+    shell.knows("file-…", json.loads(shell.types(upload))["id"])
+    job = json.loads(shell.types(create))["id"]
+    shell.knows("ftjob-…", job)
+    events = [json.loads(line[6:]) for line in shell.types(watch).splitlines() if line.startswith("data: ")]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    name = client.fine_tuning.jobs.retrieve(job).fine_tuned_model
+    assert name
+    assert events[-1]["message"] == f"The job succeeded: {name}."
+    shell.knows("ft:…", name)
+    shell.types(download.replace("--continue-at -", "--range 0-49999"))  # as if the connection broke there
+    assert (tmp_path / "aligned.tar").stat().st_size == 50_000
+    shell.types(download)
+    shell.types(unpack)
+    assert generated(tmp_path / "aligned")
+
+
+def test_the_first_jobs_commands_in_the_readme_are_right(
+    service: Service, client: openai.OpenAI, problems: Path, tmp_path: Path
+) -> None:
+    start, upload, create, read, watch = [line for line in commands("README.md", "A first job") if "KEY" in line]
+    shell = Shell(service, tmp_path, start)
+    shutil.copy(problems, tmp_path / "train.jsonl")
+    shell.knows("file-…", json.loads(shell.types(upload))["id"])
+    job = json.loads(shell.types(create))
+    shell.knows("ftjob-…", job["id"])
+    client.fine_tuning.jobs.cancel(job["id"])  # with its default settings nothing that is worth the wait comes of it
+    assert json.loads(shell.types(read))["id"] == job["id"]
+    assert "The job was cancelled." in shell.types(watch)
 
 
 def test_torch_is_loaded_where_stages_are_forked_and_nowhere_else_in_the_worker(
-    service: Service, finished: str
+    service: Service, finished: Finished
 ) -> None:
     assert len(service.processes("worker")) >= 2, "the worker and its slot"
     assert not any(map(maps_torch, service.processes("worker") + service.processes("worker.scheduler")))
@@ -89,46 +271,8 @@ def maps_torch(process: psutil.Process) -> bool:
     return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def test_the_aligned_model_is_downloaded_and_loads_with_plain_transformers(
-    service: Service, client: openai.OpenAI, finished: str, tmp_path: Path
-) -> None:
-    name = client.fine_tuning.jobs.retrieve(finished).fine_tuned_model
-    headers = {"authorization": f"Bearer {service.key}"}
-    with httpx.Client(base_url=service.url, headers=headers) as http:
-        for file in http.get(f"/v1/models/{name}/files").raise_for_status().json()["data"]:
-            content = http.get(file["url"]).raise_for_status().content
-            assert hashlib.sha256(content).hexdigest() == file["sha256"]
-            (tmp_path / file["path"]).write_bytes(content)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    ids = tokenizer("sky", return_tensors="pt")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path).generate(**ids, max_new_tokens=3).shape[1] >= 4
-
-
-def test_the_report_is_the_jobs_result_file(client: openai.OpenAI, finished: str) -> None:
-    (name,) = client.fine_tuning.jobs.retrieve(finished).result_files
-    rows = json.loads(client.files.content(name).read())["models"]
-    assert [row["model"] for row in rows] == ["base", "sft", "warmup", "forget", "improve"]
-
-
-def test_checkpoints_and_models_are_listed(client: openai.OpenAI, finished: str) -> None:
-    job = client.fine_tuning.jobs.retrieve(finished)
-    checkpoints = client.fine_tuning.jobs.checkpoints.list(finished).data
-    assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {finished}
-    assert len(checkpoints) == 4
-    assert job.fine_tuned_model in {model.id for model in client.models.list()}
-
-
-def test_the_same_job_again_runs_nothing(client: openai.OpenAI, files: dict[str, str], finished: str) -> None:
-    again = submit(client, files, "allo", LONG_IMPROVE)
-    wait(client, again, status_is(client, again, "succeeded"))
-    first = stages_of(client, finished)
-    for name, stage in stages_of(client, again).items():
-        assert stage["reused_from"] == first[name]["id"]
-        assert {file["sha256"] for file in stage["artifacts"]} == {file["sha256"] for file in first[name]["artifacts"]}
-
-
 def test_a_change_to_the_last_stage_pays_for_that_stage_alone(
-    client: openai.OpenAI, files: dict[str, str], finished: str
+    client: openai.OpenAI, files: dict[str, str], finished: Finished
 ) -> None:
     changed = {**LONG_IMPROVE, "evaluate": {"max_response_tokens": 20}}
     job_id = submit(client, files, "allo", changed)

