@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from service.api import (
     artifacts,
     docs,
+    estimate,
     events,
     exports,
     files,
@@ -45,10 +46,12 @@ from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience
 from service.gate import Bounded
+from service.jobs.counting import Counts
 from service.jobs.errands import Scratch
+from service.jobs.expecting import Expectations
 from service.jobs.insights import Insights
 from service.jobs.keys import KeyRing
-from service.jobs.workers import Watch
+from service.jobs.workers import Watch, offers
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
@@ -94,6 +97,8 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     store = open_store(settings.store)
     watch, meters, ring = Watch(settings.lease_seconds), Meters(), KeyRing(database)
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
+    scratch = Scratch(store, settings.data_dir / "scratch")
+    counts = Counts(scratch)
     store.tidy()
     app.state.context = Context(
         settings=settings,
@@ -109,7 +114,11 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         keys=ring,
         streams=Streams(settings.max_streams),
         feed=feed,
-        insights=Insights(Scratch(store, settings.data_dir / "scratch")),
+        insights=Insights(scratch),
+        counts=counts,
+        expectations=Expectations(
+            database, store, counts, lambda: offers(watch.living(database)), settings.teacher_hosts
+        ),
     )
     app.add_middleware(Audited, settings=settings, database=database)
     app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))
@@ -123,7 +132,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     """Health comes first: routes are put together when a request first passes them, and it is to answer at once."""
     app.include_router(health.router)
-    parts = (files, uploads, jobs, events, artifacts, exports, models, webhooks, workers, keys)
+    parts = (files, uploads, estimate, jobs, events, artifacts, exports, models, webhooks, workers, keys)
     for router in (*(part.router for part in parts), keys.log, webhooks.tests, webhooks.types, insight.router):
         app.include_router(router, prefix="/v1")
     for router in (hub.router, metrics.router, docs.router, docs.document):

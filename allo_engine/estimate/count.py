@@ -11,7 +11,7 @@ job.json is that of `python -m allo_engine.estimate`, and may name besides
 Of a model whose shape is named, as its probe wrote it (model/probe.py), the folder needs no weights: config.json and
 the tokenizer's files suffice. The job is counted for every one of `places`, the kinds of workers that could run it
 (loads.py), with each text read, tokenised and simulated once; without any, for this machine as it is now. What is
-printed, `Work.read` reads and `price` (price.py) prices. Exit status: 0; 1 where the job could not run, 2 where
+printed, `Work.read` reads and `price` (price.py) prices. Exit status: 0; 3 where the job could not run, 2 where
 job.json names none, with the reason on the last line of standard error.
 """
 
@@ -37,8 +37,12 @@ from allo_engine.estimate.simulated import Simulated
 from allo_engine.estimate.workload import Sized, Workload
 from allo_engine.model.loading import device
 from allo_engine.model.memory import available_bytes
+from allo_engine.orphans import die_with
 from allo_engine.pipeline import Data, PlanError, plan
 from allo_engine.report import StageError
+
+NO_JOB_STATUS, UNCOUNTED_STATUS = 2, 3
+"""What 1 is not: that is Python's own, of an error that nobody foresaw."""
 
 UNCOUNTED = (PlanError, StageError, OSError, ValueError, KeyError)
 """What `count` raises."""
@@ -87,17 +91,20 @@ def _data(job: Job, files: Mapping[str, Excerpt]) -> Data:
 
 
 def main(arguments: list[str]) -> int:
-    path = _parser().parse_args(arguments).config
+    options = _parser().parse_args(arguments)
+    if options.parent:
+        die_with(options.parent)
+    path = options.config
     try:
         job = Job.read(path)
     except NO_JOB as error:
         print(f"{path} does not name a job: {error!r}", file=sys.stderr)  # noqa: T201
-        return 2
+        return NO_JOB_STATUS
     try:
         works = count(job, job.places or [here()])
     except UNCOUNTED as error:
         print(f"This job cannot be estimated: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        return UNCOUNTED_STATUS
     print(json.dumps({"works": [work.write() for work in works]}))  # noqa: T201 - this is the command's answer
     return 0
 
@@ -109,4 +116,5 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the job, as shown above")
+    parser.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)  # whoever asked, and ends with it
     return parser

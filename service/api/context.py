@@ -17,7 +17,9 @@ from service.api.live import Feed
 from service.api.meters import Meters
 from service.api.reading import Answers
 from service.db import Database
+from service.jobs.counting import Counts
 from service.jobs.errors import Forbidden
+from service.jobs.expecting import Expectations
 from service.jobs.insights import Insights
 from service.jobs.keys import KeyRing, Scope
 from service.jobs.tables import ApiKey
@@ -44,10 +46,13 @@ class Context:
     keys: KeyRing
     streams: Streams
     insights: Insights
+    counts: Counts
+    expectations: Expectations
     feed: Feed
 
     def close(self) -> None:
         """Ends what is open."""
+        self.expectations.close()
         self.database.close()
         self.health.close()
 

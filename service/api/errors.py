@@ -30,6 +30,7 @@ from service.jobs.errors import (
     QuotaExceeded,
     TooLarge,
     TooMany,
+    Unavailable,
 )
 from service.jobs.hub import Absent
 from service.storage.store import DiskFull, StoreError
@@ -44,6 +45,7 @@ STATUS: Mapping[type[Exception], int] = {
     Conflict: 409,
     TooMany: 429,
     TooLarge: 413,
+    Unavailable: 503,
     StoreError: 500,
     DiskFull: 507,
     OperationalError: 503,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.encoders import jsonable_encoder
 
 from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter, is_json
-from service.api.once import Once
+from service.api.estimate import estimated, sender_of
+from service.api.once import Calling, Once
 from service.api.pages import Paging, listed, page_of
 from service.api.query import Prefixed
 from service.api.reading import reading, shown
 from service.api.schemas import CreateJob
 from service.jobs import comparison, service
 from service.jobs.placement import Offer
+from service.jobs.repetition import Call, once
 from service.jobs.service import JobView
-from service.jobs.submission import Sender
+from service.jobs.tables import ApiKey
 
 router = APIRouter(prefix="/fine_tuning/jobs", route_class=Once)
 
@@ -25,11 +29,28 @@ METADATA = Prefixed("metadata", at_most=16)
 
 
 @router.post("", dependencies=[Depends(is_json)])
-def create(parts: Parts, key: Submitter, body: CreateJob) -> dict[str, Any]:
-    """Submits a job. The same Idempotency-Key, or the client's own retry of this request, is the same job."""
-    settings = parts.settings
-    sender = Sender(key.owner, settings.max_active_jobs, settings.teacher_hosts, settings.max_owner_bytes)
-    return _shown(parts, service.submit(parts.database, parts.store, body.asked(), sender, _offers(parts)))
+async def create(
+    request: Request, parts: Parts, key: Submitter, call: Calling, body: CreateJob, dry_run: bool = False
+) -> dict[str, Any]:
+    """Submits a job. The same Idempotency-Key, or the client's own retry of this request, is the same job.
+
+    With `dry_run=true` nothing is submitted: the answer is the job's estimate.
+    """
+    if dry_run:  # it waits for what a transaction must not wait for
+        return await estimated(request, parts, key, body)
+    return await to_thread.run_sync(_submit, parts, key, call, body)
+
+
+def _submit(parts: Context, key: ApiKey, call: Call, body: CreateJob) -> dict[str, Any]:
+    def submit() -> dict[str, Any]:
+        sender = sender_of(parts, key)
+        view = service.submit(parts.database, parts.store, body.asked(), sender, _offers(parts))
+        answer: dict[str, Any] = jsonable_encoder(_shown(parts, view))
+        return answer
+
+    job = dict(once(parts.database, call, submit))
+    parts.expectations.later(key.owner, job["id"])
+    return job
 
 
 @router.get("")

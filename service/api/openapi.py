@@ -4,6 +4,7 @@ answers, and with which errors."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import UnionType
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from allo_engine.config import CONFIGS
+from service.api import examples
 from service.api.shapes import ANSWERS, OTHER_KINDS, all_shapes
 
 REF = "#/components/schemas/{model}"
@@ -36,6 +38,7 @@ _TAG_OF = {
     "insight": "Files",
     "uploads": "Uploads",
     "jobs": "Fine-tuning",
+    "estimate": "Fine-tuning",
     "events": "Fine-tuning",
     "exports": "Models",
     "models": "Models",
@@ -64,13 +67,6 @@ _ERRORS: Mapping[int, str] = {
 
 _ALWAYS = (400, 401, 403, 408, 415, 422, 429, 500, 503)
 """What any request with a key may meet: limits, and parts that are away."""
-
-EXAMPLE_JOB = {
-    "model": "smollm2",
-    "training_file": "file-abc",
-    "method": {"type": "allo", "allo": {"stages": {"improve": {"learning_rate": 1e-6}}}},
-    "suffix": "first-try",
-}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -192,6 +188,8 @@ def _schema(answer: Any) -> dict[str, Any]:
                 **ends,
             },
         }
+    if isinstance(answer, UnionType):
+        return {"anyOf": [_schema(kind) for kind in answer.__args__]}
     return {"$ref": REF.format(model=answer.__name__)}
 
 
@@ -239,5 +237,6 @@ def _describe_bodies(document: dict[str, Any]) -> None:
     }
     settings = schemas["MethodSettings"]["properties"]["stages"]
     settings["anyOf"] = [{"type": "object", "properties": stages, "additionalProperties": False}, {"type": "null"}]
-    schemas["CreateJob"]["examples"] = [EXAMPLE_JOB]
+    schemas["CreateJob"]["examples"] = [examples.JOB]
+    schemas["Estimate"]["examples"] = [examples.ESTIMATE]
     schemas["CreateUpload"]["properties"]["purpose"] = {"const": "fine-tune"}

@@ -23,7 +23,9 @@ SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
 def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
     """The job; `offers` is what the workers that live have."""
     row = view.job
-    eta = None if row.status is JobStatus.PAUSED else job_eta(view.stages, view.earlier_seconds, now)
+    expected = row.estimate or {}
+    known = {name: round(one["seconds"]["expected"]) for name, one in expected.items() if one["seconds"]}
+    eta = None if row.status is JobStatus.PAUSED else job_eta(view.stages, {**known, **view.earlier_seconds}, now)
     tokens = [stage.metrics["trained_tokens"] for stage in view.stages if "trained_tokens" in stage.metrics]
     return {
         "id": row.id,
@@ -51,7 +53,10 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "cancel_requested": row.cancel_requested,
         "eta_seconds": eta,
         "progress": _job_progress(view),
-        "stages": [_stage(stage, now, offers) | _files(view, stage) for stage in view.stages],
+        "stages": [
+            _stage(stage, now, offers) | {"estimate": expected.get(stage.name)} | _files(view, stage)
+            for stage in view.stages
+        ],
     }
 
 

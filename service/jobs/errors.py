@@ -72,3 +72,9 @@ class QuotaExceeded(TooMany):
     """The owner has as many bytes as allowed; that does not end by itself."""
 
     code = "quota_exceeded"
+
+
+class Unavailable(DomainError):
+    """A part that this needs gave no answer; nothing was changed, and asking again may help."""
+
+    code = "unavailable"

@@ -152,7 +152,8 @@ class Job(Base):
 
     `sources` holds what comes from outside the job, the model, the uploaded files and the masks of an earlier job, each
     as [path, sha256, bytes] of its files: the job goes on when they are deleted, and stays about the content that it
-    was submitted with.
+    was submitted with. `estimate` is what was expected of its stages, by their names (see foresight.py), once that was
+    worked out.
     """
 
     __tablename__ = "jobs"
@@ -178,6 +179,7 @@ class Job(Base):
     result_files: Mapped[list[str]] = mapped_column(JSON)
     cancel_requested: Mapped[bool]
     event_count: Mapped[int] = mapped_column(BigInteger)
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Stage(Base):

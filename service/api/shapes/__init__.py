@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.api.shapes import common, comparing, data, jobs, models, operations
+from service.api.shapes import common, comparing, data, estimates, jobs, models, operations
 
 ANSWERS: Mapping[str, Any] = {
     "files.create": data.File,
@@ -22,7 +22,8 @@ ANSWERS: Mapping[str, Any] = {
     "uploads.add_part": data.UploadPart,
     "uploads.complete": data.Upload,
     "uploads.cancel": data.Upload,
-    "jobs.create": jobs.Job,
+    "jobs.create": jobs.Job | estimates.Estimate,  # the estimate of a dry run
+    "estimate.read": estimates.Estimate,
     "jobs.index": list[jobs.Job],
     "jobs.compare": comparing.Comparison,
     "jobs.read": jobs.Job,
@@ -84,7 +85,7 @@ OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
 
 def all_shapes() -> Iterator[tuple[str, Any]]:
     """Each by its name."""
-    for module in (common, comparing, data, jobs, models, operations):
+    for module in (common, comparing, data, estimates, jobs, models, operations):
         for name, shape in vars(module).items():
             if isinstance(shape, type) and shape.__module__ == module.__name__:
                 yield name, shape

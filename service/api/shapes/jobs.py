@@ -48,8 +48,26 @@ class Artifact(TypedDict):
     url: str
 
 
+class Seconds(TypedDict):
+    """What is expected, between what is likely the least and the most."""
+
+    low: float
+    expected: float
+    high: float
+
+
+class Expected(TypedDict):
+    """What was expected of a stage when its job was submitted, against which its `metrics` stand."""
+
+    tokens: int
+    seconds: Seconds | None
+    peak_memory_bytes: int | None
+    disk_bytes: int
+
+
 class Stage(TypedDict):
-    """A stage of a job; in lists of jobs, without its artifacts."""
+    """A stage of a job; in lists of jobs, without its artifacts. Its `estimate` comes a little after the submit, where
+    a worker is calibrated."""
 
     id: str
     name: str
@@ -66,6 +84,7 @@ class Stage(TypedDict):
     worker: str | None
     devices: list[str] | None
     missing: str | None
+    estimate: Expected | None
     artifacts: NotRequired[list[Artifact]]
 
 

@@ -122,3 +122,9 @@ def test_the_documentation_is_served_without_a_key_and_without_the_network(base_
     assert httpx.get(f"{base_url}/openapi.json").json()["openapi"].startswith("3.1")
     assert httpx.get(f"{root}/docs/..%2f..%2fsettings").status_code == 404
     assert httpx.get(f"{root}/docs/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_the_example_of_an_estimate_is_one(document: dict[str, Any]) -> None:
+    schema = document["components"]["schemas"]["Estimate"]
+    (example,) = schema["examples"]
+    jsonschema_rs.validator_for(schema | {"components": document["components"]}).validate(example)

@@ -44,7 +44,8 @@ def test_the_parameters_that_a_route_has_are_taken_by_it(app: FastAPI, client: T
 
 def test_a_dry_run_starts_no_job(client: TestClient, served: Domain) -> None:
     body = {"model": "tiny", "training_file": "file-train"}
-    assert refused(client.post(f"{JOBS}?dry_run=true", json=body))["param"] == "dry_run"
+    assert client.post(f"{JOBS}?dry_run=true", json=body).json()["object"] == "fine_tuning.job.estimate"
+    assert refused(client.post(f"{JOBS}?dry_rum=true", json=body))["param"] == "dry_rum"
     assert service.read_page(served.database, OWNER, Page()) == ([], False)
 
 

@@ -79,6 +79,7 @@ def webhook(client: TestClient) -> str:
 STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}": lambda client: Asked(JOBS, json=BODY),
     f"DELETE {JOBS}/{{job_id}}": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}"),
+    f"POST {JOBS}/estimate": lambda client: Asked(f"{JOBS}/estimate", json=BODY),
     f"POST {JOBS}/{{job_id}}/cancel": lambda client: Asked(f"{JOBS}/{job(client)}/cancel"),
     f"POST {JOBS}/{{job_id}}/pause": lambda client: Asked(f"{JOBS}/{job(client)}/pause"),
     f"POST {JOBS}/{{job_id}}/resume": lambda client: Asked(f"{JOBS}/{paused_job(client)}/resume"),

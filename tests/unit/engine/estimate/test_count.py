@@ -123,8 +123,8 @@ def test_what_cannot_be_counted_is_refused_in_a_sentence(
     job = json.loads(job_file.read_text())
     path = tmp_path / "job.json"
     wrong: list[tuple[dict[str, Any], int, str]] = [
-        ({"stages": {"no_such_stage": {}}}, 1, "no stage 'no_such_stage'"),
-        ({"shapes": {}}, 1, "model.safetensors"),
+        ({"stages": {"no_such_stage": {}}}, 3, "no stage 'no_such_stage'"),
+        ({"shapes": {}}, 3, "model.safetensors"),
         ({"method": "ppo"}, 2, "does not name a job"),
         ({"places": [{"device": "cpu"}]}, 2, "free_bytes"),
         ({"shapes": {"model": {"weights": 1}}}, 2, "stored_bytes"),

@@ -1,0 +1,68 @@
+"""What jobs will take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from service.api.shapes.jobs import Seconds, StageNeeds
+
+
+class AbleWorkers(TypedDict):
+    """Workers of one kind; `calibrated` once it is known how fast they are. Their names are for admins."""
+
+    kind: str
+    count: int
+    calibrated: bool
+    names: list[str] | None
+
+
+class StageEstimate(TypedDict):
+    """What a stage will take on the best of `workers`: null where nobody can say. One whose result is there is reused,
+    and takes nothing; `missing` is what no worker has."""
+
+    name: str
+    tokens: int | None
+    seconds: Seconds | None
+    peak_memory_bytes: int | None
+    disk_bytes: int | None
+    reused: bool
+    reused_from: str | None
+    needs: StageNeeds
+    workers: list[AbleWorkers]
+    missing: str | None
+
+
+class Ratios(TypedDict):
+    """Of what it took to what was expected: the middle one, and between what eight of ten lie."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Past(TypedDict):
+    """How far off the estimates of your latest jobs were, by their stages that have ended."""
+
+    jobs: int
+    stages: int
+    seconds_ratio: Ratios | None
+    memory_ratio: Ratios | None
+
+
+class Estimate(TypedDict):
+    """What a job will take, one stage after another. `notes` say what is not known, and what helps."""
+
+    object: Literal["fine_tuning.job.estimate"]
+    model: str
+    training_file: str
+    validation_file: str | None
+    method: Literal["supervised", "dpo", "allo"]
+    stages: list[StageEstimate]
+    tokens: int | None
+    seconds: Seconds | None
+    peak_memory_bytes: int | None
+    disk_bytes: int | None
+    past: Past
+    notes: list[str]

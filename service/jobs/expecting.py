@@ -1,0 +1,109 @@
+"""What is expected of a job, worked out behind its submit and kept with it: against that its stages are measured."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from queue import Full, Queue
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from allo_engine.pipeline import PlanError
+from service.db import Database
+from service.jobs import repository
+from service.jobs.counting import SECONDS, Counts
+from service.jobs.errors import DomainError
+from service.jobs.foresight import foresee, told
+from service.jobs.placement import Offer
+from service.jobs.repository import foreseen
+from service.jobs.submission import NewJob, Sender
+from service.jobs.tables import Job
+from service.storage.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+WAITING = 32
+"""Jobs that may wait for it; of others nothing is kept, and nothing measured."""
+
+_PATIENCE = 10 * SECONDS
+
+
+class Expectations:
+    """One thread of the web process, which begins with the first job. `offers` gives what the living workers have."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: Store,
+        counts: Counts,
+        offers: Callable[[], Mapping[str, Offer]],
+        teacher_hosts: str,
+    ) -> None:
+        self._database, self._store, self._counts, self._offers = database, store, counts, offers
+        self._teacher_hosts = teacher_hosts
+        self._queue: Queue[tuple[str, str]] = Queue(WAITING)
+        self._lock, self._closed = threading.Lock(), False
+        self._thread: threading.Thread | None = None
+
+    def later(self, owner: str, job_id: str) -> None:
+        """Sees to a job that was submitted, some time."""
+        try:
+            self._queue.put_nowait((owner, job_id))
+        except Full:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True)  # the process may end meanwhile
+                self._thread.start()
+
+    def close(self) -> None:
+        """From here on the database is left alone."""
+        with self._lock:
+            self._closed = True
+
+    def _work(self) -> None:
+        while not self._closed:
+            owner, job_id = self._queue.get()
+            try:
+                self._see_to(owner, job_id)
+            except (DomainError, PlanError, StoreError, SQLAlchemyError, OSError) as error:
+                log.warning("nothing_expected job_id=%s error=%r", job_id, error)
+
+    def _see_to(self, owner: str, job_id: str) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            job, offers = self._job(owner, job_id), self._offers()
+            if job is None or job.estimate or not any(offer.calibration for offer in offers.values()):
+                return
+            sender = Sender(owner, max_active_jobs=2**31, teacher_hosts=self._teacher_hosts)
+            plan = replace(foresee(self._database, self._store, _asked(job), sender, offers), reused={})
+        asked = plan.question()
+        if asked is None:
+            return
+        works = self._counts.ask(asked).result(_PATIENCE)
+        expected = {stage.name: stage.taking.write() for stage in told(plan, works) if stage.taking}
+        with self._lock:
+            if not self._closed:
+                with self._database.transaction() as session:
+                    foreseen.note(session, job_id, expected)
+
+    def _job(self, owner: str, job_id: str) -> Job | None:
+        with self._database.snapshot() as session:
+            return repository.job(session, owner, job_id)
+
+
+def _asked(job: Job) -> NewJob:
+    """The job as it could be asked for: with every setting of every stage."""
+    return NewJob(
+        model=job.model,
+        training_file=job.training_file,
+        validation_file=job.validation_file,
+        corrections_file=job.corrections_file,
+        masks=job.masks,
+        method=job.method["type"],
+        stages=job.method["stages"],
+        seed=job.seed,
+    )
