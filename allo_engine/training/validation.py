@@ -65,8 +65,8 @@ class Course:
 class Validation:
     """Of a model in training, by the items that are held out; where none are, there is none.
 
-    `scored` gives logπ of their responses as the model stands. An epoch has `steps_an_epoch`, the whole training
-    `steps`. The best values are kept in `work`.
+    `scored` gives logπ of their responses as the model stands. The whole training has `steps`. The best values of
+    `state` are kept in `work`.
     """
 
     def __init__(
@@ -95,9 +95,10 @@ class Validation:
         return patience is not None and self._course.waited >= patience
 
     def take(self, step: int) -> tuple[dict[str, float], bool]:
-        """The figures of the held-out items; and whether the model is the best so far, and was kept."""
+        """The figures of the held-out items that are finite numbers; and whether the model is the best so far, and was
+        kept."""
         figures, before = self._figures(), self._course
-        loss = figures.get("loss", math.nan)  # without a weighted token there is none
+        loss = figures.get("loss", math.inf)
         better = loss < before.loss
         if better:
             self._best.save(step, {})
@@ -115,7 +116,7 @@ class Validation:
             )
             loss, figures = self._objective(group, own, given)
             readings.add({"loss": (loss, self._objective.weight(group)), **figures})
-        return readings.read().means()
+        return {name: value for name, value in readings.read().means().items() if math.isfinite(value)}
 
     def sums(self) -> dict[str, list[float]]:
         """The course, to stand among a checkpoint's figures."""
@@ -129,27 +130,26 @@ class Validation:
     def settle(self, step: int) -> dict[str, float]:
         """Behind the last step that was taken, have the model as it was at its best, where that is asked for: what is
         told of it."""
-        course, steps, result = self._course, self._steps, step
+        course, steps, best = self._course, self._steps, int(self._course.best)
         if not self._held:
             return {}
+        if not best:
+            self._report.message("No validation gave a finite loss: the last step is the result.", "warn")
+            return {"result_step": step}
         if step < steps:
             self._report.message(
                 f"Stopped behind step {step} of {steps}: the last {course.waited:g} validations were no better than "
                 f"that behind step {course.best:g}.",
                 data={"step": step, "steps": steps},
             )
-        if self._config.keep == "best" and course.best:
-            result = int(course.best)
-            if result != step and self._best.load(result) is None:
-                raise StageError(
-                    "damaged_checkpoint", f"What was best, behind step {result}, is damaged: run it again."
-                )
+        kept = self._config.keep == "best" and (best == step or self._best.load(best) is not None)
+        if kept:
             self._report.message(
-                f"The result is the model behind step {result} of {steps}, whose loss of {course.loss:.4f} on held-out "
+                f"The result is the model behind step {best} of {steps}, whose loss of {course.loss:.4f} on held-out "
                 "items is the least.",
-                data={"step": result, "steps": steps, "validation_loss": course.loss},
+                data={"step": best, "steps": steps, "validation_loss": course.loss},
             )
-        return {"result_step": result, "best_step": course.best, "best_validation_loss": course.loss}
+        return {"result_step": best if kept else step, "best_step": best, "best_validation_loss": course.loss}
 
 
 class _Values:

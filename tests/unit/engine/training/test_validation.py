@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from allo_engine.model.sequences import Group, singles
 from allo_engine.pipeline import Data, PlanError, plan
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.stages import sft, warmup
-from allo_engine.training.validation import held_out, parted
+from allo_engine.training.objectives import CrossEntropy
+from allo_engine.training.resuming import OptimizerState
+from allo_engine.training.validation import Validation, held_out, parted
 from tests.unit.engine.conftest import Lines
 
 WILD: dict[str, Any] = {"learning_rate": 2e-2, "batch_size": 2, "n_epochs": 8, "schedule": "constant"}
@@ -107,6 +111,42 @@ def test_the_result_is_the_step_with_the_least_loss_on_what_is_held_out(
 def test_the_last_step_may_be_kept_all_the_same(tmp_path: Path, model_folder: Path, problems: Path) -> None:
     metrics = tuned(tmp_path / "last", model_folder, problems, Watching(), keep="last")
     assert metrics["best_step"] < metrics["result_step"] == metrics["steps"]
+
+
+def validation(root: Path, weight: torch.nn.Parameter, losses: Iterator[float], report: Report) -> Validation:
+    """Of one token that is held out, whose loss behind each of four steps is what is given."""
+    scored = lambda: {(0, 0): torch.tensor([-next(losses)])}  # noqa: E731
+    state = OptimizerState({"weight": weight}, torch.optim.AdamW([weight]))
+    config = SftConfig(validation_share=0.5, n_epochs=4, evaluate_every=1)
+    return Validation([singles(0, [1], [[2]])], CrossEntropy(), scored, config, 4, state, root, report)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path, report: Report) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    found = validation(tmp_path, weight, iter([math.nan, 2.0, math.inf, 3.0]), report)
+    taken = []
+    for step in range(1, 5):
+        weight.data.fill_(step)
+        taken.append(found.take(step))
+    assert taken == [({}, False), ({"validation_loss": 2.0}, True), ({}, False), ({"validation_loss": 3.0}, False)]
+    assert found.settle(4) == {"result_step": 2, "best_step": 2, "best_validation_loss": 2.0}
+    assert weight.item() == 2
+    without = validation(tmp_path / "without", weight, iter([math.nan]), report)
+    without.take(4)
+    assert without.settle(4) == {"result_step": 4}
+
+
+def test_where_the_best_is_damaged_the_last_is_the_result(tmp_path: Path, report: Report, stream: Lines) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    found = validation(tmp_path, weight, iter([1.0, 2.0]), report)
+    found.take(1)
+    weight.data.fill_(4)
+    found.take(4)
+    (kept,) = (tmp_path / "best").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert found.settle(4)["result_step"] == 4
+    assert weight.item() == 4
+    assert "is damaged" in stream.getvalue()
 
 
 def test_patience_ends_a_training_that_gets_worse(tmp_path: Path, model_folder: Path, problems: Path) -> None:
