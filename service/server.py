@@ -34,11 +34,12 @@ _ADVICE = "raise the hard limit of open files (ulimit -Hn, LimitNOFILE), or lowe
 @dataclass(frozen=True)
 class Bounds:
     """What connections may hold up. Seconds: `head` until a request's head has come whole; `body` without a byte of a
-    body that is waited for; `look` between two looks at each."""
+    body that is waited for; `taking` without a byte taken of an answer; `look` between two looks at each."""
 
     connections: int = 2000
     head: float = 10.0
     body: float = 30.0
+    taking: float = 120.0
     look: float = 2.0
 
 
@@ -50,6 +51,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._untaken, self._taken = 0, self.loop.time()
         self._await_head()
         if len(self.connections) > self.bounds.connections:
             self._refuse(503, "Too many connections at the moment.", "too_many_connections")
@@ -88,8 +90,18 @@ class Connection(HttpToolsProtocol):
             self._refuse(408, "The request's head did not come in time.", "request_timeout")
         elif not self._in_head and in_body and now - self._heard > self.bounds.body:
             self._refuse(408, "The rest of the body did not come in time.", "request_timeout")
+        elif self._takes_nothing(now):
+            log.warning("connection_dropped reason=%s client=%s", "its answer is not taken", self.client)
+            self.transport.abort()
         else:
             self.loop.call_later(self.bounds.look, self._look)
+
+    def _takes_nothing(self, now: float) -> bool:
+        """Whether the client has left its answer lying for too long."""
+        untaken = self.transport.get_write_buffer_size()
+        if not untaken or untaken != self._untaken:
+            self._untaken, self._taken = untaken, now
+        return now - self._taken > self.bounds.taking
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer, where no answer has begun, and close."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any, cast
@@ -61,16 +62,27 @@ def _config(planned: Sequence[PlannedStage]) -> RewardModelConfig | None:
     return next((cast(RewardModelConfig, stage.config) for stage in planned if stage.name == "reward_model"), None)
 
 
-def _vocabulary(store: Store, model: Model) -> Any:
-    """What text becomes which ids: the parts of tokenizer.json that ids depend on."""
+def _vocabulary(store: Store, model: Model) -> str:
+    """A word that two models share where text becomes the same ids."""
     sha256 = next((file["sha256"] for file in model.files if file["path"] == _TOKENIZER), None)
     if sha256 is None:
         raise InvalidRequest(
             f"Model {model.id!r} has no {_TOKENIZER} to compare: add it to the model's folder and register that.",
             f"{_STAGE}.model",
         )
-    found = json.loads(b"".join(store.open(sha256)))
+    if sha256 not in _vocabularies:
+        _vocabularies[sha256] = _told_by(json.loads(b"".join(store.open(sha256))))
+    return _vocabularies[sha256]
+
+
+_vocabularies: dict[str, str] = {}
+"""By the sha256 of a tokenizer.json: reading one takes a part of a second, and a transaction is open meanwhile."""
+
+
+def _told_by(found: dict[str, Any]) -> str:
+    """Of the parts of tokenizer.json that ids depend on."""
     parts = found["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts.get("merges") or []]
     added = {token["id"]: token["content"] for token in found.get("added_tokens") or []}
-    return parts.get("type"), parts["vocab"], merges, added
+    text = json.dumps([parts.get("type"), parts["vocab"], merges, added], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -21,7 +23,7 @@ from tests.waiting import PATIENCE, until
 @pytest.fixture
 def port(app: FastAPI) -> Iterator[int]:
     """The app behind a server with little patience."""
-    bounds = Bounds(connections=8, head=0.5, body=0.5, look=0.1)
+    bounds = Bounds(connections=8, head=0.5, body=0.5, taking=0.5, look=0.1)
     server = uvicorn.Server(config(app, bounds, port=0, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -67,6 +69,28 @@ def test_a_head_without_end_is_cut_off(port: int) -> None:
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"])
 def test_what_is_no_http_is_answered_in_our_shape(port: int, sent: bytes) -> None:
     assert answer(connect(port, sent)) == (400, "invalid_http")
+
+
+def test_an_answer_that_is_not_taken_ends_its_connection(port: int, secret: str, served: Domain) -> None:
+    large = served.store.put_stream([b"x" * 2**20] * 32)
+    served.add_file("file-large", sha256=large.sha256, bytes=large.size)
+    request = f"GET /v1/files/file-large/content HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n\r\n"
+    process, connection = psutil.Process(), socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(request.encode())
+    ours = connection.getsockname()
+
+    def is_open() -> bool:
+        return any(one.raddr == ours and one.laddr.port == port for one in process.net_connections())
+
+    until(is_open)
+    until(lambda: not is_open())
+    received = 0
+    with connection, suppress(ConnectionResetError):
+        while part := connection.recv(2**16):
+            received += len(part)
+    assert received < large.size
 
 
 def test_one_connection_too_many_is_sent_away_and_room_is_made_again(port: int, served: Domain) -> None:
