@@ -37,7 +37,7 @@ from service.api.context import Context
 from service.api.errors import add_error_handlers
 from service.api.guard import Guard
 from service.api.intake import Intake
-from service.api.limits import Rates, Streams
+from service.api.limits import AtOnce, Rates
 from service.api.live import Feed
 from service.api.meters import Meters
 from service.api.query import known_query
@@ -112,7 +112,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         meters=meters,
         health=Health(_checks(settings, apart, broker, watch), apart.close),
         keys=ring,
-        streams=Streams(settings.max_streams),
+        streams=AtOnce(settings.max_streams, "streams"),
         feed=feed,
         insights=Insights(scratch),
         counts=counts,

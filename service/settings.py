@@ -72,6 +72,7 @@ class Settings(BaseModel):
     requests_per_minute: int = Field(
         default=120_000, ge=0, description="Requests of one owner to one API process; 0: no limit."
     )
+    max_owner_requests: int = Field(default=1000, ge=1, description="Requests of one owner that are open at once.")
     max_streams: int = Field(default=100, ge=1, description="Live streams that one owner has open at once.")
     audit_seconds: Seconds = Field(default=90 * 86_400, description="For how long it is kept who did what.")
     min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")

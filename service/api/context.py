@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.api.checks import Health
 from service.api.intake import Intake
-from service.api.limits import Streams
+from service.api.limits import AtOnce
 from service.api.live import Feed
 from service.api.meters import Meters
 from service.api.reading import Answers
@@ -44,7 +44,7 @@ class Context:
     meters: Meters
     health: Health
     keys: KeyRing
-    streams: Streams
+    streams: AtOnce
     insights: Insights
     counts: Counts
     expectations: Expectations

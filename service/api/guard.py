@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from anyio import to_thread
 from fastapi import Request
@@ -15,8 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.errors import MESSAGES, answer
-from service.api.limits import Allowance, Rates
+from service.api.limits import Allowance, AtOnce, Rates
 from service.api.scope import request_id
+from service.jobs.errors import TooMany
 from service.jobs.keys import KeyRing
 from service.jobs.tables import ApiKey
 from service.settings import Settings
@@ -33,6 +35,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing, rates: Rates) -> None:
         self._app, self._settings, self._keys, self._rates = app, settings, keys, rates
+        self._open = AtOnce(settings.max_owner_requests, "requests")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,12 +46,23 @@ class Guard:
         allowance = self._rates.take(scope["state"]["key"].owner) if "key" in scope["state"] else None
         if allowance is not None and not allowance.taken:
             refusal = refusal or _too_many(scope, allowance)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        headers = {"x-request-id": request_id(scope), "x-content-type-options": "nosniff"}
-        headers |= allowance.headers() if allowance else {}
-        await self._app(scope, _limited(scope, receive, limit), _with_headers(send, headers))
+        with ExitStack() as place:
+            refusal = refusal or self._crowded(scope, place)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+            headers = {"x-request-id": request_id(scope), "x-content-type-options": "nosniff"}
+            headers |= allowance.headers() if allowance else {}
+            await self._app(scope, _limited(scope, receive, limit), _with_headers(send, headers))
+
+    def _crowded(self, scope: Scope, place: ExitStack) -> Response | None:
+        """Takes one of its owner's places for as long as the request is open."""
+        try:
+            if "key" in scope["state"]:
+                place.enter_context(self._open.open(scope["state"]["key"].owner))
+        except TooMany as error:
+            return answer(Request(scope), 429, str(error), code=error.code)
+        return None
 
     def _body_limit(self, scope: Scope) -> int:
         if scope["path"] == "/v1/files":

@@ -1,4 +1,4 @@
-"""What one owner may ask of this process: requests a minute, and streams that are open at once."""
+"""What one owner may ask of this process: requests a minute, and how many, and streams, are open at once."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ class Rates:
         return Allowance(taken, self._limit, int(left), wait, (self._limit - left) / a_second)
 
 
-class Streams:
-    """Counts what is open of each owner."""
+class AtOnce:
+    """Counts what is open of each owner; `what` it is, in the plural."""
 
-    def __init__(self, an_owner: int) -> None:
-        self._most, self._lock = an_owner, threading.Lock()
+    def __init__(self, an_owner: int, what: str) -> None:
+        self._most, self._what, self._lock = an_owner, what, threading.Lock()
         self._open: Counter[str] = Counter()
 
     @contextmanager
     def open(self, owner: str) -> Iterator[None]:
-        """For as long as a stream is open. Raises TooMany where the owner has as many as allowed."""
+        """For as long as one is open. Raises TooMany where the owner has as many as allowed."""
         with self._lock:
             if self._open[owner] >= self._most:
-                raise TooMany(f"You have {self._most} streams open: close one first.")
+                raise TooMany(f"You have {self._most} {self._what} open: wait for one of them to end.")
             self._open[owner] += 1
         try:
             yield

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 from service.db import Database
-from service.jobs.clean import clean_text
 from service.jobs.ids import new_id
 from service.jobs.repository import Page, access
 from service.jobs.tables import AuditEntry
@@ -50,5 +49,7 @@ def read_page(
 
 
 def _shown(text: str, most: int) -> str:
-    """A name as a client sent it: one that holds a key, by mistake, must not be kept."""
-    return _SECRET.sub("allo-…", clean_text(text))[:most]
+    """A name as a client sent it, as it may be shown in a terminal: a key that it holds, by mistake, must not be kept,
+    nor what moves a cursor."""
+    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return _SECRET.sub("allo-…", plain)[:most]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,13 @@ def test_no_secret_is_in_the_audit_log(client: TestClient, served: Domain) -> No
     assert "keys.revoke" in text
 
 
+def test_nobody_writes_an_entry_that_is_not_theirs(client: TestClient, served: Domain) -> None:
+    client.delete("/v1/files/a%0d%0aforged%1b%5b2J%c2%9b%e2%80%ae", headers={"x-forwarded-for": "\x1b[2J"})
+    (entry,) = entries(served)
+    assert (entry.verb, entry.owner) == ("files.delete", "owner")
+    assert f"{entry.object_id}{entry.address}".isprintable()
+
+
 def test_old_entries_are_forgotten(served: Domain) -> None:
     deed = audit.Deed("key", "owner", None, "jobs.create", "ftjob-1", 200, "req-1")
     for _ in range(3):
@@ -202,6 +211,33 @@ def test_an_owner_that_asks_too_often_is_told_when_to_come_again(limited: FastAP
     assert answers[3].json()["error"]["type"] == "rate_limit_error"
     assert other.get(JOBS).status_code == 200
     assert "x-ratelimit-limit-requests" not in TestClient(limited).get("/healthz").headers
+
+
+def test_an_owner_has_so_many_requests_open_and_leaves_connections_to_others(tmp_path: Path, sqlite: Path) -> None:
+    shutil.copyfile(sqlite, tmp_path / "allo.db")
+    app = create_app(Settings(data_dir=tmp_path, max_owner_requests=3), SilentBroker())
+    database = app.state.context.database
+    furnish(database, app.state.context.store)
+    mine, other = (client_of(app, create_key(database, owner, ("read",)).secret) for owner in ("owner", "alice"))
+    going_on, begun = threading.Event(), threading.Semaphore(0)
+
+    @app.get("/v1/long")
+    def long() -> None:
+        begun.release()
+        going_on.wait()
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(mine.get, "/v1/long") for _ in range(3)]
+        for _ in answers:
+            begun.acquire()
+        refused = mine.get(JOBS)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert "retry-after" in refused.headers
+        assert other.get(JOBS).status_code == 200
+        going_on.set()
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert mine.get(JOBS).status_code == 200
+    app.state.context.close()
 
 
 def test_the_openai_client_knows_the_limit_for_one(base_url: str, served: Domain, app: FastAPI) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.limits import Rates, Streams
+from service.api.limits import AtOnce, Rates
 from service.jobs.errors import TooMany
 
 
@@ -48,7 +48,7 @@ def test_no_limit_is_no_limit() -> None:
 
 
 def test_streams_are_counted_by_owner_and_given_back() -> None:
-    streams = Streams(2)
+    streams = AtOnce(2, "streams")
     two = (streams.open("a"), streams.open("a"))
     with two[0], two[1], streams.open("b"), pytest.raises(TooMany, match="2 streams"), streams.open("a"):
         pass
