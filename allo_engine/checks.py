@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, cast
 
-from allo_engine.config import CONFIGS, LocateConfig, StageConfig, WarmupConfig
+from allo_engine.config import CONFIGS, Judge, LocateConfig, StageConfig, WarmupConfig
 
 Method = Literal["supervised", "dpo", "allo"]
 Format = Literal["problems", "preferences", "chats", "corrections"]
@@ -37,6 +37,7 @@ class Data:
     validation: Format | None = None
     corrections: bool = False
     masks: bool = False
+    retention: Format | None = None
 
 
 def check_names(
@@ -89,6 +90,12 @@ def check_formats(method: Method, data: Data, with_sft: bool) -> None:
         raise PlanError(
             f"The validation file holds {data.validation}, the training file {data.format}: give both the same format.",
             "validation_file",
+        )
+    if data.retention is not None and (data.validation is None or data.retention == "corrections"):
+        wrong = "holds corrections: give problems, preferences or chats" if data.validation else "stands alone"
+        raise PlanError(
+            f"The retention file {wrong}. It is read beside a validation file, to tell what else the model lost.",
+            "retention_file",
         )
 
 
@@ -148,6 +155,22 @@ def check_corrections(data: Data, graph: Mapping[str, Any], setting: SettingOf) 
             "The job has a corrections file and a teacher to write corrections: leave one of them out.",
             "method.allo.stages.reward_model.corrections",
         )
+
+
+def check_judge(method: Method, data: Data, graph: Mapping[str, Any], setting: SettingOf) -> None:
+    """Raises PlanError where a judge would have no answers to compare, or no other model's."""
+    judge = setting("evaluate", "judge") if "evaluate" in graph else None
+    if judge is None:
+        return
+    assert isinstance(judge, Judge)
+    param = f"method.{method}.stages.evaluate.judge"
+    if data.validation != "problems":
+        raise PlanError(
+            f"A judge compares answers to held-out problems; the validation file holds {data.validation}.", param
+        )
+    if judge.against not in (None, *graph["evaluate"]):
+        models = ", ".join(name for name in ("base", "sft", "warmup", "forget") if name in graph["evaluate"])
+        raise PlanError(f"The job evaluates no model {judge.against!r}; it has {models}.", f"{param}.against")
 
 
 _IMPORTANCE = "method.allo.stages.locate.importance"

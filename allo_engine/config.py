@@ -36,7 +36,7 @@ from allo_engine.bases import (
     Weight,
     Zero,
 )
-from allo_engine.teacher import TEACHER_KEY, Teacher
+from allo_engine.teacher import TEACHER_KEY, Judge, Teacher
 
 __all__ = [
     "CONFIGS",
@@ -48,6 +48,7 @@ __all__ = [
     "EvaluateConfig",
     "ForgetConfig",
     "ImproveConfig",
+    "Judge",
     "LocateConfig",
     "Moments",
     "OwnMaskConfig",
@@ -266,6 +267,11 @@ class EvaluateConfig(RowsConfig, DecodingConfig):
     option_prefix: str = Field(
         default="The answer is", max_length=1000, description="What a response says before its option."
     )
+    judge: Judge | None = Field(
+        default=None,
+        description="Who compares the greedy answers of two models to held-out problems, each pair in both orders: "
+        "{base_url, model} of an OpenAI-compatible endpoint; null: nobody.",
+    )
 
     @field_validator("k")
     @classmethod
@@ -276,6 +282,10 @@ class EvaluateConfig(RowsConfig, DecodingConfig):
                 "needs_samples", "holds a k above samples: raise samples, or leave it out", {"samples": samples}
             )
         return k
+
+    def of_retention(self) -> EvaluateConfig:
+        """The same for a second held-out file: greedy answers do."""
+        return self.model_copy(update={"samples": 0, "k": None, "judge": None})
 
     def ks(self) -> tuple[int, ...]:
         """The k of pass@k, in order."""

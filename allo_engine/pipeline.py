@@ -1,8 +1,8 @@
 """A method as a graph of stages: what each reads and what it writes. Free of torch.
 
-An input is named by where it comes from: `model`, `training_file`, `validation_file`, `corrections_file`, `masks`,
-`rewriter`, or `<stage>.<output>`. Every input and output is a folder of files; an uploaded file is a folder that holds
-`data.jsonl`.
+An input is named by where it comes from: `model`, `training_file`, `validation_file`, `retention_file`,
+`corrections_file`, `masks`, `rewriter`, or `<stage>.<output>`. Every input and output is a folder of files; an uploaded
+file is a folder that holds `data.jsonl`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from allo_engine.checks import (
     PlanError,
     check_corrections,
     check_formats,
+    check_judge,
     check_left_out,
     check_masks,
     check_multiplier,
@@ -114,6 +115,7 @@ def plan(
     check_solutions(data, graph)
     check_update(graph, settings.of)
     check_corrections(data, graph, settings)
+    check_judge(method, data, graph, settings)
     return tuple(PlannedStage(name, settings.of(name), inputs) for name, inputs in graph.items())
 
 
@@ -186,7 +188,8 @@ def _graph(method: Method, data: Data, settings: Settings) -> dict[str, dict[str
     if method == "allo":
         graph |= _in_masks(data, start, pairs, negatives, settings)
     if data.validation is not None and "evaluate" not in settings.left_out:
-        graph["evaluate"] = {"heldout": "validation_file", "base": "model", **_evaluated(graph)}
+        retention = {"retention": "retention_file"} if data.retention else {}
+        graph["evaluate"] = {"heldout": "validation_file", **retention, "base": "model", **_evaluated(graph)}
     return graph
 
 

@@ -1,13 +1,15 @@
-"""A teacher that writes corrections: what a job says of it. Free of torch."""
+"""A teacher that writes corrections, a judge that compares answers: what a job says of them. Free of torch."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo_engine.bases import Positive, Tokens
+from allo_engine.bases import Count, Positive, Tokens
 
 TEACHER_KEY = "ALLO_TEACHER_API_KEY"
-"""The variable of the worker's environment that holds the key of a corrections' teacher."""
+"""The variable of the worker's environment that holds the key of a teacher or a judge."""
 
 
 class Teacher(BaseModel):
@@ -27,3 +29,16 @@ class Teacher(BaseModel):
     max_tokens: Tokens | None = Field(default=None, description="Tokens of an answer; null: as the endpoint has it.")
     concurrency: int = Field(default=8, ge=1, le=64, description="Questions that are asked at once.")
     timeout_seconds: Positive = Field(default=120.0, description="For how long an answer is waited for.")
+
+
+class Judge(Teacher):
+    """A teacher that says which of two models' answers is the better one."""
+
+    against: Literal["base", "sft", "warmup", "forget"] | None = Field(
+        default=None,
+        description="The model that the job's last is compared with; null: the warm-up, which is vanilla DPO, where "
+        "the job has one, else its first.",
+    )
+    problems: Count = Field(
+        default=200, description="Held-out problems that are judged, the first; two questions each."
+    )

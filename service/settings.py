@@ -110,7 +110,7 @@ class Settings(BaseModel):
     )
     teacher_hosts: str = Field(
         default="",
-        description="Hosts, separated by commas, that stage reward_model may ask for corrections: 'api.openai.com', or "
+        description="Hosts, separated by commas, that jobs may ask for corrections or judgements: 'api.openai.com' or "
         "'127.0.0.1:8000' for that port alone. Empty: none. Their key is ALLO_TEACHER_API_KEY, at the workers.",
     )
     slots: int = Field(

@@ -1,62 +1,31 @@
-"""Corrections by a model behind an OpenAI-compatible endpoint (POST <base_url>/chat/completions).
+"""Corrections by a model behind an OpenAI-compatible endpoint: see asking.py.
 
-What it answered is kept by the digest of endpoint, model and question, so that no question is paid for twice. Where an
-answer cannot be had, or is none (empty, cut, the wrong response again, not right where the right answer is known), the
-correction stays what it was: the nearest right response.
+Where an answer cannot be had, or is none (empty, cut, the wrong response again, not right where the right answer is
+known), the correction stays what it was: the nearest right response.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import httpx
-
-from allo_engine.config import TEACHER_KEY, Teacher
+from allo_engine.config import Teacher
 from allo_engine.data.answers import Verdict, compare, reference
+from allo_engine.data.asking import Asked
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup
 from allo_engine.data.rewriting import Rewriting
-from allo_engine.report import Report, StageError, Stopped
-
-ATTEMPTS = 6
-"""Times that a question is asked before it counts as failed: over half a minute, by then."""
-
-LONGEST_WAIT = 60.0
-"""Seconds between two of them at most, whatever the endpoint asks for."""
-
-TICK = 0.1
-"""Seconds within which a stop is heard while it is waited."""
-
-FAILURES = 3
-"""So many failed questions in a row, and the endpoint is not there."""
-
-_PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-"""Statuses that another attempt may find gone."""
-
-Place = tuple[int, int]
-"""A wrong response: the group's place, and the response's in it."""
-
-Answer = dict[str, Any]
-"""{text, finish_reason, tokens} of an answer."""
+from allo_engine.report import Report
 
 
 class Corrections:
     """Asks a teacher; `counts` says what became of the questions."""
 
     def __init__(self, teacher: Teacher, key: str | None, cache: Path, encoder: Encoder, report: Report) -> None:
-        self._teacher, self._cache, self._encoder, self._report = teacher, cache / "teacher", encoder, report
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._rewriting = Rewriting(encoder)
-        self._over = threading.Event()
-        self.counts = Counter(dict.fromkeys(("asked", "answered", "cached", "failed", "unusable", "tokens"), 0))
+        self._encoder, self._rewriting = encoder, Rewriting(encoder)
+        self._asked = Asked(teacher, key, cache / "teacher", report, "reward_model.corrections")
+        self.counts = self._asked.counts
+        self.counts["unusable"] = 0
 
     def write(self, groups: list[NegativeGroup]) -> list[NegativeGroup]:
         """The groups with the teacher's corrections in place of their own, where they are usable.
@@ -64,7 +33,9 @@ class Corrections:
         Raises Stopped when the report asks to stop, StageError where the endpoint refuses or is not there.
         """
         corrections = [list(group.corrections) for group in groups]
-        for (number, index), text in self._answers(groups):
+        places = [(number, index) for number, group in enumerate(groups) for index in range(len(group.responses))]
+        questions = [self._rewriting.question(groups[number], index) for number, index in places]
+        for (number, index), text in zip(places, self._asked.answers(questions), strict=True):
             group = groups[number]
             if text is not None and self._usable(text, group, index):
                 corrections[number][index] = self._encoder.response(text)
@@ -76,115 +47,8 @@ class Corrections:
         """The counts, as a stage reports them."""
         return {f"teacher_{name}": count for name, count in self.counts.items()}
 
-    def _answers(self, groups: list[NegativeGroup]) -> Iterator[tuple[Place, str | None]]:
-        """Every wrong response with the text of the teacher's answer; None where there is none."""
-        places = [(number, index) for number, group in enumerate(groups) for index in range(len(group.responses))]
-        failures = 0
-        with (
-            httpx.Client(headers=self._headers, timeout=self._teacher.timeout_seconds) as client,
-            ThreadPoolExecutor(self._teacher.concurrency) as pool,
-        ):
-            asked: list[Future[tuple[str, Answer | None]]] = [
-                pool.submit(self._answer, client, self._rewriting.question(groups[number], index))
-                for number, index in places
-            ]
-            try:
-                for place, future in zip(places, asked, strict=True):
-                    how, found = future.result()
-                    self._count(how, found)
-                    failures = failures + 1 if how == "failed" else 0
-                    if failures == FAILURES:
-                        raise StageError("teacher_unavailable", f"{self._url} does not answer: see the worker's log.")
-                    yield place, None if found is None else _whole(found)
-            finally:
-                self._over.set()
-                for future in asked:
-                    future.cancel()
-
-    def _count(self, how: str, answer: Answer | None) -> None:
-        self.counts[how] += 1
-        if how != "cached":
-            self.counts["asked"] += 1
-        if answer and how == "answered":
-            self.counts["tokens"] += answer["tokens"]
-
-    def _answer(self, client: httpx.Client, question: str) -> tuple[str, Answer | None]:
-        """An answer, "cached" or "answered"; none where the question "failed" in all its attempts."""
-        body: dict[str, Any] = {"model": self._teacher.model, "messages": [{"role": "user", "content": question}]}
-        if self._teacher.max_tokens is not None:
-            body["max_tokens"] = self._teacher.max_tokens
-        name = hashlib.sha256(json.dumps([self._url, body], sort_keys=True).encode()).hexdigest()
-        path = self._cache / name[:2] / f"{name}.json"
-        if path.exists():
-            return "cached", json.loads(path.read_text(encoding="utf-8"))
-        found = self._ask(client, body)
-        if found is None:
-            return "failed", None
-        _keep(found, path)
-        return "answered", found
-
-    def _ask(self, client: httpx.Client, body: dict[str, Any]) -> Answer | None:
-        for attempt in range(ATTEMPTS):
-            if self._report.stop_requested or self._over.is_set():
-                raise Stopped
-            wait = 2.0**attempt
-            try:
-                response = client.post(self._url, json=body)
-                wait = _seconds(response.headers.get("retry-after"), wait)
-                if response.status_code == httpx.codes.OK:
-                    return _read(response.json())
-                if response.status_code not in _PASSING:
-                    raise StageError("teacher_refused", self._refusal(response))
-            except (httpx.TransportError, ValueError, KeyError, IndexError, TypeError):
-                pass  # cut off, or no answer in the protocol's form: asked again
-            if attempt + 1 < ATTEMPTS:
-                self._wait(min(wait, LONGEST_WAIT))
-        return None
-
-    def _wait(self, seconds: float) -> None:
-        for _ in range(round(seconds / TICK)):
-            if self._report.stop_requested or self._over.wait(TICK):
-                return
-
-    def _refusal(self, response: httpx.Response) -> str:
-        remedy = (
-            f"set {TEACHER_KEY} in the worker's environment"
-            if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
-            else "see reward_model.corrections"
-        )
-        return f"{self._url} refused with status {response.status_code}: {remedy}. It said: {response.text[:200]}"
-
-    @property
-    def _url(self) -> str:
-        return f"{self._teacher.base_url.rstrip('/')}/chat/completions"
-
     def _usable(self, text: str, group: NegativeGroup, index: int) -> bool:
         if not text or text == self._encoder.decode(group.responses[index]).strip():
             return False
         gold = reference({"answer": group.answer, "solution": group.solution})
         return gold is None or compare(text, gold) is Verdict.RIGHT
-
-
-def _seconds(asked: str | None, otherwise: float) -> float:
-    """What a Retry-After asks for, unless it is a date."""
-    return float(asked) if asked and asked.isdecimal() else otherwise
-
-
-def _read(answer: dict[str, Any]) -> Answer:
-    """Raises KeyError, IndexError or TypeError where it is none."""
-    choice = answer["choices"][0]
-    tokens = (answer.get("usage") or {}).get("total_tokens") or 0
-    text = choice["message"]["content"] or ""
-    return {"text": str(text), "finish_reason": choice.get("finish_reason"), "tokens": int(tokens)}
-
-
-def _whole(answer: Answer) -> str:
-    """The text; nothing of one that was cut."""
-    return "" if answer["finish_reason"] == "length" else str(answer["text"]).strip()
-
-
-def _keep(answer: Answer, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(answer), encoding="utf-8")
-    aside.replace(path)

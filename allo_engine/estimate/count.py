@@ -81,12 +81,13 @@ def count(job: Job, places: Sequence[Place]) -> list[Work]:
 
 
 def _data(job: Job, files: Mapping[str, Excerpt]) -> Data:
-    validation = files.get("validation_file")
+    validation, retention = files.get("validation_file"), files.get("retention_file")
     return Data(
         files["training_file"].format,
         validation=validation.format if validation else None,
         corrections="corrections_file" in files,
         masks=job.masks,
+        retention=retention.format if retention else None,
     )
 
 

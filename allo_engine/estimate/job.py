@@ -13,7 +13,7 @@ from allo_engine.model.shape import Shape, shape_of
 from allo_engine.needs import known
 from allo_engine.pipeline import METHODS, Method
 
-FILES = ("training_file", "validation_file", "corrections_file")
+FILES = ("training_file", "validation_file", "corrections_file", "retention_file")
 
 NO_JOB = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What `Job.read` raises."""

@@ -8,16 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from allo_engine.checkpoints.folder import context_length
 from allo_engine.config import OwnMaskConfig, RowsConfig, TrainingConfig
-from allo_engine.data.prompts import Encoder
-from allo_engine.data.reading import fitting_groups, pairs, problems, supervised_examples, within_context
+from allo_engine.data.reading import fitting_groups, problems, supervised_examples, within_context
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.counting import decoding, padded_passes, passes
-from allo_engine.estimate.loads import Decoding, Load, Passes, Place
-from allo_engine.estimate.priors import GIVEN_MASK, stretched
+from allo_engine.estimate.heldout import HeldOut
+from allo_engine.estimate.loads import Load, Passes, Place
+from allo_engine.estimate.priors import GIVEN_MASK
 from allo_engine.estimate.simulated import Simulated
-from allo_engine.evaluating.options import option_groups
 from allo_engine.model.loading import packs
 from allo_engine.model.memory import Kind
 from allo_engine.model.rows import Choice, asked_bytes, rows_within, use_of
@@ -148,55 +146,23 @@ class Workload:
     # evaluation
 
     def _evaluate(self, config: Any) -> Load:
-        file = self._files["validation_file"]
+        encoder, budget = self._data.encoder("evaluate"), self._budget("evaluate", "forward")
         models = [name for name in EVALUATED if name in self._plan["evaluate"].inputs]
-        load = Load("evaluate", models=len(models), weight_bytes=self._bytes(config))
-        encoder = self._data.encoder("evaluate")
-        if file.format == "problems":
-            answers = self._answered_heldout(config, models, encoder).times(file.scale)
-            options = self._options(config, encoder).times(file.scale)
-            times = len(models) * (1 + (config.samples > 0) + (options.rows > 0))
-            return replace(
-                load,
-                decoding=answers,
-                forward=(options,) * len(models),
-                models=times,
-                served=self._place.serves(config.backend),
-            )
-        if file.format == "preferences":
-            groups = pairs(file.folder, encoder)
-            models = ["reference", *models]
-        else:
-            examples = supervised_examples(file.folder, encoder)
-            groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
-        budget = self._budget("evaluate", "forward")
-        work = passes(rows_of(self._fitting(groups, config), budget)).times(file.scale)
-        return replace(load, forward=(work,) * len(models), models=len(models))
 
-    def _answered_heldout(self, config: Any, models: Sequence[str], encoder: Encoder) -> Decoding:
-        """Answers as long as the file's solutions, greedy and sampled; a base model that is yet to be fine-tuned does
-        not end.
-        """
-        given = problems(self._files["validation_file"].folder)
-        prompts = [len(encoder.prompt(problem.problem)) for problem in given]
-        solutions = [stretched(encoder.response(problem.solution), self._priors.length) for problem in given]
-        ended = [[min(len(ids), config.max_response_tokens)] for ids in solutions]
-        endless = [[config.max_response_tokens]] * len(given)
-        total = Decoding()
-        for name in models:
-            lengths = endless if name == "base" and "sft" in models else ended
-            total = total.plus(decoding(prompts, lengths, config.decoding_batch))
-            if config.samples:
-                drawn = [own * config.samples for own in lengths]
-                total = total.plus(decoding(prompts, drawn, config.decoding_batch))
-        return total
+        def on(file: str, config: Any) -> HeldOut:
+            return HeldOut(self._files[file], config, encoder, self._model.folder, budget, self._priors.length)
 
-    def _options(self, config: Any, encoder: Encoder) -> Passes:
-        """The options of held-out problems that list them."""
-        given = problems(self._files["validation_file"].folder)
-        asked = [(number, encoder.prompt(problem.problem), problem) for number, problem in enumerate(given)]
-        groups, _ = option_groups(config, encoder, context_length(self._model.folder), asked)
-        return passes(rows_of(groups, self._budget("evaluate", "forward")))
+        load = on("validation_file", config).load(models)
+        if "retention_file" in self._files:
+            kept = on("retention_file", config.of_retention()).load([models[0], models[-1]])
+            decoded, models_read = load.decoding.plus(kept.decoding), load.models + kept.models
+            load = replace(load, decoding=decoded, forward=(*load.forward, *kept.forward), models=models_read)
+        if config.judge is not None and self._files["validation_file"].format == "problems":
+            file = self._files["validation_file"]
+            judged = min(config.judge.problems, file.scale * len(problems(file.folder)))
+            load = replace(load, asked=2 * judged / config.judge.concurrency)
+        served = load.decoding.rows > 0 and self._place.serves(config.backend)
+        return replace(load, served=served, weight_bytes=self._bytes(config))
 
     @property
     def _kept(self) -> bool:

@@ -44,7 +44,7 @@ class Candidate:
 @dataclass(frozen=True)
 class Bench:
     """A held-out file and how it is read. `start` is the model that alignment started from; `work` a folder to keep
-    in what a resumed run need not do again.
+    in what a resumed run need not do again, `kept` what the names of its files begin with.
     """
 
     config: EvaluateConfig
@@ -54,6 +54,7 @@ class Bench:
     encoder: Encoder
     work: Path
     report: Report
+    kept: str = ""
 
     def rows(self) -> RowBudget:
         """For all models, in a resumed run too: equal rows give equal bits."""

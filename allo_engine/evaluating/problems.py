@@ -39,7 +39,7 @@ class _Questions:
         requests = [replace(one, samples=range(samples or 1)) for one in self.requests]
         how = (dtype_of(config.precision), bench.report, bench.work, config.backend)
         opened = partial(sampling.open, candidate.folder, candidate.delta, *how)
-        kept = bench.work / f"{candidate.name}{'.samples' if samples else ''}.jsonl"
+        kept = bench.work / f"{bench.kept}{candidate.name}{'.samples' if samples else ''}.jsonl"
         found = answers(requests, drawn, opened, kept, bench.report, tick)
         texts = [[bench.encoder.decode(one.ids) for one in found[request.number]] for request in requests]
         return [

@@ -2,7 +2,8 @@
 
 Problems: greedy accuracy with Wilson's 95 % interval, pass@k of samples (arXiv 2107.03374), the most likely option of
 multiple choice. Preferences: accuracy, margin and calibration of the implicit reward β(logπ − logπ_start). Chats: mean
-cross-entropy. See the files of `evaluating`.
+cross-entropy. See the files of `evaluating`. A second held-out file, about something else, is put to the first and the
+last model: what was lost on the way.
 
 The report holds every case's outcome under a digest of the case's content, so that models of two jobs can be compared
 case by case; the answers themselves stand beside it.
@@ -11,14 +12,16 @@ case by case; the answers themselves stand beside it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from allo_engine.config import EvaluateConfig
+from allo_engine.config import TEACHER_KEY, EvaluateConfig, Judge
+from allo_engine.data.judge import Duel, judged
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs
 from allo_engine.data.records import read_lines
-from allo_engine.data.statistics import paired_difference
+from allo_engine.data.statistics import bootstrap_difference, paired_difference
 from allo_engine.evaluating.bench import Bench, Candidate, Evaluation, Line
 from allo_engine.evaluating.chats import on_chats
 from allo_engine.evaluating.preferences import on_preferences
@@ -29,23 +32,45 @@ from allo_engine.report import Report, Stopped, Tick
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     base, start = inputs["base"], inputs.get("sft", inputs["base"])
-    evaluation = _evaluation(Bench(config, inputs["heldout"], base, start, Encoder.of(base, config), work, report))
-    total = evaluation.size * sum(1 for _ in _models(inputs))
+    encoder, models = Encoder.of(base, config), list(_models(inputs))
+    evaluation = _evaluation(Bench(config, inputs["heldout"], base, start, encoder, work, report))
+    retention = None
+    if "retention" in inputs:
+        kept = config.of_retention()
+        retention = _evaluation(Bench(kept, inputs["retention"], base, start, encoder, work, report, "retention."))
+    total = evaluation.size * len(models) + (retention.size * len({0, len(models) - 1}) if retention else 0)
     rows: list[Line] = []
-    for candidate in _models(inputs):
-        kept = work / f"{candidate.name}.json"
-        row = here().firsts(json.loads(kept.read_text()) if kept.exists() else None)
-        if row is None:
-            tick = _ticker(report, evaluation.size * len(rows), total)
-            row = {"model": candidate.name, **evaluation.of(candidate, tick)}
-            work.mkdir(parents=True, exist_ok=True)
-            kept.with_suffix(".tmp").write_text(json.dumps(row))
-            kept.with_suffix(".tmp").replace(kept)
-        rows.append(row)
+    done = 0
+    for candidate in models:
+        held_against = retention if candidate in (models[0], models[-1]) else None
+        rows.append(_evaluated(candidate, evaluation, held_against, work, _ticker(report, done, total)))
+        done += evaluation.size + (held_against.size if held_against else 0)
         _compare_with_warmup(rows)
         report.message(f"Evaluated {candidate.name}.", data=_figures(rows[-1]))
+    if retention and len(rows) > 1:
+        rows[-1]["retention"]["against_base"] = _difference(rows[-1]["retention"], rows[0]["retention"])
+    if config.judge is not None and len(rows) > 1:
+        rows[-1] |= _judged(config.judge, rows, inputs.get("cache", work), report)
+        report.message("Judged.", data=_figures(rows[-1]))
     _write(outputs / "report", rows, evaluation.cases)
     return {f"{row['model']}_{key}": value for row in rows for key, value in _figures(row).items()}
+
+
+def _evaluated(
+    candidate: Candidate, evaluation: Evaluation, retention: Evaluation | None, work: Path, tick: Tick
+) -> Line:
+    """A model's line: found, or kept by a run that was cut."""
+    kept = work / f"{candidate.name}.json"
+    row = here().firsts(json.loads(kept.read_text()) if kept.exists() else None)
+    if row is None:
+        row = {"model": candidate.name, **evaluation.of(candidate, tick)}
+        if retention:
+            found = retention.of(candidate, tick)
+            row["retention"] = {key: value for key, value in found.items() if key not in ("texts", "examples")}
+        work.mkdir(parents=True, exist_ok=True)
+        kept.with_suffix(".tmp").write_text(json.dumps(row))
+        kept.with_suffix(".tmp").replace(kept)
+    return row
 
 
 def _evaluation(bench: Bench) -> Evaluation:
@@ -74,7 +99,30 @@ def _compare_with_warmup(rows: list[Line]) -> None:
     """Say of the newest model how far it is from the warm-up, which is vanilla DPO, on the very same cases."""
     warmup = next((row for row in rows if row["model"] == "warmup"), None)
     if warmup and rows[-1] is not warmup and "cases" in warmup:
-        rows[-1]["against_warmup"] = paired_difference(rows[-1]["cases"], warmup["cases"])
+        rows[-1]["against_warmup"] = _difference(rows[-1], warmup)
+
+
+def _difference(ours: Line, theirs: Line) -> dict[str, float]:
+    """Of shares, or of nats a token, case by case."""
+    if "cases" in ours:
+        return paired_difference(ours["cases"], theirs["cases"])
+    return bootstrap_difference([ours["losses"]], [theirs["losses"]])
+
+
+def _judged(judge: Judge, rows: list[Line], cache: Path, report: Report) -> Line:
+    """What the judge thinks of the last model's answers beside another's; one rank asks."""
+    names = [row["model"] for row in rows[:-1]]
+    against = judge.against or ("warmup" if "warmup" in names else names[0])
+    found: Line = {}
+    if here().leads:
+        pairs = zip(rows[-1]["texts"], rows[names.index(against)]["texts"], strict=True)
+        duels = [Duel(ours["problem"], ours["answer"], theirs["answer"]) for ours, theirs in pairs]
+        key, setting = os.environ.get(TEACHER_KEY), "evaluate.judge"
+        found = {
+            "judged_against": against,
+            **judged(duels[: judge.problems], judge, key, cache / "judge", report, setting),
+        }
+    return here().firsts(found)
 
 
 def _models(inputs: Inputs) -> Iterator[Candidate]:
@@ -105,4 +153,6 @@ def _write(folder: Path, rows: list[Line], cases: list[str]) -> None:
 
 
 def _figures(row: Line) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float)}
+    own = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    lost = _figures(row["retention"]) if "retention" in row else {}
+    return own | {f"retention_{key}": value for key, value in lost.items()}

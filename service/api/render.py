@@ -40,6 +40,7 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "training_file": row.training_file,
         "validation_file": row.validation_file,
         "corrections_file": row.corrections_file,
+        "retention_file": row.retention_file,
         "masks": row.masks,
         "result_files": row.result_files,
         "trained_tokens": sum(tokens) if tokens else None,

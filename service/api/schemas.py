@@ -88,14 +88,16 @@ class Method(Body):
 
 
 class CreateJob(Body):
-    """POST /v1/fine_tuning/jobs. `corrections_file` and `masks` are our additions; they arrive through the client's
-    extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in those and locates
-    none of its own."""
+    """POST /v1/fine_tuning/jobs. `corrections_file`, `retention_file` and `masks` are our additions; they arrive
+    through the client's extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in
+    those and locates none of its own. `retention_file` is a second held-out file, about something else than the job
+    trains on: it tells what the model lost of that."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
     training_file: Id
     validation_file: Id | None = None
     corrections_file: Id | None = None
+    retention_file: Id | None = None
     masks: Id | None = None
     method: Method | None = None
     hyperparameters: Settings | None = None
@@ -113,6 +115,7 @@ class CreateJob(Body):
             training_file=self.training_file,
             validation_file=self.validation_file,
             corrections_file=self.corrections_file,
+            retention_file=self.retention_file,
             masks=self.masks,
             method=method.type,
             stages=settings.stages or {},

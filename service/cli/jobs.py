@@ -56,6 +56,7 @@ def add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("training", metavar="TRAIN", help="training file, JSON lines")
     parser.add_argument("--validation", metavar="FILE", help="held-out file of the same format; adds stage evaluate")
     parser.add_argument("--corrections", metavar="FILE", help="corrected responses for the reward model")
+    parser.add_argument("--retention", metavar="FILE", help="held-out file about something else: what the model lost")
     parser.add_argument("--masks", metavar="JOB", help="train in the masks of this earlier job; locate none anew")
     parser.add_argument("--model", required=True, help="the model to align, as `allo models list` names it")
     parser.add_argument("--method", choices=METHODS, default="supervised", help="what to run (supervised: sft alone)")
@@ -134,7 +135,7 @@ def model_name(client: Client, job_or_model: str) -> str:
 LONGEST_LINE, MOST_EXPANDED = 2**26, 2**40
 """Generous: what the service takes, it says itself."""
 
-FILES = {"training_file": "training", "validation_file": "validation", "corrections_file": "corrections"}
+FILES = {f"{name}_file": name for name in ("training", "validation", "corrections", "retention")}
 """The job's fields that name files, by the arguments that give them."""
 
 
@@ -162,6 +163,7 @@ def _check(args: argparse.Namespace, client: Client, body: Mapping[str, Any]) ->
         validation=formats.get("validation_file"),
         corrections="corrections_file" in formats,
         masks=bool(args.masks),
+        retention=formats.get("retention_file"),
     )
     settings = body["method"][args.method]
     try:

@@ -68,6 +68,37 @@ def show_report(rows: Rows) -> None:
             f"Aligned against vanilla DPO, case by case: {compared['difference']:+.1%} "
             f"(95 % interval {low:+.1%} to {high:+.1%}), {verdict}."
         )
+    if "retention" in rows[0]:
+        _show_retention(rows)
+    if "win_rate" in rows[-1]:
+        _show_judged(rows[-1])
+
+
+def _show_judged(row: dict[str, Any]) -> None:
+    """What a judge thinks of the last model's answers."""
+    rates = [
+        f"{row[key]:.1%} (95 % interval {row[f'{key}_low']:.1%} to {row[f'{key}_high']:.1%})"
+        for key in ("win_rate", "win_rate_lc")
+    ]
+    against = NAMES.get(row["judged_against"], row["judged_against"])
+    out.print(
+        f"The judge prefers the last model to {against} in {rates[0]} of {row['judged']} answers, both orders read; at "
+        f"equal length in {rates[1]}."
+    )
+
+
+def _show_retention(rows: Rows) -> None:
+    """What the last model still can of what the base could, on a file about something else."""
+    base, last = rows[0]["retention"], rows[-1]["retention"]
+    name, write, signed = (
+        ("accuracy", "{:.1%}", "{:+.1%}") if "accuracy" in base else ("cross-entropy", "{:.4f}", "{:+.4f}")
+    )
+    key = name.replace("-", "_")
+    told = f"On the retention file: {name} {write.format(base[key])} of the base, {write.format(last[key])} of the last"
+    if compared := last.get("against_base"):
+        change = [signed.format(compared[end]) for end in ("difference", "low", "high")]
+        told += f"; {change[0]} (95 % interval {change[1]} to {change[2]})"
+    out.print(f"{told}.")
 
 
 def _more(row: dict[str, Any]) -> dict[str, str]:

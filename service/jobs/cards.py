@@ -84,8 +84,9 @@ def _accuracy(view: JobView) -> Iterator[str]:
 def _columns(figures: Mapping[str, Any]) -> dict[str, str]:
     """What was found beside accuracies: title to figure."""
     ks = {int(found[1]) for key in figures if (found := re.fullmatch(r"[a-z]+_pass_at_(\d+)", key))}
-    options = any(key.endswith("_option_accuracy") for key in figures)
-    return {f"pass@{k}": f"pass_at_{k}" for k in sorted(ks)} | ({"by option": "option_accuracy"} if options else {})
+    shares = {"by option": "option_accuracy", "on the retention file": "retention_accuracy"}
+    more = {title: key for title, key in shares.items() if any(f"{name}_{key}" in figures for name in _ROWS)}
+    return {f"pass@{k}": f"pass_at_{k}" for k in sorted(ks)} | more
 
 
 def _evaluated(stage: Stage) -> bool:

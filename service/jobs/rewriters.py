@@ -1,4 +1,4 @@
-"""What stage reward_model names outside the job: a model of its own, and a teacher. Both are checked at submit."""
+"""What stages name outside the job: a rewriter of its own, a teacher, a judge. All are checked at submit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 
-from allo_engine.config import RewardModelConfig
-from allo_engine.pipeline import PlannedStage
+from allo_engine.config import RewardModelConfig, Teacher
+from allo_engine.pipeline import Method, PlannedStage
 from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.tables import Model
@@ -43,19 +43,19 @@ def find_rewriter(
     return rewriter
 
 
-def check_teacher(planned: Sequence[PlannedStage], hosts: str) -> None:
-    """Raises InvalidRequest where the corrections' teacher is at a host that the operator does not allow."""
-    config = _config(planned)
-    if config is None or config.corrections is None:
-        return
-    url = urlsplit(config.corrections.base_url)
+def check_teachers(method: Method, planned: Sequence[PlannedStage], hosts: str) -> None:
+    """Raises InvalidRequest where an endpoint that a job asks is at a host that the operator does not allow."""
     allowed = {host.strip().lower() for host in hosts.split(",") if host.strip()}
-    if not {url.netloc.lower(), url.hostname} & allowed:
-        raise InvalidRequest(
-            f"This service asks no teacher at {url.netloc!r}; it asks {', '.join(sorted(allowed)) or 'none'}. Its "
-            "operator allows hosts with ALLO_TEACHER_HOSTS.",
-            f"{_STAGE}.corrections.base_url",
-        )
+    for stage in planned:
+        for name in ("corrections", "judge"):
+            teacher: Teacher | None = getattr(stage.config, name, None)
+            url = urlsplit(teacher.base_url) if teacher else None
+            if url and not {url.netloc.lower(), url.hostname} & allowed:
+                raise InvalidRequest(
+                    f"This service asks nobody at {url.netloc!r}; it asks {', '.join(sorted(allowed)) or 'nobody'}. "
+                    "Its operator allows hosts with ALLO_TEACHER_HOSTS.",
+                    f"method.{method}.stages.{stage.name}.{name}.base_url",
+                )
 
 
 def _config(planned: Sequence[PlannedStage]) -> RewardModelConfig | None:

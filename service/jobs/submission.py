@@ -17,7 +17,7 @@ from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
 from service.jobs.masks import find_masks
 from service.jobs.placement import Offer, missing
 from service.jobs.progression import add_event
-from service.jobs.rewriters import check_teacher, find_rewriter
+from service.jobs.rewriters import check_teachers, find_rewriter
 from service.jobs.tables import File, Job, Model, Stage
 from service.storage.store import Store
 
@@ -32,6 +32,7 @@ class NewJob:
     validation_file: str | None = None
     corrections_file: str | None = None
     masks: str | None = None
+    retention_file: str | None = None
     method: Method = "supervised"
     stages: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +77,7 @@ def admit(session: Session, store: Store, new: NewJob, sender: Sender, now: int)
     model, files = _model(session, owner, new.model), _files(session, owner, new, now)
     masks = {} if new.masks is None else {"masks": find_masks(session, owner, new.masks)}
     planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
-    check_teacher(planned, sender.teacher_hosts)
+    check_teachers(new.method, planned, sender.teacher_hosts)
     rewriter = find_rewriter(session, store, owner, planned, model)
     needs = needs_of(planned, shape_of(model), shape_of(rewriter or model))
     return Admitted(new, owner, model, rewriter, {**_sources(model, rewriter, files), **masks}, planned, needs)
@@ -88,6 +89,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     job = Job(id=new_id("ftjob"), owner=admitted.owner, created_at=now, status=JobStatus.QUEUED, model=new.model)
     job.training_file, job.validation_file = new.training_file, new.validation_file
     job.corrections_file, job.masks = new.corrections_file, new.masks
+    job.retention_file = new.retention_file
     job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(new, planned)}
@@ -144,9 +146,9 @@ def _model(session: Session, owner: str, name: str) -> Model:
 
 def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, File]:
     """The job's files by the field that names them."""
-    named = ("training_file", new.training_file), ("validation_file", new.validation_file)
-    given = [(param, name) for param, name in (*named, ("corrections_file", new.corrections_file)) if name is not None]
-    files = {param: usable_file(session, owner, name, param, now) for param, name in given}
+    params = ("training_file", "validation_file", "corrections_file", "retention_file")
+    given = {param: name for param in params if (name := getattr(new, param)) is not None}
+    files = {param: usable_file(session, owner, name, param, now) for param, name in given.items()}
     if "corrections_file" in files and files["corrections_file"].format != "corrections":
         found = files["corrections_file"].format
         raise InvalidRequest(f"The corrections file must hold corrections; it holds {found}.", "corrections_file")
@@ -170,13 +172,15 @@ def shape_of(model: Model) -> dict[str, Any] | None:
 
 def _data(files: Mapping[str, File], masks: bool) -> Data:
     """What the pipeline must know of the files."""
-    training, validation = files["training_file"], files.get("validation_file")
+    training, validation, retention = (files.get(f"{name}_file") for name in ("training", "validation", "retention"))
+    assert training is not None
     return Data(
         format=_format(training),
         lines_without_solution=tuple(training.lines_without_solution),
         validation=None if validation is None else _format(validation),
         corrections="corrections_file" in files,
         masks=masks,
+        retention=None if retention is None else _format(retention),
     )
 
 

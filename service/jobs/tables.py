@@ -168,6 +168,7 @@ class Job(Base):
     training_file: Mapped[str] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
     corrections_file: Mapped[str | None] = mapped_column(String(64))
+    retention_file: Mapped[str | None] = mapped_column(String(64))
     masks: Mapped[str | None] = mapped_column(String(64))
     sources: Mapped[dict[str, list[Any]]] = mapped_column(JSON)
     method: Mapped[dict[str, Any]] = mapped_column(JSON)

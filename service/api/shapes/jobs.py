@@ -103,6 +103,7 @@ class Job(TypedDict):
     training_file: str
     validation_file: str | None
     corrections_file: str | None
+    retention_file: str | None
     masks: str | None
     result_files: list[str]
     trained_tokens: int | None

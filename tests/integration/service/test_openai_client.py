@@ -32,6 +32,19 @@ def training_file(client: OpenAI) -> str:
     return client.files.create(file=("train.jsonl", PROBLEMS), purpose="fine-tune").id
 
 
+def test_a_retention_file_is_named_in_the_clients_extra_body(
+    client: OpenAI, training_file: str, served: Domain
+) -> None:
+    chats = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
+    other = client.files.create(file=("chats.jsonl", chats.encode() + b"\n"), purpose="fine-tune").id
+    job = client.fine_tuning.jobs.create(
+        model="tiny", training_file=training_file, validation_file=training_file, extra_body={"retention_file": other}
+    )
+    assert job.model_dump()["retention_file"] == other
+    assert served.finish(served.claim())
+    assert [path for path, *_ in served.claim().inputs["retention"]] == ["data.jsonl"]
+
+
 def test_files_are_created_listed_read_and_deleted(client: OpenAI) -> None:
     made = client.files.create(file=("tr\u00e4in.jsonl", PROBLEMS), purpose="fine-tune")
     assert (made.bytes, made.status, made.filename, made.purpose) == (

@@ -109,17 +109,18 @@ def test_a_rewriter_that_the_owner_may_not_see_does_not_exist(domain: Domain, vo
         ("https://api.openai.com/v1", "", False),
     ],
 )
-def test_only_the_operators_hosts_are_asked_for_corrections(
+def test_only_the_operators_hosts_are_asked_for_corrections_and_judgements(
     domain: Domain, url: str, hosts: str, allowed: bool
 ) -> None:
-    new = replace(ALLO, stages={"reward_model": {"corrections": {"base_url": url, "model": "t"}}})
     sender = domain.sender(teacher_hosts=hosts)
-    if allowed:
-        assert domain.submit(new, sender).job.method["stages"]["reward_model"]["corrections"]["base_url"] == url
-        return
-    with pytest.raises(InvalidRequest, match="ALLO_TEACHER_HOSTS") as caught:
-        domain.submit(new, sender)
-    assert caught.value.param == f"{FIELD}.corrections.base_url"
+    for stage, field in (("reward_model", "corrections"), ("evaluate", "judge")):
+        new = replace(ALLO, stages={stage: {field: {"base_url": url, "model": "t"}}})
+        if allowed:
+            assert domain.submit(new, sender).job.method["stages"][stage][field]["base_url"] == url
+            continue
+        with pytest.raises(InvalidRequest, match="ALLO_TEACHER_HOSTS") as caught:
+            domain.submit(new, sender)
+        assert caught.value.param == f"method.allo.stages.{stage}.{field}.base_url"
 
 
 def test_over_http_the_refusal_names_the_field(base_url: str, secret: str) -> None:

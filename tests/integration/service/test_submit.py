@@ -40,6 +40,8 @@ def test_an_owner_has_a_limit_of_unfinished_jobs(domain: Domain) -> None:
         ({"training_file": "file-expired"}, NotFound, "training_file"),
         ({"validation_file": "file-chats"}, PlanError, "validation_file"),
         ({"corrections_file": "file-train"}, InvalidRequest, "corrections_file"),
+        ({"retention_file": "file-none"}, NotFound, "retention_file"),
+        ({"retention_file": "file-chats", "validation_file": None}, PlanError, "retention_file"),
         ({"masks": "ftjob-none"}, NotFound, "masks"),
         ({"masks": "art-none"}, NotFound, "masks"),
         ({"masks": "file-train"}, NotFound, "masks"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -20,6 +21,9 @@ NO_MODEL = {"corrections": {"base_url": "http://x"}}
 TAUGHT = {"corrections": {"base_url": "http://x/v1", "model": "t"}}
 IN_A_MASK, LEAST = {"train": "mask"}, {"importance": "least"}
 MULTIPLIER = "learning_rate_multiplier"
+JUDGE = "method.dpo.stages.evaluate.judge"
+JUDGED = {"judge": {"base_url": "http://x/v1", "model": "j"}}
+BESIDE_FORGET = {"judge": {"base_url": "http://x/v1", "model": "j", "against": "forget"}}
 PREFERENCES = Data("preferences", lines_without_solution=(3, 7))
 IN_MASKS = Data("problems", masks=True)
 
@@ -48,6 +52,12 @@ def allo_jobs() -> Iterator[tuple[Data, dict[str, Any]]]:
         if not brings:
             stages["locate"] = {"importance": found}
         yield Data(form, corrections=True, validation=form, masks=brings), stages
+
+
+def test_a_retention_file_is_read_by_the_evaluation_alone_whatever_it_holds() -> None:
+    planned = plan("dpo", Data("problems", validation="problems", retention="chats"))
+    readers = {stage.name: stage.inputs["retention"] for stage in planned if "retention_file" in stage.inputs.values()}
+    assert readers == {"evaluate": "retention_file"}
 
 
 def test_every_input_is_given_or_an_output_of_an_earlier_stage() -> None:
@@ -198,6 +208,10 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("allo", PREFERENCES), "training_file", "line 3, 7"),
         (("allo", Data("chats")), "training_file", "problems or preferences"),
         (("dpo", Data("preferences", validation="problems")), "validation_file", "same format"),
+        (("dpo", Data("problems", retention="chats")), "retention_file", "beside a validation file"),
+        (("dpo", replace(PROBLEMS, retention="corrections")), "retention_file", "holds corrections"),
+        (("dpo", Data("preferences", validation="preferences"), {"evaluate": JUDGED}), JUDGE, "holds preferences"),
+        (("dpo", PROBLEMS, {"evaluate": BESIDE_FORGET}), f"{JUDGE}.against", "it has base, warmup"),
         (("dpo", Data("preferences"), {"sft": {}}), "method.dpo.stages.sft", "problems or chats"),
         (("dpo", PROBLEMS, {"improve": {}}), "method.dpo.stages.improve", "no stage"),
         (("dpo", IN_MASKS), "masks", "method allo"),

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from allo_engine.config import Teacher
+from allo_engine.data.asking import ATTEMPTS, FAILURES
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup
-from allo_engine.data.teacher import ATTEMPTS, FAILURES, Corrections
+from allo_engine.data.teacher import Corrections
 from allo_engine.report import Report, StageError, Stopped
 from tests.teacher import teacher
 from tests.unit.engine.conftest import Lines

@@ -103,7 +103,7 @@ def test_samples_and_options_of_the_evaluation_are_estimated(model_folder: Path,
     path.write_text(json.dumps(line) + "\n")
 
     def tokens(**settings: Any) -> int:
-        given = {"max_response_tokens": 40, "template": "{problem}:", **settings}
+        given = {"max_response_tokens": 40, "template": "{problem}:", "micro_batch_tokens": 1024, **settings}
         job = Job(
             "supervised", model_folder, dict.fromkeys(("training_file", "validation_file"), path), {"evaluate": given}
         )
@@ -113,6 +113,17 @@ def test_samples_and_options_of_the_evaluation_are_estimated(model_folder: Path,
     assert tokens() - plain == pytest.approx(read, abs=8), "two models read the problem once, with both options"
     answers = tokens(options=False, samples=4) - plain
     assert answers > 4 * 40, "the base model does not end"
+
+
+def test_a_retention_file_is_read_by_two_models(model_folder: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "say x", "chosen": "x y z", "rejected": "x y"}) + "\n")
+    job = _job("dpo", model_folder, tmp_path, {"evaluate": {**SHORT["evaluate"], "template": "{problem}"}})
+    plain, found = (
+        estimate(replace(job, files=files), RATES).stages[-1].tokens
+        for files in (job.files, {**job.files, "retention_file": pairs})
+    )
+    assert found - plain == pytest.approx(3 * len("say x" + "x y z"), abs=6), "the reference reads it, too"
 
 
 def test_tokens_are_those_that_the_stages_count(model_folder: Path, tmp_path: Path, report: Report) -> None:

@@ -19,6 +19,7 @@ from allo_engine.config import EvaluateConfig, PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.report import Report, StageError
 from allo_engine.stages import evaluate
+from tests.teacher import teacher
 from tests.tiny import save_tiny
 from tests.unit.engine.conftest import Lines
 
@@ -89,13 +90,20 @@ CHOICES = [
 ]
 
 
-def on_problems(root: Path, base: Path, report: Report, lines: list[dict[str, Any]], **settings: Any) -> dict[str, Any]:
-    """The report of one model."""
+def on_problems(
+    root: Path,
+    base: Path,
+    report: Report,
+    lines: list[dict[str, Any]],
+    inputs: dict[str, Path] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The report of one model, or of those in `inputs`."""
     held_out = root / "data"
     held_out.mkdir(parents=True)
     (held_out / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = EvaluateConfig(max_response_tokens=4, template="{problem}:", **settings)
-    evaluate.run(config, {"heldout": held_out, "base": base}, root / "out", root / "work", report)
+    evaluate.run(config, {"heldout": held_out, "base": base, **(inputs or {})}, root / "out", root / "work", report)
     found: dict[str, Any] = json.loads((root / "out" / "report" / "report.json").read_text())
     return found
 
@@ -162,3 +170,70 @@ def test_k_is_what_the_samples_allow_unless_it_is_said(given: dict[str, Any], ks
 def test_a_k_above_the_samples_is_refused_and_says_what_to_raise() -> None:
     with pytest.raises(ValidationError, match="raise samples"):
         EvaluateConfig(samples=4, k=(1, 8))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "chats", "problems"])
+def test_the_first_and_the_last_model_are_put_to_the_retention_file(
+    tmp_path: Path, model_folder: Path, report: Report, kind: str
+) -> None:
+    other = save_tiny(tmp_path / "other", seed=1)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    lines = CHOICES if kind == "problems" else lines_of(kind)
+    (kept / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folders = {"base": model_folder, "sft": other, "warmup": other, "retention": kept}
+    found = on_problems(tmp_path, model_folder, report, CHOICES[1:2], inputs=folders, samples=2)
+    base, between, last = found["models"]
+    assert base["pass_at_1"] >= 0
+    assert "retention" not in between
+    change = last["retention"]["against_base"]
+    if kind == "chats":
+        losses = [row["retention"]["cross_entropy"] for row in (base, last)]
+        expected = on_chats(kept, other, report, tmp_path)
+        assert losses[1] == pytest.approx(expected)
+        each = [sum(row["retention"]["losses"]) / len(row["retention"]["losses"]) for row in (base, last)]
+        assert change["difference"] == pytest.approx(each[1] - each[0])
+    else:
+        rights = [sum(row["retention"]["cases"]) for row in (base, last)]
+        assert change["difference"] == pytest.approx((rights[1] - rights[0]) / len(lines))
+    assert "sampled_right" not in last["retention"], "greedy answers do"
+    assert change["low"] <= change["difference"] <= change["high"]
+
+
+def on_chats(folder: Path, model: Path, report: Report, root: Path) -> float:
+    """The cross-entropy of a job that has the file as its held-out one."""
+    inputs = {"heldout": folder, "base": model}
+    config = EvaluateConfig(max_response_tokens=4, template="{problem}:")
+    return evaluate.run(config, inputs, root / "out2", root / "work2", report)["base_cross_entropy"]
+
+
+def test_a_judge_compares_the_last_models_answers_with_those_of_the_model_it_is_told(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    folders = {"sft": save_tiny(tmp_path / "other", seed=1), "warmup": model_folder}
+    plain = on_problems(tmp_path / "plain", model_folder, report, CHOICES, inputs=folders)
+    texts = [
+        json.loads(line) for line in (tmp_path / "plain" / "out" / "report" / "texts.jsonl").read_text().splitlines()
+    ]
+    of_sft = {line["problem"]: line["models"]["sft"]["answer"] for line in texts}
+    assert all(
+        answer != line["models"]["warmup"]["answer"] for line, answer in zip(texts, of_sft.values(), strict=True)
+    )
+
+    def prefers_sft(question: str, _: int) -> tuple[int, Any]:
+        problem = next(text for text in of_sft if f"[Question]\n{text}\n\n[Answer A]" in question)
+        return 200, "[[A]]" if f"[Answer A]\n{of_sft[problem]}\n[End" in question else "[[B]]"
+
+    with teacher(prefers_sft) as server:
+        judge = {"base_url": server.url, "model": "judge", "problems": 2}
+        against = {"judge": {**judge, "against": "sft"}}
+        found = on_problems(tmp_path / "judged", model_folder, report, CHOICES, inputs=folders, **against)
+        assert len(server.questions) == 4
+        same = on_problems(
+            tmp_path / "same", model_folder, report, CHOICES, inputs=folders, judge={**judge, "against": "base"}
+        )
+        assert len(server.questions) == 4, "equal answers need no judge"
+    last = found["models"][-1]
+    assert (last["judged_against"], last["judged"], last["losses"], last["win_rate"]) == ("sft", 2, 2, 0.0)
+    assert (same["models"][-1]["ties"], same["models"][-1]["win_rate"]) == (2, 0.5)
+    assert "judged" not in plain["models"][-1]

@@ -50,3 +50,16 @@ def test_a_comparison_shows_its_interval_what_was_left_out_and_answers_that_chan
     assert "and 1 more" in told
     assert "6 held-out cases; 2 more are not in all of them" in told
     assert "1 + [bold]1[/] first: 2 second: 3 right: first" in told
+
+
+def test_what_the_last_model_lost_and_what_a_judge_thinks_of_it_is_told() -> None:
+    rows: list[dict[str, Any]] = [{"model": name, "tokens": 9, "cross_entropy": 1.5} for name in ("base", "sft")]
+    rows[0]["retention"] = {"accuracy": 0.5}
+    rows[1]["retention"] = {"accuracy": 0.25, "against_base": {"difference": -0.25, "low": -0.375, "high": -0.125}}
+    rates = {f"win_rate{more}": share for more, share in [("", 0.5), ("_low", 0.25), ("_high", 0.75)]}
+    rates |= {f"win_rate_lc{more}": share for more, share in [("", 0.4), ("_low", 0.2), ("_high", 0.6)]}
+    rows[1] |= {"judged_against": "base", "judged": 8, **rates}
+    told = " ".join(shown(rows).split())
+    assert "to base in 50.0% (95 % interval 25.0% to 75.0%) of 8 answers" in told
+    assert "at equal length in 40.0% (95 % interval 20.0% to 60.0%)" in told
+    assert "accuracy 50.0% of the base, 25.0% of the last; -25.0% (95 % interval -37.5% to -12.5%)" in told
