@@ -73,14 +73,21 @@ class Calibrating:
         now = self._clock()
         if not self._ended and (self._process or now - self._looked >= _LOOK_SECONDS):
             self._looked = now
-            if busy():
-                self._idle_since = now
-                self.close()
-            elif self._process is not None:
-                self._look_after(self._process, now)
-            elif now - self._idle_since >= self._after:
-                self._start(now)
+            try:
+                self._go_on(busy(), now)
+            except OSError as error:  # a full disk, say: no reason for the worker to end
+                self._ended = True
+                log.warning("calibration_failed error=%r", error)
         return self.rates
+
+    def _go_on(self, busy: bool, now: float) -> None:
+        if busy:
+            self._idle_since = now
+            self.close()
+        elif self._process is not None:
+            self._look_after(self._process, now)
+        elif now - self._idle_since >= self._after:
+            self._start(now)
 
     def close(self) -> None:
         """End a measurement that runs, with all that it started and wrote."""

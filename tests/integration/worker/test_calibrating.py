@@ -136,6 +136,15 @@ def test_one_that_fails_is_not_tried_again_before_the_worker_starts_again(house:
     assert Bench(house).measured() == RATES
 
 
+def test_a_folder_that_cannot_be_written_ends_nothing_but_the_measurement(house: House) -> None:
+    (house.settings.data_dir / "calibration").write_text("in the way")
+    bench = Bench(house)
+    bench.rest(AFTER)
+    bench.rest(AFTER)
+    assert bench.starts() == 0
+    assert bench.calibrating.rates is None
+
+
 def test_it_is_measured_where_stages_write_on_the_first_of_the_devices(house: House) -> None:
     assert Bench(house, devices="GPU-7=24,GPU-8=24").measured() == RATES
     scratch, devices = (house.control / "seen").read_text().split(",")
