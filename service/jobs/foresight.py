@@ -14,6 +14,7 @@ from allo_engine.estimate.loads import Place, Work
 from allo_engine.estimate.price import Band, StageEstimate, price
 from allo_engine.estimate.rates import Calibration
 from allo_engine.needs import Needs
+from allo_engine.pipeline import warnings
 from service.db import Database
 from service.jobs.counting import Question, Works, question
 from service.jobs.placement import Offer, able, missing, seat
@@ -128,8 +129,8 @@ def total(stages: Sequence[StageForesight]) -> Taking | None:
 
 
 def notes(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
-    """In sentences, what the estimate does not say, and what helps."""
-    found = []
+    """In sentences, what the estimate does not say, and what helps; and what the job may do that it had better not."""
+    found = list(warnings(plan.admitted.planned))
     if any(stage.taking is None for stage in stages):
         found.append(
             "The sizes of the model are not known, so that tokens, time and memory are not: `allo models add` with the "

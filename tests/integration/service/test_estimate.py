@@ -171,6 +171,12 @@ def test_without_a_measured_worker_everything_is_told_but_the_time_and_why(house
     assert taking(alone).tokens == taking(stages[0]).tokens
 
 
+def test_what_a_submit_warns_of_an_estimate_notes(domain: Domain) -> None:
+    for stages, warned in (({"sft": {"share": 1}}, True), ({"sft": {}}, False)):
+        plan = planned(domain, replace(ALLO, stages=stages), fast=FAST)
+        assert any("sampled after it" in note for note in notes(plan, told(plan, {}))) == warned
+
+
 def test_what_was_computed_is_reused_and_takes_nothing(house: Domain, counts: Counts) -> None:
     first = house.submit(REAL)
     house.run_all()
