@@ -63,6 +63,9 @@ class Client:
     def submit(self, body: Mapping[str, Any]) -> Json:
         return self.post(_JOBS, body)
 
+    def estimate(self, body: Mapping[str, Any]) -> Json:
+        return self.post(f"{_JOBS}/estimate", body)
+
     def job(self, job_id: str) -> Json:
         return self.get(f"{_JOBS}/{job_id}")
 

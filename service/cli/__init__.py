@@ -16,6 +16,7 @@ from service.cli import (
     completion,
     deltas,
     doctor,
+    estimate,
     exports,
     files,
     jobs,
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add(commands)
     _add_module(commands, "demo", "align a real small model on this machine, start to end", "service.demo")
     jobs.add_submit(commands)
+    estimate.add(commands)
     jobs.add_watch(commands)
     jobs.add_download(commands)
     comparing.add(commands)

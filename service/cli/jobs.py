@@ -53,6 +53,12 @@ An interrupted download goes on where it stopped; every file is verified by its 
 
 def add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = command(commands, "submit", "upload training data and start a job", _SUBMIT_EPILOG, _submit)
+    add_job(parser)
+    parser.add_argument("--watch", action="store_true", help="stay and show the job's progress")
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """What names a job, for `asked`."""
     parser.add_argument("training", metavar="TRAIN", help="training file, JSON lines")
     parser.add_argument("--validation", metavar="FILE", help="held-out file of the same format; adds stage evaluate")
     parser.add_argument("--corrections", metavar="FILE", help="corrected responses for the reward model")
@@ -65,7 +71,6 @@ def add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="[STAGE.]FIELD=VALUE", help="change a setting")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     parser.add_argument("--suffix", help="a part of the aligned model's name")
-    parser.add_argument("--watch", action="store_true", help="stay and show the job's progress")
 
 
 def add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -81,9 +86,7 @@ def add_download(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _submit(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        body = _body(args)
-        _check(args, client, body)
-        job = client.submit(body | _files(args, client))
+        job = client.submit(asked(args, client))
         shown(args, job, lambda: str(job["id"]))
         for message in dict.fromkeys(stage["missing"] for stage in job["stages"] if stage["missing"]):
             err.print(f"{message} The job waits for it.", style="yellow", markup=False)
@@ -137,6 +140,13 @@ LONGEST_LINE, MOST_EXPANDED = 2**26, 2**40
 
 FILES = {f"{name}_file": name for name in ("training", "validation", "corrections", "retention")}
 """The job's fields that name files, by the arguments that give them."""
+
+
+def asked(args: argparse.Namespace, client: Client) -> dict[str, Any]:
+    """The request for a job: checked as far as can be, and then its files uploaded."""
+    body = _body(args)
+    _check(args, client, body)
+    return body | _files(args, client)
 
 
 def _body(args: argparse.Namespace) -> dict[str, Any]:

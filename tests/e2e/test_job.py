@@ -66,8 +66,22 @@ def files(service: Service, problems: Path) -> dict[str, str]:
     return {"training_file": upload.file.id, "validation_file": validation.id}
 
 
+def estimate(client: openai.OpenAI, files: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the main job will take, by its stages."""
+    body = {"model": "tiny", "seed": 1, **files, "method": {"type": "allo", "allo": {"stages": LONG_IMPROVE}}}
+    found = client.post("/fine_tuning/jobs/estimate", body=body, cast_to=dict[str, Any])
+    return {stage["name"]: stage for stage in found["stages"]}
+
+
 @pytest.fixture(scope="module")
-def finished(service: Service, files: dict[str, str]) -> Finished:
+def expected(service: Service, files: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The estimate of the main job, before there was one."""
+    with service.client() as client:
+        return estimate(client, files)
+
+
+@pytest.fixture(scope="module")
+def finished(service: Service, files: dict[str, str], expected: dict[str, dict[str, Any]]) -> Finished:
     with service.client() as client:
         job_id = submit(client, files, "allo", LONG_IMPROVE, suffix="mine")
         events, workers = [], service.processes("worker")
@@ -122,6 +136,20 @@ def test_openai_drives_a_job_whose_worker_is_killed_and_misses_nothing_of_it(
     assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {finished.id}
     assert len(checkpoints) == 4
     assert generated(aligned)
+
+
+def test_a_job_is_as_its_estimate_said_and_the_next_estimate_finds_all_of_it_there(
+    client: openai.OpenAI, files: dict[str, str], expected: dict[str, dict[str, Any]], finished: Finished
+) -> None:
+    ran = stages_of(client, finished.id)
+    assert list(expected) == list(ran)
+    assert not any(stage["reused"] for stage in expected.values())
+    assert all(stage["workers"] and stage["peak_memory_bytes"] for stage in expected.values())
+    last_tokens = SETTINGS["sft"]["n_epochs"] * 8  # each response has one, which is scored and never read
+    assert 0 <= ran["sft"]["metrics"]["trained_tokens"] - expected["sft"]["tokens"] <= last_tokens
+    again = estimate(client, files)
+    assert {name: stage["reused_from"] for name, stage in again.items()} == {name: ran[name]["id"] for name in ran}
+    assert {stage["tokens"] for stage in again.values()} == {0}
 
 
 TRANSFORMERS = """

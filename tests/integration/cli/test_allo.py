@@ -105,6 +105,19 @@ def test_a_job_from_submit_to_a_verified_download(place, tmp_path):
     assert (tmp_path / "model" / "weights.json").read_text() == weights
 
 
+def test_what_a_job_will_take_is_told_with_what_is_not_known_and_why(place):
+    train = str(place.data.parent / "train.jsonl")
+    told = place.allo("estimate", train, "--model", "tiny", "--set", "n_epochs=2")
+    assert told.returncode == 0, told.stderr
+    assert re.search(r"sft .*GiB .*cores, .*GiB", told.stdout)
+    assert "because no worker that could run it has measured how fast it is" in told.stderr
+    file = re.search(r"allo submit (file-\w+)", told.stdout)[1]
+    asked = place.allo("estimate", file, "--model", "tiny", "--set", "n_epochs=2", "--json")
+    (stage,) = json.loads(asked.stdout)["stages"]
+    assert (stage["name"], stage["seconds"], stage["reused"]) == ("sft", None, False)
+    assert stage["tokens"] > 0
+
+
 def test_a_damaged_part_is_not_taken_for_the_file(place, tmp_path):
     job = re.search(r"ftjob-\w+", submit(place, "--watch").stdout)[0]
     (tmp_path / "weights.json.part").write_text("0" * 64)
@@ -130,6 +143,7 @@ def test_a_failed_job_is_a_failed_command(place):
         (["submit", "file-0", "--model", "tiny", "--set", "beta"], "STAGE.FIELD=VALUE"),
         (["submit", "file-0", "--model", "tiny", "--stage", "sft", "--without", "sft"], "asked for, too"),
         (["submit", "file-0", "--model", "tinny"], "Did you mean 'tiny'?"),
+        (["estimate", "file-0", "--model", "tinny"], "Did you mean 'tiny'?"),
         (["cancel", "ftjob-of-nobody"], "ftjob-of-nobody"),
         (["events", "ftjob-of-nobody", "--follow"], "ftjob-of-nobody"),
         (["files", "delete", "file-of-nobody"], "file-of-nobody"),

@@ -1,0 +1,94 @@
+"""`allo estimate`: what a job will take, before it is submitted."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.table import Table
+
+from service.cli.commands import Commands, command
+from service.cli.connection import connect
+from service.cli.jobs import add_job, asked
+from service.cli.terminal import err, out, shown
+
+_EPILOG = """\
+examples:
+  allo estimate train.jsonl --validation heldout.jsonl --model smollm2 --method allo --stage sft
+  allo estimate file-… --model smollm2 --set n_epochs=3 --json        seconds and bytes, for programs
+
+The arguments are those of `allo submit`. The files are uploaded, as an estimate looks into them, and no job is made:
+submit it with the files' ids. Times are h:mm:ss, of one stage after another with nothing else under way.
+"""
+
+Json = dict[str, Any]
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    add_job(command(commands, "estimate", "tell what a job will take, without submitting it", _EPILOG, _run))
+
+
+def _run(args: argparse.Namespace) -> int:
+    with connect(args) as client:
+        found = client.estimate(asked(args, client))
+    shown(args, found, lambda: _table(found))
+    if not args.json:
+        for line in (*found["notes"], *_past(found["past"])):
+            err.print(line, style="yellow", markup=False)
+        out.print(
+            f"\nThe training file is {found['training_file']}: allo submit {found['training_file']} …", markup=False
+        )
+    return 0
+
+
+def _table(found: Json) -> Table:
+    table = Table(show_footer=True)
+    columns = ("stage", "tokens", "time", "between", "memory", "disk")
+    for name, footer in zip(columns, ("total", *_cells(found)), strict=True):
+        table.add_column(name, footer, justify="left" if name == "stage" else "right")
+    table.add_column("on")
+    for stage in found["stages"]:
+        cells = ("reused", "", "", "", "") if stage["reused"] else _cells(stage)
+        table.add_row(stage["name"], *cells, "" if stage["reused"] else _where(stage["workers"]))
+    return table
+
+
+def _cells(taking: Json) -> tuple[str, ...]:
+    """Tokens, time, band, memory, disk."""
+    band = taking["seconds"]
+    return (
+        "?" if taking["tokens"] is None else f"{taking['tokens']:,}",
+        "?" if band is None else duration(band["expected"]),
+        "?" if band is None else f"{duration(band['low'])} – {duration(band['high'])}",
+        _gib(taking["peak_memory_bytes"]),
+        _gib(taking["disk_bytes"]),
+    )
+
+
+def _where(workers: list[Json]) -> str:
+    if not workers:
+        return "no worker"
+    others = sum(found["count"] for found in workers) - 1
+    return f"{workers[0]['kind']}{f', or {others} more' if others else ''}"
+
+
+def _past(past: Json) -> list[str]:
+    ratios = past["seconds_ratio"]
+    if ratios is None:
+        return []
+    stages, jobs = past["stages"], past["jobs"]
+    return [
+        f"Of your latest {jobs} estimated jobs, {stages} stages took {ratios['median']:.2f} times what was expected "
+        f"(mostly {ratios['low']:.2f} to {ratios['high']:.2f})."
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them: 0:42, 5:17, 3:20:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _gib(count: int | None) -> str:
+    return "?" if count is None else f"{count / 2**30:.2f} GiB"
