@@ -43,6 +43,9 @@ class Arm:
 
 
 RATIO = 0.05
+ANSWERS = 100
+"""Of each model so many are kept as text, to tell whether two models answer alike."""
+
 FORGET_SHARE = 0.1
 """The rate of forgetting as a share of improving's, as published (5e-7 and 5e-6)."""
 
@@ -120,5 +123,5 @@ def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
         }
     )
     kind = ARMS[arm].method
-    stages = {**shared, **ARMS[arm].stages(scale, rate), "evaluate": {"examples": 0}}
+    stages = {**shared, **ARMS[arm].stages(scale, rate), "evaluate": {"examples": ANSWERS}}
     return {"type": kind, kind: {"hyperparameters": common, "stages": stages}}

@@ -47,7 +47,7 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
     sft = at_best["SFT"].accuracy
     dense = max((arm for arm in DENSE if arm in best), key=lambda arm: at_best[arm].accuracy)
     gain = at_best[dense].accuracy - sft
-    pairs = list(zip(at_best["A"].cases, at_best["D"].cases, strict=True))
+    pairs = list(zip(at_best["A"].answers, at_best["D"].answers, strict=True))
     share = sum(ours != theirs for ours, theirs in pairs) / len(pairs)
     return [
         Gate(
@@ -58,7 +58,7 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
         ),
         Gate(
             f"A and D differ on {DIFFERENT:.0%} of the answers",
-            f"{share:.1%}",
+            f"{share:.0%} of {len(pairs)}",
             share >= DIFFERENT,
             "Raise the rates or take more steps: the arms hardly move the model",
         ),

@@ -45,10 +45,11 @@ class StudyError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a point's job made: which problems its model answers rightly, the model's name, and the most that each of
-    the job's stages held, in bytes."""
+    """What a point's job made: which problems its model answers rightly, its answers to the first of them, the model's
+    name, and the most that each of the job's stages held, in bytes."""
 
     cases: list[bool]
+    answers: list[str]
     model: str
     peaks: dict[str, float]
 
@@ -134,7 +135,8 @@ class Runner:
         rows = json.loads(self.client.file_content(job["result_files"][0]))["models"]
         (row,) = [row for row in rows if row["model"] == ARMS[point.arm].row]
         peaks = {stage["name"]: stage["metrics"].get("peak_memory_bytes", 0.0) for stage in job["stages"]}
-        return Outcome(row["cases"], job["fine_tuned_model"], peaks)
+        answers = [example["answer"] for example in row["examples"]]
+        return Outcome(row["cases"], answers, job["fine_tuned_model"], peaks)
 
     def _body(self, point: Point) -> Json:
         supervised = ARMS[point.arm].method == "supervised"
