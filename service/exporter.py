@@ -75,7 +75,12 @@ def _make(settings: Settings, database: Database, store: Store, row: Export) -> 
         else:
             exports.finish(database, row.id, _stored(store, folder / "out"), json.loads(done.stdout.splitlines()[-1]))
     except (OSError, StoreError) as error:
-        exports.fail(database, row.id, "export_failed", f"The export could not be read or written: {error}")
+        exports.fail(
+            database,
+            row.id,
+            "export_failed",
+            f"The export could not be read or written: {getattr(error, 'strerror', error)}.",
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

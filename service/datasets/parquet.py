@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from service.children import last_words
+from service.children import alone, last_words
 from service.datasets.parsing import BadLine
 
 MAGIC = b"PAR1"
@@ -42,7 +42,7 @@ def rows(
             file.write(chunk)
         file.flush()
         command = [sys.executable, "-m", __name__]
-        with subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=errors) as child:
+        with subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=errors, env=alone()) as child:
             try:
                 yield from _read(child, most, longest)
             finally:
