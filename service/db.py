@@ -139,10 +139,10 @@ def is_full(error: DBAPIError) -> bool:
 
 def nobody_writes(error: DBAPIError) -> bool:
     """Whether the failure itself proves that nobody can commit anything at the moment: another program holds SQLite's
-    write lock, or no server listens where PostgreSQL should be, or it is starting or shutting down.
+    write lock, or its disk is full; no server listens where PostgreSQL should be, or it is starting or shutting down.
 
     A server that says nothing proves nothing: the network may be cut for this process alone.
     """
     if isinstance(error.orig, sqlite3.Error):
-        return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+        return getattr(error.orig, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
     return any(words in str(error.orig) for words in _ABSENT)

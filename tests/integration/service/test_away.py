@@ -80,6 +80,7 @@ def test_a_full_disk_of_the_database_is_told_from_a_database_that_is_away(tmp_pa
         session.rollback()
     database.close()
     assert is_full(raised.value)
+    assert nobody_writes(raised.value), "a stage keeps its lease until there is room"
     assert not is_full(OperationalError("", {}, sqlite3.OperationalError("database is locked")))
 
 

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from service.api.schemas import CreateJob
 from service.jobs.keys import create_key
 from tests.integration.service.domain import Domain
 from tests.integration.service.routes import Route, every_route
@@ -129,16 +130,20 @@ def body_of(found: Route) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("field", ["training_file", "validation_file", "corrections_file", "model", "masks"])
+FIELDS = [name for name in CreateJob.model_fields if name.endswith("_file") or name in ("model", "masks")]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("path", [JOBS, f"{JOBS}?dry_run=true", f"{JOBS}/estimate"])
 def test_a_job_cannot_begin_with_another_owners_thing(
-    stranger: TestClient, served: Domain, theirs: dict[str, str], field: str
+    stranger: TestClient, served: Domain, theirs: dict[str, str], path: str, field: str
 ) -> None:
     served.add_file("file-mine", owner="stranger")
     kind = {"model": "name", "masks": "job_id"}.get(field, "file_id")
 
     def submit(name: str) -> tuple[int, str]:
         body = {"model": "tiny", "training_file": "file-mine", "method": {"type": "allo"}, field: name}
-        answer = stranger.post(JOBS, json=body)
+        answer = stranger.post(path, json=body)
         return answer.status_code, answer.text.replace(name, "…")
 
     assert submit(theirs[kind]) == submit(ABSENT[kind])
