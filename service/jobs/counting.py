@@ -14,7 +14,7 @@ from allo_engine.estimate.loads import Place, Work
 from service.children import ChildFailed, told
 from service.jobs.errands import Errands, Scratch
 from service.jobs.errors import InvalidRequest, Unavailable
-from service.jobs.submission import Admitted, shape_of
+from service.jobs.submission import Admitted, settings_of, shape_of
 
 COMMAND = (sys.executable, "-m", "allo_engine.estimate", "count")
 SECONDS, MEMORY = 120.0, 4 * 2**30
@@ -48,7 +48,7 @@ def question(admitted: Admitted, places: Iterable[Place]) -> Question | None:
         return None
     job = {
         "method": admitted.new.method,
-        "stages": {stage.name: stage.config.model_dump(mode="json") for stage in admitted.planned},
+        "stages": settings_of(admitted.new, admitted.planned),
         "seed": admitted.new.seed,
         "shapes": shapes,
         "inputs": {name: name for name in admitted.sources},

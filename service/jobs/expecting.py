@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from queue import Full, Queue
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -79,7 +79,7 @@ class Expectations:
             if job is None or job.estimate or not any(offer.calibration for offer in offers.values()):
                 return
             sender = Sender(owner, max_active_jobs=2**31, teacher_hosts=self._teacher_hosts)
-            plan = replace(foresee(self._database, self._store, _asked(job), sender, offers), reused={})
+            plan = replace(foresee(self._database, self._store, asked_again(job), sender, offers), reused={})
         asked = plan.question()
         if asked is None:
             return
@@ -95,15 +95,8 @@ class Expectations:
             return repository.job(session, owner, job_id)
 
 
-def _asked(job: Job) -> NewJob:
-    """The job as it could be asked for: with every setting of every stage."""
-    return NewJob(
-        model=job.model,
-        training_file=job.training_file,
-        validation_file=job.validation_file,
-        corrections_file=job.corrections_file,
-        masks=job.masks,
-        method=job.method["type"],
-        stages=job.method["stages"],
-        seed=job.seed,
-    )
+def asked_again(job: Job) -> NewJob:
+    """The job as it could be submitted again, with every setting of every stage spelled out."""
+    files = {field.name: getattr(job, field.name) for field in fields(NewJob) if field.name.endswith("_file")}
+    settings = {"method": job.method["type"], "stages": job.method["stages"], "seed": job.seed, "masks": job.masks}
+    return NewJob(job.model, **files, **settings)

@@ -92,7 +92,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     job.retention_file = new.retention_file
     job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
-    job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": _settings(new, planned)}
+    job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": settings_of(new, planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0
     session.add(job)
     session.flush()
@@ -115,7 +115,7 @@ def tell_missing(session: Session, job: Job, offers: Sequence[Offer], now: int) 
         add_event(session, job, now, "warn", f"{message} The job waits for it.", {"stages": waiting})
 
 
-def _settings(new: NewJob, planned: Sequence[PlannedStage]) -> dict[str, Any]:
+def settings_of(new: NewJob, planned: Sequence[PlannedStage]) -> dict[str, Any]:
     """Of every stage, in full; null where one is left out: whoever submits them again has the same job."""
     left_out: dict[str, Any] = {name: None for name, values in new.stages.items() if values is None}
     return left_out | {stage.name: stage.config.model_dump(mode="json") for stage in planned}

@@ -16,13 +16,15 @@ from pydantic import TypeAdapter
 from sqlalchemy import select, update
 
 from allo_engine.model.shape import shape_of
+from allo_engine.pipeline import Data
+from allo_engine.pipeline import plan as plan_of
 from service.api.shapes.estimates import Estimate
 from service.db import Base, Database
 from service.jobs import workers
 from service.jobs.counting import Counts
 from service.jobs.errands import Scratch
-from service.jobs.errors import DomainError, InvalidRequest, Unavailable
-from service.jobs.expecting import Expectations
+from service.jobs.errors import DomainError, InvalidRequest, QuotaExceeded, Unavailable
+from service.jobs.expecting import Expectations, asked_again
 from service.jobs.foresight import Plan, Spread, StageForesight, Taking, foresee, notes, spread, told, total
 from service.jobs.keys import create_key
 from service.jobs.models import register_model
@@ -158,14 +160,14 @@ def test_who_is_known_to_be_how_fast_comes_first_and_what_no_worker_has_is_told(
 
 
 def test_without_a_measured_worker_everything_is_told_but_the_time_and_why(house: Domain, counts: Counts) -> None:
-    plan = planned(house, unmeasured=UNMEASURED)
-    asked = plan.question()
+    known = planned(house, unmeasured=UNMEASURED)
+    asked = known.question()
     assert asked is not None
-    stages = told(plan, counts.ask(asked).result())
+    stages = told(known, counts.ask(asked).result())
     for stage in stages:
         assert (taking(stage).seconds, stage.missing) == (None, "")
         assert taking(stage).peak_memory_bytes
-    assert "no worker that could run it has measured how fast it is" in notes(plan, stages)[0]
+    assert "no worker that could run it has measured how fast it is" in notes(known, stages)[0]
     alone = estimated(house, counts)["sft"]
     assert alone.missing.startswith("No worker is there yet")
     assert taking(alone).tokens == taking(stages[0]).tokens
@@ -224,6 +226,36 @@ def test_what_is_expected_is_kept_behind_the_submit_and_measured_when_stages_hav
     theirs = replace(REAL, training_file="file-theirs", validation_file=None, stages={"sft": {}})
     stranger = foresee(house.database, house.store, theirs, house.sender(owner="stranger"), offers)
     assert stranger.past.stages == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"method": "supervised", "stages": {}, "seed": 3},
+        {"stages": {"forget": None, "improve": {"beta": 0.2}}},
+        {"retention_file": "file-heldout", "hyperparameters": {"learning_rate_multiplier": 2, "train": "mask"}},
+    ],
+)
+def test_a_jobs_row_asks_for_the_very_count_that_its_request_did(
+    served: Domain, model_folder: Path, change: dict[str, Any]
+) -> None:
+    new = replace(REAL, **change)
+    wanted = planned(furnish(served, model_folder), new)
+    asked = wanted.question()
+    assert asked is not None
+    data = Data("problems", validation="problems", retention="problems" if new.retention_file else None)
+    assert plan_of(new.method, data, json.loads(asked.job)["stages"], seed=new.seed) == wanted.admitted.planned
+    assert planned(served, asked_again(served.submit(new).job)).question() == asked
+
+
+def test_what_an_owner_may_hold_bounds_an_estimate_as_it_does_a_submit(house: Domain) -> None:
+    full = house.sender(max_owner_bytes=1)
+    with pytest.raises(QuotaExceeded) as of_submit:
+        house.submit(REAL, full)
+    with pytest.raises(QuotaExceeded) as of_estimate:
+        foresee(house.database, house.store, REAL, full, {})
+    assert of_submit.value.message == of_estimate.value.message
 
 
 def test_a_spread_leaves_a_tenth_aside_on_either_side() -> None:
