@@ -107,6 +107,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         watch=watch,
         answers=Answers(database),
         readers=make_readers(),
+        comparing=CapacityLimiter(1),
         strangers=CapacityLimiter(STRANGERS),
         intake=Intake(settings.max_uploads, settings.max_owner_uploads),
         meters=meters,

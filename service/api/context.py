@@ -38,6 +38,8 @@ class Context:
     watch: Watch
     answers: Answers
     readers: CapacityLimiter
+    comparing: CapacityLimiter
+    """One comparison at a time: it draws millions of cases, and holds the reports."""
     strangers: CapacityLimiter
     """Threads that wait for what is not ours, such as who a name belongs to: they hold up one another alone."""
     intake: Intake

@@ -66,14 +66,15 @@ Runs = Annotated[list[str], Query(min_length=1, max_length=comparison.MOST_RUNS)
 
 
 @router.get("/compare")
-def compare(parts: Parts, key: Reader, ours: Runs, theirs: Runs) -> dict[str, Any]:
+async def compare(parts: Parts, key: Reader, ours: Runs, theirs: Runs) -> dict[str, Any]:
     """Ours minus theirs, case by case on the held-out cases that all share: figures with their intervals, and the
     answers that changed.
 
     Each is `JOB` or `JOB:MODEL`, a model of the job's report (`sft`, `warmup`, `improve`, …); several, as many of each,
     are runs that differ in their seed.
     """
-    return comparison.compare(parts.database, parts.store, key.owner, ours, theirs)
+    asked = (parts.database, parts.store, key.owner, ours, theirs)
+    return await to_thread.run_sync(comparison.compare, *asked, limiter=parts.comparing)
 
 
 @router.get("/{job_id}")

@@ -19,8 +19,8 @@ from service.storage.store import Store
 MOST_RUNS = 32
 """Runs a side."""
 
-LARGEST_REPORT = 2**28
-"""Bytes of a report that is read into memory: the outcomes of millions of cases."""
+LARGEST_REPORTS = 2**28
+"""Bytes of reports that are read into memory, in all: the outcomes of millions of cases."""
 
 DRAWN = 20_000_000
 """Cases that the bootstrap draws in all; at most 10,000 draws, at least 1,000."""
@@ -64,7 +64,7 @@ def compare(database: Database, store: Store, owner: str, ours: Sequence[str], t
             f"Give as many runs of theirs as of ours ({len(ours)}); there are {len(theirs)}.", "theirs"
         )
     sides = [
-        [_run(database, store, owner, name, param) for name in names]
+        [_run(database, store, owner, name, param, LARGEST_REPORTS // (2 * len(ours))) for name in names]
         for param, names in (("ours", ours), ("theirs", theirs))
     ]
     pairs = _paired(*sides)
@@ -86,7 +86,7 @@ def compare(database: Database, store: Store, owner: str, ours: Sequence[str], t
 # ---- reading
 
 
-def _run(database: Database, store: Store, owner: str, name: str, param: str) -> Run:
+def _run(database: Database, store: Store, owner: str, name: str, param: str, most: int) -> Run:
     job_id, _, model = name.partition(":")
     with database.snapshot() as session:
         job = repository.job(session, owner, job_id)
@@ -101,6 +101,9 @@ def _run(database: Database, store: Store, owner: str, name: str, param: str) ->
         raise Conflict(f"Job {job_id} evaluates nothing: submit it with a validation_file.", param)
     if stages[0].status is not StageStatus.SUCCEEDED or "report.json" not in files:
         raise Conflict(f"Job {job_id} has no report yet: its evaluation is {stages[0].status.value}.", param)
+    if files["report.json"].bytes > most:
+        size = files["report.json"].bytes
+        raise Conflict(f"The report of job {job_id} has {size} bytes; of so many runs each may have {most}.", param)
     report = _read(store, files["report.json"], job_id, param)
     names = [row["model"] for row in report["models"]]
     if model and model not in names:
@@ -110,8 +113,6 @@ def _run(database: Database, store: Store, owner: str, name: str, param: str) ->
 
 
 def _read(store: Store, file: Artifact, job_id: str, param: str) -> dict[str, Any]:
-    if file.bytes > LARGEST_REPORT:
-        raise Conflict(f"The report of job {job_id} is too large to be compared here: {file.bytes} bytes.", param)
     report: dict[str, Any] = json.loads(b"".join(store.open(file.sha256)))
     if "cases" not in report:
         raise Conflict(f"The report of job {job_id} is of an earlier version and names no cases: run it anew.", param)

@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from service.jobs import attempts
-from service.jobs.comparison import compare
+from service.jobs.comparison import LARGEST_REPORTS, compare
 from service.jobs.errors import Conflict, DomainError, InvalidRequest, NotFound
+from service.jobs.tables import Artifact
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 
 CASES = [f"case-{number}" for number in range(8)]
@@ -123,6 +125,16 @@ def test_what_cannot_be_compared_says_why(domain: Domain) -> None:
     for ours, theirs, kind, message in refusals:
         with pytest.raises(kind, match=message):
             compared(domain, ours, theirs)
+
+
+def test_reports_that_together_are_too_large_are_not_read(domain: Domain) -> None:
+    job = reported(domain, row("sft", "1" * 8))
+    with domain.database.transaction() as session:
+        session.execute(update(Artifact).where(Artifact.path == "report.json").values(bytes=LARGEST_REPORTS // 8 + 1))
+    with pytest.raises(Conflict, match="of so many runs"):
+        compared(domain, [job] * 4, [job] * 4)
+    with pytest.raises(NotFound, match="ftjob-none"):
+        compared(domain, [job], ["ftjob-none"])
 
 
 def test_the_route_takes_several_runs_and_shows_nobody_elses(base_url: str, served: Domain, secret: str) -> None:

@@ -150,6 +150,16 @@ def test_a_job_cannot_begin_with_another_owners_thing(
     assert submit(theirs[kind])[0] in (404, 422)
 
 
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_another_owners_job_is_compared_with_nothing(stranger: TestClient, theirs: dict[str, str], side: str) -> None:
+    def asked(job: str) -> tuple[int, str]:
+        answer = stranger.get(f"{JOBS}/compare", params={"ours": "ftjob-x", "theirs": "ftjob-x"} | {side: job})
+        return answer.status_code, answer.text.replace(job, "…")
+
+    assert asked(theirs["job_id"]) == asked(ABSENT["job_id"])
+    assert asked(theirs["job_id"])[0] == 404
+
+
 @pytest.mark.parametrize("path", [JOBS, "/v1/files", HOOKS])
 def test_another_owners_thing_is_no_place_to_go_on_after(
     stranger: TestClient, theirs: dict[str, str], path: str
