@@ -29,6 +29,7 @@ def run(runner: Runner, reports: Path, arms: Sequence[str] = ALIGNED) -> None:
         runner.run([Point(arm, best[arm], seed, "test") for arm in arms])
         write_report(runner.outcomes(), runner.scale, reports)
     for seed in range(1, runner.scale.seeds):
+        runner.run(at_rates(runner.scale, SUPERVISED, seed, "validation"))
         runner.run(at_rates(runner.scale, arms, seed, "validation"))
         write_report(runner.outcomes(), runner.scale, reports)
 
