@@ -8,19 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from queue import Full, Queue
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from allo_engine.pipeline import PlanError
 from service.db import Database
 from service.jobs import repository
 from service.jobs.counting import SECONDS, Counts
-from service.jobs.errors import DomainError
 from service.jobs.foresight import foresee, told
 from service.jobs.placement import Offer
 from service.jobs.repository import foreseen
 from service.jobs.submission import NewJob, Sender
 from service.jobs.tables import Job
-from service.storage.store import Store, StoreError
+from service.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +49,11 @@ class Expectations:
             self._queue.put_nowait((owner, job_id))
         except Full:
             return
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)  # the process may end meanwhile
-                self._thread.start()
+        if self._thread is None:  # asked first without the lock, which may be held for as long as the database takes
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, daemon=True)  # the process may end meanwhile
+                    self._thread.start()
 
     def close(self) -> None:
         """From here on the database is left alone."""
@@ -68,7 +65,7 @@ class Expectations:
             owner, job_id = self._queue.get()
             try:
                 self._see_to(owner, job_id)
-            except (DomainError, PlanError, StoreError, SQLAlchemyError, OSError) as error:
+            except Exception as error:  # of whatever kind: the next job is seen to
                 log.warning("nothing_expected job_id=%s error=%r", job_id, error)
 
     def _see_to(self, owner: str, job_id: str) -> None:
