@@ -14,6 +14,7 @@ job.json names the job as it would be submitted, with folders and files of this 
      "inputs": {"model": "/models/smollm2",
                 "training_file": "train.jsonl",
                 "validation_file": "heldout.jsonl",
+                "retention_file": "other.jsonl",
                 "corrections_file": "corrections.jsonl",
                 "rewriter": "/models/smollm2-small"}}
 

@@ -152,6 +152,22 @@ def test_a_job_is_as_its_estimate_said_and_the_next_estimate_finds_all_of_it_the
     assert {stage["tokens"] for stage in again.values()} == {0}
 
 
+def test_models_of_a_real_report_are_compared_case_by_case(client: openai.OpenAI, finished: Finished) -> None:
+    (report,) = client.fine_tuning.jobs.retrieve(finished.id).result_files
+    rows = {row["model"]: row for row in json.loads(client.files.content(report).read())["models"]}
+    asked = {"ours": finished.id, "theirs": f"{finished.id}:base"}
+    found = client.get("/fine_tuning/jobs/compare", options={"params": asked}, cast_to=dict[str, Any])
+    assert (found["cases"], found["left_out"]) == (rows["base"]["problems"], 0)
+    accuracy = found["measures"][0]
+    assert [accuracy[side] for side in ("ours", "theirs")] == pytest.approx(
+        [rows[name]["accuracy"] for name in ("improve", "base")]
+    )
+    changed = found["changed"]
+    assert changed["gained"] - changed["lost"] == rows["improve"]["right"] - rows["base"]["right"]
+    assert changed["gained"] > 0
+    assert all(case["problem"] and case["ours"] != case["theirs"] for case in changed["shown"])
+
+
 TRANSFORMERS = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
