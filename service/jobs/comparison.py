@@ -22,7 +22,7 @@ MOST_RUNS = 32
 LARGEST_REPORTS = 2**28
 """Bytes of reports that are read into memory, in all: the outcomes of millions of cases."""
 
-DRAWN = 20_000_000
+DRAWN = 10_000_000
 """Cases that the bootstrap draws in all; at most 10,000 draws, at least 1,000."""
 
 SHOWN = 100

@@ -1,0 +1,34 @@
+"""The card of a model: what its evaluation found beside the accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.jobs.cards import card
+from service.jobs.lifecycle import StageStatus
+from service.jobs.service import JobView
+from service.jobs.tables import Job, Stage
+
+
+def accuracies(metrics: dict[str, Any]) -> list[str]:
+    """The table's lines."""
+    job = Job(id="ftjob-1", model="tiny", seed=0, sources={}, method={"type": "dpo"})
+    stage = Stage(name="evaluate", status=StageStatus.SUCCEEDED, config={}, metrics=metrics)
+    text = card(JobView(job, (stage,), {}), "main", None).decode()
+    return text.partition("## On held-out data\n\n")[2].partition("\n\n")[0].splitlines()
+
+
+def test_samples_options_and_retention_get_columns_where_they_were_found() -> None:
+    plain = {"base_accuracy": 0.25, "base_accuracy_low": 0.1, "base_accuracy_high": 0.5, "warmup_accuracy": 0.5}
+    assert accuracies(plain) == [
+        "| model | accuracy | 95 % interval |",
+        "|---|---|---|",
+        "| base | 25.0 % | 10.0 % – 50.0 % |",
+        "| vanilla DPO (the warm-up) | 50.0 % |  |",
+    ]
+    more = {"base_pass_at_8": 0.75, "base_pass_at_1": 0.3, "base_option_accuracy": 0.4, "base_retention_accuracy": 0.6}
+    head, line, base, warmup = accuracies(plain | more | {"base_pass_at_8_low": 0.5})
+    assert head.endswith("| pass@1 | pass@8 | by option | on the retention file |")
+    assert line.count("---") == 7
+    assert base.endswith("| 30.0 % | 75.0 % | 40.0 % | 60.0 % |")
+    assert warmup.count("|") == base.count("|")
