@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 import uvicorn
@@ -24,6 +25,7 @@ from service.server import Bounds, config
 from service.settings import Settings
 from service.storage import open_store
 from tests.integration.service.domain import Domain, furnish
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -141,3 +143,11 @@ def base_url(app: FastAPI) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/v1"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def http(base_url: str, secret: str) -> Iterator[httpx.Client]:
+    """The owner's, at the jobs."""
+    headers = {"authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=f"{base_url}/fine_tuning/jobs/", headers=headers, timeout=PATIENCE) as client:
+        yield client

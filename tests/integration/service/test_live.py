@@ -55,13 +55,6 @@ class Reader:
         self._thread.join()
 
 
-@pytest.fixture
-def http(base_url: str, secret: str) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {secret}"}
-    with httpx.Client(base_url=f"{base_url}/fine_tuning/jobs/", headers=headers, timeout=PATIENCE) as client:
-        yield client
-
-
 @contextmanager
 def streamed(http: httpx.Client, job: str, **headers: str) -> Iterator[Reader]:
     with http.stream("GET", f"{job}/events", headers=STREAM | headers) as response:

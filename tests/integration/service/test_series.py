@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,14 +13,6 @@ from sqlalchemy import text
 from allo_engine.held import own_bytes
 from service.jobs import attempts, series
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
-from tests.waiting import PATIENCE
-
-
-@pytest.fixture
-def http(base_url: str, secret: str) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {secret}"}
-    with httpx.Client(base_url=f"{base_url}/fine_tuning/jobs/", headers=headers, timeout=PATIENCE) as client:
-        yield client
 
 
 def trained(served: Domain) -> str:
