@@ -9,7 +9,8 @@ import pytest
 
 from service.client import Client
 from tests.benchmarks.study.arms import SCALES
-from tests.benchmarks.study.runner import Point, Runner
+from tests.benchmarks.study.runner import Point, Runner, StudyError
+from tests.benchmarks.study.study import run
 from tests.e2e.conftest import Service
 
 SCALE = replace(
@@ -47,3 +48,13 @@ def test_other_settings_are_other_points(service: Service, tmp_path: Path) -> No
     with Client(service.url, service.key) as client:
         other = replace(SCALE, sft={**SCALE.sft, "learning_rate": 2e-4})
         assert Runner(client, other, tmp_path).outcomes() == {}
+
+
+def test_a_study_whose_task_is_too_hard_says_so_reports_it_and_compares_nothing(
+    service: Service, tmp_path: Path
+) -> None:
+    with Client(service.url, service.key) as client, pytest.raises(StudyError, match="A gate failed"):
+        run(Runner(client, SCALE, tmp_path, wait=0.05), tmp_path)
+    page = (tmp_path / "tiny-study.md").read_text()
+    assert "FAILED: SFT answers 30% to 60% rightly: 0.0%" in page
+    assert "| A |" not in page

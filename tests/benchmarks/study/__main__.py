@@ -19,7 +19,10 @@ from tests.benchmarks.study.study import ALIGNED, run
 
 
 def main(arguments: list[str]) -> int:
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if not {"A", "D"} <= set(args.arms):
+        parser.error("--arms: A and D are among them in any case, for a gate compares the two")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
     scale = SCALES[args.scale]
     scale = replace(scale, seeds=args.seeds or scale.seeds)

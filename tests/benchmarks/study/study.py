@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.study.arms import ARMS
@@ -15,23 +16,36 @@ ALIGNED = tuple(name for name in ARMS if name not in SUPERVISED)
 
 
 def run(runner: Runner, reports: Path, arms: Sequence[str] = ALIGNED) -> None:
-    """Go through the whole study, or on with it, writing the report after every seed. Raises StudyError where a gate
-    fails."""
-    found = runner.run([Point(arm, 0.0, 0, "validation") for arm in SUPERVISED])
+    """Go through the whole study, or on with it. A report is written after every seed, and wherever it stops. Raises
+    StudyError where a gate fails."""
+    report = partial(_report, runner, reports)
+    try:
+        _go(runner, arms, report)
+    finally:
+        report()
+
+
+def _go(runner: Runner, arms: Sequence[str], report: Callable[[], None]) -> None:
+    found = runner.run(at_rates(runner.scale, SUPERVISED, 0, "validation"))
     _pass(runner, [sft_gate(found)])
     found |= runner.run(at_rates(runner.scale, arms, 0, "validation"))
     best = chosen(found)
     runner.say("Chosen: " + ", ".join(f"{arm} {rate:g}" for arm, rate in best.items() if rate))
-    write_report(runner.outcomes(), runner.scale, reports)
     _pass(runner, arm_gates(found))
     for seed in range(runner.scale.seeds):
-        runner.run([Point(arm, 0.0, seed, "test") for arm in SUPERVISED])
+        runner.run(at_rates(runner.scale, SUPERVISED, seed, "test"))
         runner.run([Point(arm, best[arm], seed, "test") for arm in arms])
-        write_report(runner.outcomes(), runner.scale, reports)
+        report()
     for seed in range(1, runner.scale.seeds):
         runner.run(at_rates(runner.scale, SUPERVISED, seed, "validation"))
         runner.run(at_rates(runner.scale, arms, seed, "validation"))
-        write_report(runner.outcomes(), runner.scale, reports)
+        report()
+
+
+def _report(runner: Runner, reports: Path) -> None:
+    outcomes = runner.outcomes()
+    if Point("SFT", 0.0, 0, "validation") in outcomes:
+        write_report(outcomes, runner.scale, reports)
 
 
 def _pass(runner: Runner, gates: Sequence[Gate]) -> None:
