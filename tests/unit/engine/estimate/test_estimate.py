@@ -18,12 +18,12 @@ from allo_engine.config import WarmupConfig
 from allo_engine.data.records import Problem
 from allo_engine.estimate.__main__ import duration
 from allo_engine.estimate.costs import SERVING_SECONDS, TRL_BYTES, TRL_SECONDS, disk_bytes, peak_bytes, seconds
-from allo_engine.estimate.count import estimate
+from allo_engine.estimate.count import count
 from allo_engine.estimate.counting import decoding, padded_passes, passes
 from allo_engine.estimate.excerpt import LINES, excerpt_of
 from allo_engine.estimate.job import Job
 from allo_engine.estimate.loads import Decoding, Load, Passes, Place
-from allo_engine.estimate.price import Estimate, StageEstimate
+from allo_engine.estimate.price import Estimate, StageEstimate, price
 from allo_engine.estimate.priors import EXPECTED, Priors, answered, stretched
 from allo_engine.model.loading import load_model
 from allo_engine.model.sequences import Group, singles
@@ -35,9 +35,16 @@ from tests.offers import RATES
 from tests.tiny import tiny_model
 from tests.unit.engine.pipeline import run_job, write_problems
 
-CPU = Place("cpu", 2**40)
+CPU = Place("cpu", 2**34)
+"""Not this machine as it is now: what is free changes with whatever runs beside the tests."""
 
 SHORT = {"sample": {"n": 4, "max_response_tokens": 40}, "evaluate": {"max_response_tokens": 40}}
+
+
+
+def estimate(job: Job) -> Estimate:
+    (work,) = count(job, [CPU])
+    return price(work, RATES)
 
 
 def _job(method: Method, model: Path, root: Path, stages: dict[str, Any], validated: bool = True) -> Job:
@@ -72,7 +79,7 @@ def _job(method: Method, model: Path, root: Path, stages: dict[str, Any], valida
 def test_every_planned_stage_is_estimated_with_figures_above_zero(
     model_folder: Path, tmp_path: Path, method: Method, stages: dict[str, Any], names: str
 ) -> None:
-    found = estimate(_job(method, model_folder, tmp_path, stages), RATES)
+    found = estimate(_job(method, model_folder, tmp_path, stages))
     assert [stage.name for stage in found.stages] == names.split()
     for stage in [*found.stages, found.total()]:
         assert 0 < stage.seconds.low <= stage.seconds.expected <= stage.seconds.high
@@ -90,7 +97,7 @@ def test_a_file_of_preferences_is_estimated_without_any_simulation(
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(line) + "\n")
     job = Job(method, model_folder, {"training_file": path, "validation_file": path}, {}, {"template": "{problem}="})
-    found = {stage.name: stage for stage in estimate(job, RATES).stages}
+    found = {stage.name: stage for stage in estimate(job).stages}
     tree = len("2+2=") + len("four") + len("five or so") - 1  # the prompt and the f of both responses stand once
     assert found["warmup"].tokens == 2 * tree  # the reference, and one epoch
     models = 2 if method == "dpo" else 4
@@ -107,7 +114,7 @@ def test_samples_and_options_of_the_evaluation_are_estimated(model_folder: Path,
         job = Job(
             "supervised", model_folder, dict.fromkeys(("training_file", "validation_file"), path), {"evaluate": given}
         )
-        return estimate(job, RATES).stages[-1].tokens
+        return estimate(job).stages[-1].tokens
 
     plain, read = tokens(options=False), 2 * len("red?\nOptions:\nblood\nsnow:The answer is blood snow")
     assert tokens() - plain == pytest.approx(read, abs=8), "two models read the problem once, with both options"
@@ -120,7 +127,7 @@ def test_a_retention_file_is_read_by_two_models(model_folder: Path, tmp_path: Pa
     pairs.write_text(json.dumps({"prompt": "say x", "chosen": "x y z", "rejected": "x y"}) + "\n")
     job = _job("dpo", model_folder, tmp_path, {"evaluate": {**SHORT["evaluate"], "template": "{problem}"}})
     plain, found = (
-        estimate(replace(job, files=files), RATES).stages[-1].tokens
+        estimate(replace(job, files=files)).stages[-1].tokens
         for files in (job.files, {**job.files, "retention_file": pairs})
     )
     assert found - plain == pytest.approx(3 * len("say x" + "x y z"), abs=6), "the reference reads it, too"
@@ -132,7 +139,7 @@ def test_tokens_are_those_that_the_stages_count(model_folder: Path, tmp_path: Pa
     job = _job("supervised", model_folder, tmp_path, stages, validated=False)
     given = {"model": model_folder, "training_file": job.files["training_file"]}
     metrics = run_job(tmp_path / "run", "supervised", Data("problems"), given, stages, report)["sft"]
-    (stage,) = estimate(job, RATES).stages
+    (stage,) = estimate(job).stages
     assert 0 <= metrics["trained_tokens"] - stage.tokens < 2 * 8
 
 
@@ -140,7 +147,7 @@ def test_a_file_that_sft_and_sampling_share_is_counted_once(model_folder: Path, 
     def of(name: str, **shares: float) -> dict[str, StageEstimate]:
         stages = {"sft": {"n_epochs": 1, **shares}, "sample": SHORT["sample"]}
         files = {"training_file": write_problems(tmp_path / name)}
-        return {stage.name: stage for stage in estimate(Job("dpo", model_folder, files, stages), RATES).stages}
+        return {stage.name: stage for stage in estimate(Job("dpo", model_folder, files, stages)).stages}
 
     whole, shared = of("whole", share=1), of("shared")
     for stage in ("sft", "sample"):
@@ -155,7 +162,7 @@ def test_what_is_held_out_is_counted_as_often_as_it_is_looked_at(model_folder: P
     def sft(name: str, **settings: Any) -> StageEstimate:
         stages = {"sft": {"n_epochs": 3, "batch_size": 8, **settings}}
         job = Job("supervised", model_folder, {"training_file": write_problems(tmp_path / name)}, stages)
-        return estimate(job, RATES).stages[0]
+        return estimate(job).stages[0]
 
     plain, often = sft("plain"), sft("often", validation_share=0.5, evaluate_every=0.1)
     assert sft("once", validation_share=0.5, evaluate_every=1).tokens == often.tokens
@@ -166,7 +173,7 @@ def test_what_is_held_out_is_counted_as_often_as_it_is_looked_at(model_folder: P
 def test_pairs_outside_the_pass_rate_are_not_counted(model_folder: Path, tmp_path: Path) -> None:
     def pairs(name: str, rates: tuple[float, float]) -> int:
         stages = {"sample": SHORT["sample"], "pair": {"pass_rate": rates}}
-        found = estimate(_job("dpo", model_folder, tmp_path / name, stages, False), RATES).stages
+        found = estimate(_job("dpo", model_folder, tmp_path / name, stages, False)).stages
         return next(stage.tokens for stage in found if stage.name == "warmup")
 
     assert pairs("some", (0.4, 0.6)) < pairs("all", (0.0, 1.0))
@@ -177,7 +184,7 @@ def test_the_start_models_log_probabilities_are_known_where_nothing_is_forgotten
 ) -> None:
     def improve(name: str, **stages: Any) -> int:
         settings = {"sample": SHORT["sample"], "locate": {"importance": "random"}, **stages}
-        found = estimate(_job("allo", model_folder, tmp_path / name, settings, False), RATES).stages
+        found = estimate(_job("allo", model_folder, tmp_path / name, settings, False)).stages
         return next(stage.tokens for stage in found if stage.name == "improve")
 
     assert improve("without", forget=None) < improve("with")
@@ -206,7 +213,7 @@ def test_by_trl_sequences_are_padded_to_the_longest_of_their_pass() -> None:
 def test_to_train_by_trl_takes_its_import_and_its_padding(model_folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"trainer": "trl"}
     by_trl, own = (
-        estimate(_job("supervised", model_folder, tmp_path / name, {"sft": asked}, False), RATES).stages[0]
+        estimate(_job("supervised", model_folder, tmp_path / name, {"sft": asked}, False)).stages[0]
         for name, asked in (("trl", settings), ("own", {}))
     )
     assert by_trl.tokens > own.tokens
@@ -314,7 +321,7 @@ def test_vllm_takes_its_start_and_a_process_of_its_own_beside_the_weights() -> N
 
 
 def _of(job: Job, stage: str) -> StageEstimate:
-    return next(found for found in estimate(job, RATES).stages if found.name == stage)
+    return next(found for found in estimate(job).stages if found.name == stage)
 
 
 def test_a_teacher_who_is_asked_twice_as_much_at_once_takes_half_as_long(model_folder: Path, tmp_path: Path) -> None:
@@ -366,16 +373,16 @@ def test_a_mask_of_a_twentieth_needs_less_memory_and_disk_than_all_weights() -> 
 
 def test_a_job_that_cannot_be_planned_is_refused_with_its_reason(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no stage 'warmup'"):
-        estimate(_job("supervised", model_folder, tmp_path, {"warmup": {}}), RATES)
+        estimate(_job("supervised", model_folder, tmp_path, {"warmup": {}}))
 
 
 def test_a_job_without_a_problem_that_fits_is_refused(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="longer than 1 tokens"):
-        estimate(_job("dpo", model_folder, tmp_path, {"sample": {"max_prompt_tokens": 1}}), RATES)
+        estimate(_job("dpo", model_folder, tmp_path, {"sample": {"max_prompt_tokens": 1}}))
 
 
 def test_a_job_takes_the_most_memory_of_a_stage_and_the_disk_of_all(model_folder: Path, tmp_path: Path) -> None:
-    found: Estimate = estimate(_job("allo", model_folder, tmp_path, {"sft": {}, **SHORT}), RATES)
+    found: Estimate = estimate(_job("allo", model_folder, tmp_path, {"sft": {}, **SHORT}))
     total = found.total()
     assert total.peak_memory_bytes == max(stage.peak_memory_bytes for stage in found.stages)
     assert total.seconds.expected == pytest.approx(sum(stage.seconds.expected for stage in found.stages))
