@@ -41,7 +41,6 @@ CPU = Place("cpu", 2**34)
 SHORT = {"sample": {"n": 4, "max_response_tokens": 40}, "evaluate": {"max_response_tokens": 40}}
 
 
-
 def estimate(job: Job) -> Estimate:
     (work,) = count(job, [CPU])
     return price(work, RATES)
