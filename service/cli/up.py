@@ -28,7 +28,9 @@ from service.settings import Settings
 
 DEFAULT_PORT = 8000
 
-_READY_SECONDS = 60.0
+_READY_SECONDS = 600.0
+"""Long, for a starved machine: an API that ended is told at once."""
+
 _EPILOG = """\
 examples:
   allo up                               everything in ./allo-data, on port 8000
