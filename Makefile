@@ -18,9 +18,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process a core, of a thread each, and one more, as many tests wait; the tests of a file stay together, for they share
+# A process a core, of a thread each, and two more, as many tests wait; the tests of a file stay together, for they share
 # what is slow to make.
-SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 1) --dist loadfile
+SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 2) --dist loadfile
 test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
