@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 import torch
 from huggingface_hub import snapshot_download
 from openai import OpenAI
@@ -73,7 +74,10 @@ def served(hub: Hub, folder: Path) -> Iterator[str]:
     assert not left
 
 
-def test_vllm_serve_answers_as_transformers_does_on_the_downloaded_model(tmp_path: Path) -> None:
+def test_vllm_serve_answers_as_transformers_does_on_the_downloaded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # these tests are offline; the hub is here
     with (
         serving(tmp_path, hidden=HIDDEN) as hub,
         served(hub, tmp_path) as url,
