@@ -26,6 +26,7 @@ from service.api import (
     keys,
     metrics,
     models,
+    sweeps,
     uploads,
     webhooks,
     workers,
@@ -133,7 +134,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     """Health comes first: routes are put together when a request first passes them, and it is to answer at once."""
     app.include_router(health.router)
-    parts = (files, uploads, estimate, jobs, events, artifacts, exports, models, webhooks, workers, keys)
+    parts = (files, uploads, estimate, jobs, sweeps, events, artifacts, exports, models, webhooks, workers, keys)
     for router in (*(part.router for part in parts), keys.log, webhooks.tests, webhooks.types, insight.router):
         app.include_router(router, prefix="/v1")
     for router in (hub.router, metrics.router, docs.router, docs.document):

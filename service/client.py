@@ -16,6 +16,7 @@ import httpx
 Json = dict[str, Any]
 
 _JOBS = "/v1/fine_tuning/jobs"
+_SWEEPS = "/v1/fine_tuning/sweeps"
 _CHUNK = 2**20
 _PATIENCE = 60
 """Times that a live stream may break without a new event between, a second apart."""
@@ -62,6 +63,21 @@ class Client:
 
     def submit(self, body: Mapping[str, Any]) -> Json:
         return self.post(_JOBS, body)
+
+    def submit_sweep(self, body: Mapping[str, Any]) -> Json:
+        return self.post(_SWEEPS, body)
+
+    def estimate_sweep(self, body: Mapping[str, Any]) -> Json:
+        return self.post(f"{_SWEEPS}/estimate", body)
+
+    def sweep(self, sweep_id: str) -> Json:
+        return self.get(f"{_SWEEPS}/{sweep_id}")
+
+    def cancel_sweep(self, sweep_id: str) -> Json:
+        return self.post(f"{_SWEEPS}/{sweep_id}/cancel")
+
+    def sweeps(self, limit: int = 20) -> list[Json]:
+        return list(self.get(_SWEEPS, limit=limit)["data"])
 
     def estimate(self, body: Mapping[str, Any]) -> Json:
         return self.post(f"{_JOBS}/estimate", body)

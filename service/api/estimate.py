@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -15,12 +16,13 @@ from fastapi import APIRouter, Depends, Request
 from allo_engine.estimate.price import Band
 from service.api import render
 from service.api.context import Context, Parts, Reader, is_json
-from service.api.schemas import CreateJob
-from service.jobs import workers
+from service.api.schemas import CreateJob, CreateSweep
+from service.jobs import sweeps, workers
 from service.jobs.counting import Works
 from service.jobs.errors import Unavailable
 from service.jobs.foresight import Past, Plan, StageForesight, Taking, foresee, notes, told, total
 from service.jobs.placement import Offer
+from service.jobs.points import Point
 from service.jobs.submission import Sender
 from service.jobs.tables import ApiKey
 
@@ -54,16 +56,35 @@ async def estimated(request: Request, parts: Context, key: ApiKey, body: CreateJ
     return _shown(planned, told(planned, works), "admin" in key.scopes)
 
 
+async def estimated_sweep(request: Request, parts: Context, key: ApiKey, body: CreateSweep) -> dict[str, Any]:
+    """The same for a sweep: what all of its points take, of stages that several share one."""
+
+    def plan() -> list[tuple[Point, Plan]]:
+        offers = workers.offers(parts.workers())
+        sender = sender_of(parts, key)
+        return sweeps.foresee(parts.database, parts.store, body.asked(), body.sweep, sender, offers)
+
+    planned = await to_thread.run_sync(plan, limiter=parts.readers)
+    until = time.monotonic() + WAIT_SECONDS
+    found = []
+    for point, one in planned:  # in turn: the owner's other questions are not kept waiting
+        asked = one.question()
+        works = {} if asked is None else await _counted(parts.counts.ask(asked), until - time.monotonic())
+        found.append((point, one, told(one, works)))
+    request.state.audited = True
+    return _shown_sweep(found)
+
+
 def sender_of(parts: Context, key: ApiKey) -> Sender:
     """Whose key it is, and what is allowed."""
     settings = parts.settings
     return Sender(key.owner, settings.max_active_jobs, settings.teacher_hosts, settings.max_owner_bytes)
 
 
-async def _counted(count: Future[Works]) -> Works:
+async def _counted(count: Future[Works], seconds: float = WAIT_SECONDS) -> Works:
     """The count, without a thread that waits for it. Raises Unavailable where it takes long: it goes on."""
     try:
-        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(count)), WAIT_SECONDS)
+        return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(count)), seconds)
     except TimeoutError:
         raise Unavailable("The job is still being counted, behind others: ask again in a while.") from None
 
@@ -80,6 +101,29 @@ def _shown(plan: Plan, stages: Sequence[StageForesight], names: bool) -> dict[st
         **_taking(whole),
         "past": _past(plan.past),
         "notes": notes(plan, stages),
+    }
+
+
+def _shown_sweep(points: Sequence[tuple[Point, Plan, list[StageForesight]]]) -> dict[str, Any]:
+    (_, first, _), *_ = points
+    new = first.admitted.new
+    return {
+        "object": "fine_tuning.sweep.estimate",
+        "model": new.model,
+        "training_file": new.training_file,
+        "validation_file": new.validation_file,
+        "method": new.method,
+        "points": [
+            {
+                "point": dict(point),
+                "computes": [stage.name for stage in stages if stage.reused_from is None],
+                **_taking(total(stages)),
+            }
+            for point, _, stages in points
+        ],
+        **_taking(total([stage for _, _, stages in points for stage in stages])),
+        "past": _past(first.past),
+        "notes": list(dict.fromkeys(note for _, plan, stages in points for note in notes(plan, stages))),
     }
 
 

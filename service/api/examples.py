@@ -11,6 +11,14 @@ JOB: dict[str, Any] = {
     "suffix": "first-try",
 }
 
+SWEEP: dict[str, Any] = {
+    "model": "smollm2",
+    "training_file": "file-abc",
+    "validation_file": "file-def",
+    "method": {"type": "allo"},
+    "sweep": {"improve.learning_rate": [1e-5, 5e-5], "seed": [0, 1, 2]},
+}
+
 
 _BAND = {"low": 190.4, "expected": 262.0, "high": 341.9}
 ESTIMATE: dict[str, Any] = {

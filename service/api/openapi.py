@@ -39,6 +39,7 @@ _TAG_OF = {
     "uploads": "Uploads",
     "jobs": "Fine-tuning",
     "estimate": "Fine-tuning",
+    "sweeps": "Fine-tuning",
     "events": "Fine-tuning",
     "exports": "Models",
     "models": "Models",
@@ -240,5 +241,6 @@ def _describe_bodies(document: dict[str, Any]) -> None:
     settings = schemas["MethodSettings"]["properties"]["stages"]
     settings["anyOf"] = [{"type": "object", "properties": stages, "additionalProperties": False}, {"type": "null"}]
     schemas["CreateJob"]["examples"] = [examples.JOB]
+    schemas["CreateSweep"]["examples"] = [examples.SWEEP]
     schemas["Estimate"]["examples"] = [examples.ESTIMATE]
     schemas["CreateUpload"]["properties"]["purpose"] = {"const": "fine-tune"}

@@ -49,6 +49,7 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "method": _method(row),
         "integrations": None,
         "metadata": row.user_metadata,
+        "sweep": None if row.sweep_id is None else {"id": row.sweep_id, "point": row.sweep_point},
         "user_provided_suffix": row.suffix,
         "error": row.error,
         "cancel_requested": row.cancel_requested,

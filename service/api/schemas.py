@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from service.jobs.points import MOST_POINTS
 from service.jobs.submission import NewJob
 
 MAX_DEPTH = 32
@@ -49,6 +50,16 @@ Metadata = Annotated[
         Annotated[Text, StringConstraints(max_length=512)],
     ],
     Field(max_length=16),
+]
+
+
+Swept = Annotated[
+    dict[
+        Annotated[Text, StringConstraints(min_length=1, max_length=128)],
+        Annotated[list[Any], Field(min_length=1, max_length=MOST_POINTS)],
+    ],
+    Field(min_length=1, max_length=16),
+    AfterValidator(_plain_value),
 ]
 
 
@@ -124,3 +135,10 @@ class CreateJob(Body):
             suffix=self.suffix,
             metadata=self.metadata,
         )
+
+
+class CreateSweep(CreateJob):
+    """POST /v1/fine_tuning/sweeps: a job, and in `sweep` the values of each setting that is swept, in place of the
+    job's own: `STAGE.FIELD`, the name of a hyperparameter, or `seed`. Their combinations are the points."""
+
+    sweep: Swept

@@ -22,6 +22,7 @@ from service.cli import (
     jobs,
     local,
     manage,
+    sweeps,
     up,
     webhooks,
     workers,
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add(commands)
     jobs.add_watch(commands)
     jobs.add_download(commands)
+    sweeps.add(commands)
     comparing.add(commands)
     exports.add(commands)
     manage.add(commands)

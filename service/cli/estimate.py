@@ -10,12 +10,14 @@ from rich.table import Table
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
 from service.cli.jobs import add_job, asked
+from service.cli.sweeps import settings_told
 from service.cli.terminal import err, out, shown
 
 _EPILOG = """\
 examples:
   allo estimate train.jsonl --validation heldout.jsonl --model smollm2 --method allo --stage sft
   allo estimate file-… --model smollm2 --set n_epochs=3 --json        seconds and bytes, for programs
+  allo estimate file-… --model smollm2 --method allo --sweep improve.beta=0.1,0.2       all jobs of a sweep
 
 The arguments are those of `allo submit`. The files are uploaded, as an estimate looks into them, and no job is made:
 submit it with the files' ids. Times are h:mm:ss, of one stage after another with nothing else under way.
@@ -30,8 +32,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        found = client.estimate(asked(args, client))
-    shown(args, found, lambda: _table(found))
+        body = asked(args, client)
+        found = client.estimate_sweep(body) if args.sweep else client.estimate(body)
+    shown(args, found, lambda: points_table(found) if args.sweep else _table(found))
     if not args.json:
         for line in (*found["notes"], *_past(found["past"])):
             err.print(line, style="yellow", markup=False)
@@ -42,14 +45,29 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _table(found: Json) -> Table:
-    table = Table(show_footer=True)
-    columns = ("stage", "tokens", "time", "between", "memory", "disk")
-    for name, footer in zip(columns, ("total", *_cells(found)), strict=True):
-        table.add_column(name, footer, justify="left" if name == "stage" else "right")
+    table = _totalled("stage", found)
     table.add_column("on")
     for stage in found["stages"]:
         cells = ("reused", "", "", "", "") if stage["reused"] else _cells(stage)
         table.add_row(stage["name"], *cells, "" if stage["reused"] else _where(stage["workers"]))
+    return table
+
+
+def points_table(found: Json) -> Table:
+    """A line a point of a sweep."""
+    table = _totalled("point", found)
+    table.add_column("computes")
+    for one in found["points"]:
+        computes = ", ".join(one["computes"]) or "nothing"
+        table.add_row(settings_told(one["point"]), *_cells(one), computes)
+    return table
+
+
+def _totalled(first: str, found: Json) -> Table:
+    table = Table(show_footer=True)
+    columns = (first, "tokens", "time", "between", "memory", "disk")
+    for name, footer in zip(columns, ("total", *_cells(found)), strict=True):
+        table.add_column(name, footer, justify="left" if name == first else "right")
     return table
 
 

@@ -15,11 +15,14 @@ from allo_engine.pipeline import METHODS, Data, Format, PlanError, did_you_mean,
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
 from service.cli.results import show_results
+from service.cli.sweeps import watched
 from service.cli.terminal import CommandError, err, out, shown
 from service.cli.watch import EXIT_CODES, watch_job
 from service.client import Client
 from service.datasets.containers import Limits
 from service.datasets.validation import validate
+from service.jobs.points import at, points_of
+from service.jobs.submission import NewJob
 
 _SUBMIT_EPILOG = """\
 examples:
@@ -30,6 +33,8 @@ examples:
   allo submit train.jsonl --model llama-8b --method allo --set train=mask --set mask_ratio=0.02
   allo submit pairs.jsonl --model smollm2 --method allo --without forget --set locate.importance=random
   allo submit train.jsonl --model qwen-7b --method allo --set reward_model.model=qwen-0.5b
+  allo submit train.jsonl --validation heldout.jsonl --model smollm2 --method allo --watch \
+      --sweep improve.learning_rate=1e-5,5e-5 --sweep seed=0,1,2         six jobs, shared stages computed once, a table
 
 Training files are JSON lines, a JSON array or Parquet, also with gzip or zstd: problems {"problem", "solution",
 "answer"?}, preferences {"prompt", "chosen", "rejected"}, chats {"messages"}, or the forms of GSM8K, TRL, Alpaca and
@@ -69,6 +74,13 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", action="append", default=[], metavar="NAME", help="ask for an optional stage (sft)")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out a stage (forget)")
     parser.add_argument("--set", action="append", default=[], metavar="[STAGE.]FIELD=VALUE", help="change a setting")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,…",
+        help="a job for each value of a setting, or of seed",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     parser.add_argument("--suffix", help="a part of the aligned model's name")
 
@@ -86,6 +98,10 @@ def add_download(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _submit(args: argparse.Namespace) -> int:
     with connect(args) as client:
+        if args.sweep:
+            sweep = client.submit_sweep(asked(args, client))
+            shown(args, sweep, lambda: str(sweep["id"]))
+            return watched(args, client, sweep["id"]) if args.watch else 0
         job = client.submit(asked(args, client))
         shown(args, job, lambda: str(job["id"]))
         for message in dict.fromkeys(stage["missing"] for stage in job["stages"] if stage["missing"]):
@@ -154,7 +170,7 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
     hyperparameters, stages = parse_settings(args.stage, args.set, args.without)
     settings = {"hyperparameters": hyperparameters, "stages": stages}
     body = {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
-    optional = {"suffix": args.suffix, "masks": args.masks}
+    optional = {"suffix": args.suffix, "masks": args.masks, "sweep": parse_sweep(args.sweep)}
     return body | {key: value for key, value in optional.items() if value}
 
 
@@ -176,8 +192,11 @@ def _check(args: argparse.Namespace, client: Client, body: Mapping[str, Any]) ->
         retention=formats.get("retention_file"),
     )
     settings = body["method"][args.method]
+    new = NewJob(args.model, args.training, method=args.method, seed=args.seed, **settings)
     try:
-        plan(args.method, data, settings["stages"], settings["hyperparameters"], args.seed)
+        for point in points_of(body.get("sweep", {})):
+            job = at(new, point)
+            plan(job.method, data, job.stages, job.hyperparameters, job.seed)
     except PlanError as error:
         raise CommandError(f"{error.message} [{error.param}]") from None
 
@@ -230,6 +249,18 @@ def parse_settings(
         if name in single:
             raise CommandError(f"--without {name}: it is asked for, too.")
     return everywhere, {**single, **dict.fromkeys(without)}
+
+
+def parse_sweep(swept: Sequence[str]) -> dict[str, list[Any]]:
+    """`--sweep improve.beta=0.1,0.2 --sweep seed=0,1` → {improve.beta: [0.1, 0.2], seed: [0, 1]}."""
+    found: dict[str, list[Any]] = {}
+    for setting in swept:
+        name, _, text = setting.partition("=")
+        if not text or not name.strip() or name.strip() in found:
+            raise CommandError(f"--sweep {setting}: write NAME=VALUE,VALUE,…, each NAME once.")
+        values = _value(f"[{text}]")  # [1, 2],[3, 4] are two lists
+        found[name.strip()] = values if isinstance(values, list) else [_value(part) for part in text.split(",")]
+    return found
 
 
 def _value(text: str) -> Any:

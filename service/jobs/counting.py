@@ -25,6 +25,13 @@ REFUSED = 3
 
 WEIGHTS = ".safetensors"
 
+UNCOUNTED = frozenset(
+    {"seed", "learning_rate", "warmup_ratio", "schedule", "max_grad_norm", "weight_decay"}
+    | {"beta", "beta1", "beta2", "epsilon"}
+)
+"""Settings of stages that change what is learned, and not what is computed: jobs that differ in these alone are counted
+once."""
+
 Works = Mapping[Place, Work]
 """A job's work at each kind of worker."""
 
@@ -48,8 +55,7 @@ def question(admitted: Admitted, places: Iterable[Place]) -> Question | None:
         return None
     job = {
         "method": admitted.new.method,
-        "stages": settings_of(admitted.new, admitted.planned),
-        "seed": admitted.new.seed,
+        "stages": {name: _counted(values) for name, values in settings_of(admitted.new, admitted.planned).items()},
         "shapes": shapes,
         "inputs": {name: name for name in admitted.sources},
     }
@@ -61,6 +67,11 @@ def question(admitted: Admitted, places: Iterable[Place]) -> Question | None:
     ]
     wanted = sorted(set(places), key=repr)
     return Question(admitted.owner, json.dumps(job, sort_keys=True), tuple(sorted(files)), tuple(wanted))
+
+
+def _counted(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Of a stage; None where it is left out."""
+    return None if settings is None else {key: value for key, value in settings.items() if key not in UNCOUNTED}
 
 
 class Counts:

@@ -64,10 +64,13 @@ class Admitted:
     needs: Mapping[str, Needs]
 
 
-def check_limit(session: Session, sender: Sender, now: int) -> None:
-    """Raises TooMany where the owner has as many unfinished jobs as allowed, QuotaExceeded where as many bytes."""
-    if repository.count_active_jobs(session, sender.owner) >= sender.max_active_jobs:
-        raise TooMany(f"You have {sender.max_active_jobs} unfinished jobs: wait for one to end, or cancel one.")
+def check_limit(session: Session, sender: Sender, now: int, more: int = 1) -> None:
+    """Raises TooMany where the owner would have more unfinished jobs than allowed with so many more, QuotaExceeded
+    where there is no room for bytes."""
+    active, most = repository.count_active_jobs(session, sender.owner), sender.max_active_jobs
+    if active + more > most:
+        asked = "" if more == 1 else f" of {most}, and this would be {more} more"
+        raise TooMany(f"You have {active} unfinished jobs{asked}: wait for one to end, or cancel one.")
     quota.check(session, sender.owner, sender.max_owner_bytes, now, more=1)
 
 

@@ -153,11 +153,15 @@ class Job(Base):
     `sources` holds what comes from outside the job, the model, the uploaded files and the masks of an earlier job, each
     as [path, sha256, bytes] of its files: the job goes on when they are deleted, and stays about the content that it
     was submitted with. `estimate` is what was expected of its stages, by their names (see foresight.py), once that was
-    worked out.
+    worked out. `sweep_point` holds the settings in which the job differs from others of the same `sweep_id`.
     """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "owner", "id"), Index(None, "owner", "model", "training_file", "id"))
+    __table_args__ = (
+        Index(None, "owner", "id"),
+        Index(None, "owner", "model", "training_file", "id"),
+        Index(None, "owner", "sweep_id"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     owner: Mapped[str] = mapped_column(String(64))
@@ -181,6 +185,8 @@ class Job(Base):
     cancel_requested: Mapped[bool]
     event_count: Mapped[int] = mapped_column(BigInteger)
     estimate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    sweep_id: Mapped[str | None] = mapped_column(String(64))
+    sweep_point: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Stage(Base):

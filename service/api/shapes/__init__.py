@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.api.shapes import common, comparing, data, estimates, jobs, models, operations
+from service.api.shapes import common, comparing, data, estimates, jobs, models, operations, sweeps
 
 ANSWERS: Mapping[str, Any] = {
     "files.create": data.File,
@@ -34,6 +34,11 @@ ANSWERS: Mapping[str, Any] = {
     "jobs.retry": jobs.Job,
     "jobs.checkpoints": list[jobs.Checkpoint],
     "jobs.artifacts": list[jobs.Artifact],
+    "sweeps.create": sweeps.Sweep,
+    "sweeps.estimate": estimates.SweepEstimate,
+    "sweeps.index": list[sweeps.Sweep],
+    "sweeps.read": sweeps.Sweep,
+    "sweeps.cancel": sweeps.Sweep,
     "events.index": list[jobs.Event],
     "events.metrics": list[jobs.Point],
     "artifacts.read_content": bytes,
@@ -85,7 +90,7 @@ OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
 
 def all_shapes() -> Iterator[tuple[str, Any]]:
     """Each by its name."""
-    for module in (common, comparing, data, estimates, jobs, models, operations):
+    for module in (common, comparing, data, estimates, jobs, models, operations, sweeps):
         for name, shape in vars(module).items():
             if isinstance(shape, type) and shape.__module__ == module.__name__:
                 yield name, shape

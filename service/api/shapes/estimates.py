@@ -6,6 +6,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
+from service.api.shapes.common import Json
 from service.api.shapes.jobs import Seconds, StageNeeds
 
 
@@ -60,6 +61,35 @@ class Estimate(TypedDict):
     validation_file: str | None
     method: Literal["supervised", "dpo", "allo"]
     stages: list[StageEstimate]
+    tokens: int | None
+    seconds: Seconds | None
+    peak_memory_bytes: int | None
+    disk_bytes: int | None
+    past: Past
+    notes: list[str]
+
+
+class SweepPointEstimate(TypedDict):
+    """A point, the stages that it `computes` (its others an earlier point does, or they are there), and what these
+    take."""
+
+    point: Json
+    computes: list[str]
+    tokens: int | None
+    seconds: Seconds | None
+    peak_memory_bytes: int | None
+    disk_bytes: int | None
+
+
+class SweepEstimate(TypedDict):
+    """What all points of a sweep will take, one stage after another."""
+
+    object: Literal["fine_tuning.sweep.estimate"]
+    model: str
+    training_file: str
+    validation_file: str | None
+    method: Literal["supervised", "dpo", "allo"]
+    points: list[SweepPointEstimate]
     tokens: int | None
     seconds: Seconds | None
     peak_memory_bytes: int | None

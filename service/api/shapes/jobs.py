@@ -88,6 +88,13 @@ class Stage(TypedDict):
     artifacts: NotRequired[list[Artifact]]
 
 
+class PointOfSweep(TypedDict):
+    """The sweep that a job is of, and its own values of what is swept."""
+
+    id: str
+    point: Json
+
+
 class Job(TypedDict):
     """A fine-tuning job. `method` spells out every setting of every stage."""
 
@@ -112,6 +119,7 @@ class Job(TypedDict):
     method: Json
     integrations: None
     metadata: dict[str, str] | None
+    sweep: PointOfSweep | None
     user_provided_suffix: str | None
     error: Json | None
     cancel_requested: bool

@@ -105,6 +105,24 @@ def test_a_job_from_submit_to_a_verified_download(place, tmp_path):
     assert (tmp_path / "model" / "weights.json").read_text() == weights
 
 
+def test_a_sweep_from_submit_to_its_table_computes_what_is_shared_once(place, capsys):
+    train, starts = str(place.data.parent / "train.jsonl"), place.control / "starts"
+    before = len(starts.read_text().splitlines()) if starts.exists() else 0
+    swept = [train, "--model", "tiny", "--validation", train, "--sweep", "evaluate.max_response_tokens=8,16"]
+
+    def allo(*arguments):
+        assert main([*arguments, "--data-dir", str(place.data)]) == 0
+        return capsys.readouterr()
+
+    done = allo("submit", *swept, "--seed", "31", "--watch")
+    sweep = re.search(r"ftsweep-\w+", done.out)[0]
+    started = [line.split()[0] for line in starts.read_text().splitlines()[before:]]
+    assert sorted(started) == ["evaluate", "evaluate", "sft"]
+    assert "2 of 2 points have no figure." in done.err
+    assert json.loads(allo("sweep", sweep, "--json").out)["jobs"] == {"succeeded": 2}
+    assert sweep in allo("sweep", "--json").out
+
+
 def test_what_a_job_will_take_is_told_with_what_is_not_known_and_why(place):
     train = str(place.data.parent / "train.jsonl")
     told = place.allo("estimate", train, "--model", "tiny", "--set", "n_epochs=2")
@@ -143,6 +161,8 @@ def test_a_failed_job_is_a_failed_command(place):
         (["submit", "file-0", "--model", "tiny", "--set", "beta"], "STAGE.FIELD=VALUE"),
         (["submit", "file-0", "--model", "tiny", "--stage", "sft", "--without", "sft"], "asked for, too"),
         (["submit", "file-0", "--model", "tinny"], "Did you mean 'tiny'?"),
+        (["submit", "file-0", "--model", "tiny", "--sweep", "beta"], "--sweep beta"),
+        (["sweep", "ftsweep-of-nobody"], "ftsweep-of-nobody"),
         (["estimate", "file-0", "--model", "tinny"], "Did you mean 'tiny'?"),
         (["cancel", "ftjob-of-nobody"], "ftjob-of-nobody"),
         (["events", "ftjob-of-nobody", "--follow"], "ftjob-of-nobody"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from pydantic import TypeAdapter
 from sqlalchemy import select, update
 
 from allo_engine.model.shape import shape_of
-from allo_engine.pipeline import Data
+from allo_engine.pipeline import Data, PlannedStage
 from allo_engine.pipeline import plan as plan_of
-from service.api.shapes.estimates import Estimate
+from service.api.shapes.estimates import Estimate, SweepEstimate
 from service.db import Base, Database
-from service.jobs import workers
-from service.jobs.counting import Counts
+from service.jobs import sweeps, workers
+from service.jobs.counting import UNCOUNTED, Counts
 from service.jobs.errands import Scratch
 from service.jobs.errors import DomainError, InvalidRequest, QuotaExceeded, Unavailable
 from service.jobs.expecting import Expectations, asked_again
@@ -37,7 +37,7 @@ from tests.offers import RATES, an_offer
 from tests.tiny import save_tiny
 from tests.waiting import until
 
-JOBS = "/v1/fine_tuning/jobs"
+JOBS, SWEEPS = "/v1/fine_tuning/jobs", "/v1/fine_tuning/sweeps"
 ROWS = [{"problem": f"{n} + {n}?", "solution": f"The answer is {2 * n}.", "answer": str(2 * n)} for n in range(8)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 SHORT = {"sft": {}, "sample": {"n": 2, "max_response_tokens": 16}, "evaluate": {"max_response_tokens": 16}}
@@ -190,6 +190,24 @@ def test_what_was_computed_is_reused_and_takes_nothing(house: Domain, counts: Co
     assert changed.question() is not None
 
 
+def test_a_sweep_pays_once_for_what_its_points_share_and_is_counted_once(house: Domain, counts: Counts) -> None:
+    swept = {"improve.learning_rate": [1e-6, 1e-5, 1e-4]}
+    before = contents(house.database)
+    points = sweeps.foresee(house.database, house.store, REAL, swept, house.sender(), {"fast": FAST})
+    assert contents(house.database) == before
+    (question,) = {plan.question() for _, plan in points}
+    assert question is not None
+    works = counts.ask(question).result()
+    first, *others = (told(plan, works) for _, plan in points)
+    assert all(stage.reused_from is None for stage in first)
+    for stages in others:
+        assert [stage.name for stage in stages if stage.reused_from is None] == ["improve", "evaluate"]
+    tokens = {stage.name: taking(stage).tokens for stage in first}
+    whole = total([stage for stages in (first, *others) for stage in stages])
+    assert whole is not None
+    assert whole.tokens == sum(tokens.values()) + 2 * (tokens["improve"] + tokens["evaluate"])
+
+
 def test_a_model_of_unknown_sizes_has_a_plan_without_figures(domain: Domain, counts: Counts) -> None:
     plan = planned(domain, ALLO, fast=FAST)
     stages = told(plan, {})
@@ -228,6 +246,11 @@ def test_what_is_expected_is_kept_behind_the_submit_and_measured_when_stages_hav
     assert stranger.past.stages == 0
 
 
+def counted(planned: Sequence[PlannedStage]) -> list[Any]:
+    """What counts of each stage."""
+    return [(stage.name, stage.config.model_dump(exclude=set(UNCOUNTED)), stage.inputs) for stage in planned]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -245,7 +268,8 @@ def test_a_jobs_row_asks_for_the_very_count_that_its_request_did(
     asked = wanted.question()
     assert asked is not None
     data = Data("problems", validation="problems", retention="problems" if new.retention_file else None)
-    assert plan_of(new.method, data, json.loads(asked.job)["stages"], seed=new.seed) == wanted.admitted.planned
+    again = plan_of(new.method, data, json.loads(asked.job)["stages"])
+    assert counted(again) == counted(wanted.admitted.planned)
     assert planned(served, asked_again(served.submit(new).job)).question() == asked
 
 
@@ -317,6 +341,26 @@ def test_an_estimate_over_http_is_as_the_document_says_and_a_dry_run_is_the_same
     assert theirs["stages"][0]["workers"] == [{**able, "names": None}]
     assert client.post(f"{JOBS}?dry_run=true", json=BODY, headers=reader).status_code == 403
     assert client.post(f"{JOBS}?dry_run=false", json=BODY).json()["object"] == "fine_tuning.job"
+
+
+def test_the_whole_price_of_a_sweep_is_told_and_what_its_submit_refuses_is_refused(
+    client: TestClient, served: Domain
+) -> None:
+    workers.beat(served.database, WORKER, "host", FAST)
+    body = {**BODY, "sweep": {"improve.beta": [0.1, 0.2], "seed": [0]}}
+    found = client.post(f"{SWEEPS}/estimate", json=body)
+    assert found.status_code == 200, found.text
+    answer = found.json()
+    TypeAdapter(SweepEstimate).validate_python(answer, strict=True)
+    first, second = answer["points"]
+    assert second["computes"] == ["improve", "evaluate"]
+    assert second["point"] == {"improve.beta": 0.2, "seed": 0}
+    assert answer["tokens"] == first["tokens"] + second["tokens"]
+    assert client.get(JOBS).json()["data"] == []
+    for change in ({"sweep": {"seed": [0, -1]}}, {"sweep": {"improve.rate": [1]}}, {"sweep": {"seed": list(range(6))}}):
+        refused = [client.post(path, json=body | change) for path in (SWEEPS, f"{SWEEPS}/estimate")]
+        assert refused[0].status_code == 422
+        assert refused[0].json() == refused[1].json()
 
 
 def test_what_was_expected_of_a_job_stands_in_its_answer(client: TestClient, served: Domain) -> None:

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.api.shapes import ANSWERS
+from service.jobs import sweeps
 from tests.integration.service.domain import SUPERVISED, Domain
 
 ERROR = {"$ref": "#/components/schemas/Error"}
@@ -78,6 +79,8 @@ def test_the_settings_of_every_stage_are_described_by_the_engines_own_classes(do
 def test_answers_are_as_the_document_says(base_url: str, served: Domain, secret: str, document: dict[str, Any]) -> None:
     job = served.submit(SUPERVISED).job.id
     served.submit(SUPERVISED)
+    swept = {"sft.learning_rate": [1e-6, 1e-5]}
+    sweep = sweeps.submit(served.database, served.store, SUPERVISED, swept, served.sender(), []).id
     served.run_all()
     artifact = served.view(job).artifacts[0].id
     root = base_url.removesuffix("/v1")
@@ -88,6 +91,8 @@ def test_answers_are_as_the_document_says(base_url: str, served: Domain, secret:
         ("/v1/fine_tuning/jobs/{job_id}/events", job),
         ("/v1/fine_tuning/jobs/{job_id}/checkpoints", job),
         ("/v1/fine_tuning/jobs/{job_id}/artifacts", job),
+        ("/v1/fine_tuning/sweeps", ""),
+        ("/v1/fine_tuning/sweeps/{sweep_id}", sweep),
         ("/v1/artifacts/{artifact_id}/content", artifact),
         ("/v1/files", ""),
         ("/v1/files/{file_id}", "file-train"),

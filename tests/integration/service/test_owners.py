@@ -13,12 +13,13 @@ from service.jobs.keys import create_key
 from tests.integration.service.domain import Domain
 from tests.integration.service.routes import Route, every_route
 
-JOBS, HOOKS = "/v1/fine_tuning/jobs", "/v1/webhook_endpoints"
+JOBS, SWEEPS, HOOKS = "/v1/fine_tuning/jobs", "/v1/fine_tuning/sweeps", "/v1/webhook_endpoints"
 SCOPES = ("read", "submit", "metrics")
 
 ABSENT = {
     "file_id": "file-00000000000000000000000000",
     "job_id": "ftjob-00000000000000000000000000",
+    "sweep_id": "ftsweep-00000000000000000000000000",
     "artifact_id": "art-00000000000000000000000000",
     "endpoint_id": "whend-00000000000000000000000000",
     "upload_id": "upload-00000000000000000000000000",
@@ -51,6 +52,7 @@ def theirs(app: FastAPI, secret: str, served: Domain) -> dict[str, str]:
     return {
         "file_id": file,
         "job_id": job,
+        "sweep_id": client.post(SWEEPS, json={**body, "sweep": {"seed": [1, 2]}}).json()["id"],
         "artifact_id": artifacts[0]["id"],
         "endpoint_id": client.post(HOOKS, json=hook).json()["id"],
         "upload_id": client.post("/v1/uploads", json=whole).json()["id"],
@@ -134,7 +136,7 @@ FIELDS = [name for name in CreateJob.model_fields if name.endswith("_file") or n
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("path", [JOBS, f"{JOBS}?dry_run=true", f"{JOBS}/estimate"])
+@pytest.mark.parametrize("path", [JOBS, f"{JOBS}?dry_run=true", f"{JOBS}/estimate", SWEEPS])
 def test_a_job_cannot_begin_with_another_owners_thing(
     stranger: TestClient, served: Domain, theirs: dict[str, str], path: str, field: str
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_job_cannot_begin_with_another_owners_thing(
 
     def submit(name: str) -> tuple[int, str]:
         body = {"model": "tiny", "training_file": "file-mine", "method": {"type": "allo"}, field: name}
+        body |= {"sweep": {"seed": [0, 1]}} if path.startswith(SWEEPS) else {}
         answer = stranger.post(path, json=body)
         return answer.status_code, answer.text.replace(name, "…")
 
@@ -160,11 +163,11 @@ def test_another_owners_job_is_compared_with_nothing(stranger: TestClient, their
     assert asked(theirs["job_id"])[0] == 404
 
 
-@pytest.mark.parametrize("path", [JOBS, "/v1/files", HOOKS])
+@pytest.mark.parametrize("path", [JOBS, SWEEPS, "/v1/files", HOOKS])
 def test_another_owners_thing_is_no_place_to_go_on_after(
     stranger: TestClient, theirs: dict[str, str], path: str
 ) -> None:
-    kind = {JOBS: "job_id", "/v1/files": "file_id", HOOKS: "endpoint_id"}[path]
+    kind = {JOBS: "job_id", SWEEPS: "sweep_id", "/v1/files": "file_id", HOOKS: "endpoint_id"}[path]
     there, absent = (stranger.get(path, params={"after": found[kind]}) for found in (theirs, ABSENT))
     assert there.status_code == absent.status_code
     assert there.text.replace(theirs[kind], "…") == absent.text.replace(ABSENT[kind], "…")

@@ -81,6 +81,7 @@ def lists(app: FastAPI, client: TestClient, served: Domain) -> dict[str, list[st
         client.post("/v1/files", files={"file": line}, data={"purpose": "fine-tune"})
         job = {"model": "tiny", "training_file": "file-train", "method": {"type": "allo"}, "seed": seed}
         named["job_id"] = client.post(JOBS, json=job).json()["id"]
+        client.post("/v1/fine_tuning/sweeps", json={**job, "sweep": {"seed": [seed]}})
         served.run_all()
     client.post("/v1/keys", json={"owner": "alice"})
     paths = [
@@ -89,7 +90,7 @@ def lists(app: FastAPI, client: TestClient, served: Domain) -> dict[str, list[st
         if any(one["name"] == "after" for one in verbs.get("get", {}).get("parameters", ()))
     ]
     found = {path: [row["id"] for row in client.get(path).json()["data"]] for path in paths}
-    assert len(found) == 8
+    assert len(found) == 9
     return found
 
 

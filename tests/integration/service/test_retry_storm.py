@@ -19,8 +19,9 @@ from service.jobs.tables import Model, PastCall
 from tests.integration.service.domain import Domain
 from tests.integration.service.routes import every_route
 
-JOBS = "/v1/fine_tuning/jobs"
+JOBS, SWEEPS = "/v1/fine_tuning/jobs", "/v1/fine_tuning/sweeps"
 BODY = {"model": "tiny", "training_file": "file-train"}
+SWEEP = {**BODY, "sweep": {"seed": [0, 1]}}
 
 
 class Asked:
@@ -44,6 +45,10 @@ def paused_job(client: TestClient) -> str:
     name = job(client)
     client.post(f"{JOBS}/{name}/pause")
     return name
+
+
+def sweep(client: TestClient) -> str:
+    return str(client.post(SWEEPS, json=SWEEP).json()["id"])
 
 
 def key(client: TestClient) -> str:
@@ -84,6 +89,9 @@ STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}/{{job_id}}/pause": lambda client: Asked(f"{JOBS}/{job(client)}/pause"),
     f"POST {JOBS}/{{job_id}}/resume": lambda client: Asked(f"{JOBS}/{paused_job(client)}/resume"),
     f"POST {JOBS}/{{job_id}}/retry": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}/retry"),
+    f"POST {SWEEPS}": lambda client: Asked(SWEEPS, json=SWEEP),
+    f"POST {SWEEPS}/estimate": lambda client: Asked(f"{SWEEPS}/estimate", json=SWEEP),
+    f"POST {SWEEPS}/{{sweep_id}}/cancel": lambda client: Asked(f"{SWEEPS}/{sweep(client)}/cancel"),
     "POST /v1/files": upload,
     "POST /v1/uploads": lambda client: Asked("/v1/uploads", json=WHOLE),
     "POST /v1/uploads/{upload_id}/parts": lambda client: Asked(f"{begun(client)}/parts", files={"data": LINE}),
