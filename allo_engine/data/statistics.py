@@ -18,7 +18,7 @@ def wilson(right: float, total: int) -> tuple[float, float]:
     share = right / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))  # rounding leaves out no share
 
 
 def paired_difference(ours: list[bool], theirs: list[bool]) -> dict[str, float]:

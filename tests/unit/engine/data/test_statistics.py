@@ -25,6 +25,13 @@ def test_wilsons_interval_worked_by_hand() -> None:
     assert wilson(0, 10)[0] == 0.0
 
 
+@pytest.mark.parametrize("total", [1, 7, 24, 96, 2000])
+def test_an_interval_holds_its_own_share_whatever_rounding_does(total: int) -> None:
+    for right in (0, 1, total - 1, total):
+        low, high = wilson(right, total)
+        assert low <= right / total <= high
+
+
 def test_a_paired_difference_worked_by_hand() -> None:
     # 3 gained, 1 lost of 10: (3 − 1)/10 = 0.2; variance (4 − 4/10)/100 = 0.036; 1.96·√0.036 = 0.3719
     ours = [True] * 3 + [False] + [True] * 6
