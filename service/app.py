@@ -74,16 +74,16 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     migrate(settings.database)
     database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
-    feed = Feed(database)
+    context = _context(settings, database, broker)
 
     @asynccontextmanager
-    async def at_work(app: FastAPI) -> AsyncIterator[None]:
-        looking = asyncio.create_task(feed.run())
+    async def at_work(_: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(context.feed.run())
         with Courier(database, settings.webhook_private):
             yield
-        feed.close()
+        context.feed.close()
         await looking
-        app.state.context.close()
+        context.close()
 
     app = FastAPI(
         title="ALLO",
@@ -95,13 +95,25 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
         lifespan=at_work,
     )
+    app.state.context = context
+    app.add_middleware(Audited, settings=settings, database=database)
+    app.add_middleware(Guard, settings=settings, keys=context.keys, rates=Rates(settings.requests_per_minute))
+    app.add_middleware(Access, meters=context.meters)  # the last one added is the outermost
+    add_error_handlers(app)
+    _add_routes(app)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+def _context(settings: Settings, database: Database, broker: Broker) -> Context:
+    """What requests find beside the app: the store and the parts that wait, count and remember."""
     store = open_store(settings.store)
-    watch, meters, ring = Watch(settings.lease_seconds), Meters(), KeyRing(database)
+    watch = Watch(settings.lease_seconds)
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
     scratch = Scratch(store, settings.data_dir / "scratch")
     counts = Counts(scratch)
     store.tidy()
-    app.state.context = Context(
+    return Context(
         settings=settings,
         database=database,
         store=store,
@@ -111,24 +123,17 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         comparing=CapacityLimiter(1),
         strangers=CapacityLimiter(STRANGERS),
         intake=Intake(settings.max_uploads, settings.max_owner_uploads),
-        meters=meters,
+        meters=Meters(),
         health=Health(_checks(settings, apart, broker, watch), apart.close),
-        keys=ring,
+        keys=KeyRing(database),
         streams=AtOnce(settings.max_streams, "streams"),
-        feed=feed,
+        feed=Feed(database),
         insights=Insights(scratch),
         counts=counts,
         expectations=Expectations(
             database, store, counts, lambda: offers(watch.living(database)), settings.teacher_hosts
         ),
     )
-    app.add_middleware(Audited, settings=settings, database=database)
-    app.add_middleware(Guard, settings=settings, keys=ring, rates=Rates(settings.requests_per_minute))
-    app.add_middleware(Access, meters=meters)  # the last one added is the outermost
-    add_error_handlers(app)
-    _add_routes(app)
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
-    return app
 
 
 def _add_routes(app: FastAPI) -> None:

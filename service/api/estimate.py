@@ -90,15 +90,11 @@ async def _counted(count: Future[Works], seconds: float = WAIT_SECONDS) -> Works
 
 
 def _shown(plan: Plan, stages: Sequence[StageForesight], names: bool) -> dict[str, Any]:
-    new, whole = plan.admitted.new, total(stages)
     return {
         "object": "fine_tuning.job.estimate",
-        "model": new.model,
-        "training_file": new.training_file,
-        "validation_file": new.validation_file,
-        "method": new.method,
+        **_named(plan),
         "stages": [_stage(stage, plan.offers, names) for stage in stages],
-        **_taking(whole),
+        **_taking(total(stages)),
         "past": _past(plan.past),
         "notes": notes(plan, stages),
     }
@@ -106,13 +102,9 @@ def _shown(plan: Plan, stages: Sequence[StageForesight], names: bool) -> dict[st
 
 def _shown_sweep(points: Sequence[tuple[Point, Plan, list[StageForesight]]]) -> dict[str, Any]:
     (_, first, _), *_ = points
-    new = first.admitted.new
     return {
         "object": "fine_tuning.sweep.estimate",
-        "model": new.model,
-        "training_file": new.training_file,
-        "validation_file": new.validation_file,
-        "method": new.method,
+        **_named(first),
         "points": [
             {
                 "point": dict(point),
@@ -124,6 +116,17 @@ def _shown_sweep(points: Sequence[tuple[Point, Plan, list[StageForesight]]]) -> 
         **_taking(total([stage for _, _, stages in points for stage in stages])),
         "past": _past(first.past),
         "notes": list(dict.fromkeys(note for _, plan, stages in points for note in notes(plan, stages))),
+    }
+
+
+def _named(plan: Plan) -> dict[str, Any]:
+    """What the job is of."""
+    new = plan.admitted.new
+    return {
+        "model": new.model,
+        "training_file": new.training_file,
+        "validation_file": new.validation_file,
+        "method": new.method,
     }
 
 

@@ -11,7 +11,7 @@ from service.cli.commands import Commands, command
 from service.cli.connection import connect
 from service.cli.jobs import add_job, asked
 from service.cli.sweeps import settings_told
-from service.cli.terminal import err, out, shown
+from service.cli.terminal import duration, err, out, shown
 
 _EPILOG = """\
 examples:
@@ -99,13 +99,6 @@ def _past(past: Json) -> list[str]:
         f"Of your latest {jobs} estimated jobs, {stages} stages took {ratios['median']:.2f} times what was expected "
         f"(mostly {ratios['low']:.2f} to {ratios['high']:.2f})."
     ]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a clock shows them: 0:42, 5:17, 3:20:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _gib(count: int | None) -> str:

@@ -7,14 +7,14 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
 from service.cli.terminal import err, out, shown
-from service.cli.watch import EXIT_CODES
-from service.client import Client, ClientError
+from service.cli.watch import EXIT_CODES, followed
+from service.client import Client
 
 _EPILOG = """\
 examples:
@@ -25,9 +25,6 @@ examples:
 
 `allo submit … --sweep NAME=VALUE,…` starts one. Its jobs are ordinary ones: `allo watch ftjob-…` shows one of them.
 """
-
-_EVERY_SECONDS = 1.0
-_PATIENCE_SECONDS = 60.0
 
 Json = dict[str, Any]
 
@@ -73,26 +70,18 @@ def tell(args: argparse.Namespace, sweep: Json) -> None:
 
 
 def _watch(client: Client, sweep_id: str, console: Console) -> Json:
-    """A bar a point. A service that restarts meanwhile is waited for."""
+    """A bar a point."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), TaskProgressColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
-        sweep = client.sweep(sweep_id)
-        bars = {
-            one["job_id"]: progress.add_task(settings_told(one["point"]), total=1.0, note="") for one in sweep["points"]
-        }
-        last_answer = time.monotonic()
-        while True:
+        bars: dict[str, TaskID] = {}
+
+        def show(sweep: Json) -> None:
             for one in sweep["points"]:
+                if one["job_id"] not in bars:
+                    bars[one["job_id"]] = progress.add_task(settings_told(one["point"]), total=1.0, note="")
                 progress.update(bars[one["job_id"]], completed=one["progress"], note=one["status"])
-            if sweep["status"] in EXIT_CODES:
-                return sweep
-            time.sleep(_EVERY_SECONDS)
-            try:
-                sweep = client.sweep(sweep_id)
-                last_answer = time.monotonic()
-            except ClientError:
-                if time.monotonic() - last_answer > _PATIENCE_SECONDS:
-                    raise
+
+        return followed(lambda: client.sweep(sweep_id), show)
 
 
 def _table(sweep: Json) -> Table:

@@ -28,3 +28,10 @@ def shown(args: argparse.Namespace, data: Any, words: Callable[[], Table | str])
         out.print(found)
     else:
         out.print(found, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them: 0:42, 5:17, 3:20:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
