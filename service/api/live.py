@@ -119,7 +119,8 @@ class Feed:
         for job_id, job in [(name, self._jobs[name]) for name in asked if name in self._jobs]:
             count, ended = states.get(job_id, GONE)
             if (job.count, job.ended) != (count, ended):
-                job.frames.extend(await self._read(job_id, max(job.count, count - BATCH)))
+                told = job.frames[-1][0] if job.frames else 0  # may be more than were counted: it is read behind that
+                job.frames.extend(await self._read(job_id, max(told, count - BATCH)))
                 job.count, job.ended = count, ended
                 job.told()
 

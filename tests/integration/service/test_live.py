@@ -15,6 +15,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from service.db import Database
 from service.jobs import keys, repository, service, story
 from service.jobs.keys import create_key
 from service.jobs.progression import add_event
@@ -97,6 +98,23 @@ def test_a_cut_stream_goes_on_behind_its_last_event_without_a_gap(http: httpx.Cl
     with streamed(http, job, **{"last-event-id": first.ids[-1]}) as second:
         assert second.ended.wait(PATIENCE)
     assert first.ids + second.ids == events_of(served, job)
+
+
+def test_events_that_happen_between_a_count_and_its_look_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, http: httpx.Client, served: Domain
+) -> None:
+    read_counts = story.read_counts
+
+    def read_and_then_more(database: Database, job_ids: list[str]) -> dict[str, tuple[int, bool]]:
+        counts = read_counts(database, job_ids)
+        served.run_all()
+        return counts
+
+    job = served.submit(SUPERVISED).job.id
+    monkeypatch.setattr(story, "read_counts", read_and_then_more)
+    with streamed(http, job) as reader:
+        assert reader.ended.wait(PATIENCE)
+    assert reader.ids == events_of(served, job)
 
 
 def test_a_stream_of_a_job_that_is_over_is_told_to_stop(http: httpx.Client, served: Domain) -> None:
