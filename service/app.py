@@ -47,12 +47,12 @@ from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience
 from service.gate import Bounded
-from service.jobs.counting import Counts
-from service.jobs.errands import Scratch
-from service.jobs.expecting import Expectations
-from service.jobs.insights import Insights
-from service.jobs.keys import KeyRing
-from service.jobs.workers import Watch, offers
+from service.jobs.access.keys import KeyRing
+from service.jobs.data.insights import Insights
+from service.jobs.forecast.counting import Counts
+from service.jobs.forecast.errands import Scratch
+from service.jobs.forecast.expecting import Expectations
+from service.jobs.running.workers import Watch, offers
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from service.children import alone, last_words
 from service.db import Database
-from service.jobs import exports
+from service.jobs.registry import exports
 from service.jobs.tables import Export
 from service.settings import Settings
 from service.storage import open_store

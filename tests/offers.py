@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from allo_engine.estimate.rates import Calibration
 from allo_engine.pipeline import code_version
-from service.jobs.placement import Device, Offer
+from service.jobs.running.placement import Device, Offer
 
 GIB = 2**30
 RATES = Calibration(1e11, 1e11, 1e10, 1e10, 1e-3, 1e9, 1e9, 1e9)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from allo_engine.estimate.rates import Calibration, processor
 from allo_engine.orphans import die_with
-from service.jobs.placement import Offer
+from service.jobs.running.placement import Offer
 from worker.devices import visible
 from worker.starting import engine_environment
 

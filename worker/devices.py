@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service.jobs.placement import Device
+from service.jobs.running.placement import Device
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 """What CUDA reads it from, when a process first asks for a device: until then it may change."""

@@ -8,7 +8,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.jobs.erasing import Eraser
+from service.jobs.data.erasing import Eraser
 from service.storage.store import StoreError
 
 log = logging.getLogger(__name__)

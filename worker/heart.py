@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from service.db import Database, nobody_writes
 from service.engines import Patience
-from service.jobs import attempts
+from service.jobs.running import attempts
 from service.settings import Settings
 from worker.outcome import Interrupt
 from worker.supervisor import boot_seconds

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from allo_engine.pipeline import code_version
-from service.jobs.placement import Offer
+from service.jobs.running.placement import Offer
 from service.settings import Settings
 from worker.devices import devices
 

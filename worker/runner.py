@@ -17,8 +17,8 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
-from service.jobs import attempts
-from service.jobs.attempts import Claim
+from service.jobs.running import attempts
+from service.jobs.running.attempts import Claim
 from service.logs import bound
 from service.settings import Settings
 from service.storage.store import Store, StoreError

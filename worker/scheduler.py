@@ -27,9 +27,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from allo_engine.pipeline import code_version
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
-from service.jobs import attempts, dispatch, workers
-from service.jobs.erasing import Eraser, keeping_of
-from service.jobs.placement import Offer
+from service.jobs.data.erasing import Eraser, keeping_of
+from service.jobs.running import attempts, dispatch, workers
+from service.jobs.running.placement import Offer
 from service.logs import configure
 from service.migrating import migrate
 from service.settings import Settings

@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.jobs.flight import Host, Placed, Running, Waiting
-from service.jobs.placement import Held, Offer, able, seat
-from service.jobs.vigil import Vigil
+from service.jobs.running.flight import Host, Placed, Running, Waiting
+from service.jobs.running.placement import Held, Offer, able, seat
+from service.jobs.running.vigil import Vigil
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.scope import request_id
 from service.db import Database
-from service.jobs.audit import Deed, record
+from service.jobs.access.audit import Deed, record
 from service.jobs.tables import ApiKey
 from service.settings import Settings
 

@@ -17,13 +17,13 @@ from service.api.live import Feed
 from service.api.meters import Meters
 from service.api.reading import Answers
 from service.db import Database
-from service.jobs.counting import Counts
+from service.jobs.access.keys import KeyRing, Scope
+from service.jobs.data.insights import Insights
 from service.jobs.errors import Forbidden
-from service.jobs.expecting import Expectations
-from service.jobs.insights import Insights
-from service.jobs.keys import KeyRing, Scope
+from service.jobs.forecast.counting import Counts
+from service.jobs.forecast.expecting import Expectations
+from service.jobs.running.workers import Watch, WorkerView
 from service.jobs.tables import ApiKey
-from service.jobs.workers import Watch, WorkerView
 from service.settings import Settings
 from service.storage.store import Store
 

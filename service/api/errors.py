@@ -32,7 +32,7 @@ from service.jobs.errors import (
     TooMany,
     Unavailable,
 )
-from service.jobs.hub import Absent
+from service.jobs.registry.hub import Absent
 from service.storage.store import DiskFull, StoreError
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,14 @@ from allo_engine.estimate.price import Band
 from service.api import render
 from service.api.context import Context, Parts, Reader, is_json
 from service.api.schemas import CreateJob, CreateSweep
-from service.jobs import sweeps, workers
-from service.jobs.counting import Works
 from service.jobs.errors import Unavailable
-from service.jobs.foresight import Past, Plan, StageForesight, Taking, foresee, notes, told, total
-from service.jobs.placement import Offer
-from service.jobs.points import Point
+from service.jobs.forecast.counting import Works
+from service.jobs.forecast.foresight import Past, Plan, StageForesight, Taking, foresee, notes, told, total
+from service.jobs.running import workers
+from service.jobs.running.placement import Offer
 from service.jobs.submission import Sender
+from service.jobs.sweeping import sweeps
+from service.jobs.sweeping.points import Point
 from service.jobs.tables import ApiKey
 
 router = APIRouter(prefix="/fine_tuning/jobs/estimate")

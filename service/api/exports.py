@@ -19,9 +19,9 @@ from service.api.archive import Archive, Part, held_part
 from service.api.context import Context, Parts, Reader
 from service.api.download import content, served
 from service.exporter import ensure
-from service.jobs import exports, models
 from service.jobs.errors import InvalidRequest, NotFound
-from service.jobs.exports import FAILED, READY
+from service.jobs.registry import exports, models
+from service.jobs.registry.exports import FAILED, READY
 from service.jobs.tables import ApiKey, Export
 from service.storage.store import Store
 

@@ -16,11 +16,11 @@ from service.api.forms import Form
 from service.api.once import Calling, Once
 from service.api.pages import LongPaging, listed
 from service.datasets.validation import LineProblem
-from service.jobs import files
+from service.jobs.access.repetition import Call, once
 from service.jobs.clean import clean_text
+from service.jobs.data import files
+from service.jobs.data.quota import exceeded, room
 from service.jobs.errors import InvalidRequest, TooLarge
-from service.jobs.quota import exceeded, room
-from service.jobs.repetition import Call, once
 from service.jobs.tables import File
 from service.settings import Settings
 

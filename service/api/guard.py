@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.errors import MESSAGES, answer
 from service.api.limits import Allowance, AtOnce, Rates
 from service.api.scope import request_id
+from service.jobs.access.keys import KeyRing
 from service.jobs.errors import TooMany
-from service.jobs.keys import KeyRing
 from service.jobs.tables import ApiKey
 from service.settings import Settings
 

@@ -15,8 +15,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.context import Parts, Reader
 from service.api.download import content, held
-from service.jobs import hub
-from service.jobs.hub import CARD, Revision
+from service.jobs.registry import hub
+from service.jobs.registry.hub import CARD, Revision
 
 router = APIRouter(tags=["hub"])
 

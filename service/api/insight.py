@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from service.api.context import Parts, Reader
-from service.jobs import insights
+from service.jobs.data import insights
 
 router = APIRouter(prefix="/files")
 

@@ -17,8 +17,8 @@ from service.api.query import Prefixed
 from service.api.reading import reading, shown
 from service.api.schemas import CreateJob
 from service.jobs import comparison, service
-from service.jobs.placement import Offer
-from service.jobs.repetition import Call, once
+from service.jobs.access.repetition import Call, once
+from service.jobs.running.placement import Offer
 from service.jobs.service import JobView
 from service.jobs.tables import ApiKey
 

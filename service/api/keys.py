@@ -11,9 +11,9 @@ from service.api.context import Admin, Context, Parts, is_json
 from service.api.once import Once, reissues
 from service.api.pages import Paging, listed
 from service.api.schemas import Body, Id
-from service.jobs import audit, keys
-from service.jobs.keys import NewKey, Scope
-from service.jobs.repetition import Answer
+from service.jobs.access import audit, keys
+from service.jobs.access.keys import NewKey, Scope
+from service.jobs.access.repetition import Answer
 from service.jobs.tables import ApiKey, AuditEntry
 
 router = APIRouter(prefix="/keys", route_class=Once)

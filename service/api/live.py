@@ -23,7 +23,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.api import render
 from service.db import Database
-from service.jobs import keys, story
+from service.jobs import story
+from service.jobs.access import keys
 from service.jobs.tables import ApiKey
 
 Answer = TypeVar("Answer")

@@ -14,7 +14,7 @@ from service.api.context import Meter, Parts
 from service.api.reading import reading
 from service.db import Database
 from service.jobs import figures
-from service.jobs.workers import WorkerView
+from service.jobs.running.workers import WorkerView
 
 router = APIRouter(tags=["Operations"])
 

@@ -12,7 +12,7 @@ from service.api.download import content, served
 from service.api.exports import Dtype, recast
 from service.api.once import Once
 from service.api.pages import listed
-from service.jobs import exports, models
+from service.jobs.registry import exports, models
 
 router = APIRouter(prefix="/models", route_class=Once)
 

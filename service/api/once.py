@@ -18,8 +18,8 @@ from fastapi.routing import APIRoute
 
 from service.api.audited import CHANGING, deed_of
 from service.api.context import Context, Parts
-from service.jobs.audit import record
-from service.jobs.repetition import Answer, Call, once, sha256_of
+from service.jobs.access.audit import record
+from service.jobs.access.repetition import Answer, Call, once, sha256_of
 from service.jobs.tables import ApiKey
 
 Endpoint = Callable[..., Any]

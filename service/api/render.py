@@ -9,12 +9,12 @@ from urllib.parse import quote
 from allo_engine.needs import Needs
 from service.jobs.estimates import fraction, job_eta, job_fraction, stage_eta
 from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
-from service.jobs.placement import Offer, missing
 from service.jobs.progression import checkpoint_model
+from service.jobs.running.placement import Offer, missing
+from service.jobs.running.workers import WorkerView
 from service.jobs.series import Point
 from service.jobs.service import JobView
 from service.jobs.tables import Artifact, Event, Export, Job, Model, Stage, WebhookDelivery, WebhookEndpoint
-from service.jobs.workers import WorkerView
 
 SHORTHAND = ("n_epochs", "batch_size", "learning_rate_multiplier")
 """What OpenAI's deprecated top-level hyperparameters hold."""

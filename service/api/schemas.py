@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.jobs.points import MOST_POINTS
 from service.jobs.submission import NewJob
+from service.jobs.sweeping.points import MOST_POINTS
 
 MAX_DEPTH = 32
 """Objects and lists inside one another in a body: no setting needs more."""

@@ -15,11 +15,11 @@ from service.api.once import Calling, Once
 from service.api.pages import Paging, listed
 from service.api.reading import reading, shown
 from service.api.schemas import CreateSweep
-from service.jobs import outcomes, sweeps
+from service.jobs.access.repetition import Call, once
 from service.jobs.estimates import job_fraction
-from service.jobs.outcomes import BETTER, Figure, Run
-from service.jobs.repetition import Call, once
-from service.jobs.sweeps import SweepView
+from service.jobs.sweeping import outcomes, sweeps
+from service.jobs.sweeping.outcomes import BETTER, Figure, Run
+from service.jobs.sweeping.sweeps import SweepView
 from service.jobs.tables import ApiKey
 
 router = APIRouter(prefix="/fine_tuning/sweeps", route_class=Once)

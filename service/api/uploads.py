@@ -15,10 +15,10 @@ from service.api.forms import Form
 from service.api.once import Calling, Once
 from service.api.pages import listed
 from service.api.schemas import Body, Id, Text
-from service.jobs import files, uploads
-from service.jobs.repetition import Call, once
+from service.jobs.access.repetition import Call, once
+from service.jobs.data import files, uploads
+from service.jobs.data.uploads import NewUpload, UploadView
 from service.jobs.tables import UploadPart
-from service.jobs.uploads import NewUpload, UploadView
 
 router = APIRouter(prefix="/uploads", route_class=Once)
 

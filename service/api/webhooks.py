@@ -14,9 +14,9 @@ from service.api.context import Context, Parts, Reader, Submitter
 from service.api.once import Once, reissues
 from service.api.pages import Paging, listed
 from service.api.schemas import Body, Text
-from service.jobs import webhooks
+from service.jobs.access import webhooks
+from service.jobs.access.repetition import Answer
 from service.jobs.errors import InvalidRequest
-from service.jobs.repetition import Answer
 from service.webhooks.addresses import check_url
 from service.webhooks.signing import new_secret
 

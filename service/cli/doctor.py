@@ -17,8 +17,8 @@ from service.broker import BrokerDown, CeleryBroker
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.db import Database
-from service.jobs.erasing import keeping_of, tally
-from service.jobs.workers import WorkerView, read_workers
+from service.jobs.data.erasing import keeping_of, tally
+from service.jobs.running.workers import WorkerView, read_workers
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from service.cli.terminal import CommandError
-from service.jobs.folders import KNOWN, LICENCES
+from service.jobs.registry.folders import KNOWN, LICENCES
 from service.settings import Settings
 
 PATTERNS = [*sorted(KNOWN), "*.safetensors", "README.md", *LICENCES]

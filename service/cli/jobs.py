@@ -21,8 +21,8 @@ from service.cli.watch import EXIT_CODES, watch_job
 from service.client import Client
 from service.datasets.containers import Limits
 from service.datasets.validation import validate
-from service.jobs.points import at, points_of
 from service.jobs.submission import NewJob
+from service.jobs.sweeping.points import at, points_of
 
 _SUBMIT_EPILOG = """\
 examples:

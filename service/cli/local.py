@@ -15,7 +15,8 @@ from service.cli.commands import Commands, sentence, verbs
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import CommandError, err, out
 from service.db import Database
-from service.jobs import keys, models
+from service.jobs.access import keys
+from service.jobs.registry import models
 from service.jobs.tables import Model
 from service.migrating import migrate
 from service.settings import Settings

@@ -21,7 +21,7 @@ from service.cli.commands import Commands, described
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import CommandError, err, out
 from service.db import Database
-from service.jobs.keys import SCOPES, create_key, find_key
+from service.jobs.access.keys import SCOPES, create_key, find_key
 from service.migrating import migrate
 from service.processes import Keeper, Program, log_tail
 from service.settings import Settings

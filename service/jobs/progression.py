@@ -11,7 +11,8 @@ from typing import Any, Literal
 from sqlalchemy.orm import Session
 
 from allo_engine.pipeline import PlannedStage, code_version, digest, model_source
-from service.jobs import repository, webhooks
+from service.jobs import repository
+from service.jobs.access import webhooks
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move

@@ -13,9 +13,9 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
-from service.jobs.placement import Offer
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
 from service.jobs.repository import Page, holdings
+from service.jobs.running.placement import Offer
 from service.jobs.submission import NewJob, Sender, admit, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store

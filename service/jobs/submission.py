@@ -10,14 +10,15 @@ from sqlalchemy.orm import Session
 
 from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan, warnings
-from service.jobs import quota, repository
+from service.jobs import repository
+from service.jobs.data import quota
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
-from service.jobs.masks import find_masks
-from service.jobs.placement import Offer, missing
 from service.jobs.progression import add_event
-from service.jobs.rewriters import check_teachers, find_rewriter
+from service.jobs.registry.masks import find_masks
+from service.jobs.registry.rewriters import check_teachers, find_rewriter
+from service.jobs.running.placement import Offer, missing
 from service.jobs.tables import File, Job, Model, Stage
 from service.storage.store import Store
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
-from service.jobs import webhooks
-from service.jobs.webhooks import Due, Verdict
+from service.jobs.access import webhooks
+from service.jobs.access.webhooks import Due, Verdict
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from service.db import Database
-from service.jobs.keys import SCOPES, create_key
+from service.jobs.access.keys import SCOPES, create_key
 from service.migrating import migrate
 from service.settings import Settings
 

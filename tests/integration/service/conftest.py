@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.broker import BrokerDown
 from service.db import Base, Database
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from service.migrating import migrate
 from service.server import Bounds, config
 from service.settings import Settings

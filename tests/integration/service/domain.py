@@ -8,9 +8,10 @@ from typing import Any
 
 from allo_engine.pipeline import OUTPUTS
 from service.db import Database
-from service.jobs import attempts, dispatch, repository, service, workers
-from service.jobs.attempts import Claim
+from service.jobs import repository, service
 from service.jobs.repository import Page
+from service.jobs.running import attempts, dispatch, workers
+from service.jobs.running.attempts import Claim
 from service.jobs.service import JobView
 from service.jobs.submission import NewJob, Sender
 from service.jobs.tables import ApiKey, Event, File, Model

@@ -16,8 +16,8 @@ from huggingface_hub import HfApi
 
 from allo_engine.pipeline import OUTPUTS
 from service.app import create_app
-from service.jobs import attempts, dispatch
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
+from service.jobs.running import attempts, dispatch
 from service.jobs.submission import NewJob
 from service.migrating import migrate
 from service.settings import Settings

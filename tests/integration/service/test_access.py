@@ -17,8 +17,8 @@ from openai import OpenAI
 
 from service.api.audited import CHANGING
 from service.app import create_app
-from service.jobs import audit
-from service.jobs.keys import create_key
+from service.jobs.access import audit
+from service.jobs.access.keys import create_key
 from service.jobs.repository import Page
 from service.jobs.tables import AuditEntry
 from service.settings import Settings

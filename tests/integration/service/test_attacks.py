@@ -23,10 +23,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.jobs.errands import OWN, Errands
+from service.jobs.access.keys import create_key
+from service.jobs.data.insights import Question
 from service.jobs.errors import TooMany
-from service.jobs.insights import Question
-from service.jobs.keys import create_key
+from service.jobs.forecast.errands import OWN, Errands
 from tests.integration.service.domain import Domain
 from tests.integration.service.routes import every_route
 from tests.waiting import PATIENCE

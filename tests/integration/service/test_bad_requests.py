@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.db import Database
-from service.jobs import attempts
-from service.jobs.keys import create_key, revoke_key
+from service.jobs.access.keys import create_key, revoke_key
+from service.jobs.running import attempts
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import ALLO, Domain
 from tests.waiting import until

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from service.jobs import attempts
 from service.jobs.comparison import LARGEST_REPORTS, compare
 from service.jobs.errors import Conflict, DomainError, InvalidRequest, NotFound
+from service.jobs.running import attempts
 from service.jobs.tables import Artifact
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 

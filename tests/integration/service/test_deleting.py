@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import select
 
 from service.db import Base
-from service.jobs import attempts, exports, models, service, webhooks
-from service.jobs.attempts import Beat
-from service.jobs.erasing import Eraser, Keeping
+from service.jobs import service
+from service.jobs.access import webhooks
+from service.jobs.data.erasing import Eraser, Keeping
 from service.jobs.errors import Busy, Conflict, NotFound
+from service.jobs.registry import exports, models
+from service.jobs.running import attempts
+from service.jobs.running.attempts import Beat
 from service.jobs.tables import Model
 from tests.clock import Clock
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain

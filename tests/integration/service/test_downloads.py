@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from service.storage.store import CHUNK
 from tests.integration.service.domain import ALLO, Domain
 

@@ -11,12 +11,14 @@ from sqlalchemy import select
 
 from allo_engine.checkpoints.merging import Recipe
 from service.db import Base, Database
-from service.jobs import exports, files, models, quota, service, uploads
-from service.jobs.erasing import Eraser, Keeping, tally
+from service.jobs import service
+from service.jobs.data import files, quota, uploads
+from service.jobs.data.erasing import Eraser, Keeping, tally
+from service.jobs.data.files import FileLimits, NewFile
+from service.jobs.data.uploads import NewUpload
 from service.jobs.errors import Conflict, NotFound, QuotaExceeded
-from service.jobs.files import FileLimits, NewFile
+from service.jobs.registry import exports, models
 from service.jobs.tables import Artifact, Export, File, Stage
-from service.jobs.uploads import NewUpload
 from service.storage.store import Blob
 from tests.clock import Clock
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain, stage_by_name

@@ -20,16 +20,17 @@ from allo_engine.pipeline import Data, PlannedStage
 from allo_engine.pipeline import plan as plan_of
 from service.api.shapes.estimates import Estimate, SweepEstimate
 from service.db import Base, Database
-from service.jobs import sweeps, workers
-from service.jobs.counting import UNCOUNTED, Counts
-from service.jobs.errands import Scratch
+from service.jobs.access.keys import create_key
 from service.jobs.errors import DomainError, InvalidRequest, QuotaExceeded, Unavailable
-from service.jobs.expecting import Expectations, asked_again
-from service.jobs.foresight import Plan, Spread, StageForesight, Taking, foresee, notes, spread, told, total
-from service.jobs.keys import create_key
-from service.jobs.models import register_model
-from service.jobs.placement import Offer
+from service.jobs.forecast.counting import UNCOUNTED, Counts
+from service.jobs.forecast.errands import Scratch
+from service.jobs.forecast.expecting import Expectations, asked_again
+from service.jobs.forecast.foresight import Plan, Spread, StageForesight, Taking, foresee, notes, spread, told, total
+from service.jobs.registry.models import register_model
+from service.jobs.running import workers
+from service.jobs.running.placement import Offer
 from service.jobs.submission import NewJob
+from service.jobs.sweeping import sweeps
 from service.jobs.tables import File
 from service.storage import open_store
 from tests.integration.service.domain import ALLO, OWNER, WORKER, Domain

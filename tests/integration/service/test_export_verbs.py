@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from service.jobs import exports
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
-from service.jobs.models import delete_model
+from service.jobs.registry import exports
+from service.jobs.registry.models import delete_model
 from service.jobs.repository.holdings import holders
 from service.jobs.tables import Model
 from tests.integration.service.domain import ALLO, OWNER, Domain

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from allo_engine.checkpoints.delta import describe, merge, write_delta
 from allo_engine.checkpoints.merging import DESCRIBED, Recipe
 from service.app import create_app
-from service.jobs import attempts, dispatch
-from service.jobs.keys import create_key
-from service.jobs.models import register_model
+from service.jobs.access.keys import create_key
+from service.jobs.registry.models import register_model
+from service.jobs.running import attempts, dispatch
 from service.jobs.submission import NewJob
 from service.migrating import migrate
 from service.settings import Settings

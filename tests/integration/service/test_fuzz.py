@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from service.jobs.tables import Model
 from tests.integration.service.domain import SUPERVISED, Domain
 

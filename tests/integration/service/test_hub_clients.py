@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
 )
 
 from service.db import Database
-from service.jobs.keys import create_key
-from service.jobs.models import read_model
+from service.jobs.access.keys import create_key
+from service.jobs.registry.models import read_model
 from service.jobs.submission import NewJob
 from tests.integration.service.domain import OWNER
 from tests.integration.service.hub import Hub, run, serving

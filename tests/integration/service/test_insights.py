@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 
 from service.api.shapes.data import Insight
 from service.jobs import repository
-from service.jobs.keys import create_key
-from service.jobs.models import register_model
+from service.jobs.access.keys import create_key
+from service.jobs.registry.models import register_model
 from tests.integration.service.domain import Domain
 from tests.tiny import save_tiny
 from tests.waiting import until

@@ -16,8 +16,9 @@ import pytest
 from fastapi import FastAPI
 
 from service.db import Database
-from service.jobs import keys, repository, service, story
-from service.jobs.keys import create_key
+from service.jobs import repository, service, story
+from service.jobs.access import keys
+from service.jobs.access.keys import create_key
 from service.jobs.progression import add_event
 from tests.e2e.jobs import streamed as streamed_by
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain

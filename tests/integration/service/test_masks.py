@@ -13,9 +13,10 @@ from sqlalchemy import delete
 
 from allo_engine.pipeline import PlanError
 from service.cli import main
-from service.jobs import attempts, service
+from service.jobs import service
+from service.jobs.access.keys import create_key
 from service.jobs.errors import InvalidRequest, NotFound
-from service.jobs.keys import create_key
+from service.jobs.running import attempts
 from service.jobs.submission import NewJob
 from service.jobs.tables import Artifact, Event, Job, Stage
 from tests.integration.service.domain import ALLO, OWNER, Domain, stage_by_name

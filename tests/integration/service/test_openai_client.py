@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from service.jobs import attempts
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
+from service.jobs.running import attempts
 from service.jobs.tables import Model
 from tests.integration.service.domain import Domain
 

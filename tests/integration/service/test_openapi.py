@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.api.shapes import ANSWERS
-from service.jobs import sweeps
+from service.jobs.sweeping import sweeps
 from tests.integration.service.domain import SUPERVISED, Domain
 
 ERROR = {"$ref": "#/components/schemas/Error"}

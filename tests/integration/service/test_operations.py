@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.errors import envelope
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from service.logs import JsonLines
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import SUPERVISED, Domain

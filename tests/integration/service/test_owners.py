@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.api.schemas import CreateJob
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from tests.integration.service.domain import Domain
 from tests.integration.service.routes import Route, every_route
 

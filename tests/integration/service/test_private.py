@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.db import Database
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from service.settings import Settings
 from tests.disk import small_disk
 from tests.integration.service.conftest import SilentBroker

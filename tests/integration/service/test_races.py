@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
 
-from service.jobs import attempts, dispatch, service
+from service.jobs import service
+from service.jobs.running import attempts, dispatch
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order
 
 THREADS = 12

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from service.db import Database
 from service.jobs import service
-from service.jobs.keys import KeyRing, create_key, revoke_key
+from service.jobs.access.keys import KeyRing, create_key, revoke_key
 from service.jobs.repository import Page
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 

@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 
 from service.db import Database
 from service.jobs import service
+from service.jobs.access.repetition import Call, once
+from service.jobs.data.files import delete_file
 from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooMany
-from service.jobs.files import delete_file
-from service.jobs.repetition import Call, once
 from service.jobs.repository import Page
 from service.jobs.tables import Event, PastCall
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service.jobs import dispatch, models, service
-from service.jobs.files import delete_file
+from service.jobs import service
+from service.jobs.data.files import delete_file
 from service.jobs.progression import reusable
+from service.jobs.registry import models
+from service.jobs.running import dispatch
 from service.jobs.submission import NewJob, admit
 from service.jobs.tables import Stage
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order, stage_by_name

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.jobs import models
 from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.registry import models
 from service.jobs.tables import Model
 from tests.integration.service.domain import ALLO, Domain
 from tests.tiny import tiny_tokenizer

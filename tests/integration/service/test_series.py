@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from allo_engine.held import own_bytes
-from service.jobs import attempts, series
+from service.jobs import series
+from service.jobs.running import attempts
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 
 

@@ -12,13 +12,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from allo_engine.pipeline import PlanError
-from service.jobs import attempts, dispatch, service, sweeps
-from service.jobs.attempts import Claim
+from service.jobs import service
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
-from service.jobs.outcomes import best_of, notes, status_of
 from service.jobs.repository import Page
+from service.jobs.running import attempts, dispatch
+from service.jobs.running.attempts import Claim
 from service.jobs.submission import NewJob, Sender
-from service.jobs.sweeps import SweepView
+from service.jobs.sweeping import sweeps
+from service.jobs.sweeping.outcomes import best_of, notes, status_of
+from service.jobs.sweeping.sweeps import SweepView
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain
 
 RATES = {"improve.learning_rate": [1e-6, 1e-5, 1e-4]}

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from service.db import Database
-from service.jobs import files, uploads
+from service.jobs.access.keys import create_key
+from service.jobs.data import files, uploads
+from service.jobs.data.files import FileLimits
+from service.jobs.data.uploads import NewUpload
 from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooLarge
-from service.jobs.files import FileLimits
-from service.jobs.keys import create_key
 from service.jobs.tables import Upload
-from service.jobs.uploads import NewUpload
 from service.storage import open_store
 from tests.integration.service.domain import OWNER, Domain
 

@@ -6,10 +6,11 @@ import math
 
 import pytest
 
-from service.jobs import attempts, dispatch, service
-from service.jobs.attempts import Beat
+from service.jobs import service
 from service.jobs.errors import Conflict, NotFound
 from service.jobs.repository import Page
+from service.jobs.running import attempts, dispatch
+from service.jobs.running.attempts import Beat
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order, stage_by_name
 
 

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from service.db import Database
-from service.jobs import webhooks
-from service.jobs.keys import create_key
+from service.jobs.access import webhooks
+from service.jobs.access.keys import create_key
 from service.jobs.repository import Page
 from service.webhooks.courier import Courier
 from service.webhooks.sending import Undelivered, send

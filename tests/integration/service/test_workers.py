@@ -12,10 +12,10 @@ from sqlalchemy import update
 from allo_engine.model.shape import Shape
 from allo_engine.pipeline import code_version
 from service.db import Database
-from service.jobs import attempts, dispatch, workers
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
+from service.jobs.running import attempts, dispatch, workers
+from service.jobs.running.workers import Watch
 from service.jobs.tables import Model, Stage
-from service.jobs.workers import Watch
 from tests.integration.service.domain import SUPERVISED, WORKER, Domain, in_order, stage_by_name
 from tests.offers import GIB, RATES, an_offer
 from tests.waiting import until

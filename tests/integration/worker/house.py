@@ -10,9 +10,10 @@ from typing import Any
 import psutil
 
 from service.db import Database
-from service.jobs import attempts, dispatch, service, workers
-from service.jobs.flight import Running
+from service.jobs import service
 from service.jobs.repository import Page
+from service.jobs.running import attempts, dispatch, workers
+from service.jobs.running.flight import Running
 from service.jobs.tables import ApiKey, Event, File, Model, Stage
 from service.migrating import migrate
 from service.settings import Settings

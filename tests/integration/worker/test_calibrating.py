@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from allo_engine.estimate.rates import Calibration
-from service.jobs import workers
+from service.jobs.running import workers
 from tests.clock import Clock
 from tests.integration.worker.house import House, alive
 from tests.offers import RATES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.jobs.erasing import Eraser, Keeping
+from service.jobs.data.erasing import Eraser, Keeping
 from tests.integration.worker.house import House
 from tests.waiting import until
 from worker.erasing import Erasing

@@ -12,7 +12,7 @@ import pytest
 
 from service.db import Database
 from service.engines import Patience
-from service.jobs import attempts
+from service.jobs.running import attempts
 from tests.integration.worker.conftest import COLD, WARM
 from tests.integration.worker.house import House, alive
 from tests.waiting import until

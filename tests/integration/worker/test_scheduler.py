@@ -16,7 +16,7 @@ import pytest
 
 from service.broker import BrokerDown
 from service.db import Database
-from service.jobs import attempts, workers
+from service.jobs.running import attempts, workers
 from tests.clock import Clock
 from tests.integration.worker.house import House
 from tests.waiting import until

@@ -19,7 +19,7 @@ from sqlalchemy import update
 
 from allo_engine.model.shape import Shape
 from service.embedded import socket_path
-from service.jobs import workers
+from service.jobs.running import workers
 from service.jobs.tables import Model
 from service.settings import Settings
 from tests.integration.worker.hosts import Relay, SecondHost, second_host

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.jobs.keys import create_key
+from service.jobs.access.keys import create_key
 from service.logs import JsonLines, TextLines, bound
 
 FORMS = [JsonLines(), TextLines()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.jobs.placement import Device
+from service.jobs.running.placement import Device
 from service.settings import Settings
 from worker.devices import devices, visible
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from allo_engine.needs import Needs
-from service.jobs.flight import Host, Running, Waiting
-from service.jobs.placement import Device, Offer, able
+from service.jobs.running.flight import Host, Running, Waiting
+from service.jobs.running.placement import Device, Offer, able
 from tests.offers import GIB
 from worker.scheduling import Forget, Give, Policy, Scheduler, Snapshot
 

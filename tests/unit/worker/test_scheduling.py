@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.jobs.flight import Host, Placed, Running, Waiting
+from service.jobs.running.flight import Host, Placed, Running, Waiting
 from tests.offers import an_offer
 from worker.scheduling import Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 

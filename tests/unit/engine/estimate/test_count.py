@@ -17,7 +17,7 @@ from allo_engine.estimate.loads import Load, Passes, Place, Work
 from allo_engine.estimate.price import price
 from allo_engine.estimate.rates import Calibration
 from allo_engine.model.shape import shape_of
-from service.jobs.counting import UNCOUNTED
+from service.jobs.forecast.counting import UNCOUNTED
 from tests.offers import RATES
 from tests.unit.engine.estimate.test_estimate import SHORT
 from tests.unit.engine.pipeline import write_problems

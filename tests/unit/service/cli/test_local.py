@@ -8,7 +8,7 @@ import pytest
 
 from service.cli import main
 from service.db import Database
-from service.jobs.keys import find_key
+from service.jobs.access.keys import find_key
 
 
 @pytest.mark.parametrize(

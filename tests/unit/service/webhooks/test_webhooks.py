@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.jobs.access.webhooks import WAITS
 from service.jobs.errors import InvalidRequest
-from service.jobs.webhooks import WAITS
 from service.webhooks.addresses import check_url
 from service.webhooks.signing import signature
 

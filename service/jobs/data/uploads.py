@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from service.datasets.validation import LineProblem
 from service.db import Database
-from service.jobs import files, quota
+from service.jobs.data import files, quota
+from service.jobs.data.files import FileLimits, NewFile
 from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooLarge
-from service.jobs.files import FileLimits, NewFile
 from service.jobs.ids import new_id
 from service.jobs.repository import holdings
 from service.jobs.tables import File, Upload, UploadPart

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.jobs.cards import card
 from service.jobs.lifecycle import StageStatus
+from service.jobs.registry.cards import card
 from service.jobs.service import JobView
 from service.jobs.tables import Job, Stage
 

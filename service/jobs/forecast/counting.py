@@ -12,8 +12,8 @@ from typing import Any
 
 from allo_engine.estimate.loads import Place, Work
 from service.children import ChildFailed, told
-from service.jobs.errands import Errands, Scratch
 from service.jobs.errors import InvalidRequest, Unavailable
+from service.jobs.forecast.errands import Errands, Scratch
 from service.jobs.submission import Admitted, settings_of, shape_of
 
 COMMAND = (sys.executable, "-m", "allo_engine.estimate", "count")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.db import Database
+from service.jobs.access.keys import create_key, find_key, list_keys, revoke_key, rotate_key
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
-from service.jobs.keys import create_key, find_key, list_keys, revoke_key, rotate_key
 from service.migrating import migrate
 
 

@@ -16,10 +16,10 @@ from allo_engine.estimate.rates import Calibration
 from allo_engine.needs import Needs
 from allo_engine.pipeline import warnings
 from service.db import Database
-from service.jobs.counting import Question, Works, question
-from service.jobs.placement import Offer, able, missing, seat
+from service.jobs.forecast.counting import Question, Works, question
 from service.jobs.progression import reusable
 from service.jobs.repository import foreseen
+from service.jobs.running.placement import Offer, able, missing, seat
 from service.jobs.submission import Admitted, NewJob, Sender, admit, check_limit
 from service.storage.store import Store
 

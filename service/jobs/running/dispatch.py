@@ -10,10 +10,10 @@ from allo_engine.needs import Needs
 from allo_engine.pipeline import code_version
 from service.db import Database
 from service.jobs import repository
-from service.jobs.flight import Host, Placed, Running, Waiting
 from service.jobs.lifecycle import StageStatus
-from service.jobs.placement import Held, Offer, fits
 from service.jobs.progression import add_event, advance, name_result, reuse, stopping
+from service.jobs.running.flight import Host, Placed, Running, Waiting
+from service.jobs.running.placement import Held, Offer, fits
 from service.jobs.tables import Stage
 from service.storage.store import Store
 

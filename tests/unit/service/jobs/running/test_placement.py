@@ -8,8 +8,8 @@ import pytest
 
 from allo_engine.estimate.loads import Place
 from allo_engine.needs import Needs
-from service.jobs.flight import Host, Running, Waiting
-from service.jobs.placement import Offer, missing
+from service.jobs.running.flight import Host, Running, Waiting
+from service.jobs.running.placement import Offer, missing
 from tests.offers import GIB, an_offer
 from worker.scheduling import Give, Policy, Scheduler, Snapshot
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from allo_engine.pipeline import model_source
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus
-from service.jobs.points import SEED, Point
+from service.jobs.sweeping.points import SEED, Point
 from service.jobs.tables import Job, Stage
 
 BETTER = {"accuracy": "higher", "cross_entropy": "lower"}

@@ -13,7 +13,7 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.errors import InvalidRequest, TooMany
-from service.jobs.models import found_model
+from service.jobs.registry.models import found_model
 from service.jobs.repository import exported
 from service.jobs.tables import Artifact, Export, Model
 

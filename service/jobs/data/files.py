@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from service.datasets.validation import Limits, Summary, validate
 from service.db import Database
-from service.jobs import quota, repository
+from service.jobs import repository
+from service.jobs.data import quota
 from service.jobs.errors import InvalidRequest, NotFound, TooLarge
 from service.jobs.ids import new_id
 from service.jobs.repository import Page

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from allo_engine.needs import UNKNOWN, Needs
-from service.jobs.placement import Offer
+from service.jobs.running.placement import Offer
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 
 from allo_engine.pipeline import PlannedStage, digest
 from service.db import Database
-from service.jobs import foresight, repository, service
+from service.jobs import repository, service
 from service.jobs.errors import InvalidRequest, NotFound
-from service.jobs.foresight import Plan
+from service.jobs.forecast import foresight
+from service.jobs.forecast.foresight import Plan
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED
-from service.jobs.outcomes import Run
-from service.jobs.placement import Offer
-from service.jobs.points import Point, Swept, at, points_of
 from service.jobs.progression import advance
 from service.jobs.repository import Page, swept
+from service.jobs.running.placement import Offer
 from service.jobs.submission import Admitted, NewJob, Sender, admit, check_limit, create, tell_missing
+from service.jobs.sweeping.outcomes import Run
+from service.jobs.sweeping.points import Point, Swept, at, points_of
 from service.jobs.tables import Job
 from service.storage.store import Store
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from service.children import ChildFailed, told
 from service.db import Database
-from service.jobs.errands import Errands, Scratch
 from service.jobs.errors import InvalidRequest
-from service.jobs.models import found_model
+from service.jobs.forecast.errands import Errands, Scratch
+from service.jobs.registry.models import found_model
 from service.jobs.submission import usable_file
 from service.jobs.tables import Model
 

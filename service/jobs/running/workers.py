@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.placement import Offer
+from service.jobs.running.placement import Offer
+from service.jobs.running.vigil import Vigil
 from service.jobs.tables import Stage, Worker
-from service.jobs.vigil import Vigil
 
 
 @dataclass(frozen=True)

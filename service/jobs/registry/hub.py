@@ -10,9 +10,9 @@ from typing import Any
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.cards import card
 from service.jobs.errors import DomainError, NotFound
 from service.jobs.progression import checkpoint_model
+from service.jobs.registry.cards import card
 from service.jobs.service import JobView, read
 from service.jobs.tables import Job, Model
 

@@ -10,10 +10,10 @@ from queue import Full, Queue
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.counting import SECONDS, Counts
-from service.jobs.foresight import foresee, told
-from service.jobs.placement import Offer
+from service.jobs.forecast.counting import SECONDS, Counts
+from service.jobs.forecast.foresight import foresee, told
 from service.jobs.repository import foreseen
+from service.jobs.running.placement import Offer
 from service.jobs.submission import NewJob, Sender
 from service.jobs.tables import Job
 from service.storage.store import Store

@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Conflict, Forbidden, InvalidRequest, NotFound
-from service.jobs.folders import checked, licence_of
 from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.registry.folders import checked, licence_of
+from service.jobs.registry.verdicts import Verdict, probed
 from service.jobs.repository import exported, holdings
 from service.jobs.tables import Model
-from service.jobs.verdicts import Verdict, probed
 from service.storage.store import Store
 
 _NAME = re.compile(r"(?!ft:)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

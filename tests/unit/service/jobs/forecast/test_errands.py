@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from service.jobs.errands import KEPT, OWN, WAITING, Errands
 from service.jobs.errors import TooMany
+from service.jobs.forecast.errands import KEPT, OWN, WAITING, Errands
 
 
 @dataclass(frozen=True)

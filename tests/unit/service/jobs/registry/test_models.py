@@ -14,9 +14,9 @@ import pytest
 
 from allo_engine.model.shape import shape_of
 from service.db import Database
-from service.jobs import models
 from service.jobs.errors import Conflict, InvalidRequest
-from service.jobs.models import read_model
+from service.jobs.registry import models
+from service.jobs.registry.models import read_model
 from service.jobs.tables import Model
 from service.migrating import migrate
 from service.storage import Store, open_store
@@ -236,7 +236,7 @@ def test_what_the_engine_cannot_train_is_refused_and_nothing_is_kept(
 
 def test_the_engine_is_asked_in_another_process(tmp_path: Path) -> None:
     code = """
-import json, sys, service.jobs.verdicts as v, pathlib
+import json, sys, service.jobs.registry.verdicts as v, pathlib
 print(json.dumps([v.probed(pathlib.Path(sys.argv[1])), "torch" in sys.modules]))
 """
     folder = save_tiny(tmp_path / "tiny")
