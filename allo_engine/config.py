@@ -7,7 +7,7 @@ that a setting is either refused before the job starts or means what it says. De
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -219,6 +219,11 @@ class ForgetConfig(LocatedConfig):
         default="unaligned",
         description="'unaligned' w = 1[P < 0.5]; 'one_minus' w = 1 - P; 'legacy' w = P, as the released script has it.",
     )
+
+    def weight(self, probability: Any) -> Any:
+        """w of a token, or of a tensor of tokens, by the probability P that the rewriter lets it stay."""
+        by = {"unaligned": (probability < 0.5) * 1.0, "one_minus": 1 - probability, "legacy": probability}
+        return by[self.weights]
 
 
 class ImproveConfig(LocatedConfig, PairLossConfig):

@@ -39,6 +39,9 @@ MOST_SECONDS = 60
 MOST_DIGESTS = 500_000
 """Lines of a validation file that are remembered; of a larger one a sample, of which the whole is told."""
 
+MOST_BARS = 32
+"""Of a histogram."""
+
 SHOWN_LINES, SHOWN_SEQUENCES, SHOWN_CHARACTERS = 3, 4, 4000
 
 MEMORY_BYTES, CPU_SECONDS = 4 * 2**30, 180
@@ -86,6 +89,7 @@ def _tokens(file: Path, encoder: Encoder, longest: int) -> dict[str, Any]:
         "prompt": _spans([prompt for prompt, _ in lengths]),
         "response": _spans([response for _, response in lengths]),
         "total": _spans(whole),
+        "histogram": _histogram(whole),
         "model_length": longest,
         "longer_than_model": sum(length > longest for length in whole),
     }
@@ -106,6 +110,17 @@ def _spans(lengths: Sequence[int]) -> dict[str, int] | None:
     ordered = sorted(lengths)
     at = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
     return {name: ordered[round(share * (len(ordered) - 1))] for name, share in at.items()}
+
+
+def _histogram(lengths: Sequence[int]) -> dict[str, Any] | None:
+    """`counts[i]` sequences have i·width to (i + 1)·width − 1 tokens."""
+    if not lengths:
+        return None
+    width = max(lengths) // MOST_BARS + 1
+    counts = [0] * (max(lengths) // width + 1)
+    for length in lengths:
+        counts[length // width] += 1
+    return {"width": width, "counts": counts}
 
 
 # --- preview

@@ -130,6 +130,17 @@ class Encoder:
         """The text of a response, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        """The text of each id, special tokens too; together they are the text. A character whose bytes several tokens
+        share stands with the last of them."""
+        found, told = [], ""
+        for end in range(1, len(ids) + 1):
+            text = str(self.tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
+            whole = end == len(ids) or not text.endswith("\ufffd")
+            found.append(text[len(told) :] if whole else "")
+            told = text if whole else told
+        return found
+
     @functools.cached_property
     def end(self) -> int:
         """The id that ends a response to learn from: with a chat template the end that the template itself writes

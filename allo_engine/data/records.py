@@ -78,6 +78,18 @@ class ScoredGroup(Record):
     reference_logps: list[list[float]]
 
 
+@dataclass(frozen=True)
+class ShownResponse(Record):
+    """A wrong response for people to read: the text of each of its tokens, the rewriter's probability of it, and which
+    end the response. Of a long one the beginning; `length` counts all."""
+
+    problem: str
+    tokens: list[str]
+    probabilities: list[float]
+    ends: list[bool]
+    length: int
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file of lines; blank lines are passed over."""
     with path.open(encoding="utf-8-sig", newline="\n") as stream:

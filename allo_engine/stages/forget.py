@@ -38,7 +38,7 @@ def run(config: ForgetConfig, inputs: Inputs, outputs: Path, work: Path, report:
     scored = ScoredGroup.read(inputs["scores"] / "scores.jsonl")
     groups = [singles(key, group.prompt_ids, group.responses) for key, group in enumerate(scored)]
     weights = {
-        (key, index): token_weights(torch.tensor(probabilities), torch.isin(torch.tensor(ids), ends), config.weights)
+        (key, index): token_weights(torch.tensor(probabilities), torch.isin(torch.tensor(ids), ends), config)
         for key, group in enumerate(scored)
         for index, (probabilities, ids) in enumerate(zip(group.probabilities, group.responses, strict=True))
     }
@@ -79,11 +79,7 @@ def _reference(scored: list[ScoredGroup]) -> PerToken:
     }
 
 
-def token_weights(probabilities_T: Tensor, is_end_T: Tensor, kind: str) -> Tensor:
+def token_weights(probabilities_T: Tensor, is_end_T: Tensor, config: ForgetConfig) -> Tensor:
     """The weight w of each token of a wrong response, [T], from the rewriter's probability that it stays."""
-    weights = {
-        "unaligned": (probabilities_T < 0.5).float(),
-        "one_minus": 1 - probabilities_T,
-        "legacy": probabilities_T,
-    }[kind]
-    return torch.where(is_end_T, 0.0, weights)
+    weights_T: Tensor = config.weight(probabilities_T)
+    return torch.where(is_end_T, 0.0, weights_T)

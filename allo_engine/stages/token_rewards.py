@@ -3,6 +3,8 @@ prediction's own token t next. Low P marks the unaligned tokens.
 
 With source `log_ratio` no rewriter is asked: P = σ(logπ_warmup − logπ_start), which is below one half exactly where the
 warm-up made the token less likely. The reference log-probabilities that forgetting needs come from the same pass.
+
+Beside the scores stand a few of them for people to read, token by token (`examples.jsonl`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, negatives, within_context
 from allo_engine.data.records import NegativeGroup, ScoredGroup, write_lines
 from allo_engine.data.rewriting import Rewriting
+from allo_engine.data.shown import examples
 from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
 from allo_engine.model.logps import PerToken
@@ -47,10 +50,10 @@ def run(config: TokenRewardsConfig, inputs: Inputs, outputs: Path, work: Path, r
         reference = scorer(inputs["model"], plain)
         updated = scorer(inputs["updated"], plain)
         probabilities = {key: torch.sigmoid(logps - reference[key]) for key, logps in updated.items()}
-    write_lines(
-        outputs / "scores" / "scores.jsonl",
-        [_scored(given[group.key], group, probabilities, reference) for group in plain],
-    )
+    scored = [_scored(given[group.key], group, probabilities, reference) for group in plain]
+    write_lines(outputs / "scores" / "scores.jsonl", scored)
+    named = [(given[group.key].problem, found) for group, found in zip(plain, scored, strict=True)]
+    write_lines(outputs / "scores" / "examples.jsonl", examples(named, encoder))
     tokens = torch.cat([probabilities[group.key, index][:-1] for group in plain for index in group.responses])
     return {
         "responses": sum(len(group.responses) for group in plain),

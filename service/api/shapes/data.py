@@ -36,6 +36,13 @@ class Spread(TypedDict):
     max: int
 
 
+class Histogram(TypedDict):
+    """`counts[i]` sequences have from i·width to (i + 1)·width − 1 tokens."""
+
+    width: int
+    counts: list[int]
+
+
 class TokenLengths(TypedDict):
     """Of what is trained on: each response with what comes before it is a sequence."""
 
@@ -45,6 +52,7 @@ class TokenLengths(TypedDict):
     prompt: Spread | None
     response: Spread | None
     total: Spread | None
+    histogram: Histogram | None
     model_length: int
     longer_than_model: int
 

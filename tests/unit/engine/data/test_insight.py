@@ -42,6 +42,18 @@ def test_lengths_are_those_of_what_the_stages_train_on(model: Path, tmp_path: Pa
     assert (found["lines"], found["sequences"], found["longer_than_model"]) == (2, 3, 0)
 
 
+@given(st.lists(st.integers(0, 5000), min_size=1))
+def test_the_histogram_counts_every_length_once_in_few_bars(lengths: list[int]) -> None:
+    found = insight._histogram(lengths)
+    assert found is not None
+    width, counts = found["width"], found["counts"]
+    assert counts == [
+        sum(place * width <= length < (place + 1) * width for length in lengths) for place in range(len(counts))
+    ]
+    assert sum(counts) == len(lengths)
+    assert len(counts) <= insight.MOST_BARS
+
+
 def test_the_preview_is_the_template_with_the_trained_tokens_marked(model: Path, tmp_path: Path) -> None:
     preview = insight.insight(model, write(tmp_path / "data.jsonl", CHAT, CHAT, CHAT, CHAT), None)["preview"]
     assert [line["line"] for line in preview] == [1, 2, 3]

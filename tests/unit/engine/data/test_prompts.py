@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from allo_engine.config import ForgetConfig, PromptConfig, SampleConfig
@@ -107,6 +109,15 @@ def test_no_end_of_a_response_is_forgotten(folder: Path, tmp_path: Path, report:
     metrics = forget.run(ForgetConfig(), inputs, tmp_path / "out", tmp_path / "work", report)
     assert metrics["forgotten_share"] == 0
     assert any("nothing was forgotten" in line.get("message", "") for line in stream.lines())
+
+
+@given(st.text())
+def test_the_pieces_of_a_text_are_its_tokens_and_no_character_is_cut(text: str) -> None:
+    known = encoder()
+    pieces = known.pieces(known.response(text))
+    assert "".join(pieces) == f"{text}<|end|>"
+    assert pieces[-1] == "<|end|>"
+    assert all(len(piece) <= 1 for piece in pieces[:-1])  # a token is a byte here
 
 
 def test_no_padding_token_is_invented(folder: Path, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from allo_engine.config import PairConfig
+from allo_engine.config import ForgetConfig, PairConfig
 from allo_engine.data.answers import Verdict
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, write_lines
@@ -96,7 +97,9 @@ def test_the_rewriter_is_scored_on_the_very_ids_of_the_prediction() -> None:
     ("kind", "expected"),
     [("unaligned", [1.0, 0.0, 0.0, 0.0]), ("one_minus", [0.8, 0.5, 0.1, 0.0]), ("legacy", [0.2, 0.5, 0.9, 0.0])],
 )
-def test_low_probability_is_forgotten_and_the_end_never_is(kind: str, expected: list[float]) -> None:
+def test_low_probability_is_forgotten_and_the_end_never_is(
+    kind: Literal["unaligned", "one_minus", "legacy"], expected: list[float]
+) -> None:
     ends = torch.tensor([False, False, False, True])
-    weights = token_weights(torch.tensor([0.2, 0.5, 0.9, 0.01]), ends, kind)
+    weights = token_weights(torch.tensor([0.2, 0.5, 0.9, 0.01]), ends, ForgetConfig(weights=kind))
     assert weights.tolist() == pytest.approx(expected)

@@ -17,7 +17,9 @@ from allo_engine.checkpoints.delta import read_delta
 from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import EvaluateConfig, ForgetConfig, ImproveConfig, RewardModelConfig
 from allo_engine.data.answers import Verdict, compare
-from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup, write_lines
+from allo_engine.data.prompts import Encoder
+from allo_engine.data.records import NegativeGroup, PairGroup, SampledProblem, ScoredGroup, ShownResponse, write_lines
+from allo_engine.data.shown import SHOWN
 from allo_engine.masking.selection import count_of, positions
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
@@ -25,7 +27,7 @@ from allo_engine.pipeline import Data
 from allo_engine.report import Report, StageError
 from allo_engine.stages import evaluate, forget, improve, reward_model
 from tests.unit.engine.conftest import Lines
-from tests.unit.engine.pipeline import aligned_folder, run_job, write_problems
+from tests.unit.engine.pipeline import THINGS, aligned_folder, run_job, write_problems
 
 SETTINGS: dict[str, Any] = {
     "sft": {"learning_rate": 1e-2, "n_epochs": 25, "batch_size": 4, "share": 1},
@@ -121,6 +123,19 @@ def test_the_reference_log_probabilities_are_those_of_the_start_model(job: Job) 
             expected = model(sequence).logits[0].float().log_softmax(-1)
             places = torch.arange(len(group.prompt_ids) - 1, sequence.shape[1] - 1)
             assert torch.allclose(expected[places, torch.tensor(ids)], torch.tensor(logps), atol=1e-5)
+
+
+def test_a_few_scored_responses_are_left_for_people_to_read(job: Job) -> None:
+    folder = job.root / "token_rewards" / "scores"
+    shown, groups = ShownResponse.read(folder / "examples.jsonl"), ScoredGroup.read(folder / "scores.jsonl")
+    encoder = Encoder.of(job.root / "sft" / "checkpoint")
+    scored = [pair for group in groups for pair in zip(group.responses, group.probabilities, strict=True)]
+    assert len(shown) == len(range(0, len(scored), -(-len(scored) // SHOWN))) <= SHOWN
+    first, (ids, probabilities) = shown[0], scored[0]
+    assert "".join(first.tokens) == encoder.tokenizer.decode(ids)
+    assert first.probabilities == pytest.approx(probabilities, abs=1e-4)
+    assert first.ends == [token in encoder.ends for token in ids]
+    assert (first.problem in THINGS, first.length) == (True, len(ids))
 
 
 def test_sampling_leaves_the_reference_that_later_stages_need(job: Job) -> None:
