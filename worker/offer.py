@@ -20,6 +20,7 @@ PACKAGES = {
     "deepspeed": ("deepspeed",),
     "bitsandbytes": ("bitsandbytes",),
     "trl": ("trl",),
+    "lm_eval": ("lm_eval",),
 }
 """What a stage may ask for beyond the engine itself, by the distributions that bring it."""
 

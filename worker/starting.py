@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from allo_engine.config import TEACHER_KEY
+from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
 from allo_engine.pipeline import code_version
 from worker import supervisor
 from worker.procfs import with_room, with_space
@@ -88,9 +88,12 @@ def start_cold(launch: Launch) -> Started:
     return Started(os.pidfd_open(process.pid), process.wait)
 
 
+_OF_ENGINE = {HARNESS_TASKS, TEACHER_KEY}
+
+
 def engine_environment() -> dict[str, str]:
     """Ours without the service's settings, which hold secrets that the engine has no use for."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("ALLO_") or key == TEACHER_KEY}
+    return {key: value for key, value in os.environ.items() if not key.startswith("ALLO_") or key in _OF_ENGINE}
 
 
 class Warm:

@@ -16,7 +16,7 @@ from allo_engine.checkpoints.delta import apply_delta
 from allo_engine.config import EvaluateConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.statistics import wilson
-from allo_engine.model.loading import dtype_of, load_model
+from allo_engine.model.loading import dtype_of, load_model, plain_model
 from allo_engine.model.logps import everyones, score
 from allo_engine.model.rows import RowBudget, fitting_tokens
 from allo_engine.model.sequences import Group
@@ -35,7 +35,13 @@ class Candidate:
     delta: Path | None = None
 
     def load(self, config: EvaluateConfig) -> PreTrainedModel:
-        model = load_model(self.folder, dtype_of(config.precision))
+        return self._with_delta(load_model(self.folder, dtype_of(config.precision)))
+
+    def plain(self, config: EvaluateConfig) -> PreTrainedModel:
+        """As transformers has it: rows are padded, not packed."""
+        return self._with_delta(plain_model(self.folder, dtype_of(config.precision)))
+
+    def _with_delta(self, model: PreTrainedModel) -> PreTrainedModel:
         if self.delta is not None:
             apply_delta(model, self.delta, self.folder)
         return model

@@ -3,7 +3,7 @@
 Problems: greedy accuracy with Wilson's 95 % interval, pass@k of samples (arXiv 2107.03374), the most likely option of
 multiple choice. Preferences: accuracy, margin and calibration of the implicit reward β(logπ − logπ_start). Chats: mean
 cross-entropy. See the files of `evaluating`. A second held-out file, about something else, is put to the first and the
-last model: what was lost on the way.
+last model: what was lost on the way. Tasks of lm-evaluation-harness are put to every model.
 
 The report holds every case's outcome under a digest of the case's content, so that models of two jobs can be compared
 case by case; the answers themselves stand beside it.
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from allo_engine.config import TEACHER_KEY, EvaluateConfig, Judge
@@ -24,6 +25,7 @@ from allo_engine.data.records import read_lines
 from allo_engine.data.statistics import bootstrap_difference, paired_difference
 from allo_engine.evaluating.bench import Bench, Candidate, Evaluation, Line
 from allo_engine.evaluating.chats import on_chats
+from allo_engine.evaluating.harness import on_harness
 from allo_engine.evaluating.preferences import on_preferences
 from allo_engine.evaluating.problems import on_problems
 from allo_engine.ranks import here
@@ -33,7 +35,10 @@ from allo_engine.report import Report, Stopped, Tick
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     base, start = inputs["base"], inputs.get("sft", inputs["base"])
     encoder, models = Encoder.of(base, config), list(_models(inputs))
-    evaluation = _evaluation(Bench(config, inputs["heldout"], base, start, encoder, work, report))
+    bench = Bench(config, inputs["heldout"], base, start, encoder, work, report)
+    evaluation = _evaluation(bench)
+    if config.harness is not None:
+        evaluation = _and_then(evaluation, on_harness(bench))
     retention = None
     if "retention" in inputs:
         kept = config.of_retention()
@@ -81,6 +86,10 @@ def _evaluation(bench: Bench) -> Evaluation:
     if "messages" in first:
         return on_chats(bench)
     return on_problems(bench)
+
+
+def _and_then(evaluation: Evaluation, more: Callable[[Candidate, Tick], Line]) -> Evaluation:
+    return replace(evaluation, of=lambda candidate, tick: evaluation.of(candidate, tick) | more(candidate, tick))
 
 
 def _ticker(report: Report, before: int, total: int) -> Tick:
@@ -155,4 +164,9 @@ def _write(folder: Path, rows: list[Line], cases: list[str]) -> None:
 def _figures(row: Line) -> dict[str, float]:
     own = {key: value for key, value in row.items() if isinstance(value, int | float)}
     lost = _figures(row["retention"]) if "retention" in row else {}
-    return own | {f"retention_{key}": value for key, value in lost.items()}
+    tasks = row.get("harness", {})
+    return (
+        own
+        | {f"retention_{key}": value for key, value in lost.items()}
+        | {f"{task}_{key}": value for task, metrics in tasks.items() for key, value in metrics.items()}
+    )

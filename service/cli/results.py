@@ -70,8 +70,21 @@ def show_report(rows: Rows) -> None:
         )
     if "retention" in rows[0]:
         _show_retention(rows)
+    if "harness" in rows[0]:
+        _show_harness(rows)
     if "win_rate" in rows[-1]:
         _show_judged(rows[-1])
+
+
+def _show_harness(rows: Rows) -> None:
+    """Every figure of every task, a model a column; with its standard error where the harness gave one."""
+    table = Table("task", "figure", *(_name(row) for row in rows), title="lm-evaluation-harness")
+    for task, metrics in rows[0]["harness"].items():
+        for key in (key for key in metrics if not key.endswith("_stderr")):
+            found = [row["harness"][task] for row in rows]
+            errors = [f" ± {own[f'{key}_stderr']:.3f}" if f"{key}_stderr" in own else "" for own in found]
+            table.add_row(task, key, *(f"{own[key]:.3f}{error}" for own, error in zip(found, errors, strict=True)))
+    out.print(table)
 
 
 def _show_judged(row: dict[str, Any]) -> None:

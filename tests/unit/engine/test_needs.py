@@ -81,6 +81,7 @@ def test_settings_ask_for_packages_and_precision() -> None:
     needs = needs_for(None, moments="8bit", precision="bfloat16")
     assert needs["sft"].packages == ("bitsandbytes",)
     assert needs["evaluate"].packages == ()
+    assert needs_for(None, harness={"tasks": ["arc"]})["evaluate"].packages == ("lm_eval",)
     assert {needs[stage].precision for stage in ("sft", "sample", "evaluate")} == {"bfloat16"}
     assert needs["sft"].device_bytes == 0, "nobody knows the model's shape"
 

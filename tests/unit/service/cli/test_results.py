@@ -63,3 +63,12 @@ def test_what_the_last_model_lost_and_what_a_judge_thinks_of_it_is_told() -> Non
     assert "to base in 50.0% (95 % interval 25.0% to 75.0%) of 8 answers" in told
     assert "at equal length in 40.0% (95 % interval 20.0% to 60.0%)" in told
     assert "accuracy 50.0% of the base, 25.0% of the last; -25.0% (95 % interval -37.5% to -12.5%)" in told
+
+
+def test_every_figure_of_a_harness_task_is_told_of_every_model() -> None:
+    rows: list[dict[str, Any]] = [{"model": name, "tokens": 9, "cross_entropy": 1.5} for name in ("base", "sft")]
+    rows[0]["harness"] = {"colours": {"acc": 0.25, "acc_stderr": 0.0625, "f1": 0.5}}
+    rows[1]["harness"] = {"colours": {"acc": 0.75, "acc_stderr": 0.0625, "f1": 0.5}}
+    told = " ".join(shown(rows).replace("│", " ").split())
+    assert "colours acc 0.250 ± 0.062 0.750 ± 0.062" in told
+    assert "colours f1 0.500 0.500" in told
