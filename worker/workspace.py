@@ -2,7 +2,7 @@
 
     <data>/runs/<stage>.<epoch>/   inputs/, outputs/, stage.json: of this attempt alone, removed at its end
     <data>/work/<name>/            resume checkpoints: they outlive an attempt and serve the next one of the same name
-    <data>/cache/                  log-probabilities that stages share; may be removed at any time
+    <data>/cache/                  log-probabilities and answers that stages share; may be removed at any time
     <data>/logs/<stage>.<epoch>.log
 
 A work folder has one user at a time: its lock is handed down to the supervisor, so that it is held until the last

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import apply_delta
+from allo_engine.checkpoints.folder import digest_of, fingerprint
 from allo_engine.config import EvaluateConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.statistics import wilson
@@ -34,6 +35,12 @@ class Candidate:
     folder: Path
     delta: Path | None = None
 
+    def weights(self) -> str:
+        """A name for the weights, and for how they are read."""
+        folders = [self.folder] if self.delta is None else [self.folder, self.delta]
+        configuration = digest_of(self.folder / "config.json").hex()
+        return "+".join([*map(fingerprint, folders), configuration])
+
     def load(self, config: EvaluateConfig) -> PreTrainedModel:
         return self._with_delta(load_model(self.folder, dtype_of(config.precision)))
 
@@ -49,8 +56,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Bench:
-    """A held-out file and how it is read. `start` is the model that alignment started from; `work` a folder to keep
-    in what a resumed run need not do again, `kept` what the names of its files begin with.
+    """A held-out file and how it is read. `start` is the model that alignment started from; `cache` the folder that the
+    stages on a machine share, `work` a folder to keep in what a resumed run need not do again, `kept` what the names of
+    its files begin with.
     """
 
     config: EvaluateConfig
@@ -58,6 +66,7 @@ class Bench:
     base: Path
     start: Path
     encoder: Encoder
+    cache: Path
     work: Path
     report: Report
     kept: str = ""

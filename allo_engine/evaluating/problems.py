@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+
 from allo_engine import sampling
 from allo_engine.checkpoints.folder import context_length
 from allo_engine.data.answers import Verdict, compare, reference
@@ -18,9 +20,11 @@ from allo_engine.data.statistics import pass_at_k
 from allo_engine.evaluating.bench import Bench, Candidate, Evaluation, Line, names, share
 from allo_engine.evaluating.options import on_options
 from allo_engine.model.loading import dtype_of
+from allo_engine.pipeline import code_version
 from allo_engine.report import StageError, Tick
 from allo_engine.sampling import Request, Settings
 from allo_engine.sampling.kept import answers
+from allo_engine.sampling.known import Known
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,15 @@ class _Questions:
         ends, rows = bench.encoder.ends, config.decoding_batch
         drawn = Settings(ends, config.temperature, config.top_p, rows) if samples else Settings(ends, rows=rows)
         requests = [replace(one, samples=range(samples or 1)) for one in self.requests]
-        how = (dtype_of(config.precision), bench.report, bench.work, config.backend)
+        dtype = dtype_of(config.precision)
+        how = (dtype, bench.report, bench.work, config.backend)
         opened = partial(sampling.open, candidate.folder, candidate.delta, *how)
         kept = bench.work / f"{bench.kept}{candidate.name}{'.samples' if samples else ''}.jsonl"
-        found = answers(requests, drawn, opened, kept, bench.report, tick)
+        known = None
+        if dtype == torch.float32:
+            model = f"{candidate.weights()}/{sampling.chosen(config.backend)}/{code_version()}"
+            known = Known(bench.cache, model, drawn)
+        found = answers(requests, drawn, opened, kept, bench.report, tick, known)
         texts = [[bench.encoder.decode(one.ids) for one in found[request.number]] for request in requests]
         return [
             [(_verdict(text, problem), text) for text in own] for problem, own in zip(self.problems, texts, strict=True)

@@ -11,10 +11,8 @@ what it computed for itself, in its own work folder.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,72 +26,43 @@ from allo_engine.model.logps import PerToken, Reader, computing, everyones, scor
 from allo_engine.model.rows import RowBudget
 from allo_engine.model.sequences import Group, rows_of
 from allo_engine.ranks import here
+from allo_engine.shelf import Shelf
 
 
 class LogpCache:
-    """Log-probabilities under one model's weights, in a SQLite file. It may be deleted at any time.
+    """Log-probabilities under one model's weights, on a shelf.
 
     `weights` names the weights, as `folder.fingerprint` does; `shared` is the folder that stages on a machine share,
     `own` the stage's own.
     """
 
-    LARGEST = 1 << 30
-    """Bytes in use beyond which the older half is forgotten."""
-
     def __init__(self, shared: Path, own: Path, weights: str, precision: Precision) -> None:
         dtype = dtype_of(precision)
         self.precision, self.is_shared = precision, dtype == torch.float32
-        self._path = (shared if self.is_shared else own) / "logps.db"
+        self._shelf = Shelf((shared if self.is_shared else own) / "logps.db")
         self._name = f"{weights}/{dtype}/".encode()
 
     def read(self, groups: Iterable[Group]) -> PerToken:
         """What is known of the groups' responses."""
-        if not self._path.exists():
-            return {}
-        found: dict[tuple[int, int], Tensor] = {}
-        try:
-            with closing(self._connect()) as connection:
-                for group in groups:
-                    for index in group.responses:
-                        row = connection.execute("SELECT logps FROM logps WHERE key = ?", [self._key(group, index)])
-                        if kept := row.fetchone():
-                            found[group.key, index] = torch.from_numpy(np.frombuffer(kept[0], np.float32).copy())
-        except sqlite3.DatabaseError:  # a damaged cache is an empty one
-            self._path.unlink(missing_ok=True)
-            return {}
-        return found
+        keys = {(group.key, index): self._key(group, index) for group in groups for index in group.responses}
+        found = self._shelf.read(keys)
+        return {name: torch.from_numpy(np.frombuffer(kept, np.float32).copy()) for name, kept in found.items()}
 
     def write(self, groups: Iterable[Group], logps: Mapping[tuple[int, int], Tensor]) -> None:
         """Keep all of it or, where the process dies, nothing: a resumed run must not mix two runs' roundings."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
-            (self._key(group, index), logps[group.key, index].numpy().astype(np.float32).tobytes())
-            for group in groups
-            for index in group.responses
-            if (group.key, index) in logps
-        ]
-        with closing(self._connect()) as connection, connection:
-            if _bytes_in_use(connection) > self.LARGEST:
-                connection.execute("DELETE FROM logps WHERE rowid <= (SELECT avg(rowid) FROM logps)")
-            connection.executemany("INSERT OR IGNORE INTO logps VALUES (?, ?)", rows)
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=60)
-        connection.execute("CREATE TABLE IF NOT EXISTS logps (key BLOB PRIMARY KEY, logps BLOB NOT NULL)")
-        return connection
+        self._shelf.write(
+            {
+                self._key(group, index): logps[group.key, index].numpy().astype(np.float32).tobytes()
+                for group in groups
+                for index in group.responses
+                if (group.key, index) in logps
+            }
+        )
 
     def _key(self, group: Group, index: int) -> bytes:
         response = group.responses[index]
         lengths = [len(group.prompt), len(response) - len(group.scored(index))]
         return hashlib.sha256(self._name + array("q", [*lengths, *group.prompt, *response]).tobytes()).digest()
-
-
-def _bytes_in_use(connection: sqlite3.Connection) -> int:
-    """What stands in the file. The file itself never shrinks: what is forgotten makes room for what comes."""
-    pages, free, size = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * size)
 
 
 Cut = Callable[[Sequence[Group], int], Sequence[Sequence[Group]]]

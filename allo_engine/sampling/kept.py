@@ -1,4 +1,7 @@
-"""Responses that outlive the run that drew them: each is kept as it ends, and a resumed run asks for the rest."""
+"""Responses that outlive the run that drew them: each is kept as it ends, and a resumed run asks for the rest.
+
+What a model was asked before, by whichever stage on the machine, it need not be asked again (see known.py).
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,42 @@ from typing import TextIO
 
 from allo_engine.ranks import here
 from allo_engine.report import Report, Stopped, Tick
+from allo_engine.sampling.known import Kept, Known
 from allo_engine.sampling.requests import Request, Response, Sampler, Settings
-
-Kept = dict[tuple[int, int], Response]
-"""Responses by (request's number, sample)."""
 
 Opened = Callable[[], AbstractContextManager[Sampler]]
 """Loads a model that answers, where there is something to ask it."""
 
 
 def answers(
-    requests: Sequence[Request], settings: Settings, opened: Opened, kept: Path, report: Report, tick: Tick
+    requests: Sequence[Request],
+    settings: Settings,
+    opened: Opened,
+    kept: Path,
+    report: Report,
+    tick: Tick,
+    known: Known | None = None,
 ) -> dict[int, list[Response]]:
     """Each request's responses, by its number. `kept` is this rank's file of what it has drawn, in its work folder.
 
     Ranks share what no earlier run has drawn, whatever ranks that had. Raises Stopped, with all that has ended kept.
     """
     found = _read(kept) if here().leads else {}
+    if known and here().leads:
+        found |= known.read(_left(requests, found))
     if here().leads:
         tick(len(found))
     done = here().firsts(found)
-    left = [one for request in requests if (one := _without(request, done)).samples]
-    own = here().share(left, lambda request: len(request.samples))
+    own = here().share(_left(requests, done), lambda request: len(request.samples))
     for part in here().gathered(_drawn(own, settings, opened, kept, report, tick)):
         done |= part
+    if known and here().leads:
+        known.write(requests, done)
     return {request.number: [done[request.number, sample] for sample in request.samples] for request in requests}
+
+
+def _left(requests: Sequence[Request], done: Container[tuple[int, int]]) -> list[Request]:
+    return [left for request in requests if (left := _without(request, done)).samples]
 
 
 def _drawn(

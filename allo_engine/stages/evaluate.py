@@ -6,7 +6,8 @@ cross-entropy. See the files of `evaluating`. A second held-out file, about some
 last model: what was lost on the way. Tasks of lm-evaluation-harness are put to every model.
 
 The report holds every case's outcome under a digest of the case's content, so that models of two jobs can be compared
-case by case; the answers themselves stand beside it.
+case by case; the answers themselves stand beside it. What the same weights answered to the same problems before, in
+another job's evaluation on this machine, they are not asked again.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ from allo_engine.report import Report, Stopped, Tick
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
     base, start = inputs["base"], inputs.get("sft", inputs["base"])
     encoder, models = Encoder.of(base, config), list(_models(inputs))
-    bench = Bench(config, inputs["heldout"], base, start, encoder, work, report)
+    cache = inputs.get("cache", work)
+    common = (base, start, encoder, cache, work, report)
+    bench = Bench(config, inputs["heldout"], *common)
     evaluation = _evaluation(bench)
     if config.harness is not None:
         evaluation = _and_then(evaluation, on_harness(bench))
     retention = None
     if "retention" in inputs:
         kept = config.of_retention()
-        retention = _evaluation(Bench(kept, inputs["retention"], base, start, encoder, work, report, "retention."))
+        retention = _evaluation(Bench(kept, inputs["retention"], *common, "retention."))
     total = evaluation.size * len(models) + (retention.size * len({0, len(models) - 1}) if retention else 0)
     rows: list[Line] = []
     done = 0
@@ -55,7 +58,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
     if retention and len(rows) > 1:
         rows[-1]["retention"]["against_base"] = _difference(rows[-1]["retention"], rows[0]["retention"])
     if config.judge is not None and len(rows) > 1:
-        rows[-1] |= _judged(config.judge, rows, inputs.get("cache", work), report)
+        rows[-1] |= _judged(config.judge, rows, cache, report)
         report.message("Judged.", data=_figures(rows[-1]))
     _write(outputs / "report", rows, evaluation.cases)
     return {f"{row['model']}_{key}": value for row in rows for key, value in _figures(row).items()}

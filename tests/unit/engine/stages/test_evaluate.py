@@ -108,6 +108,33 @@ def on_problems(
     return found
 
 
+def test_what_the_same_weights_answered_before_is_not_asked_again(
+    tmp_path: Path, model_folder: Path, report: Report
+) -> None:
+    def evaluated(name: str, base: Path = model_folder, lines: list[dict[str, Any]] = CHOICES) -> tuple[Any, int]:
+        """The report, and how often a model was put to anything."""
+        with device_for(10**6) as tried:
+            shared = {"cache": tmp_path / "cache"}
+            found = on_problems(tmp_path / name, base, report, lines, shared, options=False, samples=2, examples=3)
+        return found, len(tried)
+
+    first, asked = evaluated("first")
+    assert asked > 0
+    assert evaluated("again") == (first, 0)
+    assert evaluated("other model", save_tiny(tmp_path / "other", seed=1))[1] > 0
+    more = [*CHOICES, {"problem": "say y", "solution": "", "answer": "y"}]
+    found, _ = evaluated("another problem", lines=more)
+    drawn = (tmp_path / "another problem" / "work" / "base.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in drawn] == [3]
+    assert found["models"][0]["examples"] == first["models"][0]["examples"]
+
+
+def test_in_16_bits_answers_are_nobody_elses(tmp_path: Path, model_folder: Path, report: Report) -> None:
+    shared = {"cache": tmp_path / "cache"}
+    on_problems(tmp_path / "first", model_folder, report, CHOICES, shared, precision="bfloat16")
+    assert not (tmp_path / "cache" / "answers.db").exists()
+
+
 def test_the_likeliest_option_is_that_of_the_models_own_log_probabilities(
     tmp_path: Path, model_folder: Path, report: Report
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -118,25 +117,3 @@ def test_a_resumed_run_in_16_bits_has_the_reference_of_the_first_one(tmp_path: P
     (tmp_path / "rows.json").write_text(kept)  # the first run met full memory later on
     again = trainer(tmp_path, report, "bfloat16", masked=True).reference(groups, cache)
     assert all(torch.equal(logps, again[key]) for key, logps in first.items())
-
-
-class Small(LogpCache):
-    LARGEST = 40_000
-
-
-def test_a_cache_over_its_limit_forgets_the_older_half_and_then_goes_on(tmp_path: Path) -> None:
-    cache = Small(tmp_path, tmp_path, "tiny", "float32")
-    groups = [Group(key, [0, key], {0: list(range(5, 105))}, [(0,)]) for key in range(200)]
-    logps = {(group.key, 0): torch.full((100,), float(group.key)) for group in groups}
-    held = []
-    for start in range(0, 200, 5):
-        cache.write(groups[start : start + 5], logps)
-        held.append(len(cache.read(groups)))
-    drops = [before - after for before, after in pairwise(held) if after < before]
-    assert max(held) >= 50, "a row is 400 bytes and its key"
-    assert 2 <= len(drops) <= 10, "not at every write from the first on"
-    assert all(drop > 10 for drop in drops)
-    known = cache.read(groups)
-    assert sorted(known) == [(key, 0) for key in range(200 - held[-1], 200)], "what is left is the newest"
-    assert all(torch.equal(values, logps[key]) for key, values in known.items())
-    assert (tmp_path / "logps.db").stat().st_size < 2 * Small.LARGEST
