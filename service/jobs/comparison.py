@@ -220,7 +220,7 @@ def _texts(store: Store, run: Run, cases: set[str]) -> dict[str, dict[str, str]]
     """{problem, answer} of some cases, as far as the job's models answered in words."""
     found = {}
     if run.texts is not None and cases:
-        for line in _lines(store.open(run.texts.sha256)):
+        for line in lines_of(store.open(run.texts.sha256)):
             told = json.loads(line)
             if told["case"] in cases:
                 answer = told["models"][run.row["model"]]["answer"]
@@ -228,7 +228,7 @@ def _texts(store: Store, run: Run, cases: set[str]) -> dict[str, dict[str, str]]
     return found
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")

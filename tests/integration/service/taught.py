@@ -1,0 +1,89 @@
+"""A finished job whose stages left what a real run leaves for people to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from allo_engine.pipeline import OUTPUTS
+from service.jobs.running import attempts, dispatch
+from tests.integration.service.domain import ALLO, WORKER, Domain
+
+SHARES = {"weights": 1000, "forget": 0.01, "improve": 0.05}
+WHERE = {
+    "tensors": {},
+    "layers": {
+        "model.layers.0": {"self_attn.q_proj": SHARES, "mlp.up_proj": {**SHARES, "improve": 0.1}},
+        "model.layers.1": {"self_attn.q_proj": {**SHARES, "improve": 0.0}, "mlp.up_proj": SHARES},
+        "outside the layers": {"model.embed_tokens": SHARES},
+    },
+}
+
+RESPONSE = {
+    "problem": "What is 1+1?",
+    "tokens": ["It", " is", " 3", "<|end|>"],
+    "probabilities": [0.9, 0.5, 0.04, 0.01],
+    "ends": [False, False, False, True],
+    "length": 4,
+}
+
+RIGHT = {"base": "0000", "sft": "1010", "warmup": "1100", "forget": "1000", "improve": "1101"}
+"""A digit a held-out case: whether the model has it right."""
+
+FINDINGS = {
+    "locate": {"masks": {"where.json": json.dumps(WHERE)}},
+    "token_rewards": {"scores": {"examples.jsonl": json.dumps(RESPONSE) + "\n"}},
+}
+"""Stage → output → its files' texts."""
+
+
+def evaluated(rights: Mapping[str, str], text: str = "says") -> dict[str, dict[str, str]]:
+    """What an evaluation leaves in which the models were right there."""
+    names = [f"case-{place}" for place in range(len(next(iter(rights.values()))))]
+    models = [
+        {
+            "model": model,
+            "cases": [digit == "1" for digit in right],
+            "accuracy": right.count("1") / len(right),
+            "accuracy_low": 0.1,
+            "accuracy_high": 0.9,
+        }
+        for model, right in rights.items()
+    ]
+    texts = [
+        {
+            "case": name,
+            "problem": f"ask {name}",
+            "models": {model: {"answer": f"{model} {text} {name}", "verdict": "right"} for model in rights},
+        }
+        for name in names
+    ]
+    report = json.dumps({"models": models, "cases": names})
+    return {"report": {"report.json": report, "texts.jsonl": "".join(json.dumps(line) + "\n" for line in texts)}}
+
+
+def taught(domain: Domain, findings: Mapping[str, Any] | None = None, **new: Any) -> str:
+    """The job's id; `findings` are its own, `new` what it is submitted with."""
+    stages = {"sft": {}, "warmup": {}, **new.pop("stages", {})}
+    job_id = domain.submit(replace(ALLO, stages=stages, **new)).job.id
+    found = {**FINDINGS, "evaluate": evaluated(RIGHT), **(findings or {})}
+    while rings := dispatch.ready_stages(domain.database):
+        assert dispatch.place(domain.database, domain.store, rings[0].stage_id, rings[0].epoch, WORKER)
+        claimed = attempts.claim(domain.database, rings[0].stage_id, rings[0].epoch, WORKER)
+        assert claimed is not None
+        files = written(domain, OUTPUTS[claimed.name], found.get(claimed.name, {}))
+        assert attempts.finish(domain.database, domain.store, claimed.stage_id, claimed.epoch, files, {})
+    return job_id
+
+
+def written(
+    domain: Domain, outputs: Sequence[str], texts: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, str, str, int]]:
+    """(output, path, sha256, bytes) of a stage's files."""
+    files = [
+        (output, path, text) for output in outputs for path, text in texts.get(output, {"data.bin": output}).items()
+    ]
+    blobs = [(output, path, domain.store.put_stream([text.encode()])) for output, path, text in files]
+    return [(output, path, blob.sha256, blob.size) for output, path, blob in blobs]
