@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 
 from service.api import (
     artifacts,
+    chat,
     docs,
     estimate,
     events,
@@ -46,6 +47,7 @@ from service.api.reading import Answers, make_readers
 from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience
+from service.exchange import Exchange
 from service.gate import Bounded
 from service.jobs.access.keys import KeyRing
 from service.jobs.data.insights import Insights
@@ -53,6 +55,7 @@ from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.errands import Scratch
 from service.jobs.forecast.expecting import Expectations
 from service.jobs.running.workers import Watch, offers
+from service.jobs.trying import Trying
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
@@ -127,6 +130,13 @@ def _context(settings: Settings, database: Database, broker: Broker) -> Context:
         health=Health(_checks(settings, apart, broker, watch), apart.close),
         keys=KeyRing(database),
         streams=AtOnce(settings.max_streams, "streams"),
+        answering=AtOnce(settings.max_owner_answers, "answers under way"),
+        trying=Trying(
+            database,
+            store,
+            Exchange(settings.broker_url, settings.queue),
+            lambda: [view.worker.id for view in watch.living(database)],
+        ),
         feed=Feed(database),
         insights=Insights(scratch),
         counts=counts,
@@ -139,7 +149,7 @@ def _context(settings: Settings, database: Database, broker: Broker) -> Context:
 def _add_routes(app: FastAPI) -> None:
     """Health comes first: routes are put together when a request first passes them, and it is to answer at once."""
     app.include_router(health.router)
-    parts = (files, uploads, estimate, jobs, sweeps, events, artifacts, exports, models, webhooks, workers, keys)
+    parts = (files, uploads, estimate, jobs, sweeps, events, artifacts, exports, models, chat, webhooks, workers, keys)
     for router in (*(part.router for part in parts), keys.log, webhooks.tests, webhooks.types, insight.router):
         app.include_router(router, prefix="/v1")
     for router in (hub.router, metrics.router, docs.router, docs.document):

@@ -66,7 +66,7 @@ class CeleryBroker:
 
         seconds = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
         try:
-            with Redis.from_url(_for_redis(self._url), retry=Retry(NoBackoff(), 0), **seconds) as client:
+            with Redis.from_url(for_redis(self._url), retry=Retry(NoBackoff(), 0), **seconds) as client:
                 client.ping()
         except (RedisError, OSError) as error:
             raise BrokerDown(str(error)) from error
@@ -101,6 +101,6 @@ def _told() -> Iterator[None]:
         raise BrokerDown(str(error)) from error
 
 
-def _for_redis(url: str) -> str:
+def for_redis(url: str) -> str:
     """The URL as Redis' own client writes it: kombu says `redis+socket` for a unix socket."""
     return url.replace("redis+socket://", "unix://", 1)

@@ -74,6 +74,9 @@ class Settings(BaseModel):
     )
     max_owner_requests: int = Field(default=1000, ge=1, description="Requests of one owner that are open at once.")
     max_streams: int = Field(default=100, ge=1, description="Live streams that one owner has open at once.")
+    max_owner_answers: int = Field(
+        default=8, ge=1, description="Answers of models that one owner waits for at once, of one API process."
+    )
     audit_seconds: Seconds = Field(default=90 * 86_400, description="For how long it is kept who did what.")
     min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")
     retry_window_seconds: Seconds = Field(
@@ -127,6 +130,15 @@ class Settings(BaseModel):
         ge=0,
         description="A worker that has had no stage for this long measures how fast it is, once, for estimates; 0: "
         "never. A stage that comes meanwhile goes first. A worker with an engine of its own is not measured.",
+    )
+    serve_idle_seconds: float = Field(
+        default=600,
+        ge=0,
+        description="A worker without a stage answers questions to models, and lets a model go that nobody has asked "
+        "for this long; 0: it answers none. A stage that comes goes first.",
+    )
+    drain_seconds: float = Field(
+        default=3, ge=0, description="For how long a model may go on answering once a stage wants its worker."
     )
     engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
 

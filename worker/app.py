@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -112,32 +113,50 @@ def open_slot(**_: Any) -> None:
         warm().prepare()
 
 
+class Beside:
+    """A process beside the worker, that is kept running and ends with it. They use the database, and a process that
+    forks must not."""
+
+    def __init__(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> None:
+        self._command, self._descriptors = [*command, *map(str, descriptors)], descriptors
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def tend(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            dying = partial(die_with, os.getpid())
+            self._process = subprocess.Popen(self._command, preexec_fn=dying, pass_fds=self._descriptors)
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+
 class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """Keeps the scheduler running beside the worker, in a process of its own: it uses the database, and a process that
-    forks must not. It ends with the worker, and a new one rings at once for whatever the last worker lost."""
+    """Keeps the scheduler running beside the worker, and what has models answer while it rests. A new scheduler rings
+    at once for whatever the last worker lost."""
 
     requires = ("celery.worker.components:Timer",)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._beside = [Beside((sys.executable, "-m", "worker.scheduler"), (_NUDGE, _DRAIN))]
+        if settings.serve_idle_seconds and not settings.engine:
+            self._beside.append(Beside((sys.executable, "-m", "worker.serving")))
 
     def start(self, parent: Any) -> None:
         self._tend()
         parent.timer.call_repeatedly(1.0, self._tend)
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - the signature is Celery's
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        for process in self._beside:
+            process.end()
 
     terminate = stop
 
     def _tend(self) -> None:
-        if self._process is None or self._process.poll() is not None:
-            descriptors = [_NUDGE, _DRAIN]
-            command = [sys.executable, "-m", "worker.scheduler", *map(str, descriptors)]
-            self._process = subprocess.Popen(command, preexec_fn=partial(die_with, os.getpid()), pass_fds=descriptors)
+        for process in self._beside:
+            process.tend()
 
 
 app.steps["worker"].add(SchedulerStep)

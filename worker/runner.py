@@ -40,6 +40,7 @@ from worker.outcome import (
 )
 from worker.starting import Start, start_cold
 from worker.sweep import sweep
+from worker.turns import training
 from worker.workspace import Workspace, open_workspace
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ log = logging.getLogger(__name__)
 _STOPS_AT = 0.75
 """The share of the self-fence after which a stage whose database is out of reach is stopped: the rest is for its
 checkpoint, before its supervisor ends it."""
+
+_LET_GO_SECONDS = 5.0
+"""Behind its drain, a model that answered here is gone by then, unless something is wrong with it."""
 
 Artifacts = Sequence[tuple[str, str, str, int]]
 
@@ -92,7 +96,8 @@ class Runner:
     def _attempt(self, claim: Claim, workspace: Workspace, heart: Heart) -> tuple[Outcome, Artifacts]:
         """Everything between claim and commit; an attempt that cannot go on becomes an outcome here."""
         try:
-            outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
+            with training(self.settings.data_dir, self.settings.drain_seconds + _LET_GO_SECONDS):
+                outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
             if not isinstance(outcome, Succeeded):
                 return outcome, ()
             artifacts = workspace.publish(self.store, proceed=lambda: heart.interrupt is None)

@@ -35,6 +35,7 @@ from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from worker import turns
 from worker.calibrating import Calibrating
 from worker.erasing import Erasing
 from worker.heart import patience_of
@@ -193,7 +194,7 @@ def main() -> None:
     draining = partial(readable, int(sys.argv[2]))
     name, has = worker_id(settings), offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
-    measured = partial(calibrating.tend, partial(workers.busy, database, name))
+    measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
     here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured)
     here.beat()
     erasing = Erasing(Eraser(database, hands.store, keeping_of(settings)), settings.sweep_seconds)

@@ -17,20 +17,22 @@ from allo_engine.sampling.requests import Finished, Request, Response, Settings
 
 @dataclass
 class Row:
-    """A response on its way. `candidates`: among how many tokens its nucleus is looked for."""
+    """A response on its way. `candidates`: among how many tokens its nucleus is looked for; `cut`: nobody wants more of
+    it."""
 
     request: Request
     sample: int
     candidates: int
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    cut: bool = False
 
     def position(self) -> int:
         """Where the token stands that the next step appends: the prompt's last one, then the response's."""
         return len(self.request.prompt) - 1 + len(self.ids)
 
     def ended(self, ends: Sequence[int]) -> bool:
-        return bool(self.ids) and (self.ids[-1] in ends or len(self.ids) == self.request.max_tokens)
+        return self.cut or (bool(self.ids) and (self.ids[-1] in ends or len(self.ids) == self.request.max_tokens))
 
     def finished(self) -> Finished:
         return Finished(self.request.number, self.sample, Response(self.ids, self.logps))

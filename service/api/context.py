@@ -24,6 +24,7 @@ from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.expecting import Expectations
 from service.jobs.running.workers import Watch, WorkerView
 from service.jobs.tables import ApiKey
+from service.jobs.trying import Trying
 from service.settings import Settings
 from service.storage.store import Store
 
@@ -47,6 +48,8 @@ class Context:
     health: Health
     keys: KeyRing
     streams: AtOnce
+    answering: AtOnce
+    trying: Trying
     insights: Insights
     counts: Counts
     expectations: Expectations

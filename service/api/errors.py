@@ -29,6 +29,7 @@ from service.jobs.errors import (
     NotFound,
     QuotaExceeded,
     TooLarge,
+    TooLong,
     TooMany,
     Unavailable,
 )
@@ -45,6 +46,7 @@ STATUS: Mapping[type[Exception], int] = {
     Conflict: 409,
     TooMany: 429,
     TooLarge: 413,
+    TooLong: 400,
     Unavailable: 503,
     StoreError: 500,
     DiskFull: 507,
@@ -106,6 +108,11 @@ def envelope(
     return json.dumps({"error": clean_json({**(details or {}), **error})}, ensure_ascii=False).encode()
 
 
+def envelope_of(error: DomainError) -> bytes:
+    """The same of an error that comes when the answer has begun, in a stream."""
+    return envelope(_status(error), error.message, error.param, error.code, error.details)
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of the app, the framework's own too, an answer of ours."""
     for meant in (DomainError, PlanError):
@@ -119,12 +126,16 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _of_the_domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, DomainError | PlanError)
-    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    status = _status(error)
     if isinstance(error, PlanError):
         return answer(request, status, error.message, error.param, "invalid_value")
     own = next((headers for kind, headers in OWN_HEADERS.items() if isinstance(error, kind)), None)
     headers = _for_the_hub(error) if isinstance(error, Absent) else own
     return answer(request, status, error.message, error.param, error.code, error.details, headers)
+
+
+def _status(error: Exception) -> int:
+    return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 
 def _for_the_hub(error: Absent) -> dict[str, str]:

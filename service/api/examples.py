@@ -19,6 +19,15 @@ SWEEP: dict[str, Any] = {
     "sweep": {"improve.learning_rate": [1e-5, 5e-5], "seed": [0, 1, 2]},
 }
 
+CHAT: dict[str, Any] = {
+    "model": "ft:smollm2:first-try:0a1b2c3d",
+    "messages": [{"role": "user", "content": "What is 6 times 7?"}],
+    "temperature": 0,
+    "max_tokens": 200,
+    "stream": True,
+}
+
+COMPLETION: dict[str, Any] = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 5, "n": 2}
 
 _BAND = {"low": 190.4, "expected": 262.0, "high": 341.9}
 ESTIMATE: dict[str, Any] = {

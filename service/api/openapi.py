@@ -26,6 +26,7 @@ TAGS: Mapping[str, str] = {
     "Uploads": "Files that come in parts, and go on where they stopped.",
     "Fine-tuning": "Jobs: submitted, watched, paused, cancelled, run again.",
     "Models": "What jobs start from and what they made, file by file.",
+    "Chat": "Models that answer.",
     "Artifacts": "The bytes of what stages wrote.",
     "Webhooks": "Endpoints that are told when a job ends.",
     "Keys": "API keys and the audit log; for operators.",
@@ -43,6 +44,7 @@ _TAG_OF = {
     "events": "Fine-tuning",
     "exports": "Models",
     "models": "Models",
+    "chat": "Chat",
     "artifacts": "Artifacts",
     "webhooks": "Webhooks",
     "keys": "Keys",
@@ -243,4 +245,6 @@ def _describe_bodies(document: dict[str, Any]) -> None:
     schemas["CreateJob"]["examples"] = [examples.JOB]
     schemas["CreateSweep"]["examples"] = [examples.SWEEP]
     schemas["Estimate"]["examples"] = [examples.ESTIMATE]
+    schemas["CreateChat"]["examples"] = [examples.CHAT]
+    schemas["CreateCompletion"]["examples"] = [examples.COMPLETION]
     schemas["CreateUpload"]["properties"]["purpose"] = {"const": "fine-tune"}

@@ -38,6 +38,12 @@ class InvalidRequest(DomainError):
     code = "invalid_value"
 
 
+class TooLong(DomainError):
+    """More tokens than the model reads."""
+
+    code = "context_length_exceeded"
+
+
 class TooLarge(DomainError):
     """More bytes than are taken."""
 

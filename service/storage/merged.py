@@ -49,6 +49,11 @@ class MergingStore(LocalStore):
         _sync_folder(path.parent)
         _sync_folder(self._recipes)
 
+    def recipe(self, sha256: str) -> Recipe | None:
+        from allo_engine.checkpoints.merging import Recipe
+
+        return Recipe.of(self._recipe(sha256)) if self._is_made(sha256) else None
+
     def recast(self, sha256: str, dtype: str) -> Made:
         from allo_engine.checkpoints.merging import Merged
 

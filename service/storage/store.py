@@ -103,6 +103,9 @@ class Store(Protocol):
         """Names a content by its recipe instead of storing it: it is made anew whenever it is opened or fetched. What
         it is made of is kept as long as it is."""
 
+    def recipe(self, sha256: str) -> Recipe | None:
+        """How a content is made that was named by its recipe; None of one that lies there itself."""
+
     def recast(self, sha256: str, dtype: str) -> Made:
         """A safetensors file with its floating-point numbers in another dtype, as safetensors names it (BF16). Raises
         BlobMissing or Corrupt."""

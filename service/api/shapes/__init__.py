@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from service.api.shapes import common, comparing, data, estimates, jobs, models, operations, sweeps
+from service.api.shapes import chat, common, comparing, data, estimates, jobs, models, operations, sweeps
 
 ANSWERS: Mapping[str, Any] = {
     "files.create": data.File,
@@ -51,6 +51,8 @@ ANSWERS: Mapping[str, Any] = {
     "models.delete": common.Deleted,
     "models.files": list[models.ModelFile],
     "models.read_file": bytes,
+    "chat.create": chat.ChatCompletion,
+    "chat.complete": chat.TextCompletion,
     "webhooks.create": operations.Webhook,
     "webhooks.index": list[operations.Webhook],
     "webhooks.read": operations.Webhook,
@@ -80,6 +82,8 @@ ANSWERS: Mapping[str, Any] = {
 _TEXT = {"schema": {"type": "string"}}
 OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
     "events.index": {"text/event-stream": _TEXT},
+    "chat.create": {"text/event-stream": _TEXT},
+    "chat.complete": {"text/event-stream": _TEXT},
     "events.metrics": {
         "text/csv": _TEXT,
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
@@ -90,7 +94,7 @@ OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
 
 def all_shapes() -> Iterator[tuple[str, Any]]:
     """Each by its name."""
-    for module in (common, comparing, data, estimates, jobs, models, operations, sweeps):
+    for module in (chat, common, comparing, data, estimates, jobs, models, operations, sweeps):
         for name, shape in vars(module).items():
             if isinstance(shape, type) and shape.__module__ == module.__name__:
                 yield name, shape

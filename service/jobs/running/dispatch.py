@@ -13,7 +13,8 @@ from service.jobs import repository
 from service.jobs.lifecycle import StageStatus
 from service.jobs.progression import add_event, advance, name_result, reuse, stopping
 from service.jobs.running.flight import Host, Placed, Running, Waiting
-from service.jobs.running.placement import Held, Offer, fits
+from service.jobs.running.placement import Held, Offer, fits, seat
+from service.jobs.running.workers import busy
 from service.jobs.tables import Stage
 from service.storage.store import Store
 
@@ -45,6 +46,13 @@ def hosts(database: Database) -> tuple[Host, ...]:
     """The workers that have registered."""
     with database.snapshot() as session:
         return tuple(Host(row.id, row.beat, Offer.read(row.offer)) for row in repository.workers(session))
+
+
+def at_rest(database: Database, worker_id: str, offer: Offer) -> bool:
+    """Whether no stage is under way on a worker, and none waits that it could run."""
+    if busy(database, worker_id):
+        return False
+    return not any(stage.code == offer.code and seat(stage.needs, offer) for stage in ready_stages(database))
 
 
 def place(

@@ -1,0 +1,1 @@
+"""Models that answer somebody who waits: one base in memory, jobs' models over it, several questions in turns."""

@@ -1,0 +1,318 @@
+"""Models answer: OpenAI's own client, a real web server, a real broker, a real process that serves, a tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from openai import OpenAI
+from transformers import AutoModelForCausalLM
+
+from allo_engine.checkpoints.delta import describe, merge, write_delta
+from allo_engine.data.prompts import Encoder
+from service.app import create_app
+from service.embedded import broker_url
+from service.jobs.access.keys import create_key
+from service.jobs.running import workers
+from service.jobs.tables import Model
+from service.server import Bounds, config
+from service.settings import Settings
+from tests.integration.worker.house import OWNER, House, furnish
+from tests.integration.worker.processes import Valkey
+from tests.tiny import save_tiny
+from tests.unit.engine.checkpoints.test_delta import some_values
+from tests.waiting import PATIENCE, until
+from worker import turns
+from worker.offer import offer
+from worker.serving import read
+from worker.workspace import _derived
+
+HELLO: Any = [{"role": "user", "content": "Hello!"}]
+ALIGNED = "ft:tiny:first:00000001"
+
+
+@dataclass
+class Town:
+    """A service whose worker only answers."""
+
+    house: House
+    app: FastAPI
+    url: str
+    folders: dict[str, Path]
+    serving: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def client(self, owner: str = OWNER, *scopes: Any) -> OpenAI:
+        key = create_key(self.house.database, owner, scopes or ("read",)).secret
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
+
+    def serve(self) -> None:
+        """A serving process, if none is there."""
+        if not self.serving or self.serving[-1].poll() is not None:
+            environment = os.environ | self.house.settings.to_environment()
+            with (self.house.settings.data_dir / "serving.log").open("ab") as log:
+                command = [sys.executable, "-m", "worker.serving"]
+                self.serving.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+
+    def model_process(self) -> psutil.Process | None:
+        found = psutil.Process(self.serving[-1].pid).children()
+        return found[0] if found else None
+
+    def generated(self, model: str, tokens: int, messages: Any = HELLO) -> str:
+        """By transformers."""
+        encoder, plain = Encoder.of(self.folders[model]), AutoModelForCausalLM.from_pretrained(self.folders[model])
+        prompt = encoder.prompt(messages)
+        ids = plain.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
+        return encoder.decode(ids[0, len(prompt) :].tolist())
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    root = tmp_path_factory.mktemp("town")
+    valkey = Valkey(root / "broker")
+    settings = Settings(data_dir=root / "data", broker_url=broker_url(root / "broker"), min_free_bytes=0)
+    settings = settings.model_copy(update={"drain_seconds": 0.5, "lease_seconds": PATIENCE, "devices": ""})
+    settings.open_data_dir()
+    house = furnish(settings, root / "control")
+    folders = furnish_models(house, root)
+    workers.beat(house.database, house.worker, "host", offer(settings))
+    app = create_app(settings)
+    with running(app) as url:
+        town = Town(house, app, url, folders)
+        town.serve()
+        yield town
+        for process in town.serving:
+            process.terminate()
+            process.wait(PATIENCE)
+    house.database.close()
+    valkey.kill()
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """The app behind a real server; its URL."""
+    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def furnish_models(house: House, root: Path) -> dict[str, Path]:
+    """A base that is everyone's, and what a job made of it: a sparse checkpoint, named by its recipe."""
+    base = save_tiny(root / "tiny")
+    write_delta(some_values(base, share=0.3), base, root / "delta")
+    describe(base, root / "delta", root / "described")
+    merge(base, root / "delta", root / "merged")
+    house.store.put(root / "delta" / "delta.safetensors")
+    rows = {"tiny": list(files_of(house, base))}
+    derived = [
+        {"path": path, "sha256": sha256, "bytes": size}
+        for path, sha256, size in _derived(house.store, root / "described" / "merged.json")
+    ]
+    rows[ALIGNED] = [*files_of(house, root / "described"), *derived]
+    with house.database.transaction() as session:
+        for name, files in rows.items():
+            session.merge(Model(id=name, owner=OWNER if name == ALIGNED else None, created_at=0, files=files))
+    return {"tiny": base, ALIGNED: root / "merged"}
+
+
+def files_of(house: House, folder: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.iterdir()):
+        if path.name != "merged.json":
+            blob = house.store.put(path)
+            yield {"path": path.name, "sha256": blob.sha256, "bytes": blob.size}
+
+
+@pytest.fixture
+def client(town: Town) -> Iterator[OpenAI]:
+    with town.client() as client:
+        until(lambda: served(client))
+        yield client
+
+
+def served(client: OpenAI) -> bool:
+    try:
+        client.completions.create(model="tiny", prompt="x", max_tokens=1)
+    except openai.InternalServerError:
+        return False
+    return True
+
+
+def asked(client: OpenAI, model: str, tokens: int = 40, **more: Any) -> Any:
+    return client.chat.completions.create(model=model, messages=HELLO, max_tokens=tokens, temperature=0, **more)
+
+
+def test_a_greedy_answer_is_transformers_own_of_the_base_and_of_what_a_job_made_of_it(
+    town: Town, client: OpenAI
+) -> None:
+    for model in ("tiny", ALIGNED, "tiny"):
+        answer = asked(client, model)
+        assert answer.choices[0].message.content == town.generated(model, 40)
+        assert (answer.model, answer.object) == (model, "chat.completion")
+        assert answer.usage.prompt_tokens == len(Encoder.of(town.folders[model]).prompt(HELLO))
+        assert answer.usage.completion_tokens == 40
+        assert answer.choices[0].finish_reason == "length"
+    assert town.generated("tiny", 40) != town.generated(ALIGNED, 40)
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(town: Town, client: OpenAI) -> None:
+    chunks = list(asked(client, ALIGNED, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == town.generated(ALIGNED, 40)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]][-1] == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == asked(client, ALIGNED).usage
+    assert {chunk.usage for chunk in chunks[:-1]} == {None}
+
+
+def test_a_text_is_gone_on_with_streamed_and_whole_and_the_same_seed_gives_the_same(client: OpenAI) -> None:
+    request: Any = {"model": "tiny", "prompt": "Once", "max_tokens": 20, "n": 3, "seed": 5, "top_p": 0.9}
+    whole = client.completions.create(**request)
+    texts = ["", "", ""]
+    for chunk in client.completions.create(**request, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in whole.choices]
+    assert len(set(texts)) == 3
+    assert client.completions.create(**request | {"seed": 6}).choices[0].text != texts[0]
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == 4
+
+
+def test_several_models_answer_side_by_side(town: Town, client: OpenAI) -> None:
+    with ThreadPoolExecutor() as pool:
+        answers = pool.map(lambda model: asked(client, model, 100), ["tiny", ALIGNED] * 2)
+    wanted = [town.generated(model, 100) for model in ("tiny", ALIGNED)]
+    assert [answer.choices[0].message.content for answer in answers] == wanted * 2
+
+
+def test_a_stop_is_no_part_of_the_answer(client: OpenAI) -> None:
+    whole = asked(client, "tiny").choices[0].message.content
+    stopped = asked(client, "tiny", stop=[whole[6:9]]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == (whole[: whole.index(whole[6:9])], "stop")
+
+
+def test_another_owners_model_answers_exactly_as_an_absent_one(town: Town) -> None:
+    with town.client("stranger") as stranger:
+        told = []
+        for model in (ALIGNED, "ft:tiny:first:99999999"):
+            with pytest.raises(openai.NotFoundError) as refused:
+                asked(stranger, model)
+            told.append((str(refused.value.body).replace(model, "…"), refused.value.code))
+        assert told[0] == told[1]
+        assert told[0][1] == "model_not_found"
+
+
+def test_what_has_no_room_in_the_model_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt="x" * 600, max_tokens=1)
+    assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tools", []), ("n", 9), ("temperature", 2.5), ("top_p", 0), ("max_tokens", 0), ("messages", []), ("stop", [""])],
+)
+def test_a_field_that_is_not_taken_is_named(town: Town, field: str, value: Any) -> None:
+    with town.client() as client, pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.post("/chat/completions", body={"model": "tiny", "messages": HELLO, field: value}, cast_to=object)
+    assert refused.value.param is not None
+    assert refused.value.param.startswith(field)
+
+
+def test_one_who_goes_away_is_not_answered_any_further(town: Town, client: OpenAI) -> None:
+    stream = asked(client, "tiny", 490, stream=True)
+    next(iter(stream))
+    stream.close()
+    process = town.model_process()
+    assert process is not None
+
+    def rests() -> bool:
+        before = sum(process.cpu_times()[:2])
+        time.sleep(0.1)
+        return sum(process.cpu_times()[:2]) == before
+
+    until(rests)
+    assert asked(client, "tiny", 2).choices
+
+
+def test_training_comes_first_and_the_model_is_gone_before_its_stage_begins(town: Town, client: OpenAI) -> None:
+    asked(client, "tiny", 1)
+    process = town.model_process()
+    assert process is not None
+    stream = asked(client, "tiny", 490, n=8, stream=True)
+    next(iter(stream))
+    job = town.house.submit()
+    town.house.dispatch()
+    with turns.training(town.house.settings.data_dir, PATIENCE):
+        assert not process.is_running()
+        with pytest.raises(openai.APIError, match="goes first"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError) as refused:
+            asked(client, "tiny", 1)
+        assert refused.value.status_code == 503
+        assert refused.value.response.headers["retry-after"]
+        assert "training" in str(refused.value)
+    town.house.cancel(job)
+    until(lambda: served(client))
+
+
+def test_an_owner_waits_for_so_many_answers_and_gets_them_back(town: Town, client: OpenAI) -> None:
+    with ExitStack() as open_ones:
+        for _ in range(town.house.settings.max_owner_answers):
+            open_ones.enter_context(town.app.state.context.answering.open(OWNER))
+        with pytest.raises(openai.RateLimitError):
+            asked(client, "tiny", 1)
+        with town.client("another") as another:
+            assert asked(another, "tiny", 1).choices
+    for _ in range(town.house.settings.max_owner_answers + 1):
+        assert asked(client, "tiny", 1).choices
+
+
+GOOD = {"base": "0" * 64, "files": [["model.safetensors", "0" * 64, 8]], "delta": None}
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [
+        {},
+        {"id": "x", "served": GOOD},
+        {"id": "x", "served": {**GOOD, "files": [["../allo.db", "0" * 64, 8]]}, "question": {}},
+        {"id": "x", "served": {**GOOD, "files": [["x/y.safetensors", "0" * 64, 8]]}, "question": {}},
+        {"id": "x", "served": {**GOOD, "files": [["config.json", "../../allo.db", 8]]}, "question": {}},
+        {"id": "x", "served": {**GOOD, "delta": "../.."}, "question": {}},
+        {"id": "x", "served": GOOD, "question": {"n": "many"}},
+    ],
+)
+def test_a_made_up_question_is_dropped(made_up: dict[str, Any]) -> None:
+    assert read({"id": "x", "served": GOOD, "question": {}}) is not None
+    assert read(made_up) is None
+
+
+def test_without_a_broker_or_a_worker_there_is_a_clear_answer(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", broker_url=f"unix://{tmp_path}/none", min_free_bytes=0)
+    settings.open_data_dir()
+    house = furnish(settings, tmp_path)
+    headers = {"authorization": f"Bearer {create_key(house.database, OWNER, ('read',)).secret}"}
+    with running(create_app(settings)) as url:
+        refused = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "x"}, headers=headers)
+    house.database.close()
+    assert refused.status_code == 503
+    assert "broker" in refused.json()["error"]["message"]
