@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.study.task import TEMPLATE
+from tests.benchmarks.study.task import SIZES, TEMPLATE
 
 Stages = dict[str, dict[str, Any] | None]
 
@@ -25,6 +25,8 @@ class Scale:
     seeds: int
     sizes: Mapping[str, int]
     n: int = 8
+    pairs: int = 2
+    batch: int = 16
 
     def rates(self, arm: str) -> tuple[float, ...]:
         return {"dense": self.dense, "masked": self.masked, "none": (0.0,)}[ARMS[arm].trains]
@@ -84,19 +86,21 @@ ARMS: dict[str, Arm] = {
     "E": Arm("ALLO without forgetting", "allo", "masked", "improve", _masked()),
     "F": Arm("A with NLL", "dpo", "dense", "warmup", _dense(nll=1.0)),
     "G": Arm("E with NLL", "allo", "masked", "improve", _masked(nll=1.0)),
+    "I": Arm("C with NLL", "allo", "masked", "improve", _masked("random", filter_ratio=1.0, nll=1.0)),
 }
-BASELINE = "A"
+BASELINE, STRONG = "A", "F"
+"""What the arms are held against: DPO as it is, and as it is best in all weights."""
 
 SCALES = {
     "screening": Scale(
         name="screening",
         model="study-small",
-        dense=(1e-5, 3e-5, 1e-4, 3e-4),
-        masked=(5e-5, 1.5e-4, 5e-4, 1.5e-3),
-        locating=3e-5,
+        dense=(5e-6, 2e-5, 7e-5, 3e-4),
+        masked=(1.5e-5, 6e-5, 2.5e-4, 1e-3),
+        locating=2e-5,
         sft={"learning_rate": 2e-4, "batch_size": 16, "n_epochs": 1},
         seeds=10,
-        sizes={"sft": 500, "preference": 1200, "validation": 500, "test": 2000},
+        sizes=SIZES,
     ),
     "full": Scale(
         name="full",
@@ -106,20 +110,26 @@ SCALES = {
         locating=1e-6,
         sft={"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 2},
         seeds=5,
-        sizes={"sft": 500, "preference": 1200, "validation": 500, "test": 2000},
+        sizes={**SIZES, "preference": 1200},
     ),
 }
 
 
 def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
     """The `method` of the arm's job."""
-    common = {"template": TEMPLATE, "batch_size": 16, "n_epochs": 1, "max_response_tokens": 40, "decoding_batch": 256}
+    common = {
+        "template": TEMPLATE,
+        "batch_size": scale.batch,
+        "n_epochs": 1,
+        "max_response_tokens": 40,
+        "decoding_batch": 256,
+    }
     shared: Stages = (
         {}
         if ARMS[arm].method == "supervised"
         else {
             "sample": {"n": scale.n},
-            "pair": {"max_pairs": 2, "max_negatives": 2},
+            "pair": {"max_pairs": scale.pairs, "max_negatives": scale.pairs},
         }
     )
     kind = ARMS[arm].method

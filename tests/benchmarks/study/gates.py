@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from allo_engine.data.statistics import bootstrap_difference
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
 DENSE = ("A", "A TRL", "F")
@@ -44,16 +45,15 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
     """Whether the baseline is one, and whether ALLO does anything else than it."""
     best = chosen(outcomes)
     at_best = {arm: outcomes[Point(arm, rate, 0, "validation")] for arm, rate in best.items()}
-    sft = at_best["SFT"].accuracy
-    dense = max((arm for arm in DENSE if arm in best), key=lambda arm: at_best[arm].accuracy)
-    gain = at_best[dense].accuracy - sft
+    dense = max((arm for arm in DENSE if arm in best), key=lambda arm: sum(at_best[arm].choosing))
+    gain = bootstrap_difference([at_best[dense].gating], [at_best["SFT"].gating])
     pairs = list(zip(at_best["A"].answers, at_best["D"].answers, strict=True))
     share = sum(ours != theirs for ours, theirs in pairs) / len(pairs)
     return [
         Gate(
-            f"the best dense arm gains {100 * GAIN:.0f} points on SFT",
-            f"{dense} at {best[dense]:g}: {100 * gain:+.1f}",
-            gain >= GAIN,
+            f"the best dense arm gains {100 * GAIN:.0f} points on SFT, on problems that did not choose it",
+            f"{dense} at {best[dense]:g}: {points(gain)}",
+            gain["difference"] >= GAIN,
             "Change the dense rates or the pairs (more problems, n, max_pairs): there is nothing to learn from these",
         ),
         Gate(
@@ -63,3 +63,8 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
             "Raise the rates or take more steps: the arms hardly move the model",
         ),
     ]
+
+
+def points(found: Mapping[str, float]) -> str:
+    """A difference in points, with its interval."""
+    return f"{100 * found['difference']:+.1f} ({100 * found['low']:.1f} … {100 * found['high']:.1f})"

@@ -9,8 +9,8 @@ from typing import Any
 
 from allo_engine.data.statistics import bootstrap_difference, holm
 from allo_engine.pipeline import code_version
-from tests.benchmarks.study.arms import ARMS, BASELINE, Scale
-from tests.benchmarks.study.gates import arm_gates, sft_gate
+from tests.benchmarks.study.arms import ARMS, BASELINE, STRONG, Scale
+from tests.benchmarks.study.gates import arm_gates, points, sft_gate
 from tests.benchmarks.study.plot import plot
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
@@ -60,7 +60,7 @@ def _row(outcomes: Outcomes, arm: str, rate: float, split: str, best: Mapping[st
         mean = bootstrap_difference(list(runs.values()), [[0.0] * len(case) for case in runs.values()], draws=DRAWS)
         row |= {"accuracy": mean["difference"], "low": mean["low"], "high": mean["high"]}
         row |= _memory(outcomes[Point(arm, rate, min(runs), split)].peaks)
-    for other in ("SFT", BASELINE):
+    for other in ("SFT", BASELINE, STRONG):
         theirs = _runs(outcomes, Point(other, best[other], 0, split)) if other in best else {}
         row[f"against_{other}"] = None if (arm, rate) == (other, best.get(other)) else _difference(runs, theirs)
     return row
@@ -102,7 +102,7 @@ def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row]) -
     yield f"\n## Accuracy over learning rate\n\n![accuracy over learning rate]({scale.name}.svg)\n"
     yield from _table(tried, ("SFT",))
     yield "\n## At the rate that seed 0's validation problems chose, on the test problems\n"
-    yield from _table(rows, ("SFT", BASELINE))
+    yield from _table(rows, ("SFT", STRONG, BASELINE))
     yield "\nDifferences are in points. Intervals are of 95 %, over seeds and problems (of one seed: problems);"
     yield f"p is Holm's, of all differences from {BASELINE}. Memory is a whole process's at its peak: of a small"
     yield "model's, nearly all of it is the program's.\n"
@@ -116,15 +116,9 @@ def _table(rows: list[Row], others: Sequence[str]) -> Iterator[str]:
     for row in rows:
         rate = f"{row['rate']:g}" if row["rate"] else ""
         right = f"{row['accuracy']:.1%} ({row['low']:.1%} … {row['high']:.1%})"
-        differences = [_points(row[f"against_{other}"]) for other in others]
+        differences = [points(found) if (found := row[f"against_{other}"]) else "" for other in others]
         if BASELINE in others:
             differences.append("" if row["p"] is None else f"{row['p']:.2g}")
         peaks = [f"{row[name] / 2**20:.0f} MiB" for name in ("own_peak", "peak")]
         cells = [row["arm"], ARMS[row["arm"]].what, rate, str(row["seeds"]), right, *differences, *peaks]
         yield f"| {' | '.join(cells)} |"
-
-
-def _points(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return ""
-    return f"{100 * found['difference']:+.1f} ({100 * found['low']:.1f} … {100 * found['high']:.1f})"

@@ -20,7 +20,7 @@ from service.demo_task import TEMPLATE, told
 
 __all__ = ["SIZES", "TEMPLATE", "Calculation", "calculation_of", "rest", "splits", "stories", "write"]
 
-SIZES = {"sft": 500, "preference": 1200, "validation": 500, "test": 2000}
+SIZES = {"sft": 500, "preference": 4000, "validation": 1000, "test": 2000}
 
 Calculation = tuple[int, int, str, int]
 """The lesser factor, the greater one, the second step's sign and its figure."""

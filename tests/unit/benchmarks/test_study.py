@@ -68,6 +68,21 @@ def test_of_equally_good_rates_the_lowest_is_chosen() -> None:
     assert chosen({point: outcome(0.5) for point in at_rates(SCALE, ["A"], 0, "validation")}) == {"A": SCALE.dense[0]}
 
 
+def test_what_chooses_a_rate_is_no_problem_that_gates_it() -> None:
+    lucky = Outcome([True] * 50 + [False] * 50, ["a"] * 100, "ft:model", {})
+    steady = Outcome([True] * 40 + [False] * 10 + [True] * 40 + [False] * 10, ["b"] * 100, "ft:model", {})
+    found = {
+        Point("SFT", 0.0, 0, "validation"): steady,
+        Point("A", 1e-5, 0, "validation"): steady,
+        Point("A", 1e-4, 0, "validation"): lucky,
+        Point("D", 1e-4, 0, "validation"): steady,
+    }
+    assert chosen(found)["A"] == 1e-4
+    gain, _ = arm_gates(found)
+    assert not gain.passed
+    assert "A at 0.0001: -80.0" in gain.found
+
+
 @pytest.mark.parametrize(("right", "passed"), [(0.29, False), (0.3, True), (0.6, True), (0.61, False)])
 def test_sft_that_leaves_too_little_right_or_wrong_stops_the_study(right: float, passed: bool) -> None:
     assert sft_gate({Point("SFT", 0.0, 0, "validation"): outcome(right)}).passed is passed
