@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from anyio import CapacityLimiter
@@ -37,7 +38,7 @@ from service.api.audited import Audited
 from service.api.checks import Health
 from service.api.context import Context
 from service.api.errors import add_error_handlers
-from service.api.guard import Guard
+from service.api.guard import PAGES, Guard
 from service.api.intake import Intake
 from service.api.limits import AtOnce, Rates
 from service.api.live import Feed
@@ -50,6 +51,7 @@ from service.engines import Patience
 from service.exchange import Exchange
 from service.gate import Bounded
 from service.jobs.access.keys import KeyRing
+from service.jobs.access.sessions import find_session
 from service.jobs.data.insights import Insights
 from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.errands import Scratch
@@ -57,6 +59,7 @@ from service.jobs.forecast.expecting import Expectations
 from service.jobs.running.workers import Watch, offers
 from service.jobs.trying import Trying
 from service.migrating import migrate
+from service.pages.app import create_pages, home
 from service.settings import Settings
 from service.storage import open_store
 from service.webhooks.courier import Courier
@@ -100,10 +103,18 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     )
     app.state.context = context
     app.add_middleware(Audited, settings=settings, database=database)
-    app.add_middleware(Guard, settings=settings, keys=context.keys, rates=Rates(settings.requests_per_minute))
+    app.add_middleware(
+        Guard,
+        settings=settings,
+        keys=context.keys,
+        rates=Rates(settings.requests_per_minute),
+        sessions=partial(find_session, database),
+    )
     app.add_middleware(Access, meters=context.meters)  # the last one added is the outermost
     add_error_handlers(app)
     _add_routes(app)
+    app.add_route("/", home, ["GET"], include_in_schema=False)
+    app.mount(PAGES, create_pages(context))
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 

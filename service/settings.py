@@ -77,6 +77,9 @@ class Settings(BaseModel):
     max_owner_answers: int = Field(
         default=8, ge=1, description="Answers of models that one owner waits for at once, of one API process."
     )
+    session_seconds: Seconds = Field(
+        default=7 * 86_400, description="For how long a browser stays signed in to the dashboard."
+    )
     audit_seconds: Seconds = Field(default=90 * 86_400, description="For how long it is kept who did what.")
     min_free_bytes: int = Field(default=2**30, ge=0, description="Free disk below which the service is not ready.")
     retry_window_seconds: Seconds = Field(

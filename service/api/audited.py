@@ -45,7 +45,7 @@ class Audited:
             await self._app(scope, receive, watched)
         finally:
             noted = scope["state"].get("audited", False) and status < 400
-            if "route" in scope and status != 405 and not noted:
+            if "route" in scope and "key" in scope["state"] and status != 405 and not noted:
                 await to_thread.run_sync(self._write, deed_of(Request(scope), status))
 
     def _write(self, deed: Deed) -> None:

@@ -1,10 +1,10 @@
-"""What happens to every request before any route sees it: an id, limits on its body, and its key."""
+"""What happens to every request before any route sees it: an id, limits on its body, and its key or session."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from anyio import to_thread
@@ -19,12 +19,19 @@ from service.api.errors import MESSAGES, answer
 from service.api.limits import Allowance, AtOnce, Rates
 from service.api.scope import request_id
 from service.jobs.access.keys import KeyRing
+from service.jobs.access.sessions import Session
 from service.jobs.errors import TooMany
 from service.jobs.tables import ApiKey
 from service.settings import Settings
 
-OPEN = ("/healthz", "/readyz", "/v1/openapi.json")
+OPEN = ("/", "/healthz", "/readyz", "/v1/openapi.json")
 """Routes that want no key; the documentation is another, and tells nobody anything that is not public."""
+
+PAGES = "/ui"
+"""Where the dashboard is: the only routes that a session opens, and that no key of a header does."""
+
+COOKIE = "allo_session"
+"""What a browser keeps the session's token in. It is sent to the dashboard alone, and nothing else looks at it."""
 
 FORM_OVERHEAD = 2**16
 """Bytes that a multipart form may have beside its file."""
@@ -33,8 +40,15 @@ FORM_OVERHEAD = 2**16
 class Guard:
     """Refuses early, before a body is read, and bounds what is read after."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, keys: KeyRing, rates: Rates) -> None:
-        self._app, self._settings, self._keys, self._rates = app, settings, keys, rates
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        keys: KeyRing,
+        rates: Rates,
+        sessions: Callable[[str], Session | None],
+    ) -> None:
+        self._app, self._settings, self._keys, self._rates, self._sessions = app, settings, keys, rates, sessions
         self._open = AtOnce(settings.max_owner_requests, "requests")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +91,9 @@ class Guard:
         scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
         request = Request(scope)
         try:
+            if _is_page(scope["path"]):
+                await self._find_session(request)
+                return None
             key = await self._key(secret.strip()) if scheme.lower() == "bearer" else None
         except OperationalError:
             return answer(request, 503, MESSAGES[503], code="database_unavailable")
@@ -87,8 +104,19 @@ class Guard:
         scope["state"]["key"] = key
         return None
 
+    async def _find_session(self, request: Request) -> None:
+        """Whoever has none is let through all the same: pages say themselves what they tell a stranger."""
+        token = request.cookies.get(COOKIE)
+        session = await to_thread.run_sync(self._sessions, token) if token else None
+        if session is not None:
+            request.scope["state"] |= {"key": session.key, "session": session}
+
     async def _key(self, secret: str) -> ApiKey | None:
         return self._keys.known(secret) or await to_thread.run_sync(self._keys.find, secret)
+
+
+def _is_page(path: str) -> bool:
+    return path == PAGES or path.startswith(f"{PAGES}/")
 
 
 def _bad_request(scope: Scope, limit: int) -> Response | None:

@@ -34,6 +34,17 @@ class ApiKey(Base):
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class SignIn(Base):
+    """Somebody's session in the dashboard, by the sha256 of its random token; it ends with its key."""
+
+    __tablename__ = "sign_ins"
+
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), index=True)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
 class File(Base):
     """An uploaded file. A bad one has status `error`, and the blob `report_sha256` names every bad line.
 

@@ -111,18 +111,21 @@ def read_key(database: Database, key_id: str) -> ApiKey:
 
 
 def revoke_key(database: Database, key_id: str) -> None:
-    """Ends a key at once. Raises NotFound."""
+    """Ends a key at once, and whatever session of the dashboard it began. Raises NotFound."""
     with database.transaction() as session:
         key = _key(session, key_id)
         key.revoked_at = key.revoked_at or database.now()
+        access.forget_sign_ins_of(session, key_id)
 
 
 def rotate_key(database: Database, key_id: str) -> NewKey:
-    """Gives a key another secret; the old one opens nothing more. Raises NotFound, and Conflict for a revoked key."""
+    """Gives a key another secret; the old one, and sessions that it began, open nothing more. Raises NotFound, and
+    Conflict for a revoked key."""
     with database.transaction() as session:
         key = _key(session, key_id)
         if key.revoked_at is not None:
             raise Conflict("The key is revoked: make another one.")
+        access.forget_sign_ins_of(session, key_id)
         return NewKey(key.id, _draw_secret(key))
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.jobs.repository import Page, paged
-from service.jobs.tables import ApiKey, AuditEntry, PastCall
+from service.jobs.tables import ApiKey, AuditEntry, PastCall, SignIn
 
 # --- keys
 
@@ -35,6 +35,28 @@ def lock_keys_beside(session: Session, key_id: str) -> None:
     what an owner has is then counted and changed in one."""
     owner = select(ApiKey.owner).where(ApiKey.id == key_id).scalar_subquery()
     session.execute(select(ApiKey.id).where(ApiKey.owner == owner).order_by(ApiKey.id).with_for_update())
+
+
+# --- sessions of the dashboard
+
+
+def key_of_sign_in(session: Session, digest: str, now: int) -> ApiKey | None:
+    query = select(ApiKey).join(SignIn, SignIn.key_id == ApiKey.id)
+    return session.scalar(query.where(SignIn.hash == digest, SignIn.expires_at > now))
+
+
+def forget_sign_in(session: Session, digest: str) -> None:
+    session.execute(delete(SignIn).where(SignIn.hash == digest))
+
+
+def forget_sign_ins_of(session: Session, key_id: str) -> None:
+    session.execute(delete(SignIn).where(SignIn.key_id == key_id))
+
+
+def forget_past_sign_ins(session: Session, now: int) -> None:
+    """Leaves those that another transaction is about to forget: nobody waits for that."""
+    old = select(SignIn.hash).where(SignIn.expires_at <= now).with_for_update(skip_locked=True)
+    session.execute(delete(SignIn).where(SignIn.hash.in_(old)).execution_options(synchronize_session=False))
 
 
 # --- calls

@@ -38,7 +38,7 @@ def error(answer: Any, status: int) -> dict[str, Any]:
     return body
 
 
-@pytest.mark.parametrize("path", ["/v1/models", JOBS, "/v1/files/x/content", "/", "/v1/none"])
+@pytest.mark.parametrize("path", ["/v1/models", JOBS, "/v1/files/x/content", "/none", "/v1/none"])
 def test_without_a_valid_key_there_is_nothing_to_see(app: FastAPI, served: Domain, path: str) -> None:
     expired = create_key(Database(str(served.database.engine.url), clock=lambda: 0), "owner", expires_at=1).secret
     revoked = create_key(served.database, "owner")

@@ -1,0 +1,43 @@
+"""The dashboard: an app of its own within the web process, mounted beside the API, over the same domain verbs.
+
+Its routes want a session (see entry.py), answer in HTML, and are no part of the API's description. A page is a module
+with a `router`, its templates, and a line of `NAVIGATION` where it is an entry.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+
+from service.api.context import Context
+from service.api.guard import PAGES
+from service.api.limits import Rates
+from service.pages import assets, entry, jobs
+from service.pages.entry import signed_in
+from service.pages.failures import add_failure_handlers
+from service.pages.headers import Headers
+
+PARTS = (jobs,)
+
+
+def create_pages(context: Context) -> FastAPI:
+    """The pages over these parts."""
+    options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None, "redirect_slashes": False}
+    pages = FastAPI(**options)
+    pages.state.context = context
+    pages.state.tries = Rates(entry.TRIES_A_MINUTE)
+    pages.add_middleware(Headers)
+    add_failure_handlers(pages)
+    for open_to_all in (assets.router, entry.router):
+        pages.include_router(open_to_all)
+    for part in PARTS:
+        pages.include_router(part.router, dependencies=[Depends(signed_in)])
+    return pages
+
+
+async def home(_: Request) -> RedirectResponse:
+    """`/` leads to the first page."""
+    return RedirectResponse(f"{PAGES}/jobs", 303)

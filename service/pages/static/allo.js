@@ -1,0 +1,23 @@
+// What the pages' own script does: times in the reader's own zone, and a word about what did not work.
+"use strict";
+
+const inZone = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+function localTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const at = new Date(time.dateTime);
+    if (!Number.isNaN(at.getTime())) time.textContent = inZone.format(at);
+  }
+}
+
+function tell(message) {
+  const told = document.getElementById("told");
+  told.textContent = message;
+  clearTimeout(tell.timer);
+  tell.timer = setTimeout(() => { told.textContent = ""; }, 8000);
+}
+
+document.addEventListener("DOMContentLoaded", () => localTimes(document));
+document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt.parentElement ?? document));
+document.addEventListener("htmx:responseError", (event) => tell(event.detail.xhr.responseText.slice(0, 500)));
+document.addEventListener("htmx:sendError", () => tell("The service does not answer. Trying again may help."));

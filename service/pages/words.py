@@ -1,0 +1,70 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+_SPANS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: `2 h 5 min`."""
+    if seconds is None:
+        return "–"
+    left = max(round(seconds), 0)
+    found: list[str] = []
+    for length, name in _SPANS:
+        count, left = divmod(left, length)
+        if count or found:
+            found.append(f"{count} {name}" if count else "")
+        if len(found) == 2:
+            break
+    return " ".join(part for part in found if part) or "0 s"
+
+
+def moment(at: int | None) -> str:
+    """A time as machines read it, for `<time datetime>`; the page's script writes it in its reader's own."""
+    return "" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def when(at: int | None) -> str:
+    """A time in UTC."""
+    return "–" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def size(count: int | None) -> str:
+    """Bytes, in the unit that leaves one to three digits before the point."""
+    if count is None:
+        return "–"
+    value, units = float(count), ("B", "kB", "MB", "GB")
+    for unit in units:
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def number(value: Any) -> str:
+    """A figure in four digits, a count with its thousands apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\N{THIN SPACE}")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(fraction: float | None) -> str:
+    """`42 %`."""
+    return "–" if fraction is None else f"{100 * fraction:.0f}\N{THIN SPACE}%"
+
+
+FILTERS: Mapping[str, Callable[..., str]] = {
+    "duration": duration,
+    "moment": moment,
+    "when": when,
+    "size": size,
+    "number": number,
+    "percent": percent,
+}
