@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,6 +128,21 @@ class Client:
                 broken += 1
                 time.sleep(1)
         raise ClientError("The stream broke again and again. `allo events` shows what happened so far.")
+
+    def checkpoints(self, job_id: str) -> list[Json]:
+        """The models that the job's stages left, the newest first."""
+        return list(self.get(f"{_JOBS}/{job_id}/checkpoints", limit=100)["data"])
+
+    def chat(self, body: Mapping[str, Any]) -> Generator[str, None, None]:
+        """A model's answer to a conversation, piece by piece. Whoever closes it is not answered any further."""
+        asked = {**body, "stream": True}
+        with self._checked(self._http.stream("POST", "/v1/chat/completions", json=asked)) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    chunk = json.loads(line.removeprefix("data: "))
+                    if "error" in chunk:
+                        raise ClientError(chunk["error"]["message"])
+                    yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
 
     def file_content(self, file_id: str) -> bytes:
         """A file's bytes, such as those of a job's result file."""

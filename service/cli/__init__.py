@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from service.cli import (
     api,
+    chat,
     comparing,
     completion,
     deltas,
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_download(commands)
     sweeps.add(commands)
     comparing.add(commands)
+    chat.add(commands)
     exports.add(commands)
     manage.add(commands)
     files.add(commands)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +29,23 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints.delta import describe, merge, write_delta
 from allo_engine.data.prompts import Encoder
 from service.app import create_app
+from service.cli import main
+from service.cli.chat import Reply, Talk, exchange, printable
+from service.client import Client
 from service.embedded import broker_url
+from service.exchange import Desk, Exchange, Seat
 from service.jobs.access.keys import create_key
 from service.jobs.running import workers
 from service.jobs.tables import Model
 from service.server import Bounds, config
 from service.settings import Settings
-from tests.integration.worker.house import OWNER, House, furnish
+from tests.integration.worker.house import OWNER, House, alive, furnish
 from tests.integration.worker.processes import Valkey
 from tests.tiny import save_tiny
 from tests.unit.engine.checkpoints.test_delta import some_values
@@ -73,12 +85,17 @@ class Town:
         found = psutil.Process(self.serving[-1].pid).children()
         return found[0] if found else None
 
-    def generated(self, model: str, tokens: int, messages: Any = HELLO) -> str:
-        """By transformers."""
-        encoder, plain = Encoder.of(self.folders[model]), AutoModelForCausalLM.from_pretrained(self.folders[model])
-        prompt = encoder.prompt(messages)
-        ids = plain.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
-        return encoder.decode(ids[0, len(prompt) :].tolist())
+    def generated(self, model: str, tokens: int) -> str:
+        """What transformers answers to HELLO."""
+        encoder, ids = Encoder.of(self.folders[model]), generated(self.folders[model])
+        return encoder.decode(ids[:tokens])
+
+
+@cache
+def generated(folder: Path) -> list[int]:
+    prompt, plain = Encoder.of(folder).prompt(HELLO), AutoModelForCausalLM.from_pretrained(folder)
+    ids = plain.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False)
+    return [int(token) for token in ids[0, len(prompt) :]]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +163,16 @@ def client(town: Town) -> Iterator[OpenAI]:
     with town.client() as client:
         until(lambda: served(client))
         yield client
+
+
+@contextmanager
+def suspended(town: Town) -> Iterator[None]:
+    """The model's process stands still."""
+    process = town.model_process()
+    assert process is not None
+    process.suspend()
+    yield
+    process.resume()
 
 
 def served(client: OpenAI) -> bool:
@@ -253,27 +280,6 @@ def test_one_who_goes_away_is_not_answered_any_further(town: Town, client: OpenA
     assert asked(client, "tiny", 2).choices
 
 
-def test_training_comes_first_and_the_model_is_gone_before_its_stage_begins(town: Town, client: OpenAI) -> None:
-    asked(client, "tiny", 1)
-    process = town.model_process()
-    assert process is not None
-    stream = asked(client, "tiny", 490, n=8, stream=True)
-    next(iter(stream))
-    job = town.house.submit()
-    town.house.dispatch()
-    with turns.training(town.house.settings.data_dir, PATIENCE):
-        assert not process.is_running()
-        with pytest.raises(openai.APIError, match="goes first"):
-            list(stream)
-        with pytest.raises(openai.InternalServerError) as refused:
-            asked(client, "tiny", 1)
-        assert refused.value.status_code == 503
-        assert refused.value.response.headers["retry-after"]
-        assert "training" in str(refused.value)
-    town.house.cancel(job)
-    until(lambda: served(client))
-
-
 def test_an_owner_waits_for_so_many_answers_and_gets_them_back(town: Town, client: OpenAI) -> None:
     with ExitStack() as open_ones:
         for _ in range(town.house.settings.max_owner_answers):
@@ -284,6 +290,31 @@ def test_an_owner_waits_for_so_many_answers_and_gets_them_back(town: Town, clien
             assert asked(another, "tiny", 1).choices
     for _ in range(town.house.settings.max_owner_answers + 1):
         assert asked(client, "tiny", 1).choices
+
+
+def test_what_is_answered_is_heard_by_whoever_asked_and_by_nobody_once_they_are_gone(town: Town) -> None:
+    settings = town.house.settings
+    web, desk = Exchange(settings.broker_url, "other"), Desk(settings.broker_url, "other", "worker")
+
+    async def asked() -> None:
+        async with web.opened() as caller:
+            assert await caller.seats(["worker", "another"]) == {}
+            desk.offer(Seat("base", 1, 10))
+            assert await caller.seats(["worker", "another"]) == {"worker": Seat("base", 1, 10)}
+            desk.withdraw()
+            assert await caller.seats(["worker"]) == {}
+            assert desk.taken(0.01) is None
+            await caller.ask("worker", "chat-1", {"question": "?"})
+            assert desk.taken(1) == {"id": "chat-1", "question": "?"}
+            assert await caller.heard(0.01) == []
+            assert all(desk.tell("chat-1", {"number": number}) for number in range(3))
+            assert await caller.heard(1) == [{"number": number} for number in range(3)]
+            assert not desk.tell("chat-2", {})
+            await caller.forget()
+            assert not desk.tell("chat-1", {})
+
+    asyncio.run(asked())
+    desk.close()
 
 
 GOOD = {"base": "0" * 64, "files": [["model.safetensors", "0" * 64, 8]], "delta": None}
@@ -304,6 +335,95 @@ GOOD = {"base": "0" * 64, "files": [["model.safetensors", "0" * 64, 8]], "delta"
 def test_a_made_up_question_is_dropped(made_up: dict[str, Any]) -> None:
     assert read({"id": "x", "served": GOOD, "question": {}}) is not None
     assert read(made_up) is None
+
+
+def allo(town: Town, *arguments: str) -> list[str]:
+    """A command line of the owner's."""
+    key = create_key(town.house.database, OWNER, ("read",)).secret
+    return ["chat", *arguments, "--url", town.url, "--api-key", key, "--max-tokens", "40", "--temperature", "0"]
+
+
+def test_the_terminal_asks_several_models_once(town: Town, client: OpenAI, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(allo(town, "tiny", ALIGNED, "--prompt", "Hello!", "--json")) == 0
+    answers = {found["model"]: found["answer"] for found in json.loads(capsys.readouterr().out)}
+    assert answers == {model: printable(town.generated(model, 40)) for model in ("tiny", ALIGNED)}
+    assert main(allo(town, "nobody", "--prompt", "Hello!")) == 1
+    assert "does not exist" in capsys.readouterr().out
+
+
+def test_in_the_terminal_a_conversation_goes_on_and_an_interrupt_stops_an_answer_alone(
+    town: Town, client: OpenAI
+) -> None:
+    key = create_key(town.house.database, OWNER, ("read",)).secret
+    with Client(town.url, key) as terminal:
+        talks = [Talk(name, name) for name in ("tiny", ALIGNED)]
+        shown = Console(file=io.StringIO(), width=100)
+        exchange(terminal, talks, "Hello!", {"max_tokens": 20, "temperature": 0}, shown)
+        first = printable(town.generated("tiny", 20))
+        assert talks[0].said == [*HELLO, {"role": "assistant", "content": first}]
+        assert first.split("\n")[0][:10] in shown.file.getvalue()  # type: ignore[attr-defined]
+        long = Reply(talks[0], {"role": "user", "content": "More!"})
+        long.stop()
+        long.read(terminal, {"max_tokens": 300})
+        assert len(talks[0].said) == 2
+        exchange(terminal, talks, "And?", {"max_tokens": 5, "temperature": 0}, shown)
+        assert [message["content"] for message in talks[0].said][2:3] == ["And?"]
+
+
+def test_at_a_terminal_an_interrupt_stops_the_answer_and_not_the_program(town: Town, client: OpenAI) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "service.cli", *allo(town, "tiny", ALIGNED)]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        screen = Screen(ours)
+        screen.wait_for("> ")
+        with suspended(town):  # it would have answered before the key is pressed
+            os.write(ours, b"Hello!\n")
+            screen.wait_for("…")
+            os.killpg(process.pid, signal.SIGINT)
+            screen.wait_for("[stopped]")
+            screen.wait_for("> ")
+        os.write(ours, b"Hello!\n")
+        screen.wait_for("> ")
+        os.write(ours, b"\x04")
+        assert process.wait(PATIENCE) == 0
+    os.close(ours)
+
+
+@dataclass
+class Screen:
+    """What a terminal's program wrote since it was last waited for."""
+
+    descriptor: int
+    text: str = ""
+
+    def wait_for(self, words: str) -> None:
+        while words not in self.text:
+            assert select.select([self.descriptor], [], [], PATIENCE)[0], self.text
+            self.text += os.read(self.descriptor, 65536).decode(errors="replace")
+        self.text = self.text.partition(words)[2]
+
+
+def test_training_comes_first_and_the_model_is_gone_before_its_stage_begins(town: Town, client: OpenAI) -> None:
+    """The last one: the others need the model."""
+    asked(client, "tiny", 1)
+    process = town.model_process()
+    assert process is not None
+    stream = asked(client, "tiny", 490, n=8, stream=True)
+    next(iter(stream))
+    process.suspend()  # it would have answered before a stage comes
+    job = town.house.submit()
+    town.house.dispatch()
+    with turns.training(town.house.settings.data_dir, PATIENCE):
+        assert not alive(process.pid)
+        with pytest.raises(openai.APIError, match="goes first"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError) as refused:
+            asked(client, "tiny", 1)
+        assert refused.value.status_code == 503
+        assert refused.value.response.headers["retry-after"]
+        assert "training" in str(refused.value)
+    town.house.cancel(job)
 
 
 def test_without_a_broker_or_a_worker_there_is_a_clear_answer(tmp_path: Path) -> None:
