@@ -46,10 +46,10 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Seat:
-    """A worker that would answer: the name of the base that it holds, if it holds one, how many questions it has, and
-    the bytes of the largest model that it would load."""
+    """A worker that would answer: the names of the bases that it holds, how many questions it has, and the bytes of the
+    largest weights that it would load."""
 
-    base: str | None
+    bases: list[str]
     questions: int
     room: int
 

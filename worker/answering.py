@@ -28,8 +28,10 @@ class Model:
     """One base, from its start to its end. `start` makes the process; it takes its time, and returns None where it is
     asked meanwhile not to go on."""
 
-    def __init__(self, base: str, start: Callable[[Callable[[], bool]], Process | None], tell: Tell) -> None:
-        self.base = base
+    def __init__(
+        self, base: str, weight_bytes: int, start: Callable[[Callable[[], bool]], Process | None], tell: Tell
+    ) -> None:
+        self.base, self.weight_bytes = base, weight_bytes
         self._start, self._tell = start, tell
         self._lock = threading.RLock()
         self._process: Process | None = None
@@ -37,8 +39,13 @@ class Model:
         self._open: dict[str, bool] = {}
         self._last_words: tuple[str, str] | None = None
         self._used = time.monotonic()
-        self.over = False
+        self.ready = self.over = False
         threading.Thread(target=self._run, name="model", daemon=True).start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is to be gone, and nobody may ask it any more."""
+        return self._last_words is not None
 
     @property
     def questions(self) -> int:
@@ -103,6 +110,7 @@ class Model:
     def _note(self, line: Mapping[str, Any]) -> None:
         """What it says of itself."""
         log.info("model_%s base=%s", line["type"], self.base)
+        self.ready = line["type"] == "ready"
         if line["type"] == "failed":
             self._last_words = ("model_failed", f"The model cannot be loaded: {line['message']}")
 

@@ -15,13 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from worker.supervisor import process_start
+
 log = logging.getLogger(__name__)
 
 FILE = "serving.lock"
-"""In the data folder; it holds the number of the process that answers, while there is one."""
+"""In the data folder; a line of it is a process that answers: its number, and when it started."""
 
 _KILLED_SECONDS = 30.0
 """For how long a killed model is waited for: one that is stuck in the kernel must not hold up training."""
+
+_LET_GO_SECONDS = 1.0
+"""For whoever started the models to see that they are gone, and let the lock go, too."""
 
 
 @contextmanager
@@ -31,15 +36,15 @@ def training(data_dir: Path, patience: float) -> Iterator[None]:
     try:
         if not _held_within(descriptor, patience):
             _end(descriptor)
-            if not _held_within(descriptor, _KILLED_SECONDS):
-                log.warning("model_stays advice=its process cannot be ended: the stage begins beside it")
+            if not _held_within(descriptor, _LET_GO_SECONDS):
+                log.warning("lock_stays advice=what starts models here hangs; they are gone, and the stage begins")
         yield
     finally:
         os.close(descriptor)
 
 
 def answering(data_dir: Path) -> int | None:
-    """The lock for a model's process, as a descriptor to be inherited; None while a stage runs, or another model."""
+    """The lock for models' processes, as a descriptor to be inherited; None while a stage runs, or a model is left."""
     descriptor = _opened(data_dir)
     if _lock(descriptor, fcntl.LOCK_EX):
         os.ftruncate(descriptor, 0)
@@ -49,8 +54,9 @@ def answering(data_dir: Path) -> int | None:
 
 
 def note(descriptor: int, process: int) -> None:
-    """Write down which process answers."""
-    os.pwrite(descriptor, str(process).encode(), 0)
+    """Write down one more process that answers."""
+    line = f"{process}:{process_start(process)}\n".encode()
+    os.pwrite(descriptor, line, os.fstat(descriptor).st_size)
 
 
 def answers(data_dir: Path) -> bool:
@@ -83,9 +89,16 @@ def _held_within(descriptor: int, seconds: float) -> bool:
 
 
 def _end(descriptor: int) -> None:
-    """The lock is held, so the process that stands in the file is the one that holds it."""
-    process = os.pread(descriptor, 20, 0)
-    if process:
-        log.warning("model_ended_for_training pid=%s", process.decode())
-        with suppress(ProcessLookupError):
-            os.killpg(int(process), signal.SIGKILL)
+    """Kill those that stand in the file, as far as they are still there, and wait until they are gone."""
+    lines = [line.partition(":") for line in os.pread(descriptor, 4096, 0).decode().splitlines()]
+    found = [(int(process), start) for process, _, start in lines]
+    until = time.monotonic() + _KILLED_SECONDS
+    while time.monotonic() < until:
+        there = [process for process, start in found if process_start(process) == start]
+        if not there:
+            return
+        log.warning("models_ended_for_training pids=%s", there)
+        for process in there:
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+        time.sleep(0.05)

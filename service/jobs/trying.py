@@ -147,12 +147,12 @@ async def _pieces(lines: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[Piec
 
 
 def _chosen(seats: Mapping[str, Seat], wanted: Served, workers: bool) -> str:
-    """Who is to answer: whoever has the base in memory, else whoever has none, else whoever has the least to do."""
+    """Who is to answer: one that has the base in memory, else one that has none, else the one with the least to do."""
     if not workers:
         raise Unavailable("No worker is there to answer: `allo up` starts one, and so does `python -m worker`.")
     if not seats:
         raise Unavailable("No worker is free to answer: training comes first. Ask again once a stage has ended.")
-    able = {name: seat for name, seat in seats.items() if seat.base == wanted.base or seat.room >= wanted.weight_bytes}
+    able = {name: seat for name, seat in seats.items() if wanted.base in seat.bases or seat.room >= wanted.weight_bytes}
     if not able:
         sizes = f"{wanted.weight_bytes / 2**30:.1f} GiB of weights; there is room for"
         most = max(seat.room for seat in seats.values()) / 2**30
@@ -161,7 +161,7 @@ def _chosen(seats: Mapping[str, Seat], wanted: Served, workers: bool) -> str:
 
 
 def _preference(name: str, seat: Seat, wanted: Served) -> tuple[bool, bool, int, str]:
-    return seat.base != wanted.base, seat.base is not None, seat.questions, name
+    return wanted.base not in seat.bases, bool(seat.bases), seat.questions, name
 
 
 def _error(code: str, message: str) -> DomainError:

@@ -205,6 +205,26 @@ def test_the_hubs_clients_load_a_job_by_its_name_and_go_on_with_a_snapshot_that_
     assert all(said[revision] for revision in revisions)
 
 
+def test_what_the_job_left_is_talked_to_from_the_terminal_and_by_openai(
+    service: Service, client: openai.OpenAI, finished: Finished, aligned: Path
+) -> None:
+    models = [finished.id, f"{finished.id}:sft", f"{finished.id}:forget"]
+    command = [sys.executable, "-m", "service.cli", "chat", *models, "--data-dir", str(service.folder)]
+
+    def all_answer() -> bool:
+        options = ("--prompt", "Of what colour is the sky?", "--max-tokens", "8", "--json")
+        found = json.loads(subprocess.run([*command, *options], capture_output=True, text=True, check=False).stdout)
+        return [one["error"] for one in found] == [None] * 3
+
+    until(all_answer)  # once the worker has nothing to train
+    assert len(service.processes("allo_engine.answering")) == 1, "they share their base"
+    name = client.fine_tuning.jobs.retrieve(finished.id).fine_tuned_model
+    assert name
+    found = client.completions.create(model=name, prompt="sky", max_tokens=4, temperature=0)
+    said = AutoTokenizer.from_pretrained(aligned).decode(generated(aligned), skip_special_tokens=True)
+    assert found.choices[0].text == said
+
+
 def off(model: torch.nn.Module, folder: Path) -> dict[str, float]:
     """How far a model's logits are from those of the model in the folder."""
     wanted = of_folder(folder)

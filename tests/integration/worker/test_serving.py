@@ -299,8 +299,8 @@ def test_what_is_answered_is_heard_by_whoever_asked_and_by_nobody_once_they_are_
     async def asked() -> None:
         async with web.opened() as caller:
             assert await caller.seats(["worker", "another"]) == {}
-            desk.offer(Seat("base", 1, 10))
-            assert await caller.seats(["worker", "another"]) == {"worker": Seat("base", 1, 10)}
+            desk.offer(Seat(["base"], 1, 10))
+            assert await caller.seats(["worker", "another"]) == {"worker": Seat(["base"], 1, 10)}
             desk.withdraw()
             assert await caller.seats(["worker"]) == {}
             assert desk.taken(0.01) is None
