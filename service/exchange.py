@@ -44,6 +44,10 @@ OPTIONS: Mapping[str, Any] = {
 Line = Mapping[str, Any]
 
 
+class AnswerLost(Exception):
+    """The broker has no more of an answer: it began anew, or nobody heard it for WAITED_SECONDS."""
+
+
 @dataclass(frozen=True)
 class Seat:
     """A worker that would answer: the names of the bases that it holds, how many questions it has, and the bytes of the
@@ -114,7 +118,7 @@ class Caller:
                 self._last = (await steps.execute())[0]
 
     async def heard(self, seconds: float) -> list[dict[str, Any]]:
-        """What was answered since, waited for no longer than so many seconds."""
+        """What was answered since, waited for no longer than so many seconds. Raises AnswerLost."""
         with _told():
             found: Any = await self._client.xread({self._stream: self._last}, block=round(1000 * seconds))
             entries = found[0][1] if found else []
@@ -123,7 +127,9 @@ class Caller:
                     self._last = entries[-1][0]
                     steps.xtrim(self._stream, minid=self._last, approximate=False)
                 steps.expire(self._stream, WAITED_SECONDS)
-                await steps.execute()
+                *_, is_there = await steps.execute()
+        if not is_there:
+            raise AnswerLost
         return [json.loads(fields[b"line"]) for _, fields in entries]
 
     async def forget(self) -> None:

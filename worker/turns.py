@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def training(data_dir: Path, patience: float) -> Iterator[None]:
             _end(descriptor)
             if not _held_within(descriptor, _LET_GO_SECONDS):
                 log.warning("lock_stays advice=what starts models here hangs; they are gone, and the stage begins")
+        _within(_KILLED_SECONDS, lambda: not _there(descriptor))  # the lock goes before the last of the memory
         yield
     finally:
         os.close(descriptor)
@@ -80,8 +81,12 @@ def _lock(descriptor: int, how: int) -> bool:
 
 
 def _held_within(descriptor: int, seconds: float) -> bool:
+    return _within(seconds, lambda: _lock(descriptor, fcntl.LOCK_SH))
+
+
+def _within(seconds: float, true: Callable[[], bool]) -> bool:
     until = time.monotonic() + seconds
-    while not _lock(descriptor, fcntl.LOCK_SH):
+    while not true():
         if time.monotonic() >= until:
             return False
         time.sleep(0.05)
@@ -89,16 +94,20 @@ def _held_within(descriptor: int, seconds: float) -> bool:
 
 
 def _end(descriptor: int) -> None:
-    """Kill those that stand in the file, as far as they are still there, and wait until they are gone."""
-    lines = [line.partition(":") for line in os.pread(descriptor, 4096, 0).decode().splitlines()]
-    found = [(int(process), start) for process, _, start in lines]
-    until = time.monotonic() + _KILLED_SECONDS
-    while time.monotonic() < until:
-        there = [process for process, start in found if process_start(process) == start]
-        if not there:
-            return
-        log.warning("models_ended_for_training pids=%s", there)
+    """Kill those that stand in the file, and wait until they are gone."""
+
+    def gone() -> bool:
+        there = _there(descriptor)
         for process in there:
+            log.warning("model_ended_for_training pid=%s", process)
             with suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGKILL)
-        time.sleep(0.05)
+        return not there
+
+    _within(_KILLED_SECONDS, gone)
+
+
+def _there(descriptor: int) -> list[int]:
+    """Those that stand in the file, as far as they live."""
+    lines = [line.partition(":") for line in os.pread(descriptor, 4096, 0).decode().splitlines()]
+    return [int(process) for process, _, start in lines if process_start(int(process)) == start]

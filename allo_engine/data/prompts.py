@@ -87,19 +87,19 @@ class Encoder:
     def _conversation(self, messages: list[Message], tools: list[Any] | None, answering: bool) -> str:
         """A conversation as the chat template writes it, up to where the assistant answers if it is `answering`."""
         if not self.tokenizer.chat_template:
-            raise StageError("bad_template", "The file holds conversations and the model has no chat template.")
+            raise StageError("bad_template", "These are conversations, and the model has no chat template.")
         template = self.tokenizer.get_chat_template(tools=tools)
         given = [for_template(message, "developer" in template) for message in messages]
         arguments = {**self.tokenizer.special_tokens_map, **self._arguments}
         try:
             text = rendered(template, given, tools, answering, arguments)
         except TemplateFault as error:
-            raise StageError("bad_template", f"The chat template refuses a conversation of the file: {error}") from None
+            raise StageError("bad_template", f"The model's chat template refuses a conversation: {error}") from None
         lost = lost_message(given, text)
         if lost:
             raise StageError(
                 "bad_template",
-                f"The model's chat template leaves out messages of role {lost['role']!r}: take them out of the file, "
+                f"The model's chat template leaves out messages of role {lost['role']!r}: leave them out, "
                 "or use a model whose template writes them.",
             )
         return text

@@ -56,10 +56,11 @@ class Audited:
 
 
 def deed_of(request: Request, status: int, object_id: str | None = None) -> Deed:
-    """What this request does; the thing that it is about is named by its path, unless the caller knows."""
+    """What this request does; the thing that it is about is named by its path, unless the caller or the endpoint knows
+    it."""
     key, endpoint = request.state.key, request.scope["endpoint"]
     assert isinstance(key, ApiKey)
     verb = f"{endpoint.__module__.rpartition('.')[2]}.{endpoint.__name__}"
-    named = next(iter(request.path_params.values()), None)
+    named = next(iter(request.path_params.values()), getattr(request.state, "about", None))
     address = request.client.host if request.client else None
     return Deed(key.id, key.owner, address, verb, object_id or named, status, request_id(request.scope))

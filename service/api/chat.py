@@ -48,6 +48,7 @@ async def complete(request: Request, parts: Parts, key: Reader, body: CreateComp
 async def _answered(
     request: Request, parts: Context, key: ApiKey, body: Asked, kind: type[Completion]
 ) -> Response | dict[str, Any]:
+    request.state.about = body.model
     question = body.question(secrets.randbelow(2**31))
     async with AsyncExitStack() as held:
         held.enter_context(parts.answering.open(key.owner))

@@ -16,7 +16,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 
 from service.broker import BrokerDown
 from service.db import Database
-from service.exchange import Caller, Exchange, Seat
+from service.exchange import AnswerLost, Caller, Exchange, Seat
 from service.jobs.errors import DomainError, InvalidRequest, TooLong, Unavailable
 from service.jobs.ids import new_id
 from service.jobs.registry.served import Served, served
@@ -113,21 +113,24 @@ class Trying:
     async def _lines(self, caller: Caller, worker: str) -> AsyncIterator[Mapping[str, Any]]:
         """What the worker says, to its end. Raises what it says is wrong, and Unavailable where it says nothing."""
         began, taken, silent = time.monotonic(), False, 0
-        while True:
-            lines = await caller.heard(LOOK_SECONDS)
-            for line in lines:
-                if line["type"] == "error":
-                    raise _error(line["code"], line["message"])
-                taken = True
-                yield line
-                if line["type"] == "done":
-                    return
-            silent = 0 if lines or await caller.seats([worker]) else silent + 1
-            waited = time.monotonic() - began
-            if silent >= GONE_LOOKS or (not taken and waited > TAKEN_SECONDS):
-                raise Unavailable("The worker that was to answer is gone, or has other work: ask again.")
-            if waited > ANSWER_SECONDS:
-                raise Unavailable(f"The answer took longer than {ANSWER_SECONDS:.0f} seconds: ask for fewer tokens.")
+        with _broker_told():
+            while True:
+                lines = await caller.heard(LOOK_SECONDS)
+                for line in lines:
+                    if line["type"] == "error":
+                        raise _error(line["code"], line["message"])
+                    taken = True
+                    yield line
+                    if line["type"] == "done":
+                        return
+                silent = 0 if lines or await caller.seats([worker]) else silent + 1
+                waited = time.monotonic() - began
+                if silent >= GONE_LOOKS or (not taken and waited > TAKEN_SECONDS):
+                    raise Unavailable("The worker that was to answer is gone, or has other work: ask again.")
+                if waited > ANSWER_SECONDS:
+                    raise Unavailable(
+                        f"The answer took longer than {ANSWER_SECONDS:.0f} seconds: ask for fewer tokens."
+                    )
 
 
 async def _began(lines: AsyncIterator[Mapping[str, Any]]) -> int:
@@ -166,7 +169,7 @@ def _preference(name: str, seat: Seat, wanted: Served) -> tuple[bool, bool, int,
 
 def _error(code: str, message: str) -> DomainError:
     if code == TooLong.code:
-        return TooLong(message, "max_tokens", code)
+        return TooLong(message, code=code)
     if code in ("bad_template", "empty_prompt"):
         return InvalidRequest(message, "messages", code)
     return Unavailable(message, code=code)
@@ -174,8 +177,10 @@ def _error(code: str, message: str) -> DomainError:
 
 @contextmanager
 def _broker_told() -> Iterator[None]:
-    """A broker that is away, in the domain's words."""
+    """What befalls a question at the broker, in the domain's words."""
     try:
         yield
+    except AnswerLost:
+        raise Unavailable("The answer was lost at the broker, which began anew: ask again.") from None
     except BrokerDown as error:
         raise Unavailable("The broker does not answer, through which models are asked: try again soon.") from error

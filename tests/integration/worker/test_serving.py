@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -29,17 +28,19 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
+from redis import Redis
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from allo_engine.checkpoints.delta import describe, merge, write_delta
 from allo_engine.data.prompts import Encoder
 from service.app import create_app
+from service.broker import for_redis
 from service.cli import main
 from service.cli.chat import Reply, Talk, exchange, printable
 from service.client import Client
 from service.embedded import broker_url
-from service.exchange import Desk, Exchange, Seat
+from service.exchange import AnswerLost, Desk, Exchange, Seat
 from service.jobs.access.keys import create_key
 from service.jobs.running import workers
 from service.jobs.tables import Model
@@ -80,6 +81,11 @@ class Town:
             with (self.house.settings.data_dir / "serving.log").open("ab") as log:
                 command = [sys.executable, "-m", "worker.serving"]
                 self.serving.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+
+    def kept(self) -> int:
+        """Answers that somebody waits for, as far as the broker knows."""
+        with Redis.from_url(for_redis(self.house.settings.broker_url)) as broker:
+            return len(broker.keys("stages.chat.answer.*"))
 
     def model_process(self) -> psutil.Process | None:
         found = psutil.Process(self.serving[-1].pid).children()
@@ -166,12 +172,12 @@ def client(town: Town) -> Iterator[OpenAI]:
 
 
 @contextmanager
-def suspended(town: Town) -> Iterator[None]:
+def suspended(town: Town) -> Iterator[psutil.Process]:
     """The model's process stands still."""
     process = town.model_process()
     assert process is not None
     process.suspend()
-    yield
+    yield process
     process.resume()
 
 
@@ -264,20 +270,30 @@ def test_a_field_that_is_not_taken_is_named(town: Town, field: str, value: Any) 
     assert refused.value.param.startswith(field)
 
 
-def test_one_who_goes_away_is_not_answered_any_further(town: Town, client: OpenAI) -> None:
-    stream = asked(client, "tiny", 490, stream=True)
-    next(iter(stream))
-    stream.close()
-    process = town.model_process()
-    assert process is not None
-
-    def rests() -> bool:
-        before = sum(process.cpu_times()[:2])
-        time.sleep(0.1)
-        return sum(process.cpu_times()[:2]) == before
-
-    until(rests)
+@pytest.mark.parametrize("moment", ["while it waits for all", "before the first word", "in the middle"])
+def test_one_who_goes_away_is_not_answered_any_further(town: Town, client: OpenAI, moment: str) -> None:
+    with town.client() as leaving, suspended(town) as process:
+        if moment == "in the middle":
+            process.resume()
+            next(iter(asked(leaving, "tiny", 490, n=8, stream=True)))
+            process.suspend()
+        else:
+            hurried = leaving.with_options(timeout=httpx.Timeout(PATIENCE, read=0.5))
+            with pytest.raises(openai.APITimeoutError):
+                asked(hurried, "tiny", 490, stream=moment == "before the first word")
+        assert moment != "in the middle" or town.kept() <= 1  # it may have been over already
+        leaving.close()
+        until(lambda: town.kept() == 0)
     assert asked(client, "tiny", 2).choices
+
+
+def test_who_asked_which_model_is_in_the_audit_log(town: Town, client: OpenAI) -> None:
+    asked(client, ALIGNED, 1)
+    with town.client("operator", "admin") as admin:
+        asked_for = {"owner": OWNER, "object": ALIGNED}
+        page = lambda: admin.get("/audit", options={"params": asked_for}, cast_to=httpx.Response).json()  # noqa: E731
+        entry = until(lambda: page()["data"])[0]
+    assert (entry["verb"], entry["status"]) == ("chat.create", 200)
 
 
 def test_an_owner_waits_for_so_many_answers_and_gets_them_back(town: Town, client: OpenAI) -> None:
@@ -312,6 +328,8 @@ def test_what_is_answered_is_heard_by_whoever_asked_and_by_nobody_once_they_are_
             assert not desk.tell("chat-2", {})
             await caller.forget()
             assert not desk.tell("chat-1", {})
+            with pytest.raises(AnswerLost):
+                await caller.heard(0.01)
 
     asyncio.run(asked())
     desk.close()
