@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ from service.exchange import Exchange
 from service.gate import Bounded
 from service.jobs.access.keys import KeyRing
 from service.jobs.access.sessions import find_session
+from service.jobs.access.trackers import read_places
 from service.jobs.data.insights import Insights
 from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.errands import Scratch
@@ -62,6 +63,7 @@ from service.migrating import migrate
 from service.pages.app import create_pages, home
 from service.settings import Settings
 from service.storage import open_store
+from service.trackers.courier import Teller
 from service.webhooks.courier import Courier
 
 PATIENCE = Patience(connect=3, statement=10, lock=5)
@@ -85,7 +87,10 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     @asynccontextmanager
     async def at_work(_: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(context.feed.run())
-        with Courier(database, settings.webhook_private):
+        with ExitStack() as couriers:
+            couriers.enter_context(Courier(database, settings.webhook_private))
+            for teller in _tellers(settings, database):
+                couriers.enter_context(teller)
             yield
         context.feed.close()
         await looking
@@ -155,6 +160,12 @@ def _context(settings: Settings, database: Database, broker: Broker) -> Context:
             database, store, counts, lambda: offers(watch.living(database)), settings.teacher_hosts
         ),
     )
+
+
+def _tellers(settings: Settings, database: Database) -> list[Teller]:
+    """One for each tracker that the operator allows."""
+    allowed, folder = settings.trackers, settings.data_dir / "trackers"
+    return [Teller(database, name, allowed, folder) for name in read_places(allowed)]
 
 
 def _add_routes(app: FastAPI) -> None:

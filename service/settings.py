@@ -119,6 +119,13 @@ class Settings(BaseModel):
         description="Hosts, separated by commas, that jobs may ask for corrections or judgements: 'api.openai.com' or "
         "'127.0.0.1:8000' for that port alone. Empty: none. Their key is ALLO_TEACHER_API_KEY, at the workers.",
     )
+    trackers: str = Field(
+        default="",
+        pattern=r"^((mlflow|wandb|trackio)(=[^,\s]+)?(,|$))*$",
+        description="Trackers that jobs may name in `integrations`, each with =PLACE where its library does not look "
+        "there by itself: 'mlflow=http://127.0.0.1:5000,wandb,trackio=org/space'. Keys are what the libraries read "
+        "from the environment. Empty: none.",
+    )
     slots: int = Field(
         default=0, ge=0, description="Stages that this worker runs at once; 0: one a device, without devices one."
     )

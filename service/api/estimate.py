@@ -79,7 +79,8 @@ async def estimated_sweep(request: Request, parts: Context, key: ApiKey, body: C
 def sender_of(parts: Context, key: ApiKey) -> Sender:
     """Whose key it is, and what is allowed."""
     settings = parts.settings
-    return Sender(key.owner, settings.max_active_jobs, settings.teacher_hosts, settings.max_owner_bytes)
+    limits = (settings.max_active_jobs, settings.teacher_hosts, settings.max_owner_bytes, settings.trackers)
+    return Sender(key.owner, *limits)
 
 
 async def _counted(count: Future[Works], seconds: float = WAIT_SECONDS) -> Works:

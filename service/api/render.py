@@ -47,7 +47,7 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "seed": row.seed,
         "hyperparameters": {name: row.method["hyperparameters"].get(name, "auto") for name in SHORTHAND},
         "method": _method(row),
-        "integrations": None,
+        "integrations": row.integrations,
         "metadata": row.user_metadata,
         "sweep": None if row.sweep_id is None else {"id": row.sweep_id, "point": row.sweep_point},
         "user_provided_suffix": row.suffix,

@@ -98,6 +98,50 @@ class Method(Body):
         return found or MethodSettings()
 
 
+Named = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,127}$")]
+
+
+class MLflow(Body):
+    """A run of an experiment. `tracking_uri` is one of those that the operator allows, of which the first is taken."""
+
+    experiment: Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][A-Za-z0-9 ._@/-]{0,250}$")]
+    run_name: Named | None = None
+    tracking_uri: Annotated[Text, StringConstraints(max_length=512)] | None = None
+
+
+class WandB(Body):
+    """A run of a project of Weights & Biases, as OpenAI has it."""
+
+    project: Named
+    name: Named | None = None
+    entity: Named | None = None
+    tags: Annotated[list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]], Field(max_length=16)] = []
+
+
+class Trackio(Body):
+    """A run of a project of trackio. `space` is one of those that the operator allows, of which the first is taken."""
+
+    project: Named
+    name: Named | None = None
+    space: Annotated[Text, StringConstraints(max_length=512)] | None = None
+
+
+class Integration(Body):
+    """A tracker that is told of the job: its type, and its settings under its own name."""
+
+    type: Literal["mlflow", "wandb", "trackio"]
+    mlflow: MLflow | None = None
+    wandb: WandB | None = None
+    trackio: Trackio | None = None
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> Integration:
+        given = [name for name in ("mlflow", "wandb", "trackio") if getattr(self, name) is not None]
+        if given != [self.type]:
+            raise ValueError(f"the type is {self.type}, so its settings, and no others, belong under {self.type!r}")
+        return self
+
+
 class CreateJob(Body):
     """POST /v1/fine_tuning/jobs. `corrections_file`, `retention_file` and `masks` are our additions; they arrive
     through the client's extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in
@@ -115,7 +159,7 @@ class CreateJob(Body):
     suffix: Suffix | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     metadata: Metadata | None = None
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=3)] | None = None
 
     def asked(self) -> NewJob:
         """The job in the domain's terms. Without a method it is supervised, as OpenAI has it."""
@@ -134,6 +178,7 @@ class CreateJob(Body):
             seed=self.seed or 0,
             suffix=self.suffix,
             metadata=self.metadata,
+            integrations=[one.model_dump(mode="json", exclude_none=True) for one in self.integrations or ()],
         )
 
 

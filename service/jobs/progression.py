@@ -16,6 +16,7 @@ from service.jobs.access import webhooks
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move
+from service.jobs.repository import tracked
 from service.jobs.tables import Artifact, Event, File, Job, Model, Stage
 from service.storage.store import Store
 
@@ -114,6 +115,7 @@ def end(session: Session, job: Job, status: JobStatus, now: int, level: Level, m
     job.status, job.finished_at = move(job.status, status), now
     add_event(session, job, now, level, message, {"status": status.value})
     webhooks.tell(session, job, now)
+    tracked.hurry(session, job.id, now)
 
 
 def hold_unstarted(session: Session, job: Job) -> None:

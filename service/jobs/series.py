@@ -54,7 +54,7 @@ class Series:
             seqs = self.seqs[start : start + _AT_ONCE]
             with self.database.snapshot() as session:
                 told = {seq: (data, at) for seq, data, at in repository.metrics(session, self.job_id, seqs)}
-            points = [point for seq in seqs if seq in told and (point := _point(*told[seq]))]
+            points = [point for seq in seqs if seq in told and (point := read_point(*told[seq]))]
             if points:  # the job may have been deleted meanwhile
                 yield points
 
@@ -72,7 +72,7 @@ def read(database: Database, owner: str, job_id: str, stage: str | None) -> Seri
         found: dict[str, dict[int, int]] = defaultdict(dict)
         names: set[str] = set()
         for seq, data, created_at in repository.metrics(session, job_id):
-            point = _point(data, created_at)
+            point = read_point(data, created_at)
             if point is not None and stage in (None, point.stage):
                 found[point.stage][point.step] = seq
                 names.update(point.values)
@@ -80,7 +80,8 @@ def read(database: Database, owner: str, job_id: str, stage: str | None) -> Seri
     return Series(database, job_id, job.created_at, seqs, sorted(names))
 
 
-def _point(data: Mapping[str, object], created_at: int) -> Point | None:
+def read_point(data: Mapping[str, object], created_at: int) -> Point | None:
+    """What an event of metrics tells; None where it is of no step."""
     stage, step, steps = (data.get(name) for name in ("stage", "step", "steps"))
     if not isinstance(stage, str) or not isinstance(step, int):
         return None

@@ -14,7 +14,7 @@ from service.jobs import repository
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
-from service.jobs.repository import Page, holdings
+from service.jobs.repository import Page, holdings, tracked
 from service.jobs.running.placement import Offer
 from service.jobs.submission import NewJob, Sender, admit, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
@@ -150,6 +150,7 @@ def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
             _reset(stage)
         session.flush()
         add_event(session, job, now, "info", "The job runs again from where it ended.", {})
+        tracked.hurry(session, job.id, now)
         advance(session, store, job, now)
         return _view(session, job)
 

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from allo_engine.needs import Needs, needs_of
 from allo_engine.pipeline import Data, Format, Method, PlannedStage, plan, warnings
 from service.jobs import repository
+from service.jobs.access import trackers, tracking
+from service.jobs.access.trackers import Integration
 from service.jobs.data import quota
 from service.jobs.errors import InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
@@ -40,6 +42,7 @@ class NewJob:
     seed: int = 0
     suffix: str | None = None
     metadata: Mapping[str, str] | None = None
+    integrations: Sequence[Integration] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Sender:
     max_active_jobs: int = 100
     teacher_hosts: str = ""
     max_owner_bytes: int = 0
+    trackers: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def admit(session: Session, store: Store, new: NewJob, sender: Sender, now: int)
     masks = {} if new.masks is None else {"masks": find_masks(session, owner, new.masks)}
     planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
     check_teachers(new.method, planned, sender.teacher_hosts)
+    trackers.check(new.integrations, sender.trackers)
     rewriter = find_rewriter(session, store, owner, planned, model)
     needs = needs_of(planned, shape_of(model), shape_of(rewriter or model))
     return Admitted(new, owner, model, rewriter, {**_sources(model, rewriter, files), **masks}, planned, needs)
@@ -96,6 +101,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     job.retention_file = new.retention_file
     job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
+    job.integrations = [dict(one) for one in new.integrations] or None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": settings_of(new, planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0
     session.add(job)
@@ -103,6 +109,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     stages = [_stage(job, place, stage, admitted.needs[stage.name]) for place, stage in enumerate(planned)]
     session.add_all(stages)
     session.flush()
+    tracking.begin(session, job, new.integrations, now)
     names = ", ".join(stage.name for stage in planned)
     add_event(session, job, now, "info", f"The job was accepted. It runs {names}.", {})
     for message in warnings(planned):

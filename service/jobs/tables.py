@@ -190,6 +190,7 @@ class Job(Base):
     seed: Mapped[int] = mapped_column(BigInteger)
     suffix: Mapped[str | None] = mapped_column(String(64))
     user_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    integrations: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
     result_files: Mapped[list[str]] = mapped_column(JSON)
@@ -331,6 +332,30 @@ class WebhookDelivery(Base):
     attempts: Mapped[int]
     delivered_at: Mapped[int | None] = mapped_column(BigInteger)
     status_code: Mapped[int | None]
+    error: Mapped[str | None]
+
+
+class Tracking(Base):
+    """What a tracker has been told of a job: its events up to `seq`, of each stage the steps up to those in `steps`,
+    and the status `told`. `run` is what the tracker calls the job.
+
+    `due_at` is when it is told more, None once all is told or given up. `attempt` is the fencing token, `failures` how
+    many attempts failed since the last success, one that is under way among them, and `error` why the last one did.
+    """
+
+    __tablename__ = "trackings"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    tracker: Mapped[str] = mapped_column(String(16))
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    steps: Mapped[dict[str, int]] = mapped_column(JSON)
+    told: Mapped[str | None] = mapped_column(String(32))
+    run: Mapped[str | None] = mapped_column(String(255))
+    due_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    attempt: Mapped[int]
+    failures: Mapped[int]
     error: Mapped[str | None]
 
 

@@ -117,7 +117,7 @@ class Job(TypedDict):
     seed: int
     hyperparameters: Json
     method: Json
-    integrations: None
+    integrations: list[Json] | None
     metadata: dict[str, str] | None
     sweep: PointOfSweep | None
     user_provided_suffix: str | None

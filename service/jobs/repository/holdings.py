@@ -17,6 +17,7 @@ from service.jobs.tables import (
     Job,
     Model,
     Stage,
+    Tracking,
     Upload,
     UploadPart,
     WebhookDelivery,
@@ -136,7 +137,7 @@ def drop_job(session: Session, job: Job) -> None:
     session.execute(delete(Artifact).where(Artifact.stage_id.in_(stages)))
     session.execute(delete(Export).where(Export.model.in_(models)))
     session.execute(delete(File).where(File.id.in_(job.result_files)))
-    for rows in (Stage, Event, WebhookDelivery, Model):
+    for rows in (Stage, Event, WebhookDelivery, Tracking, Model):
         session.execute(delete(rows).where(rows.job_id == job.id))
     session.delete(job)
 

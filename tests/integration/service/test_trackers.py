@@ -1,0 +1,234 @@
+"""Trackers are told of jobs: by their own libraries, of all of it, once, and never in a job's way."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.db import Database
+from service.jobs import service
+from service.jobs.access import tracking
+from service.jobs.access.tracking import News, record, take_due
+from service.jobs.errors import InvalidRequest
+from service.jobs.running import attempts
+from service.jobs.running.attempts import Claim
+from service.trackers.courier import Teller
+from tests.clock import Clock
+from tests.integration.service.domain import OWNER, SUPERVISED, Domain
+
+ALLOWED = "mlflow=http://127.0.0.1:1,mlflow=sqlite:////b,wandb,trackio=org/space"
+TRACKED = replace(SUPERVISED, integrations=[{"type": "mlflow", "mlflow": {"experiment": "e", "run_name": "mine"}}])
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(1_800_000_000.0)
+
+
+@pytest.fixture
+def database(database_url: str, clock: Clock) -> Iterator[Database]:
+    database = Database(database_url, clock)
+    yield database
+    database.close()
+
+
+def submitted(domain: Domain, allowed: str = ALLOWED) -> str:
+    return domain.submit(TRACKED, domain.sender(trackers=allowed)).job.id
+
+
+def told(domain: Domain, claimed: Claim, *points: tuple[int, float]) -> None:
+    for step, loss in points:
+        at = (domain.database, claimed.stage_id, claimed.epoch, "info", f"Step {step}.")
+        attempts.record_message(*at, {"step": step, "steps": 9, "loss": loss}, type="metrics")
+
+
+def taken(domain: Domain) -> News:
+    (news,) = take_due(domain.database, "mlflow", 10)
+    return news
+
+
+def steps(news: News) -> list[int]:
+    assert news.telling is not None
+    return [point.step for point in news.telling.points]
+
+
+def said(domain: Domain, job: str) -> list[str]:
+    return [event.message for event in domain.events(job) if "MLflow" in event.message]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "allowed", "param", "words"),
+    [
+        ("mlflow", {}, "", "mlflow", "no tracker; its operator allows mlflow with ALLO_TRACKERS"),
+        ("mlflow", {"tracking_uri": "http://169.254.169.254/"}, ALLOWED, "mlflow.tracking_uri", "no such place"),
+        ("mlflow", {"tracking_uri": "http://127.0.0.1:1/"}, "mlflow", "mlflow.tracking_uri", "no such place"),
+        ("trackio", {"space": "mine/own"}, ALLOWED, "trackio.space", "no such place"),
+        ("wandb", {}, "mlflow", "wandb", "tells jobs to mlflow"),
+    ],
+)
+def test_owasp_api7_a_job_leads_the_service_nowhere(
+    domain: Domain, kind: str, settings: dict[str, Any], allowed: str, param: str, words: str
+) -> None:
+    new = replace(SUPERVISED, integrations=[{"type": kind, kind: settings}])
+    with pytest.raises(InvalidRequest, match=words) as refused:
+        domain.submit(new, domain.sender(trackers=allowed))
+    assert refused.value.param == f"integrations.0.{param}"
+
+
+def test_a_tracker_whose_library_is_not_here_is_refused(domain: Domain) -> None:
+    new = replace(SUPERVISED, integrations=[{"type": "wandb", "wandb": {"project": "p"}}])
+    with pytest.raises(InvalidRequest, match=r"pip install 'allo\[wandb\]'"):
+        domain.submit(new, domain.sender(trackers=ALLOWED))
+
+
+def test_what_is_new_is_told_once(domain: Domain, clock: Clock) -> None:
+    job = submitted(domain)
+    first = taken(domain)
+    assert first.telling is not None
+    assert (first.telling.status, first.telling.parameters["sft.batch_size"]) == ("queued", "128")
+    record(domain.database, first, "run-1", None)
+    claimed = domain.claim()
+    told(domain, claimed, (1, 0.9), (2, 0.8))
+    assert take_due(domain.database, "mlflow", 10) == [], "its turn comes later"
+    clock.now += tracking.PERIOD
+    news = taken(domain)
+    assert (steps(news), news.telling.run, news.telling.doubtful) == ([1, 2], "run-1", False)  # type: ignore[union-attr]
+    record(domain.database, news, "run-1", None)
+    told(domain, claimed, (2, 0.7), (3, 0.6))
+    clock.now += tracking.PERIOD
+    news = taken(domain)
+    assert steps(news) == [3], "a step that ran again was told"
+    record(domain.database, news, "run-1", None)
+    domain.finish(claimed, {"loss": 0.5})
+    domain.run_all()
+    last = taken(domain)
+    assert last.telling is not None
+    assert (last.telling.status, last.telling.results["result/sft/loss"]) == ("succeeded", 0.5)
+    record(domain.database, last, "run-1", None)
+    clock.now += 10 * tracking.CLAIM
+    assert take_due(domain.database, "mlflow", 10) == []
+    assert said(domain, job) == ["MLflow is told of this job, as run run-1."]
+    service.delete(domain.database, OWNER, job)
+
+
+def test_a_long_training_is_told_in_parts(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "MOST_POINTS", 2)
+    submitted(domain)
+    claimed = domain.claim()
+    told(domain, claimed, *((step, 1.0) for step in range(5)))
+    domain.finish(claimed)
+    domain.run_all()
+    found = []
+    while due := take_due(domain.database, "mlflow", 10):
+        found.append((steps(due[0]), due[0].telling.status, bool(due[0].telling.results)))  # type: ignore[union-attr]
+        record(domain.database, due[0], "run", None)
+    assert found == [([0, 1], "running", False), ([2, 3], "running", False), ([4], "succeeded", False)]
+
+
+def test_what_a_dead_process_took_is_due_again_and_in_doubt(domain: Domain, clock: Clock) -> None:
+    submitted(domain)
+    lost = taken(domain)
+    assert take_due(domain.database, "mlflow", 10) == [], "it is another's for the time being"
+    clock.now += tracking.CLAIM
+    news = taken(domain)
+    assert news.telling is not None
+    assert news.telling.doubtful
+    record(domain.database, lost, "late", None)
+    record(domain.database, news, "run", None)
+    domain.run_all()
+    assert taken(domain).telling.run == "run", "a stale note changes nothing"  # type: ignore[union-attr]
+
+
+def test_a_tracker_that_is_away_is_said_once_and_given_up_long_after_the_end(domain: Domain, clock: Clock) -> None:
+    job = submitted(domain)
+    for wait in (*tracking.WAITS, tracking.WAITS[-1]):
+        record(domain.database, taken(domain), None, "Connection refused")
+        clock.now += wait - 1
+        assert take_due(domain.database, "mlflow", 10) == []
+        clock.now += 1
+    domain.run_all()
+    assert domain.view(job).job.status == "succeeded"
+    (away,) = said(domain, job)
+    assert away == "MLflow cannot be told of this job: Connection refused. The job goes on, and it is tried again."
+    clock.now += tracking.GIVEN_UP
+    record(domain.database, taken(domain), None, "Connection refused")
+    assert said(domain, job)[1:] == ["MLflow could not be told of this job: Connection refused."]
+    clock.now += tracking.GIVEN_UP
+    assert take_due(domain.database, "mlflow", 10) == []
+
+
+def test_a_job_that_is_run_again_is_told_again(domain: Domain) -> None:
+    job = submitted(domain)
+    domain.fail_thrice()
+    news = taken(domain)
+    assert news.telling is not None
+    assert news.telling.status == "failed"
+    record(domain.database, news, "run", None)
+    service.retry(domain.database, domain.store, OWNER, job)
+    again = taken(domain)
+    assert again.telling is not None
+    assert (again.telling.status, again.telling.run) == ("queued", "run")
+
+
+def in_mlflow(store: Path) -> tuple[dict[str, list[tuple[int, float]]], list[tuple[Any, ...]]]:
+    """The metrics of all runs by their names, and each run's name, status and number of parameters."""
+    with sqlite3.connect(store) as database:
+        rows = database.execute("SELECT key, step, value FROM metrics ORDER BY key, step").fetchall()
+        count = "(SELECT count(*) FROM params WHERE params.run_uuid = runs.run_uuid)"
+        runs = database.execute(f"SELECT name, status, {count} > 20 FROM runs").fetchall()  # noqa: S608
+    database.close()
+    return {key: [(step, value) for name, step, value in rows if name == key] for key, *_ in rows}, runs
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_mlflow_itself_is_told_of_a_job_and_a_crash_doubles_nothing(
+    domain: Domain, clock: Clock, tmp_path: Path
+) -> None:
+    """Of what a process told before it died no value and no run comes twice."""
+    allowed = f"mlflow=sqlite:///{tmp_path / 'mlflow.db'}"
+    (tmp_path / "apart").mkdir()
+    teller = Teller(domain.database, "mlflow", allowed, tmp_path / "apart")
+    job = submitted(domain, allowed)
+    claimed = domain.claim()
+    told(domain, claimed, (1, 0.9), (2, 0.8))
+    (answer,) = teller._answers([taken(domain)])  # and nobody notes it
+    assert set(answer) == {"id", "run"}, answer
+    told(domain, claimed, (3, 0.7))
+    domain.finish(claimed, {"loss": 0.5})
+    domain.run_all()
+    clock.now += tracking.CLAIM
+    teller.tell()
+    assert said(domain, job) == [f"MLflow is told of this job, as run {answer['run']}."]
+    metrics, runs = in_mlflow(tmp_path / "mlflow.db")
+    assert metrics == {"sft/loss": [(1, 0.9), (2, 0.8), (3, 0.7)], "result/sft/loss": [(0, 0.5)]}
+    assert runs == [("mine", "FINISHED", 1)]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_reason_names_no_place_of_the_operators(domain: Domain, tmp_path: Path) -> None:
+    allowed = "mlflow=http://name:hunter2@127.0.0.1:1"
+    (tmp_path / "apart").mkdir()
+    job = submitted(domain, allowed)
+    Teller(domain.database, "mlflow", allowed, tmp_path / "apart").tell()
+    (reason,) = said(domain, job)
+    assert "Connection refused" in reason
+    assert not {"hunter2", "127.0.0.1"} & set(reason.replace("@", " ").replace(":", " ").split())
+
+
+def test_a_job_shows_its_integrations(app: FastAPI, base_url: str, http: httpx.Client) -> None:
+    context = app.state.context
+    settings = context.settings.model_copy(update={"trackers": "mlflow"})
+    app.state.context = type(context)(**{**vars(context), "settings": settings})
+    asked = [{"type": "mlflow", "mlflow": {"experiment": "/Shared/e"}}]
+    body = {"model": "tiny", "training_file": "file-train", "integrations": asked}
+    made = http.post(str(http.base_url).rstrip("/"), json=body)
+    assert made.status_code == 200, made.text
+    assert made.json()["integrations"] == asked
+    assert http.get(made.json()["id"]).json()["integrations"] == asked
