@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from service.pages.words import share
+
 WIDTH = 320
 """Of a chart that grows with its page: a phone's."""
 
@@ -91,7 +93,7 @@ def heat_map(title: str, grid: Grid) -> Markup:
                 shade = f"{cell.share / (grid.most or 1):.2f}"
                 box = {"x": left + place * CELL_WIDTH, "y": y, "width": CELL_WIDTH - 1, "height": CELL_HEIGHT - 1}
                 drawn = _add(chart, "rect", None, fill_opacity=shade, **box)
-                _add(drawn, "title", f"{name} {grid.columns[place]}: {percent(cell.share)} of {cell.of:,}")
+                _add(drawn, "title", f"{name} {grid.columns[place]}: {share(cell.share)} of {cell.of:,}")
     return _written(chart)
 
 
@@ -108,11 +110,6 @@ def histogram(title: str, counts: Sequence[int], width: int, unit: str) -> Marku
     _add(chart, "text", "0", x=0, y=HEIGHT + 14)
     _add(chart, "text", f"{len(counts) * width - 1} {unit}", x=WIDTH, y=HEIGHT + 14, text_anchor="end")
     return _written(chart)
-
-
-def percent(share: float) -> str:
-    """With a digit more where it is small."""
-    return f"{100 * share:.1f} %" if share >= 0.01 or share == 0 else f"{100 * share:.2g} %"
 
 
 # --- writing

@@ -60,6 +60,12 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.0f}\N{THIN SPACE}%"
 
 
+def share(fraction: float) -> str:
+    """`4.2 %`, with a digit more where it is small."""
+    written = f"{100 * fraction:.1f}" if fraction >= 0.01 or fraction == 0 else f"{100 * fraction:.2g}"
+    return f"{written}\N{THIN SPACE}%"
+
+
 FILTERS: Mapping[str, Callable[..., str]] = {
     "duration": duration,
     "moment": moment,
@@ -67,4 +73,5 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "size": size,
     "number": number,
     "percent": percent,
+    "share": share,
 }
