@@ -1,0 +1,149 @@
+"""The dashboard in a real Chromium, over a real socket.
+
+Chromium is Debian's (`apt-get install chromium`). Without one the tests are skipped, and fail where REQUIRE_BROWSER is
+set, as it is in continuous integration. With SCREENSHOTS=folder they leave pictures there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from service.api.guard import COOKIE
+from service.app import create_app
+from service.jobs.access.keys import Scope, create_key
+from service.jobs.access.sessions import sign_in
+from service.server import Bounds, config
+from service.settings import Settings
+from tests.integration.service.conftest import SilentBroker
+from tests.integration.service.domain import OWNER, Domain, furnish
+from tests.waiting import PATIENCE
+
+AXE = Path(__file__).parent / "axe"
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        reason = "There is no chromium: apt-get install chromium."
+        pytest.fail(reason) if os.environ.get("REQUIRE_BROWSER") else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Site:
+    """The dashboard's app behind a real server; one for all tests of a session, so that none may count on it being
+    empty. `domain` is what lies behind it, and a worker's hands."""
+
+    app: FastAPI
+    address: str
+    domain: Domain
+
+    def token(self, owner: str = OWNER, *scopes: Scope) -> str:
+        """A session of somebody: with every scope, where nothing else is said."""
+        key = create_key(self.domain.database, owner, scopes or ("admin",)).secret
+        made = sign_in(self.domain.database, key, 3600)
+        assert made is not None
+        return made.token
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("site"), min_free_bytes=0, max_active_jobs=1000)
+    app = create_app(settings, SilentBroker())
+    domain = furnish(app.state.context.database, app.state.context.store)
+    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Site(app, f"http://127.0.0.1:{port}", domain)
+    app.state.context.feed.close()  # a server waits for what is open
+    server.should_exit = True
+    thread.join()
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(chromium: Browser, site: Site) -> Iterator[Visit]:
+    """Opens a page of the dashboard, in a browser of its own: of the owner with every scope, where nothing else is
+    said. Whatever a page's console complains of fails the test: a script that broke, and what the policy forbade."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def opened(path: str, owner: str | None = OWNER, *scopes: Scope, **options: Any) -> Page:
+        context = chromium.new_context(base_url=site.address, **{"viewport": DESK, "locale": "en-GB", **options})
+        context.set_default_timeout(PATIENCE * 1000)
+        contexts.append(context)
+        if owner is not None:
+            cookie = {"name": COOKIE, "value": site.token(owner, *scopes), "url": f"{site.address}/ui"}
+            context.add_cookies([cookie])  # type: ignore[list-item]
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.goto(path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
+
+
+@cache
+def _axe() -> str:
+    return (AXE / "axe.min.js").read_text()
+
+
+def assert_accessible(page: Page) -> None:
+    """axe-core (Deque) finds nothing on the page, and in the dark no colour that is hard to read."""
+    page.evaluate(_axe())
+    for scheme, rules in (("light", "{}"), ("dark", "{runOnly: ['color-contrast']}")):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        found = page.evaluate(f"axe.run({rules})")["violations"]
+        told = [(one["id"], [node["html"][:200] for node in one["nodes"]], one["help"]) for one in found]
+        assert found == [], f"{scheme}: {json.dumps(told, indent=1)}"
+    page.emulate_media(color_scheme="light")
+
+
+def assert_fits(page: Page) -> None:
+    """Nothing makes the page itself wider than a phone."""
+    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    width = page.evaluate("document.documentElement.scrollWidth")
+    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    assert width <= PHONE["width"], width
+
+
+def photograph(page: Page, name: str, **options: Any) -> None:
+    """Leaves a picture of the page, where somebody asked for pictures."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)
