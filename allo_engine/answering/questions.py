@@ -26,7 +26,10 @@ from allo_engine.sampling.requests import Request, Settings
 from allo_engine.sampling.streaming import Stream
 
 TURN_SECONDS = 0.2
-"""A turn. Far longer than it takes to put a model over the base, and short for somebody who reads."""
+"""A turn at least: short for somebody who reads."""
+
+SHARE = 8
+"""So many times as long as it took to put the model over the base."""
 
 Said = dict[str, Any]
 """A line of an answer: {id, type, …}; see __main__.py."""
@@ -68,9 +71,9 @@ class Answer:
     def ended(self) -> bool:
         return self._stream.ended
 
-    def turn(self) -> Iterator[Said]:
-        """Go on for a moment; what is new."""
-        until, over = time.monotonic() + TURN_SECONDS, False
+    def turn(self, seconds: float) -> Iterator[Said]:
+        """Go on for so long; what is new."""
+        until, over = time.monotonic() + seconds, False
         while not over:
             rows = self._stream.step()
             over = self._stream.ended or time.monotonic() >= until
@@ -136,8 +139,9 @@ class Answerer:
         """A turn for each question under way."""
         for answer in list(self._under_way.values()):
             try:
+                began = time.monotonic()
                 self._overlay.show(answer.delta)
-                yield from answer.turn()
+                yield from answer.turn(max(TURN_SECONDS, SHARE * (time.monotonic() - began)))
             except (StageError, RuntimeError, MemoryError) as error:
                 yield _failed(answer.id, error)
                 self.forget(answer.id)

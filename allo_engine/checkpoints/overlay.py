@@ -7,6 +7,8 @@ others take their place. So models that share a base share its memory.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +23,16 @@ from allo_engine.report import StageError
 READY = 4
 """Sparse checkpoints that are kept decoded, the ones that were shown last."""
 
-Layer = list[tuple[Tensor, Tensor, Tensor]]
-"""Of each weight: itself as a flat view, flat positions in it [K], and what is to stand there [K]."""
+
+@dataclass(frozen=True)
+class Entries:
+    """Of one weight: itself as a flat view, flat positions in it [K], what is to stand there [K], and what the base
+    has there [K]."""
+
+    part: Tensor
+    at: Tensor
+    over: Tensor
+    beneath: Tensor
 
 
 class Overlay:
@@ -30,44 +40,38 @@ class Overlay:
 
     def __init__(self, model: PreTrainedModel, base: Path) -> None:
         self._base, self._names, self._weights = base, names_of(model, base), weights_by_name(model)
-        self._ready: OrderedDict[Path, Layer] = OrderedDict()
-        self._beneath: Layer = []
+        self._ready: OrderedDict[Path, list[Entries]] = OrderedDict()
         self.shown: Path | None = None
 
     def show(self, delta: Path | None) -> None:
         """Have the model be the one of the sparse checkpoint in this folder; None: the base itself.
 
-        Raises StageError, with the model as it was: wrong_base where the delta belongs to another base, bad_delta if it
-        is damaged.
+        Raises StageError, with the base shown: wrong_base where the delta belongs to another, bad_delta if it is
+        damaged.
         """
         if delta == self.shown:
             return
-        layer = [] if delta is None else self._layer(delta)
-        _write(self._beneath)
-        self._beneath = [(part, at, part[at]) for part, at, _ in layer]
-        _write(layer)
+        for entries in self._ready[self.shown] if self.shown else ():
+            entries.part.index_copy_(0, entries.at, entries.beneath)
+        self.shown = None
+        for entries in self._entries(delta) if delta else ():
+            entries.part.index_copy_(0, entries.at, entries.over)
         self.shown = delta
 
-    def _layer(self, delta: Path) -> Layer:
-        layer = self._ready.pop(delta, None) or self._decoded(delta)
-        self._ready[delta] = layer
+    def _entries(self, delta: Path) -> list[Entries]:
+        found = self._ready.pop(delta, None) or list(self._decoded(delta))
+        self._ready[delta] = found
         if len(self._ready) > READY:
             self._ready.popitem(last=False)
-        return layer
+        return found
 
-    def _decoded(self, delta: Path) -> Layer:
-        layer: Layer = []
+    def _decoded(self, delta: Path) -> Iterator[Entries]:
+        """While the base is shown."""
         for name, (positions, values) in read_delta(delta, self._base).items():
             place = self._names.place(name)
             if place is None or (len(positions) and place.size <= positions[-1]):
                 raise StageError("wrong_base", f"The sparse checkpoint's weight {name} does not fit the model.")
             part, _ = part_of(self._weights[place.weight])
             at = torch.from_numpy(place.in_weight(positions)).to(part.device)
-            layer.append((part, at, torch.from_numpy(values).to(part.device, part.dtype)))
-        return layer
-
-
-@torch.no_grad()
-def _write(layer: Layer) -> None:
-    for part, at, values in layer:
-        part[at] = values
+            over = torch.from_numpy(values).to(part.device, part.dtype)
+            yield Entries(part, at, over, part.index_select(0, at))
