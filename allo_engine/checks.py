@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, cast
 
 from allo_engine.config import CONFIGS, Judge, LocateConfig, StageConfig, WarmupConfig
+from allo_engine.rounds import kind_of
 
 Method = Literal["supervised", "dpo", "allo"]
 Format = Literal["problems", "preferences", "chats", "corrections"]
@@ -45,12 +46,13 @@ def check_names(
 ) -> None:
     """Raises PlanError for a stage that the job has not, or a setting that none of its stages has."""
     for name in stages:
+        param = f"method.{method}.stages.{name}"
+        if kind_of(name) != name and kind_of(name) in CONFIGS:
+            raise PlanError(f"All rounds have the same settings: set those of {kind_of(name)}.", param)
         if name not in graph:
             close = did_you_mean(name, CONFIGS)
-            raise PlanError(
-                f"This job has no stage {name!r}; it runs {', '.join(graph)}.{close}", f"method.{method}.stages.{name}"
-            )
-    fields = {field for name in graph for field in CONFIGS[name].model_fields} | {"learning_rate_multiplier"}
+            raise PlanError(f"This job has no stage {name!r}; it runs {', '.join(graph)}.{close}", param)
+    fields = {field for name in graph for field in CONFIGS[kind_of(name)].model_fields} | {"learning_rate_multiplier"}
     for key in shorthand:
         if key not in fields:
             known = ", ".join(sorted(fields))
@@ -168,9 +170,12 @@ def check_judge(method: Method, data: Data, graph: Mapping[str, Any], setting: S
         raise PlanError(
             f"A judge compares answers to held-out problems; the validation file holds {data.validation}.", param
         )
-    if judge.against not in (None, *graph["evaluate"]):
-        models = ", ".join(name for name in ("base", "sft", "warmup", "forget") if name in graph["evaluate"])
-        raise PlanError(f"The job evaluates no model {judge.against!r}; it has {models}.", f"{param}.against")
+    models = [name for name in graph["evaluate"] if name not in ("heldout", "retention")][:-1]
+    if judge.against not in (None, *models):
+        raise PlanError(
+            f"The job's last model is compared with no model {judge.against!r}; it has {', '.join(models)}.",
+            f"{param}.against",
+        )
 
 
 _IMPORTANCE = "method.allo.stages.locate.importance"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from allo_engine.answering import EvaluateConfig, SampleConfig
 from allo_engine.bases import (
     Backend,
     BaselineConfig,
@@ -88,21 +89,6 @@ class SftConfig(BaselineConfig):
     )
 
 
-class SampleConfig(DecodingConfig):
-    """n responses a problem, a seed per request."""
-
-    skip_share: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="The share of the file that is not sampled: the very problems that an sft.share as large is of, in "
-        "this job or another. The default is the job's sft.share, and 0 where that is 1.",
-    )
-    n: Count = Field(default=10, le=10_000, description="Responses a problem.")
-    temperature: float = Field(default=0.7, ge=0, le=10)
-    top_p: Ratio = 0.95
-
-
 class PairConfig(StageConfig):
     """Right responses against wrong ones."""
 
@@ -171,6 +157,12 @@ class LocateConfig(RowsConfig):
     )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05
+    later_rounds: Literal["same", "fresh"] = Field(
+        default="same",
+        description="Where sample.rounds are several, 'same' has all of them train in the masks of the first; 'fresh' "
+        "has each locate its own, in the model that it starts from and on its own pairs: with a warm-up a round where "
+        "importance is by its update.",
+    )
 
 
 class RewardModelConfig(OwnMaskConfig):
@@ -244,65 +236,9 @@ class ImproveConfig(LocatedConfig, PairLossConfig):
     scale: Weight = Field(
         default=1.0,
         description="How far the result goes from the model that the job started from, along all that forgetting and "
-        "improving changed: below 1 back towards it (WARP, arXiv 2406.16768), above 1 further.",
+        "improving changed: below 1 back towards it (WARP, arXiv 2406.16768), above 1 further. In a later round: "
+        "from the model of the round before, along what this round changed.",
     )
-
-
-class EvaluateConfig(RowsConfig, DecodingConfig):
-    """Greedy accuracy, pass@k and likeliest options on held-out problems; implicit rewards on held-out pairs."""
-
-    beta: Positive = 0.1
-    examples: int = Field(default=2, ge=0, le=100, description="Sample answers kept in the report.")
-    samples: int = Field(
-        default=0,
-        ge=0,
-        le=10_000,
-        description="Responses drawn a problem, beside the greedy one, to estimate pass@k from (arXiv 2107.03374, eq. "
-        "1); 0: none.",
-    )
-    k: tuple[Count, ...] | None = Field(
-        default=None,
-        max_length=16,
-        description="The k of pass@k, none above samples; null: those of 1, 4 and 8 that are not.",
-    )
-    temperature: float = Field(default=0.7, ge=0, le=10, description="Of the samples.")
-    top_p: Ratio = Field(default=0.95, description="Of the samples.")
-    options: bool = Field(
-        default=True,
-        description="Where problems list their options, below a line 'Options:' or lettered: also which of them the "
-        "model finds the likeliest, by log p(option | prompt, option_prefix), whole and a character.",
-    )
-    option_prefix: str = Field(
-        default="The answer is", max_length=1000, description="What a response says before its option."
-    )
-    judge: Judge | None = Field(
-        default=None,
-        description="Who compares the greedy answers of two models to held-out problems, each pair in both orders: "
-        "{base_url, model} of an OpenAI-compatible endpoint; null: nobody.",
-    )
-    harness: Harness | None = Field(
-        default=None,
-        description="Tasks of lm-evaluation-harness that every model is put to: {tasks} by their names in the worker's "
-        "folder of tasks; null: none.",
-    )
-
-    @field_validator("k")
-    @classmethod
-    def _of_the_samples(cls, k: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
-        samples = info.data.get("samples", max(k or (0,)))
-        if k and max(k) > samples:
-            raise PydanticCustomError(
-                "needs_samples", "holds a k above samples: raise samples, or leave it out", {"samples": samples}
-            )
-        return k
-
-    def of_retention(self) -> EvaluateConfig:
-        """The same for a second held-out file: greedy answers do."""
-        return self.model_copy(update={"samples": 0, "k": None, "judge": None, "harness": None})
-
-    def ks(self) -> tuple[int, ...]:
-        """The k of pass@k, in order."""
-        return tuple(sorted(set(self.k if self.k is not None else (k for k in (1, 4, 8) if k <= self.samples))))
 
 
 CONFIGS: dict[str, type[StageConfig]] = {

@@ -85,8 +85,8 @@ def needs_of(plan: Sequence[PlannedStage], model: Written, rewriter: Written) ->
     `reward_model` trains; `token_rewards` reads them both, one after the other."""
     by_name = {stage.name: stage for stage in plan}
     aligned, judge = _shape(model), _shape(rewriter)
-    shapes = {name: judge if name == "reward_model" else aligned for name in by_name}
-    return {name: _needs(stage, shapes[name], _ratio(name, by_name)) for name, stage in by_name.items()}
+    shapes = {name: judge if stage.kind == "reward_model" else aligned for name, stage in by_name.items()}
+    return {name: _needs(stage, shapes[name], _ratio(stage, by_name)) for name, stage in by_name.items()}
 
 
 def _shape(written: Written) -> Shape | None:
@@ -160,7 +160,7 @@ def _packages(stage: PlannedStage) -> tuple[str, ...]:
 
 def _devices(stage: PlannedStage) -> int | None:
     """`pair` computes nothing, and `locate` does so by gradient alone: else it reads checkpoints in pieces."""
-    if not isinstance(stage.config, PromptConfig) or (stage.name == "locate" and "pairs" not in stage.inputs):
+    if not isinstance(stage.config, PromptConfig) or (stage.kind == "locate" and "pairs" not in stage.inputs):
         return 0
     asked = stage.config.devices
     return None if asked == "auto" else asked
@@ -170,7 +170,7 @@ def _kind(stage: PlannedStage) -> Kind:
     """How the stage uses its model where memory is short: the sums of a gradient then lie on the host."""
     if isinstance(stage.config, TrainingConfig):
         return "dense" if stage.config.train == "all" else "sparse"
-    return "gradient_on_host" if stage.name == "locate" else "forward"
+    return "gradient_on_host" if stage.kind == "locate" else "forward"
 
 
 def _use(config: StageConfig, kind: Kind, ratio: float, where: str) -> Use:
@@ -213,10 +213,9 @@ def _shared_bytes(stage: PlannedStage, shape: Shape, use: Use) -> tuple[int, int
     return 2 * four - two, 4 * (two - four)
 
 
-def _ratio(name: str, plan: Mapping[str, PlannedStage]) -> float:
+def _ratio(stage: PlannedStage, plan: Mapping[str, PlannedStage]) -> float:
     """The share of all weights that a stage trains, where it trains in a mask."""
-    config = plan[name].config
-    if isinstance(config, OwnMaskConfig):
-        return config.mask_ratio
+    if isinstance(stage.config, OwnMaskConfig):
+        return stage.config.mask_ratio
     located = plan["locate"].config if "locate" in plan else LocateConfig()
-    return float(getattr(located, f"{name}_ratio", 1.0))
+    return float(getattr(located, f"{stage.kind}_ratio", 1.0))

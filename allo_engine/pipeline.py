@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from allo_engine.checks import (
     Data,
@@ -33,10 +33,12 @@ from allo_engine.checks import (
     shown,
 )
 from allo_engine.config import SampleConfig, SftConfig, StageConfig
+from allo_engine.rounds import kind_of, named, round_of, seed_of
 from allo_engine.settings import Settings
 
 __all__ = [
     "METHODS",
+    "MODELS",
     "OUTPUTS",
     "TRAINED",
     "Data",
@@ -72,14 +74,21 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 TRAINED = ("sft", "warmup", "reward_model", "forget", "improve")
 """The stages that train: each has steps, a loss and a checkpoint."""
 
+MODELS = tuple(kind for kind in TRAINED if kind != "reward_model")
+"""Those of them that leave a model of the job's: the rewriter is no answer to a problem."""
+
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a job: its settings, and where each of its inputs comes from."""
+    """One stage of a job: its settings, and where each of its inputs comes from. `kind` is what is run."""
 
     name: str
     config: StageConfig
     inputs: Mapping[str, str]
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.name)
 
     def needs(self) -> tuple[str, ...]:
         """The stages that must have finished before this one."""
@@ -97,7 +106,7 @@ def plan(
 
     `stages` holds each stage's own settings and asks, by being there, for the optional ones: `sft`, and the baseline
     `warmup` of an `allo` job in which nothing reads it. A stage that is None there is left out: `forget`, with all that
-    is for it alone, and `evaluate`; any other only where nothing reads it.
+    is for it alone, and `evaluate`; any other only where nothing reads it. They hold for every round of the job.
 
     `hyperparameters` are a shorthand: each is given to every stage that has a field of that name;
     `learning_rate_multiplier` scales every stage's default rate; "auto" means the default. `train: "mask"` among them
@@ -116,7 +125,7 @@ def plan(
     check_update(graph, settings.of)
     check_corrections(data, graph, settings)
     check_judge(method, data, graph, settings)
-    return tuple(PlannedStage(name, settings.of(name), inputs) for name, inputs in graph.items())
+    return tuple(PlannedStage(name, _config(settings, name), inputs) for name, inputs in graph.items())
 
 
 def warnings(planned: Sequence[PlannedStage]) -> tuple[str, ...]:
@@ -133,19 +142,20 @@ def warnings(planned: Sequence[PlannedStage]) -> tuple[str, ...]:
 
 
 def model_source(names: Sequence[str]) -> str:
-    """The output that is the job's aligned model: its last trained checkpoint."""
-    last = next(name for name in ("improve", "warmup", "sft") if name in names)
+    """The output that is the job's aligned model, of its stages in running order: its last trained checkpoint."""
+    kinds = {kind_of(name): name for name in names}
+    last = next(kinds[kind] for kind in ("improve", "warmup", "sft") if kind in kinds)
     return f"{last}.checkpoint"
 
 
-def digest(stage: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+def digest(kind: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """The name of a stage's result: sha256 of the engine's code, the settings and every input file.
 
     `inputs` maps each input to its files as (relative path, sha256). Settings that never change a result are left out.
     """
     settings = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
     files = {name: sorted(map(list, pairs)) for name, pairs in inputs.items()}
-    text = json.dumps([code_version(), stage, settings, files], sort_keys=True)
+    text = json.dumps([code_version(), kind, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -163,13 +173,19 @@ def code_version() -> str:
     return total.hexdigest()
 
 
-_WITHOUT_EFFECT = {"checkpoint_seconds", "devices", "zero", "offload"}
+_WITHOUT_EFFECT = {"checkpoint_seconds", "devices", "zero", "offload", "rounds", "later_rounds"}
 
 
 def masked(settings: Settings) -> tuple[str, ...]:
     """The stages that train in the masks of `locate`."""
     both = [name for name in ("forget", "improve") if name not in settings.left_out]
     return tuple(name for name in both if settings(name, "train") == "mask")
+
+
+def _config(settings: Settings, name: str) -> StageConfig:
+    """A stage's settings, which are those of every round but for the seed."""
+    config = settings.of(kind_of(name))
+    return config.model_copy(update={"seed": seed_of(config.seed, round_of(name))})
 
 
 def _graph(method: Method, data: Data, settings: Settings) -> dict[str, dict[str, str]]:
@@ -187,6 +203,8 @@ def _graph(method: Method, data: Data, settings: Settings) -> dict[str, dict[str
         graph["warmup"] = {"model": start, "pairs": pairs}
     if method == "allo":
         graph |= _in_masks(data, start, pairs, negatives, settings)
+    for number in range(2, cast(int, settings("sample", "rounds")) + 1 if "sample" in graph else 2):
+        graph |= _again(method, data, start, number, settings)
     if data.validation is not None and "evaluate" not in settings.left_out:
         retention = {"retention": "retention_file"} if data.retention else {}
         graph["evaluate"] = {"heldout": "validation_file", **retention, "base": "model", **_evaluated(graph)}
@@ -198,8 +216,7 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, settings: Sett
     graph: dict[str, dict[str, str]] = {}
     updated = {"updated": "warmup.checkpoint"}
     if not data.masks and masked(settings):
-        by = {"gradient": {"pairs": pairs}, "random": {}}.get(str(settings("locate", "importance")), updated)
-        graph["locate"] = {"model": start, **by}
+        graph["locate"] = {"model": start, **_located_by(settings, pairs, updated)}
     if "forget" not in settings.left_out:
         if _by_log_ratio(settings):
             scorer = updated
@@ -218,10 +235,41 @@ def _in_masks(data: Data, start: str, pairs: str, negatives: str, settings: Sett
     return graph
 
 
+def _again(method: Method, data: Data, start: str, number: int, settings: Settings) -> dict[str, dict[str, str]]:
+    """A later round: fresh responses of the model that the round before made, pairs of them, and training on these
+    with that model as the reference. What ALLO forgets is what the start model got wrong, so that it forgets once.
+    """
+    before, last = (named("warmup" if method == "dpo" else "improve", at) for at in (number - 1, number))
+    sample, pair, warmup, locate = (named(kind, number) for kind in ("sample", "pair", "warmup", "locate"))
+    model, pairs = f"{before}.checkpoint", f"{pair}.pairs"
+    graph = {
+        sample: {"model": model, "problems": "training_file"},
+        pair: {"model": start, "responses": f"{sample}.responses"},  # of a model it reads the tokenizer alone
+    }
+    if method == "dpo":
+        return graph | {last: {"model": model, "pairs": pairs}}
+    masks = {"masks": "masks" if data.masks else "locate.masks"} if "improve" in masked(settings) else {}
+    if masks and not data.masks and settings("locate", "later_rounds") == "fresh":
+        if _moved(settings):
+            graph[warmup] = {"model": model, "pairs": pairs}
+        graph[locate] = {"model": model, **_located_by(settings, pairs, {"updated": f"{warmup}.checkpoint"})}
+        masks = {"masks": f"{locate}.masks"}
+    return graph | {last: {"model": start, "aligned": f"{before}.delta", "pairs": pairs, **masks}}
+
+
+def _located_by(settings: Settings, pairs: str, updated: dict[str, str]) -> dict[str, str]:
+    """What `locate` reads beside the model."""
+    return {"gradient": {"pairs": pairs}, "random": {}}.get(str(settings("locate", "importance")), updated)
+
+
+def _moved(settings: Settings) -> bool:
+    """Whether masks are located by what a warm-up moved."""
+    return settings("locate", "importance") in ("update", "least")
+
+
 def _warms_up(data: Data, settings: Settings) -> bool:
     """Whether anything reads the warm-up, or the user wants it as the baseline."""
-    by_it = settings("locate", "importance") in ("update", "least")
-    located_by_it = bool(masked(settings)) and not data.masks and by_it
+    located_by_it = bool(masked(settings)) and not data.masks and _moved(settings)
     scored_by_it = "forget" not in settings.left_out and _by_log_ratio(settings)
     return located_by_it or scored_by_it or "warmup" in settings.asked
 
@@ -231,11 +279,6 @@ def _by_log_ratio(settings: Settings) -> bool:
 
 
 def _evaluated(graph: Mapping[str, Any]) -> dict[str, str]:
-    """Every model that a job makes, by the name it has in the report."""
-    made = {
-        "sft": "sft.checkpoint",
-        "warmup": "warmup.checkpoint",
-        "forget": "forget.delta",
-        "improve": "improve.delta",
-    }
-    return {name: source for name, source in made.items() if name in graph}
+    """Every model that a job makes, by the name it has in the report: where there is one, in its sparse form."""
+    made = {name: OUTPUTS[kind_of(name)][0] for name in graph if kind_of(name) in MODELS}
+    return {name: f"{name}.{output}" for name, output in made.items()}

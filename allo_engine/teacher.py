@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from allo_engine.bases import Count, Positive, Tokens
@@ -34,10 +32,12 @@ class Teacher(BaseModel):
 class Judge(Teacher):
     """A teacher that says which of two models' answers is the better one."""
 
-    against: Literal["base", "sft", "warmup", "forget"] | None = Field(
+    against: str | None = Field(
         default=None,
-        description="The model that the job's last is compared with; null: the warm-up, which is vanilla DPO, where "
-        "the job has one, else its first.",
+        max_length=32,
+        description="The model that the job's last is compared with, by its name in the report: base, sft, warmup, "
+        "forget, of an earlier round improve. null: the warm-up, which is vanilla DPO, where the job has one, else its "
+        "first.",
     )
     problems: Count = Field(
         default=200, description="Held-out problems that are judged, the first; two questions each."

@@ -109,7 +109,7 @@ class Runner:
 
     def _prepare(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome | None:
         """Put the inputs in place; an outcome only where that was interrupted."""
-        for _ in workspace.materialise(self.store, claim.name, claim.config, claim.inputs):
+        for _ in workspace.materialise(self.store, claim.kind, claim.config, claim.inputs):
             if heart.interrupt:
                 return interrupted(heart.interrupt)
             if self._gives_back(heart):
@@ -121,7 +121,7 @@ class Runner:
         last, stopped = None, False
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
-        with Engine(self.start, command, claim.stage_id, claim.name, workspace, grace, lease, seen) as engine:
+        with Engine(self.start, command, claim.stage_id, claim.kind, workspace, grace, lease, seen) as engine:
             heart.renewed = engine.beat
             for line in engine.lines():
                 if line is not None:

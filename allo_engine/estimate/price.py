@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from allo_engine.estimate.costs import NOISE, disk_bytes, peak_bytes, seconds, work_bytes
 from allo_engine.estimate.loads import Load, Work
 from allo_engine.estimate.rates import Calibration
+from allo_engine.rounds import kind_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def price(work: Work, rates: Calibration) -> Estimate:
 
 def _stage(views: Sequence[Load], work: Work, rates: Calibration) -> StageEstimate:
     expected = views[0]
-    shape = work.rewriter if expected.stage == "reward_model" else work.model
+    shape = work.rewriter if kind_of(expected.stage) == "reward_model" else work.model
     taken = [seconds(load, shape, rates, work.rewriter) for load in views]
     return StageEstimate(
         expected.stage,

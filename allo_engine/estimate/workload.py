@@ -21,11 +21,13 @@ from allo_engine.model.memory import Kind
 from allo_engine.model.rows import Choice, asked_bytes, rows_within, use_of
 from allo_engine.model.sequences import Group, batches, rows_of, singles
 from allo_engine.model.shape import Shape
+from allo_engine.pipeline import MODELS, PlannedStage
 from allo_engine.report import Report
+from allo_engine.rounds import kind_of, round_of
 from allo_engine.stages.reward_model import corrections
 from allo_engine.training.validation import parted
 
-EVALUATED = ("base", "sft", "warmup", "forget", "improve")
+EVALUATED = ("base", *MODELS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Workload:
         self._place, self._model, self._rewriter = place, model, rewriter
 
     def loads(self) -> list[Load]:
-        count: dict[str, Callable[[Any], Load]] = {
+        count: dict[str, Callable[[PlannedStage], Load]] = {
             "sft": self._sft,
             "sample": self._sample,
             "pair": self._pair,
@@ -56,17 +58,19 @@ class Workload:
             "improve": self._improve,
             "evaluate": self._evaluate,
         }
-        return [count[name](stage.config) for name, stage in self._plan.items()]
+        return [replace(count[stage.kind](stage), stage=stage.name) for stage in self._plan.values()]
 
     # stages that read the training file
 
-    def _sft(self, config: Any) -> Load:
+    def _sft(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         file = self._files["training_file"]
         examples = supervised_examples(file.folder, self._data.encoder("sft"), config.share)
         groups = [singles(key, prompt, [response]) for key, (prompt, response) in enumerate(examples)]
         return self._trained("sft", self._fitting(groups, config), file.scale)
 
-    def _sample(self, config: Any) -> Load:
+    def _sample(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         prompts = [len(found.prompt) for found in self._data.answers]
         lengths = [found.lengths for found in self._data.answers]
         work = decoding(prompts, lengths, config.decoding_batch).times(self._data.scale)
@@ -74,34 +78,39 @@ class Workload:
             "sample", decoding=work, weight_bytes=self._bytes(config), served=self._place.serves(config.backend)
         )
 
-    def _pair(self, config: Any) -> Load:  # noqa: ARG002 - like all of these
+    def _pair(self, stage: PlannedStage) -> Load:  # noqa: ARG002 - like all of these
         responses = sum(len(found.lengths) for found in self._data.answers) * self._data.scale
         return Load("pair", judged=responses, models=0)
 
     # stages that read pairs
 
-    def _warmup(self, config: Any) -> Load:
+    def _warmup(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         groups = self._fitting(self._data.pairs, config)
         load = self._trained("warmup", groups, self._data.pair_scale)
         return load if self._kept else replace(load, forward=(*load.forward, self._reference("warmup", groups)))
 
-    def _improve(self, config: Any) -> Load:
+    def _improve(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         groups = self._fitting(self._data.pairs, config)
-        known = self._kept and "forget" not in self._plan
+        known = self._kept and not {"forgotten", "aligned"} & stage.inputs.keys()
         reference = () if known else (self._reference("improve", groups),)
         load = self._trained("improve", groups, self._data.pair_scale)
-        return replace(load, forward=(*load.forward, *reference), checkpoints=0, deltas=1)
+        masks = round_of(stage.inputs.get("masks", "").split(".")[0])  # it has the entries of earlier rounds, too
+        return replace(load, forward=(*load.forward, *reference), checkpoints=0, deltas=masks)
 
-    def _locate(self, config: Any) -> Load:
-        if "pairs" not in self._plan["locate"].inputs:
-            return Load("locate", streamed=True, models=len(self._plan["locate"].inputs), masks=2)
+    def _locate(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
+        if "pairs" not in stage.inputs:
+            return Load("locate", streamed=True, models=len(stage.inputs), masks=2)
         rows = rows_of(self._fitting(self._data.pairs, config), self._budget("locate", "gradient"))
         work = passes(rows).times(self._data.pair_scale)
         return Load("locate", "gradient", training=work, masks=2, weight_bytes=self._bytes(config))
 
     # stages that read negatives
 
-    def _reward_model(self, config: Any) -> Load:
+    def _reward_model(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         encoder = self._data.encoder("reward_model")
         if "corrections_file" in self._files:
             file = self._files["corrections_file"]
@@ -120,7 +129,8 @@ class Workload:
         side_by_side = scale / config.corrections.concurrency
         return replace(load, asked=len(answers) * side_by_side, written=sum(map(len, answers)) * side_by_side)
 
-    def _token_rewards(self, config: Any) -> Load:
+    def _token_rewards(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         plain = self._fitting(self._data.wrong(), config)
         budget = self._budget("token_rewards", "forward")
 
@@ -136,7 +146,8 @@ class Workload:
         judged = within_context(judged, self._rewriter.folder, Report(io.StringIO())) if judged else []
         return replace(load, forward=reference, judging=scored(judged))
 
-    def _forget(self, config: Any) -> Load:
+    def _forget(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         groups = self._fitting(self._data.wrong(), config)
         load = self._trained("forget", groups, self._data.pair_scale)
         anew = config.loss == "npo" and self._bytes(config) < 4  # see forget.py
@@ -145,9 +156,10 @@ class Workload:
 
     # evaluation
 
-    def _evaluate(self, config: Any) -> Load:
+    def _evaluate(self, stage: PlannedStage) -> Load:
+        config: Any = stage.config
         encoder, budget = self._data.encoder("evaluate"), self._budget("evaluate", "forward")
-        models = [name for name in EVALUATED if name in self._plan["evaluate"].inputs]
+        models = [name for name in stage.inputs if kind_of(name) in EVALUATED]
 
         def on(file: str, config: Any) -> HeldOut:
             return HeldOut(self._files[file], config, encoder, self._model.folder, budget, self._priors.length)

@@ -27,11 +27,13 @@ def stored_values(folder: Path, positions: Positions) -> Values:
         }
 
 
-def scaled(values: Values, folder: Path, factor: float) -> Values:
-    """start + factor·(value − start) of each entry, in float32, `start` being what a checkpoint holds there."""
+def scaled(values: Values, folder: Path, factor: float, over: Values) -> Values:
+    """start + factor·(value − start) of each entry, in float32, `start` being what a checkpoint holds there with the
+    entries `over` on top."""
     if factor == 1:
         return values
-    start = stored_values(folder, {name: places for name, (places, _) in values.items()})
+    positions = {name: places for name, (places, _) in values.items()}
+    start = within(overlay(stored_values(folder, positions), over), positions)
     return {
         name: (places, start[name][1] + np.float32(factor) * (found - start[name][1]))
         for name, (places, found) in values.items()

@@ -1,4 +1,5 @@
-"""Evaluation on held-out data of every model that a job made: base, SFT, warm-up (= vanilla DPO), forgotten, aligned.
+"""Evaluation on held-out data of every model that a job made: base, SFT, warm-up (= vanilla DPO), forgotten, aligned,
+and those of later rounds.
 
 Problems: greedy accuracy with Wilson's 95 % interval, pass@k of samples (arXiv 2107.03374), the most likely option of
 multiple choice. Preferences: accuracy, margin and calibration of the implicit reward β(logπ − logπ_start). Chats: mean
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from allo_engine.checkpoints.delta import FILE
 from allo_engine.config import TEACHER_KEY, EvaluateConfig, Judge
 from allo_engine.data.judge import Duel, judged
 from allo_engine.data.prompts import Encoder
@@ -29,8 +31,10 @@ from allo_engine.evaluating.chats import on_chats
 from allo_engine.evaluating.harness import on_harness
 from allo_engine.evaluating.preferences import on_preferences
 from allo_engine.evaluating.problems import on_problems
+from allo_engine.pipeline import MODELS
 from allo_engine.ranks import here
 from allo_engine.report import Report, Stopped, Tick
+from allo_engine.rounds import kind_of, round_of
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -138,13 +142,14 @@ def _judged(judge: Judge, rows: list[Line], cache: Path, report: Report) -> Line
 
 
 def _models(inputs: Inputs) -> Iterator[Candidate]:
-    """Each model. Sparse checkpoints are values of the model that alignment started from."""
-    for name in ("base", "sft", "warmup"):
-        if name in inputs:
-            yield Candidate(name, inputs[name])
-    for name in ("forget", "improve"):
-        if name in inputs:
+    """Each model, round by round. Sparse checkpoints are values of the model that alignment started from."""
+    kinds = ("base", *MODELS)
+    made = [name for name in inputs if kind_of(name) in kinds]
+    for name in sorted(made, key=lambda name: (round_of(name), kinds.index(kind_of(name)))):
+        if (inputs[name] / FILE).exists():
             yield Candidate(name, inputs.get("sft", inputs["base"]), inputs[name])
+        else:
+            yield Candidate(name, inputs[name])
 
 
 def _write(folder: Path, rows: list[Line], cases: list[str]) -> None:

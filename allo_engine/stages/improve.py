@@ -2,10 +2,10 @@
 
 L = −logσ(β(Σ_chosen d − Σ_{t∈K} d_rejected)), d = logπ − logπ_ref, the reference being the forgotten model, K the
 ⌈ε·R⌉ rejected tokens with the lowest d, R the rejected response's own length. In a job that forgets nothing the
-reference is the start model.
+reference is the start model; in a later round it is the model that the round before made.
 
-The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed,
-times `scale`; it is described, not written: `allo merge` writes it.
+The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed in
+all rounds, this one's times `scale`; it is described, not written: `allo merge` writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from allo_engine.checkpoints.delta import describe, read_delta, write_delta
+from allo_engine.checkpoints.delta import Values, describe, read_delta, write_delta
 from allo_engine.checkpoints.folder import fingerprint
 from allo_engine.config import ImproveConfig
 from allo_engine.data.prompts import Encoder
@@ -33,16 +33,9 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     start, delta = inputs["model"], outputs / "delta"
     groups = fitting_groups(pairs(inputs["pairs"], Encoder.of(start, config)), config, start, report)
     groups, held = held_out(groups, config)
-    forgotten = read_delta(inputs["forgotten"], start) if "forgotten" in inputs else {}
-    training = trained(
-        start,
-        config,
-        report,
-        work,
-        GivenMask(inputs, "improve"),
-        forgotten,
-    )
-    weights = "+".join(fingerprint(inputs[name]) for name in ("model", "forgotten") if name in inputs)
+    forgotten, aligned = (_values(inputs, name) for name in ("forgotten", "aligned"))
+    training = trained(start, config, report, work, GivenMask(inputs, "improve"), forgotten or aligned)
+    weights = "+".join(fingerprint(inputs[name]) for name in ("model", "forgotten", "aligned") if name in inputs)
     cache = LogpCache(inputs.get("cache", work), work, weights, config.precision)
     reference = training.trainer.reference(groups, cache, held)
     objective = PairObjective(
@@ -56,7 +49,12 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     metrics = training.trainer.train(groups, objective, held)
     changes = training.changes()
     if here().leads:
-        write_delta(scaled(changes, start, config.scale), start, delta)
+        write_delta(scaled(changes, start, config.scale, aligned), start, delta)
         shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
         describe(start, delta, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": training.weights, **metrics}
+
+
+def _values(inputs: Inputs, name: str) -> Values:
+    """Those of the sparse checkpoint that an input is, if there is one."""
+    return read_delta(inputs[name], inputs["model"]) if name in inputs else {}

@@ -8,16 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
+from allo_engine.rounds import title_of
 from service.cli.terminal import out
 from service.client import Client
-
-NAMES = {
-    "base": "base",
-    "sft": "SFT",
-    "warmup": "vanilla DPO (the warm-up)",
-    "forget": "forgotten",
-    "improve": "aligned",
-}
 
 Rows = list[dict[str, Any]]
 
@@ -93,7 +86,7 @@ def _show_judged(row: dict[str, Any]) -> None:
         f"{row[key]:.1%} (95 % interval {row[f'{key}_low']:.1%} to {row[f'{key}_high']:.1%})"
         for key in ("win_rate", "win_rate_lc")
     ]
-    against = NAMES.get(row["judged_against"], row["judged_against"])
+    against = title_of(row["judged_against"])
     out.print(
         f"The judge prefers the last model to {against} in {rates[0]} of {row['judged']} answers, both orders read; at "
         f"equal length in {rates[1]}."
@@ -122,7 +115,7 @@ def _more(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return NAMES.get(row["model"], str(row["model"]))
+    return title_of(row["model"])
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from allo_engine.pipeline import PlannedStage, code_version, digest, model_source
+from allo_engine.pipeline import MODELS, PlannedStage, code_version, digest, model_source
+from allo_engine.rounds import kind_of
 from service.jobs import repository
 from service.jobs.access import webhooks
 from service.jobs.clean import clean_json, clean_text
@@ -94,7 +95,7 @@ def reusable(
 def complete(session: Session, job: Job, stage: Stage, now: int, message: str) -> None:
     """What follows from a success: the event, and the name under which a trained checkpoint can be used."""
     add_event(session, job, now, "info", message, {"stage": stage.name, "metrics": stage.metrics})
-    if stage.name in ("sft", "warmup", "forget", "improve"):
+    if kind_of(stage.name) in MODELS:
         _register(session, job, checkpoint_model(job, stage.name), stage, now)
 
 
@@ -180,7 +181,7 @@ def _ready(session: Session, store: Store, job: Job, stage: Stage, now: int) -> 
 
 def _digest(stage: str, config: Mapping[str, Any], inputs: Mapping[str, InputFiles]) -> str:
     hashes = {name: [(path, sha256) for path, sha256, _ in found] for name, found in inputs.items()}
-    return digest(stage, config, hashes)
+    return digest(kind_of(stage), config, hashes)
 
 
 def _earlier_result(

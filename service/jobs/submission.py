@@ -127,9 +127,12 @@ def tell_missing(session: Session, job: Job, offers: Sequence[Offer], now: int) 
 
 
 def settings_of(new: NewJob, planned: Sequence[PlannedStage]) -> dict[str, Any]:
-    """Of every stage, in full; null where one is left out: whoever submits them again has the same job."""
+    """Of every stage, in full, as it has them in the first round; null where one is left out: whoever submits them
+    again has the same job."""
     left_out: dict[str, Any] = {name: None for name, values in new.stages.items() if values is None}
-    return left_out | {stage.name: stage.config.model_dump(mode="json") for stage in planned}
+    return left_out | {
+        stage.kind: stage.config.model_dump(mode="json") for stage in planned if stage.name == stage.kind
+    }
 
 
 def _stage(job: Job, position: int, planned: PlannedStage, needs: Needs) -> Stage:

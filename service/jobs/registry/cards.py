@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from allo_engine.config import CONFIGS
+from allo_engine.pipeline import MODELS
+from allo_engine.rounds import kind_of, title_of
 from service.jobs.lifecycle import StageStatus
 from service.jobs.service import JobView
 from service.jobs.tables import Job, Model, Stage
@@ -17,15 +19,6 @@ METHODS = {
     "dpo": "direct preference optimization",
     "allo": "ALLO ([Low-Redundant Optimization for LLM Alignment](https://arxiv.org/abs/2406.12606))",
 }
-
-_ROWS = {
-    "base": "base",
-    "sft": "SFT",
-    "warmup": "vanilla DPO (the warm-up)",
-    "forget": "forgotten",
-    "improve": "aligned",
-}
-"""The models of the report, in its order."""
 
 
 def card(view: JobView, revision: str, base: Model | None) -> bytes:
@@ -70,8 +63,9 @@ def _licence(base: Model | None) -> Iterator[str]:
 
 def _accuracy(view: JobView) -> Iterator[str]:
     figures: Mapping[str, Any] = next((stage.metrics for stage in view.stages if _evaluated(stage)), {})
-    columns = _columns(figures)
-    rows = [row for name, title in _ROWS.items() if (row := _row(figures, name, title, columns))]
+    names = ["base", *(stage.name for stage in view.stages if kind_of(stage.name) in MODELS)]
+    columns = _columns(figures, names)
+    rows = [row for name in names if (row := _row(figures, name, title_of(name), columns))]
     if rows:
         yield "## On held-out data"
         yield ""
@@ -81,11 +75,11 @@ def _accuracy(view: JobView) -> Iterator[str]:
         yield ""
 
 
-def _columns(figures: Mapping[str, Any]) -> dict[str, str]:
+def _columns(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """What was found beside accuracies: title to figure."""
-    ks = {int(found[1]) for key in figures if (found := re.fullmatch(r"[a-z]+_pass_at_(\d+)", key))}
+    ks = {int(found[1]) for key in figures if (found := re.fullmatch(r"[a-z0-9-]+_pass_at_(\d+)", key))}
     shares = {"by option": "option_accuracy", "on the retention file": "retention_accuracy"}
-    more = {title: key for title, key in shares.items() if any(f"{name}_{key}" in figures for name in _ROWS)}
+    more = {title: key for title, key in shares.items() if any(f"{name}_{key}" in figures for name in names)}
     return {f"pass@{k}": f"pass_at_{k}" for k in sorted(ks)} | more
 
 
@@ -122,7 +116,7 @@ def _settings(view: JobView) -> Iterator[str]:
 
 
 def _changed(stage: Stage) -> dict[str, Any]:
-    defaults = CONFIGS[stage.name]().model_dump(mode="json") | {"seed": stage.config.get("seed")}
+    defaults = CONFIGS[kind_of(stage.name)]().model_dump(mode="json") | {"seed": stage.config.get("seed")}
     return {name: value for name, value in stage.config.items() if defaults.get(name, value) != value}
 
 

@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from allo_engine.pipeline import MODELS
+from allo_engine.rounds import kind_of
 from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import DomainError, NotFound
 from service.jobs.progression import checkpoint_model
 from service.jobs.registry.cards import card
 from service.jobs.service import JobView, read
-from service.jobs.tables import Job, Model
+from service.jobs.tables import Model
 
 NAMESPACE = "jobs"
 MAIN = "main"
 CARD = "README.md"
-
-REVISIONS = {"sft": "sft", "warmup": "warmup", "forgotten": "forget"}
-"""Revision → the stage that left it; `main` is the job's own result."""
 
 
 class Absent(NotFound):
@@ -63,7 +62,7 @@ def revisions(database: Database, owner: str, namespace: str, name: str) -> list
     with database.snapshot() as session:
         models = {model.id: model for model in repository.models_of_job(session, owner, name)}
         base = repository.model(session, owner, view.job.model)
-    found = ((revision, models.get(model)) for revision, model in _names(view.job).items())
+    found = ((revision, models.get(model)) for revision, model in _names(view).items())
     return [_revision(view, revision, model, base) for revision, model in found if model is not None]
 
 
@@ -77,9 +76,13 @@ def revision(database: Database, owner: str, namespace: str, name: str, wanted: 
     raise Absent(f"{namespace}/{name} has no revision {wanted!r}; it has: {there}.", code="RevisionNotFound")
 
 
-def _names(job: Job) -> dict[str, str]:
-    """Each revision's model."""
-    checkpoints = {name: checkpoint_model(job, stage) for name, stage in REVISIONS.items()}
+def _names(view: JobView) -> dict[str, str]:
+    """Each revision's model: `main` is the job's own result, and the others are called as the stages that left them."""
+    job = view.job
+    left = [stage.name for stage in view.stages if kind_of(stage.name) in MODELS]
+    if left and kind_of(left[-1]) == "improve":
+        left.pop()  # it is main
+    checkpoints = {"forgotten" if name == "forget" else name: checkpoint_model(job, name) for name in left}
     return ({MAIN: job.fine_tuned_model} if job.fine_tuned_model else {}) | checkpoints
 
 

@@ -16,7 +16,8 @@ MASKS = "masks"
 
 
 def find_masks(session: Session, owner: str, name: str) -> list[Any]:
-    """The files of the masks, each as [path, sha256, bytes]; `name` is a job's id, or that of any file of the masks.
+    """The files of the masks, each as [path, sha256, bytes]; `name` is a job's id, or that of any file of the masks. A
+    job that located anew in each round gives those of the first.
 
     Raises NotFound, or InvalidRequest for a job that has none and for a file of something else.
     """

@@ -14,6 +14,7 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from allo_engine.pipeline import code_version
+from allo_engine.rounds import kind_of
 from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
@@ -54,6 +55,11 @@ class Claim:
     digest: str
     inputs: dict[str, InputFiles]
     devices: tuple[str, ...] | None
+
+    @property
+    def kind(self) -> str:
+        """What is run, whatever the round."""
+        return kind_of(self.name)
 
     @property
     def work(self) -> str:

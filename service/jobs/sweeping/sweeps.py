@@ -125,7 +125,7 @@ def _results(planned: Sequence[PlannedStage]) -> dict[str, str]:
     made: dict[str, str] = {}
     for stage in planned:
         reads = {name: [(source, made.get(source.split(".")[0], ""))] for name, source in stage.inputs.items()}
-        made[stage.name] = digest(stage.name, stage.config.model_dump(mode="json"), reads)
+        made[stage.name] = digest(stage.kind, stage.config.model_dump(mode="json"), reads)
     return made
 
 

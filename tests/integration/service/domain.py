@@ -73,7 +73,7 @@ class Domain:
 
     def finish(self, claimed: Claim, metrics: Mapping[str, Any] | None = None) -> bool:
         data = self.made.get(claimed.name, self.data)
-        files = [(output, "data.bin", data.sha256, data.size) for output in OUTPUTS[claimed.name]]
+        files = [(output, "data.bin", data.sha256, data.size) for output in OUTPUTS[claimed.kind]]
         return attempts.finish(self.database, self.store, claimed.stage_id, claimed.epoch, files, metrics or {})
 
     def run_all(self) -> list[str]:

@@ -97,7 +97,7 @@ def run(domain: Domain, checkpoints: dict[str, list[tuple[str, Blob]]]) -> None:
         data = [("data.bin", domain.data)]
         files = [
             (output, path, blob.sha256, blob.size)
-            for output in OUTPUTS[claim.name]
+            for output in OUTPUTS[claim.kind]
             for path, blob in (checkpoints.get(claim.name, data) if output == "checkpoint" else data)
         ]
         metrics = FIGURES if claim.name == "evaluate" else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.checkpoints.delta import merge
+from allo_engine.checkpoints.merging import DESCRIBED
 from allo_engine.pipeline import Data, Method, plan
 from allo_engine.report import Report
 
@@ -39,13 +40,21 @@ def run_job(
     metrics: dict[str, dict[str, float]] = {}
     for stage in plan(method, data, stages, hyperparameters):
         inputs = {
-            name: root / source.replace(".", "/") if "." in source else given[source]
+            name: _whole(root / source.replace(".", "/"), root, given) if "." in source else given[source]
             for name, source in stage.inputs.items()
         }
         inputs["cache"] = root / "cache"
-        module = importlib.import_module(f"allo_engine.stages.{stage.name}")
+        module = importlib.import_module(f"allo_engine.stages.{stage.kind}")
         metrics[stage.name] = module.run(stage.config, inputs, root / stage.name, root / "work" / stage.name, report)
     return metrics
+
+
+def _whole(folder: Path, root: Path, given: dict[str, Path]) -> Path:
+    """What a stage wrote; of a checkpoint that it only described, the merged one, as the store makes it."""
+    if not (folder / DESCRIBED).exists():
+        return folder
+    sft = root / "sft" / "checkpoint"
+    return aligned_folder(root, sft if sft.exists() else given["model"], folder.parent.name)
 
 
 def aligned_folder(root: Path, start: Path, stage: str = "improve") -> Path:

@@ -196,6 +196,60 @@ def test_where_no_stage_trains_in_them_there_are_no_masks() -> None:
     assert "masks" not in half["forget"]
 
 
+ROUNDS = {"sample": {"rounds": 3}}
+
+
+def test_a_later_round_samples_pairs_and_trains_from_the_model_of_the_round_before() -> None:
+    once, thrice = plan("allo", PROBLEMS, {"sft": {}}), plan("allo", PROBLEMS, {"sft": {}, **ROUNDS})
+    again = ["sample-2", "pair-2", "improve-2", "sample-3", "pair-3", "improve-3"]
+    assert [stage.name for stage in thrice] == [*(stage.name for stage in once[:-1]), *again, "evaluate"]
+    inputs = {stage.name: stage.inputs for stage in thrice}
+    assert inputs["sample-3"] == {"model": "improve-2.checkpoint", "problems": "training_file"}
+    assert inputs["pair-3"] == {"model": "sft.checkpoint", "responses": "sample-3.responses"}
+    own = {"pairs": "pair-3.pairs", "masks": "locate.masks"}
+    assert inputs["improve-3"] == {"model": "sft.checkpoint", "aligned": "improve-2.delta", **own}
+    assert list(inputs["evaluate"])[-2:] == ["improve-2", "improve-3"]
+    assert model_source(list(inputs)) == "improve-3.checkpoint"
+
+
+def test_vanilla_dpo_has_rounds_too() -> None:
+    inputs = {stage.name: stage.inputs for stage in plan("dpo", PROBLEMS, ROUNDS)}
+    assert inputs["warmup-2"] == {"model": "warmup.checkpoint", "pairs": "pair-2.pairs"}
+    assert inputs["evaluate"]["warmup-3"] == "warmup-3.checkpoint" == model_source(list(inputs))
+
+
+@pytest.mark.parametrize("importance", ["update", "gradient", "random"])
+def test_a_later_round_may_locate_anew(importance: str) -> None:
+    locate = {"importance": importance, "later_rounds": "fresh"}
+    inputs = {stage.name: stage.inputs for stage in plan("allo", PROBLEMS, {"sample": {"rounds": 2}, "locate": locate})}
+    by = {"update": {"updated": "warmup-2.checkpoint"}, "gradient": {"pairs": "pair-2.pairs"}}.get(importance, {})
+    assert inputs["locate-2"] == {"model": "improve.checkpoint", **by}
+    assert ("warmup-2" in inputs) == ("warmup-2" in inputs["evaluate"]) == (importance == "update")
+    assert inputs["improve-2"]["masks"] == "locate-2.masks"
+
+
+def test_rounds_in_given_masks_or_in_none_locate_nothing() -> None:
+    for data, train in ((IN_MASKS, "mask"), (PROBLEMS, "all")):
+        inputs = {stage.name: stage.inputs for stage in plan("allo", data, ROUNDS, {"train": train})}
+        assert not any(name.startswith("locate") for name in inputs)
+        assert inputs["improve-3"].get("masks") == ("masks" if data.masks else None)
+
+
+def test_a_round_draws_its_own_samples_and_shares_all_other_settings() -> None:
+    planned = {stage.name: stage for stage in plan("dpo", PROBLEMS, {"sample": {"rounds": 3, "n": 4}}, None, 5)}
+    configs = [planned[name].config for name in ("sample", "sample-2", "sample-3")]
+    assert len({config.seed for config in configs}) == 3
+    assert [config.model_copy(update={"seed": 5}) for config in configs] == [planned["sample"].config] * 3
+
+
+def test_the_first_round_is_the_job_without_others() -> None:
+    once, twice = (plan("allo", PROBLEMS, {"sample": {"rounds": rounds}}) for rounds in (1, 2))
+    results = [
+        {stage.name: digest(stage.kind, stage.config.model_dump(), {}) for stage in job} for job in (once, twice)
+    ]
+    assert results[0].items() <= results[1].items()
+
+
 def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
     assert model_source(names("allo", PROBLEMS)) == "improve.checkpoint"
     assert model_source(names("dpo", PROBLEMS, {"sft": {}})) == "warmup.checkpoint"
@@ -211,7 +265,7 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("dpo", Data("problems", retention="chats")), "retention_file", "beside a validation file"),
         (("dpo", replace(PROBLEMS, retention="corrections")), "retention_file", "holds corrections"),
         (("dpo", Data("preferences", validation="preferences"), {"evaluate": JUDGED}), JUDGE, "holds preferences"),
-        (("dpo", PROBLEMS, {"evaluate": BESIDE_FORGET}), f"{JUDGE}.against", "it has base, warmup"),
+        (("dpo", PROBLEMS, {"evaluate": BESIDE_FORGET}), f"{JUDGE}.against", "model 'forget'; it has base."),
         (("dpo", Data("preferences"), {"sft": {}}), "method.dpo.stages.sft", "problems or chats"),
         (("dpo", PROBLEMS, {"improve": {}}), "method.dpo.stages.improve", "no stage"),
         (("dpo", IN_MASKS), "masks", "method allo"),
@@ -246,6 +300,9 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("dpo", PROBLEMS, {"sft": {"share": 0}}), "method.dpo.stages.sft.share", "greater than 0"),
         (("dpo", PROBLEMS, {"warmup": {"nll": -1}}), WARMUP_OF_DPO + "nll", "greater than or equal to 0"),
         (("dpo", PROBLEMS, {"warmup": {"dpop": 5, "trainer": "trl"}}), WARMUP_OF_DPO + "trainer", "leave dpop out"),
+        (("dpo", PROBLEMS, {"improve-2": {}}), "method.dpo.stages.improve-2", "set those of improve"),
+        (("dpo", PREFERENCES, None, {"rounds": 2}), "method.dpo.hyperparameters.rounds", "No stage"),
+        (("dpo", PROBLEMS, None, {"rounds": 17}), "method.dpo.stages.sample.rounds", "equal to 16"),
         (("dpo", PROBLEMS, {"sample": {"n": 10**9}}), "method.dpo.stages.sample.n", "equal to 10000"),
     ],
 )  # fmt: skip

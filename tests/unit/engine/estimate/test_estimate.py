@@ -30,6 +30,7 @@ from allo_engine.model.sequences import Group, singles
 from allo_engine.model.shape import Shape, shape_of
 from allo_engine.pipeline import Data, Method, PlanError
 from allo_engine.report import Report, StageError
+from allo_engine.rounds import kind_of
 from allo_engine.sampling import Request, Settings, TransformersSampler
 from tests.offers import RATES
 from tests.tiny import tiny_model
@@ -73,6 +74,11 @@ def _job(method: Method, model: Path, root: Path, stages: dict[str, Any], valida
             {**SHORT, "locate": {"importance": "random"}, "forget": None},
             "sample pair locate improve evaluate",
         ),
+        (
+            "allo",
+            {"sample": {**SHORT["sample"], "rounds": 2}, "locate": {"later_rounds": "fresh"}, "forget": None},
+            "sample pair warmup locate improve sample-2 pair-2 warmup-2 locate-2 improve-2 evaluate",
+        ),
     ],
 )
 def test_every_planned_stage_is_estimated_with_figures_above_zero(
@@ -85,7 +91,7 @@ def test_every_planned_stage_is_estimated_with_figures_above_zero(
         assert stage.peak_memory_bytes > 0
         assert stage.disk_bytes >= 0
         assert stage.work_bytes >= stage.disk_bytes
-        assert stage.tokens > 0 or stage.name in ("pair", "locate")
+        assert stage.tokens > 0 or kind_of(stage.name) in ("pair", "locate")
 
 
 @pytest.mark.parametrize("method", ["dpo", "allo"])
@@ -187,6 +193,26 @@ def test_the_start_models_log_probabilities_are_known_where_nothing_is_forgotten
         return next(stage.tokens for stage in found if stage.name == "improve")
 
     assert improve("without", forget=None) < improve("with")
+
+
+def test_a_later_round_takes_what_the_first_took(model_folder: Path, tmp_path: Path) -> None:
+    twice = {**SHORT, "sample": {**SHORT["sample"], "rounds": 2}}
+    (work,) = count(_job("dpo", model_folder, tmp_path, twice), [CPU])
+    loads = {views[0].stage: views[0] for views in work.views}
+    for kind in ("sample", "pair", "warmup"):
+        assert replace(loads[f"{kind}-2"], stage=kind) == loads[kind]
+    (once,) = count(_job("dpo", model_folder, tmp_path / "once", SHORT), [CPU])
+    evaluated = once.views[-1][0]
+    assert loads["evaluate"].models == evaluated.models + 1
+
+
+def test_masks_of_each_round_add_up_in_what_is_left(model_folder: Path, tmp_path: Path) -> None:
+    stages = {**SHORT, "sample": {**SHORT["sample"], "rounds": 2}, "forget": None}
+    for later, masks in (("same", 1), ("fresh", 2)):
+        locate = {"importance": "random", "later_rounds": later}
+        (work,) = count(_job("allo", model_folder, tmp_path / later, {**stages, "locate": locate}), [CPU])
+        loads = {views[0].stage: views[0] for views in work.views}
+        assert (loads["improve"].deltas, loads["improve-2"].deltas) == (1, masks)
 
 
 def test_rows_are_counted_as_they_are_packed() -> None:

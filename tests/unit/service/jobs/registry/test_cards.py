@@ -13,8 +13,12 @@ from service.jobs.tables import Job, Stage
 def accuracies(metrics: dict[str, Any]) -> list[str]:
     """The table's lines."""
     job = Job(id="ftjob-1", model="tiny", seed=0, sources={}, method={"type": "dpo"})
-    stage = Stage(name="evaluate", status=StageStatus.SUCCEEDED, config={}, metrics=metrics)
-    text = card(JobView(job, (stage,), {}), "main", None).decode()
+    found = {"evaluate": metrics}
+    stages = [
+        Stage(name=name, status=StageStatus.SUCCEEDED, config={}, metrics=found.get(name, {}))
+        for name in ("warmup", "warmup-2", "evaluate")
+    ]
+    text = card(JobView(job, tuple(stages), {}), "main", None).decode()
     return text.partition("## On held-out data\n\n")[2].partition("\n\n")[0].splitlines()
 
 
@@ -32,3 +36,9 @@ def test_samples_options_and_retention_get_columns_where_they_were_found() -> No
     assert line.count("---") == 7
     assert base.endswith("| 30.0 % | 75.0 % | 40.0 % | 60.0 % |")
     assert warmup.count("|") == base.count("|")
+
+
+def test_the_model_of_each_round_has_a_line() -> None:
+    metrics = {"base_accuracy": 0.25, "warmup_accuracy": 0.5, "warmup-2_accuracy": 0.6, "warmup-2_pass_at_4": 0.7}
+    *_, last = accuracies(metrics)
+    assert last == "| vanilla DPO (the warm-up), round 2 | 60.0 % |  | 70.0 % |"
