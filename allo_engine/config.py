@@ -12,7 +12,6 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from allo_engine.answering import EvaluateConfig, SampleConfig
 from allo_engine.bases import (
     Backend,
     BaselineConfig,
@@ -37,6 +36,7 @@ from allo_engine.bases import (
     Weight,
     Zero,
 )
+from allo_engine.decoded import EvaluateConfig, SampleConfig
 from allo_engine.harness import HARNESS_TASKS, Harness
 from allo_engine.teacher import TEACHER_KEY, Judge, Teacher
 

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from allo_engine.bases import Count, DecodingConfig, Positive, Ratio, RowsConfig
+from allo_engine.harness import Harness
 from allo_engine.teacher import Judge
 
 
@@ -66,8 +67,8 @@ class EvaluateConfig(RowsConfig, DecodingConfig):
     )
     harness: Harness | None = Field(
         default=None,
-        description="Tasks of lm-evaluation-harness that every model is put to: {tasks} by their names in the worker's "
-        "folder of tasks; null: none.",
+        description="Tasks of lm-evaluation-harness that every model is put to: {tasks} by their names in the "
+        "worker's folder of tasks; null: none.",
     )
 
     @field_validator("k")
