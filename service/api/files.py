@@ -29,10 +29,10 @@ router = APIRouter(prefix="/files", route_class=Once)
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 HOUR, DAY = 3600, 86400
 
-_is_form = body_type("multipart/form-data", "Send the file as multipart/form-data, with the fields purpose and file.")
+is_form = body_type("multipart/form-data", "Send the file as multipart/form-data, with the fields purpose and file.")
 
 
-@router.post("", dependencies=[Depends(_is_form)])
+@router.post("", dependencies=[Depends(is_form)])
 async def create(request: Request, parts: Parts, key: Submitter, call: Calling) -> dict[str, Any]:
     """Stores and checks a training file. One with bad lines is a 422 that names them, and keeps the full report."""
     names = ("purpose", ANCHOR, SECONDS)
@@ -43,7 +43,7 @@ def _create(parts: Context, owner: str, call: Call, form: Form) -> dict[str, Any
     form.begin()
     if "purpose" in form.fields:  # told before the file comes, a mistake costs no transfer
         files.check_purpose(form.fields["purpose"])
-    content = _taken(parts, owner, form)
+    content = taken(parts, owner, form)
     new = files.NewFile(owner, name_of(form.filename), _lifetime(form.fields))
     making, quota = call.of_content(content.blob.sha256, new.filename), parts.settings.max_owner_bytes
     answer = dict(once(parts.database, making, lambda: render(files.add_file(parts.database, new, content, quota))))
@@ -52,8 +52,8 @@ def _create(parts: Context, owner: str, call: Call, form: Form) -> dict[str, Any
     return answer
 
 
-def _taken(parts: Context, owner: str, form: Form) -> files.Content:
-    """The file's content, as far as the owner has room for it."""
+def taken(parts: Context, owner: str, form: Form) -> files.Content:
+    """The form's file: stored and checked as it comes, as far as the owner has room for it."""
     limits, quota = limits_of(parts.settings), parts.settings.max_owner_bytes
     left = room(parts.database, owner, quota)
     if left is None or left >= limits.bytes:

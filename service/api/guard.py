@@ -79,7 +79,7 @@ class Guard:
         return None
 
     def _body_limit(self, scope: Scope) -> int:
-        if scope["path"] == "/v1/files":
+        if scope["path"] in ("/v1/files", f"{PAGES}/files"):
             return self._settings.max_file_bytes + FORM_OVERHEAD
         if scope["path"].startswith("/v1/uploads/") and scope["path"].endswith("/parts"):
             return self._settings.max_part_bytes + FORM_OVERHEAD

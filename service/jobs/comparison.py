@@ -14,7 +14,7 @@ from service.jobs import repository
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
 from service.jobs.lifecycle import StageStatus
 from service.jobs.tables import Artifact
-from service.storage.store import Store
+from service.storage.store import Store, lines_of
 
 MOST_RUNS = 32
 """Runs a side."""
@@ -226,10 +226,3 @@ def _texts(store: Store, run: Run, cases: set[str]) -> dict[str, dict[str, str]]
                 answer = told["models"][run.row["model"]]["answer"]
                 found[told["case"]] = {"problem": told["problem"], "answer": answer}
     return found
-
-
-def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole

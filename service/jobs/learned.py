@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from allo_engine.config import ForgetConfig
-from service.jobs.comparison import lines_of
 from service.jobs.errors import Conflict
 from service.jobs.service import JobView
 from service.jobs.tables import Stage
-from service.storage.store import Store
+from service.storage.store import Store, lines_of
 
 LARGEST = 2**23
 """Bytes of a file that is read whole, for people to look at."""

@@ -4,8 +4,7 @@ changed."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -13,12 +12,11 @@ from service.api.context import Parts, Reader
 from service.api.reading import reading
 from service.jobs import learned, service
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
-from service.jobs.learned import Answer, Change, Report, Token
-from service.jobs.learned import Response as Wrong
+from service.jobs.learned import Change, Report, Token
 from service.pages.charts import heat_map
-from service.pages.failures import wants_fragment
 from service.pages.maps import grid_of, outside_of
 from service.pages.measures import measures_of, named
+from service.pages.parts import Start, paging, part
 from service.pages.rendering import page
 
 router = APIRouter(prefix="/jobs/{job_id}/learned")
@@ -26,14 +24,10 @@ router = APIRouter(prefix="/jobs/{job_id}/learned")
 RESPONSES, ANSWERS = 3, 10
 """How many are on a page."""
 
-SHOWN = 1200
-"""Characters of a text that are shown; whoever wants all of it downloads it."""
-
 LEAST = 3
 """Tokens that are told in words, the least likely of a response."""
 
 Use = Literal["forget", "improve"]
-Start = Annotated[int, Query(ge=0, le=10**9)]
 Name = Annotated[str | None, Query(max_length=64)]
 
 
@@ -67,36 +61,22 @@ def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Use = "
 # --- wrong responses
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A wrong response as the page has it: its tokens, and in words which of them are the least likely."""
-
-    problem: str
-    tokens: Sequence[Token]
-    length: int
-
-    @property
-    def forgotten(self) -> int:
-        return sum(token.weight > 0 for token in self.tokens)
-
-    @property
-    def least(self) -> list[Token]:
-        """Of those that are forgotten."""
-        return sorted((token for token in self.tokens if token.weight > 0), key=lambda token: token.probability)[:LEAST]
-
-
 @router.get("/responses")
 @reading
 def responses(request: Request, parts: Parts, key: Reader, job_id: str, start: Start = 0) -> Response:
     """Some wrong responses, token by token."""
     view = service.read(parts.database, key.owner, job_id)
     found = learned.responses(parts.store, view)
-    shown = [_shown(wrong) for wrong in found[start : start + RESPONSES]]
-    return _part(request, "learned_responses.html", job=view.job, responses=shown, **_paging(start, RESPONSES, found))
+    shown = [(wrong, *_forgotten(wrong.tokens)) for wrong in found[start : start + RESPONSES]]
+    return part(
+        request, "learned_responses.html", job=view.job, responses=shown, **paging(start, RESPONSES, len(found))
+    )
 
 
-def _shown(wrong: Wrong) -> Shown:
-    return Shown(clipped(wrong.problem), wrong.tokens, wrong.length)
+def _forgotten(tokens: Sequence[Token]) -> tuple[int, list[Token]]:
+    """How many are, and the least likely of them."""
+    found = [token for token in tokens if token.weight > 0]
+    return len(found), sorted(found, key=lambda token: token.probability)[:LEAST]
 
 
 # --- answers that changed
@@ -124,8 +104,8 @@ def answers(
     changed = learned.changes(report, ours, theirs)
     wanted = [place for place, way in changed.items() if change in ("all", way)]
     here: dict[int, Change] = {place: changed[place] for place in wanted[start : start + ANSWERS]}
-    found = [_clipped(answer) for answer in learned.answers(parts.store, view, here, ours, theirs)]
-    return _part(
+    found = list(learned.answers(parts.store, view, here, ours, theirs))
+    return part(
         request,
         "learned_answers.html",
         job=view.job,
@@ -137,7 +117,7 @@ def answers(
         cases=len(report["cases"]),
         gained=sum(way == "gained" for way in changed.values()),
         lost=sum(way == "lost" for way in changed.values()),
-        **_paging(start, ANSWERS, wanted),
+        **paging(start, ANSWERS, len(wanted)),
     )
 
 
@@ -154,32 +134,3 @@ def _known(name: str, names: Sequence[str]) -> str:
     if name not in names:
         raise InvalidRequest(f"The report has no model {name!r}; it has {', '.join(names)}.")
     return name
-
-
-def _clipped(answer: Answer) -> Answer:
-    return Answer(answer.change, clipped(answer.problem), clipped(answer.ours), clipped(answer.theirs))
-
-
-def clipped(text: str, most: int = SHOWN) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= most else f"{text[:most]} …"
-
-
-# --- parts of the page
-
-
-def _paging(start: int, at_once: int, found: Sequence[Any]) -> dict[str, Any]:
-    """Where the pages before and behind this one begin, None where there is none."""
-    behind = start + at_once
-    return {
-        "start": start,
-        "at_once": at_once,
-        "total": len(found),
-        "before": max(start - at_once, 0) if start else None,
-        "behind": behind if behind < len(found) else None,
-    }
-
-
-def _part(request: Request, template: str, **values: Any) -> Response:
-    """A part of a page where htmx asks, else a page of its own."""
-    return page(request, template, frame="part.html" if wants_fragment(request) else "base.html", **values)

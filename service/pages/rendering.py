@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-NAVIGATION = (("Jobs", f"{PAGES}/jobs", "read"),)
+NAVIGATION = (("Jobs", f"{PAGES}/jobs", "read"), ("Data", f"{PAGES}/files", "read"))
 """The entries of the menu: their names, where they lead, and the scope that one needs to see them."""
 
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+SHOWN = 1200
+"""Characters of a text that are shown; whoever wants all of it downloads it."""
+
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -66,6 +69,11 @@ def share(fraction: float) -> str:
     return f"{written}\N{THIN SPACE}%"
 
 
+def clipped(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
+
+
 FILTERS: Mapping[str, Callable[..., str]] = {
     "duration": duration,
     "moment": moment,
@@ -74,4 +82,5 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "number": number,
     "percent": percent,
     "share": share,
+    "clipped": clipped,
 }

@@ -135,3 +135,11 @@ class Store(Protocol):
 
     def tidy(self) -> int:
         """Removes what writers that died have left; how many files."""
+
+
+def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines of a content, as it is read; each ends in a newline, which is left out."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole

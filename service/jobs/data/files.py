@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-from service.datasets.validation import Limits, Summary, validate
+from service.datasets.validation import Limits, LineProblem, Summary, validate
 from service.db import Database
 from service.jobs import repository
 from service.jobs.data import quota
@@ -13,7 +15,7 @@ from service.jobs.errors import InvalidRequest, NotFound, TooLarge
 from service.jobs.ids import new_id
 from service.jobs.repository import Page
 from service.jobs.tables import File
-from service.storage.store import Blob, Store, Writer
+from service.storage.store import Blob, Store, Writer, lines_of
 
 PURPOSE = "fine-tune"
 
@@ -126,6 +128,14 @@ def report_of(file: File) -> str:
     if file.report_sha256 is None:
         raise NotFound(f"File {file.id!r} has no report: nothing in it is wrong.")
     return file.report_sha256
+
+
+def problems_of(store: Store, file: File, start: int, most: int) -> list[LineProblem]:
+    """Some of the problems of a bad file, from the one of place `start` on; none of a good one."""
+    if file.report_sha256 is None:
+        return []
+    told = islice(lines_of(store.open(file.report_sha256)), start, start + most)
+    return [LineProblem(**json.loads(line)) for line in told]
 
 
 def delete_file(database: Database, owner: str, file_id: str) -> None:

@@ -71,6 +71,12 @@ def read_models(database: Database, owner: str) -> Sequence[Model]:
         return repository.models(session, owner)
 
 
+def registered_names(database: Database, owner: str) -> Sequence[str]:
+    """The first hundred names of the models that somebody registered, and no job made."""
+    with database.snapshot() as session:
+        return repository.registered_names(session, owner, 100)
+
+
 def read_model(database: Database, owner: str, name: str) -> Model:
     """The model. Raises NotFound."""
     with database.snapshot() as session:

@@ -62,6 +62,11 @@ def models(session: Session, owner: str) -> Sequence[Model]:
     return session.scalars(select(Model).where(_visible(owner)).order_by(Model.id)).all()
 
 
+def registered_names(session: Session, owner: str, most: int) -> Sequence[str]:
+    query = select(Model.id).where(_visible(owner), Model.job_id.is_(None)).order_by(Model.id).limit(most)
+    return session.scalars(query).all()
+
+
 def models_of_job(session: Session, owner: str, job_id: str) -> Sequence[Model]:
     return session.scalars(select(Model).where(Model.job_id == job_id, Model.owner == owner)).all()
 

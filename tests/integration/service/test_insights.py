@@ -58,7 +58,7 @@ def test_a_job_trains_on_the_lines_that_a_file_became(client: TestClient, served
     assert [json.loads(line)["answer"] for line in content.splitlines()] == ["2", "4", "6", "6"]
 
 
-def test_an_insight_is_made_once_and_kept(client: TestClient, served: Domain, tmp_path: Path) -> None:
+def test_an_insight_is_made_once_and_kept(client: TestClient, served: Domain, secret: str, tmp_path: Path) -> None:
     register_model(served.database, served.store, "real", save_tiny(tmp_path / "m"), probe=lambda _: {"packs": True})
     training, validation = upload(client, *GSM8K)["id"], upload(client, GSM8K[0])["id"]
     path = f"/v1/files/{training}/insight?model=real&validation_file={validation}"
@@ -74,6 +74,10 @@ def test_an_insight_is_made_once_and_kept(client: TestClient, served: Domain, tm
     assert found["tokens"]["response"]["max"] > found["tokens"]["response"]["min"] - 1 > 0
     assert found["preview"][0]["sequences"][0]["segments"][0]["text"] == "<|user|>1+1?<|end|><|assistant|>"
     assert found["overlap"] == {"lines": 1, "prompts": 1}
+    client.post("/ui/login", data={"key": secret}, headers={"origin": "http://testserver"})
+    page = client.get(f"/ui/files/{training}/insight?model=real&validation_file={validation}").text
+    assert "<mark>It is 2." in page
+    assert 'class="chart histogram"' in page
 
 
 def test_what_is_not_there_has_no_insight(client: TestClient, served: Domain) -> None:
