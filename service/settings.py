@@ -42,6 +42,11 @@ class Settings(BaseModel):
         description="Where `allo models add` may fetch models by their Hub ids: https://huggingface.co, or another "
         "that speaks its protocol. Empty: nowhere.",
     )
+    models_dir: str = Field(
+        default="",
+        description="Folder whose folders admins may add as models on the dashboard; empty: none. `allo models add` "
+        "takes any.",
+    )
 
     max_file_bytes: Bytes = Field(default=512 * 2**20, description="Largest training file.")
     max_part_bytes: Bytes = Field(default=64 * 2**20, description="Largest part of an upload in parts.")

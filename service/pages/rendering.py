@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-NAVIGATION = (("Jobs", f"{PAGES}/jobs", "read"), ("Data", f"{PAGES}/files", "read"))
+NAVIGATION = (
+    ("Jobs", f"{PAGES}/jobs", "read"),
+    ("Data", f"{PAGES}/files", "read"),
+    ("Models", f"{PAGES}/models", "read"),
+    ("Usage", f"{PAGES}/usage", "read"),
+    ("Workers", f"{PAGES}/workers", "admin"),
+    ("Keys", f"{PAGES}/keys", "admin"),
+)
 """The entries of the menu: their names, where they lead, and the scope that one needs to see them."""
 
 

@@ -10,7 +10,13 @@ import wandb
 
 from service.jobs.access.telling import Telling
 
-_OURS = {"console": "off", "disable_git": True, "x_disable_stats": True, "x_disable_meta": True}
+_OURS = {
+    "console": "off",
+    "disable_git": True,
+    "x_disable_stats": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+}
 """Nothing of this process or its machine is of the job."""
 
 

@@ -89,6 +89,29 @@ def bytes_of(session: Session, owner: str, now: int) -> int:
     return int((session.scalar(select(func.sum(content.c.bytes))) or 0) + (session.scalar(begun) or 0) + listed)
 
 
+def shares_of(session: Session, owner: str, now: int) -> dict[str, int]:
+    """The same by what it is of. Content that is of several is a part of each."""
+    wrote = select(Artifact.sha256, Artifact.bytes).join(Stage, Stage.id == Artifact.stage_id)
+    wrote = wrote.join(Job, Job.id == Stage.job_id).where(Job.owner == owner)
+    kept = select(File.sha256, File.bytes).where(File.owner == owner)
+    read = select(File.data_sha256, File.data_bytes).where(File.owner == owner, File.data_sha256.is_not(None))
+    begun = select(func.sum(Upload.bytes)).where(Upload.owner == owner, *_pending(now))
+    registered = session.scalars(select(Model.files).where(Model.owner == owner, Model.job_id.is_(None)))
+    exported = session.scalars(select(Export.files).where(Export.owner == owner))
+    return {
+        "files": _sum(session, union(kept, read)),
+        "uploads under way": int(session.scalar(begun) or 0),
+        "models": sum(file["bytes"] for files in registered for file in files),
+        "results of jobs": _sum(session, wrote.distinct()),
+        "other forms of models": sum(file["bytes"] for files in exported for file in files),
+    }
+
+
+def _sum(session: Session, content: Any) -> int:
+    """Of (sha256, bytes)."""
+    return int(session.scalar(select(func.sum(content.subquery().c[1]))) or 0)
+
+
 def lock_owner(session: Session, owner: str) -> None:
     """Makes those that ask for room for one owner wait for each other; SQLite's writers do so anyway."""
     if session.get_bind().dialect.name == "postgresql":

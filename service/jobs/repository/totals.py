@@ -1,6 +1,8 @@
-"""Queries that count, over all owners."""
+"""Queries that count, over all owners and of one."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
@@ -47,3 +49,34 @@ def file_bytes(session: Session) -> int:
 
 def artifact_bytes(session: Session) -> int:
     return int(session.scalar(select(func.sum(Artifact.bytes))) or 0)
+
+
+# --- of one owner
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What an owner's stages of one name took: how many were computed, and in how many seconds."""
+
+    name: str
+    count: int
+    seconds: int
+    device_seconds: int
+
+
+def jobs_of(session: Session, owner: str) -> dict[str, int]:
+    """By status."""
+    rows = session.execute(select(Job.status, func.count()).where(Job.owner == owner).group_by(Job.status))
+    return {status.value: count for status, count in rows}
+
+
+def time_of(session: Session, owner: str, since: int) -> list[StageTime]:
+    """Of jobs made since then; the longest first. What runs still, or was reused, counts nothing."""
+    computed = (Stage.reused_from.is_(None), Stage.started_at.is_not(None), Stage.finished_at.is_not(None))
+    seconds = Stage.finished_at - Stage.started_at
+    devices = case((Stage.devices.is_(None), 0), else_=func.json_array_length(Stage.devices))
+    query = select(Stage.name, func.count(), func.sum(seconds), func.sum(seconds * devices))
+    query = query.join(Job, Job.id == Stage.job_id).where(Job.owner == owner, Job.created_at >= since, *computed)
+    rows = session.execute(query.group_by(Stage.name))
+    found = [StageTime(name, count, int(worked or 0), int(held or 0)) for name, count, worked, held in rows]
+    return sorted(found, key=lambda row: -row.seconds)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -72,7 +73,7 @@ def form_token(page: str) -> str:
     return found
 
 
-def send(browser: TestClient, path: str, **fields: str) -> object:
+def send(browser: TestClient, path: str, **fields: str) -> httpx.Response:
     """A form of ours, sent."""
     token = form_token(browser.get("/ui/jobs").text)
     return browser.post(path, data={**fields, "form_token": token})
