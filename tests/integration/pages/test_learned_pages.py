@@ -29,7 +29,7 @@ def test_the_page_shows_every_models_accuracy_and_where_the_mask_lies(browser: T
     page = browser.get(f"/ui/jobs/{job}/learned").text
     told = text_of(page)
     assert all(name in told for name in ("Base", "SFT", "Vanilla DPO (warm-up)", "Forgotten", "Aligned"))
-    assert "75.0 % (10.0 to 90.0)" in told
+    assert "75.0 % (30.1 to 95.4)" in told
     assert page.count('class="chart heat"') == 1
     assert re.findall(r'fill-opacity="([\d.]+)"', page) == ["0.50", "1.00", "0.00", "0.50"]
     assert "The darkest is 10.0" in told

@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from allo_engine.data.statistics import wilson
 from allo_engine.pipeline import OUTPUTS
 from service.jobs.running import attempts, dispatch
 from tests.integration.service.domain import ALLO, WORKER, Domain
+
+
+def share(name: str, right: int, total: int) -> dict[str, float]:
+    low, high = wilson(right, total)
+    return {name: right / total, f"{name}_low": low, f"{name}_high": high}
+
 
 SHARES = {"weights": 1000, "forget": 0.01, "improve": 0.05}
 WHERE = {
@@ -43,13 +50,7 @@ def evaluated(rights: Mapping[str, str], text: str = "says") -> dict[str, dict[s
     """What an evaluation leaves in which the models were right there."""
     names = [f"case-{place}" for place in range(len(next(iter(rights.values()))))]
     models = [
-        {
-            "model": model,
-            "cases": [digit == "1" for digit in right],
-            "accuracy": right.count("1") / len(right),
-            "accuracy_low": 0.1,
-            "accuracy_high": 0.9,
-        }
+        {"model": model, "cases": [digit == "1" for digit in right], **share("accuracy", right.count("1"), len(right))}
         for model, right in rights.items()
     ]
     texts = [

@@ -1,0 +1,87 @@
+"""What a job learned and what it learned from, walked through in a real browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits, photograph
+from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, evaluated, taught
+
+PROBABILITIES = [0.98, 0.91, 0.84, 0.72, 0.66, 0.55, 0.43, 0.31, 0.22, 0.12, 0.03, 0.97, 0.99, 0.01]
+WORDS = ["So", " she", " has", " 5", " +", " 7", " =", " 13", " apples", ",", " not", " 12", ".", "<|end|>"]
+WRONG = {
+    "problem": "Ann has 5 apples and picks 7. How many has she?",
+    "tokens": WORDS,
+    "probabilities": PROBABILITIES,
+    "ends": [word == "<|end|>" for word in WORDS],
+    "length": len(WORDS),
+}
+MODULES = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+DEEP = {
+    "layers": {
+        **{
+            f"model.layers.{layer}": {
+                module: {"weights": 10**6, "forget": 0.01, "improve": abs(layer - 8) * place / 900}
+                for place, module in enumerate(MODULES)
+            }
+            for layer in range(16)
+        },
+        "outside the layers": WHERE["layers"]["outside the layers"],
+    }
+}
+FINDINGS = {
+    "locate": {"masks": {"where.json": json.dumps(DEEP)}},
+    "token_rewards": {"scores": {"examples.jsonl": "".join(json.dumps(one) + "\n" for one in (WRONG, RESPONSE) * 4)}},
+    "evaluate": evaluated({model: right * 6 for model, right in RIGHT.items()}),
+}
+
+
+def test_what_a_job_learned_is_looked_at_and_paged_through(site: Site, visit: Visit) -> None:
+    page = visit(f"/ui/jobs/{taught(site.domain, FINDINGS)}/learned")
+    expect(page.get_by_role("img", name="Accuracy on the validation file")).to_be_visible()
+    expect(page.locator("#responses .response")).to_have_count(3)
+    expect(page.locator("#answers .answer")).to_have_count(10)
+    expect(page.locator("#responses .gone").nth(1)).to_have_attribute("title", "P 0.430, weight 1.00")
+    assert_accessible(page)
+    assert_fits(page)
+    photograph(page, "learned", full_page=True)
+    page.get_by_role("navigation", name="Pages of answers").get_by_role("link", name="After").click()
+    expect(page.locator("#answers .answer")).to_have_count(8)
+    page.get_by_label("Which").select_option("lost")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#answers .answer")).to_have_count(6)
+    page.get_by_role("navigation", name="Pages of responses").get_by_role("link", name="After").click()
+    expect(page.locator("#responses h3").first).to_contain_text("4.")
+    page.get_by_role("link", name="The mask of forgetting").click()
+    expect(page.get_by_role("img", name="that the mask of forget takes")).to_be_visible()
+    page.locator("#masks ~ details summary").click()
+    assert_accessible(page)
+
+
+def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(visit: Visit, tmp_path: Path) -> None:
+    bad = tmp_path / "bad <b>.jsonl"
+    bad.write_text('{"problem": "1+1?", "solution": "2"}\n{"problem": "", "solution": "2"}\n')
+    page = visit("/ui/files")
+    assert_fits(page)
+    page.get_by_label("A file to train").set_input_files(bad)
+    page.get_by_role("button", name="Upload").click()
+    expect(page.get_by_role("heading", name="bad <b>.jsonl")).to_be_visible()
+    expect(page.locator("#problems tbody")).to_contain_text("a text that is not empty")
+    assert_accessible(page)
+    assert_fits(page)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete bad <b>.jsonl").click()
+    expect(page.get_by_role("heading", name="Data")).to_be_visible()
+    assert "bad <b>" not in page.locator("main").inner_text()
+    assert_accessible(page)
+    photograph(page, "data")
