@@ -35,13 +35,14 @@ class Scale:
 @dataclass(frozen=True)
 class Arm:
     """`trains` is "dense", "masked" or, for SFT alone, "none". `stages` makes a job's settings from a rate; `row` is
-    the line of the job's report that is the arm's model."""
+    the line of the job's report that is the arm's model. `rounds` is how often it samples and aligns again."""
 
     what: str
     method: str
     trains: str
     row: str
     stages: Callable[[Scale, float], Stages]
+    rounds: int = 1
 
 
 RATIO = 0.05
@@ -86,6 +87,14 @@ ARMS: dict[str, Arm] = {
     "E": Arm("ALLO without forgetting", "allo", "masked", "improve", _masked()),
     "F": Arm("A with NLL", "dpo", "dense", "warmup", _dense(nll=1.0)),
     "G": Arm("E with NLL", "allo", "masked", "improve", _masked(nll=1.0)),
+    "H": Arm(
+        "I in two rounds",
+        "allo",
+        "masked",
+        "improve-2",
+        _masked("random", filter_ratio=1.0, nll=1.0),
+        rounds=2,
+    ),
     "I": Arm("C with NLL", "allo", "masked", "improve", _masked("random", filter_ratio=1.0, nll=1.0)),
 }
 BASELINE, STRONG = "A", "F"
@@ -128,7 +137,7 @@ def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
         {}
         if ARMS[arm].method == "supervised"
         else {
-            "sample": {"n": scale.n},
+            "sample": {"n": scale.n, "rounds": ARMS[arm].rounds},
             "pair": {"max_pairs": scale.pairs, "max_negatives": scale.pairs},
         }
     )
