@@ -14,7 +14,8 @@ from service.jobs import repository
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
-from service.jobs.repository import Page, holdings, tracked
+from service.jobs.repository import Page, holdings, looking, tracked
+from service.jobs.repository.looking import Wanted
 from service.jobs.running.placement import Offer
 from service.jobs.submission import NewJob, Sender, admit, check_limit, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
@@ -70,10 +71,21 @@ def read_page(
     """Jobs that have all of `metadata`, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
         jobs, more = repository.jobs(session, owner, page, metadata or {})
-        stages, earlier = defaultdict(list), _earlier(session, jobs)
-        for stage in repository.stages_shown(session, [job.id for job in jobs]):
-            stages[stage.job_id].append(stage)
-        return [JobView(job, tuple(stages[job.id]), earlier[_source(job)]) for job in jobs], more
+        return _listed(session, jobs), more
+
+
+def look_for(database: Database, wanted: Wanted, page: Page) -> tuple[list[JobView], bool]:
+    """Jobs that are as wanted, and whether there are more; for what is shown, not for what runs. Raises NotFound for an
+    unknown `page.after`."""
+    with database.snapshot() as session:
+        jobs, more = looking.found(session, wanted, page)
+        return _listed(session, jobs), more
+
+
+def names_in_use(database: Database, owner: str | None) -> tuple[Sequence[str], Sequence[str]]:
+    """The models that jobs begin with, and their owners; of one owner's jobs or of all."""
+    with database.snapshot() as session:
+        return looking.models(session, owner), [owner] if owner is not None else looking.owners(session)
 
 
 def read_events(database: Database, owner: str, job_id: str, page: Page) -> tuple[list[Event], bool]:
@@ -217,6 +229,13 @@ def _view(session: Session, job: Job) -> JobView:
     stages = repository.stages(session, [job.id])
     artifacts = repository.artifacts(session, [stage.id for stage in stages])
     return JobView(job, tuple(stages), _earlier(session, [job])[_source(job)], tuple(artifacts))
+
+
+def _listed(session: Session, jobs: Sequence[Job]) -> list[JobView]:
+    stages, earlier = defaultdict(list), _earlier(session, jobs)
+    for stage in repository.stages_shown(session, [job.id for job in jobs]):
+        stages[stage.job_id].append(stage)
+    return [JobView(job, tuple(stages[job.id]), earlier[_source(job)]) for job in jobs]
 
 
 def _earlier(session: Session, jobs: Sequence[Job]) -> Mapping[tuple[str, str, str], Mapping[str, int]]:

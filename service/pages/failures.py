@@ -18,7 +18,7 @@ from service.api.guard import PAGES
 from service.api.scope import request_id
 from service.jobs.errors import DomainError
 from service.pages.entry import HOME, NotSignedIn
-from service.pages.rendering import page
+from service.pages.rendering import here, page
 from service.storage.store import DiskFull, StoreError
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,7 @@ def wants_fragment(request: Request) -> bool:
 async def _to_login(request: Request, _: Exception) -> Response:
     """A link from elsewhere comes without the cookie, however well its reader is signed in: the same page, asked for
     again by a page of ours, comes with it."""
-    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    then = here if request.method == "GET" else HOME
+    then = here(request) if request.method == "GET" else HOME
     login = f"{PAGES}/login?then={quote(then, safe='')}"
     if wants_fragment(request):
         return PlainTextResponse("You are no longer signed in.", 401, headers={"hx-redirect": login})

@@ -46,8 +46,13 @@ def render(request: Request, template: str, **values: Any) -> str:
     return (
         _environment()
         .get_template(template)
-        .render(request=request, session=session, may=may, navigation=entries, **values)
+        .render(here=here(request), session=session, may=may, navigation=entries, **values)
     )
+
+
+def here(request: Request) -> str:
+    """The address of this page, as a link of it has it."""
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 def _is_at(request: Request, path: str) -> bool:
