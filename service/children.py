@@ -12,8 +12,6 @@ from tempfile import TemporaryFile
 from threading import Timer
 from typing import Any
 
-from service.settings import PREFIX
-
 NICE = 10
 """How far a child stands back behind what serves and trains."""
 
@@ -29,6 +27,8 @@ class ChildFailed(Exception):
 def alone(**more: str) -> dict[str, str]:
     """The environment of a child that reads what is on this machine, and computes on its processor. Strangers wrote
     what it reads: of our settings, which hold passwords, it sees none."""
+    from service.settings import PREFIX  # here: a child that starts one of its own need not load the settings
+
     others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     return {**others, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 

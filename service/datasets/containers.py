@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from time import thread_time
 from typing import Protocol
 
 from service.datasets import parquet
@@ -35,18 +36,24 @@ PIECE, PIECE_IN = 2**18, 2**14
 MOST_FILES, SMALLEST_FILE = 1000, 256
 """Compressed files behind each other: so many, and another for every so many bytes. Each costs some microseconds."""
 
+SECONDS, SECONDS_A_BYTE = 5.0, 2 / 2**20
+"""Of a processor, for a compressed file: so many, and more for every byte of it. Lines that say something take a tenth
+of that; a few of them a million times over, in some kilobytes, would take minutes."""
+
 WINDOW_LOG = 25
 """The largest window of zstd that is decompressed, 32 MB: memory that a file asks for. `zstd -19` asks for 8 MB."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The longest line; the most that a compressed file or Parquet may expand to; and the folder, on the disk of the
-    files, for what must be written before it can be read."""
+    """The longest line; the most that a compressed file or Parquet may expand to; the folder, on the disk of the files,
+    for what must be written before it can be read; and what a compressed file may take of a processor, however few its
+    bytes."""
 
     line_bytes: int
     data_bytes: int
     scratch: Path | None = None
+    seconds: float = SECONDS
 
 
 def opened(chunks: Iterable[bytes], limits: Limits) -> tuple[str, Rows]:
@@ -56,7 +63,7 @@ def opened(chunks: Iterable[bytes], limits: Limits) -> tuple[str, Rows]:
     for magic, name, begun in _COMPRESSIONS:
         if head.startswith(magic):
             suffix = f".{name}"
-            head, chunks = _peeked(_bounded(_decompressed(chunks, begun), limits.data_bytes))
+            head, chunks = _peeked(_bounded(_decompressed(chunks, begun, limits.seconds), limits.data_bytes))
             break
     for magic, name in _OTHERS:
         if head.startswith(magic):
@@ -71,6 +78,12 @@ def opened(chunks: Iterable[bytes], limits: Limits) -> tuple[str, Rows]:
     if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return f"json{suffix}", _elements(chunks, limits.line_bytes)
     return f"jsonl{suffix}", _lines(chunks, limits.line_bytes)
+
+
+def is_simple(begun: Iterable[bytes]) -> bool:
+    """Whether what begins like this is neither compressed nor Parquet: no larger, when it is read, than it is."""
+    head, _ = _peeked(begun)
+    return not head.startswith((parquet.MAGIC, *(magic for magic, _, _ in _COMPRESSIONS)))
 
 
 def _peeked(chunks: Iterable[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -234,9 +247,10 @@ def _zstd() -> _Stream:
     return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
 
 
-def _decompressed(chunks: Iterable[bytes], begun: Callable[[], _Stream]) -> Iterator[bytes]:
+def _decompressed(chunks: Iterable[bytes], begun: Callable[[], _Stream], seconds: float) -> Iterator[bytes]:
     """Of one compressed file, or several behind each other as `cat` makes them; some tools fill up with zeros."""
     stream, files, consumed = begun(), 1, 0
+    until = thread_time() + seconds
     for piece in _pieces(chunks):
         consumed += len(piece)
         while piece or not (stream.eof or stream.needs_input):
@@ -247,10 +261,15 @@ def _decompressed(chunks: Iterable[bytes], begun: Callable[[], _Stream]) -> Iter
                 if files > MOST_FILES + consumed // SMALLEST_FILE:
                     raise BadLine("is in one of too many small files, compressed one by one", "one compressed file")
             try:
-                yield stream.decompress(piece, PIECE)
+                data = stream.decompress(piece, PIECE)
             except (zlib.error, zstd.ZstdError) as error:
                 wrong = f"cannot be decompressed, or not in {2**WINDOW_LOG >> 20} MB of memory: {error}"
                 raise BadLine(wrong, "the whole file, compressed again: with zstd -19 at most") from None
+            yield data
+            if thread_time() > until + consumed * SECONDS_A_BYTE:
+                raise BadLine(
+                    "is where the check took too long: so few compressed bytes hold so much", "it without compression"
+                )
             piece = stream.unused_data if stream.eof else b""
     if not stream.eof:
         raise BadLine("is the last of a compressed file that was cut off", "the whole file")

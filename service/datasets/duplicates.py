@@ -19,7 +19,10 @@ class Duplicates:
         digest = hash(line)
         if digest & self._mask:
             return
-        self._repeats[digest] = self._repeats.get(digest, -1) + 1
+        known = len(self._repeats)
+        self._repeats.setdefault(digest, 0)
+        if len(self._repeats) == known:
+            self._repeats[digest] += 1
         while len(self._repeats) > self._most:
             self._mask = 2 * self._mask + 1
             self._repeats = {digest: count for digest, count in self._repeats.items() if not digest & self._mask}

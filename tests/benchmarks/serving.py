@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,12 @@ class Server:
     process: psutil.Process
 
     def megabytes(self) -> float:
-        return float(self.process.memory_info().rss) / 1e6
+        """Of the process and of those that it has started."""
+        total = self.process.memory_info().rss
+        for child in self.process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                total += child.memory_info().rss
+        return float(total) / 1e6
 
     def cpu_seconds(self) -> float:
         times = self.process.cpu_times()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from service.datasets.apart import checking
+from service.datasets.containers import is_simple
 from service.datasets.validation import Limits, LineProblem, Summary, validate
 from service.db import Database
 from service.jobs import repository
@@ -18,6 +20,9 @@ from service.jobs.tables import File
 from service.storage.store import Blob, Store, Writer, lines_of
 
 PURPOSE = "fine-tune"
+
+HERE = 2**20
+"""A file of fewer bytes is checked in a few milliseconds, unless it is larger than it looks: in this process."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,15 @@ def take_in(store: Store, chunks: Iterator[bytes], limits: FileLimits) -> Conten
     raises: then nothing of it is kept."""
     with store.writing() as content, store.writing() as report, store.writing() as data:
         kept = _Kept(chunks, content, limits.bytes)
-        summary = validate(kept, report, data, Limits(limits.line_bytes, limits.bytes, store.scratch))
-        for _ in kept:
-            pass  # what the check did not read is part of the file, too
+        bounds = Limits(limits.line_bytes, limits.bytes, store.scratch)
+        begun = _begun(kept)
+        if is_simple(begun) and sum(map(len, begun)) < HERE:
+            summary = validate(begun, report, data, bounds)
+        else:
+            with checking(content.path, report, data, bounds) as check:
+                for _ in kept:
+                    check.may_read(content.readable)
+                summary = check.summary(content.settle())
         is_bad = bool(summary.problem_count)
         return Content(
             blob=content.commit(),
@@ -77,6 +88,17 @@ def take_in(store: Store, chunks: Iterator[bytes], limits: FileLimits) -> Conten
             report=report.commit() if is_bad else None,
             data=data.commit() if summary.converted and not is_bad else None,
         )
+
+
+def _begun(kept: Iterator[bytes]) -> list[bytes]:
+    """What a file begins with: all of it, where it is smaller than `HERE`."""
+    found, size = list[bytes](), 0
+    for chunk in kept:
+        found.append(chunk)
+        size += len(chunk)
+        if size >= HERE:
+            break
+    return found
 
 
 def new_file(new: NewFile, content: Content, now: int) -> File:

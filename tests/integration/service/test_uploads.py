@@ -257,6 +257,26 @@ def test_parts_are_bounded(domain: Domain) -> None:
         add(domain, upload, b"x")
 
 
+def test_a_large_file_that_breaks_off_leaves_nothing_and_one_that_is_whole_is_checked_apart(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    content = LINES * (2 * files.HERE // len(LINES))
+    limits = FileLimits(2**24, 2**16)
+
+    def broken() -> Iterator[bytes]:
+        yield content
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        files.take_in(store, broken(), limits)
+    assert not any(store.scratch.iterdir())
+    assert not list(store.stored())
+    taken = files.take_in(store, iter([content, b"nonsense"]), limits)
+    assert (taken.summary.rows, taken.summary.problem_count) == (len(content.splitlines()), 1)
+    assert b"".join(store.open(taken.blob.sha256)) == content + b"nonsense"
+    assert taken.report is not None
+    assert store.exists(taken.report.sha256)
+
+
 @settings(max_examples=30)
 @given(
     st.lists(st.integers(0, len(LINES)), max_size=8), st.sampled_from([LINES, LINES + b"{", b"\n" + LINES, b"x" * 2000])

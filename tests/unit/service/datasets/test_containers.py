@@ -151,6 +151,15 @@ def test_of_files_behind_each_other_there_may_not_be_too_many(compress: Callable
     assert check(compress(jsonl(ROWS)) * 900, 2**18)[2] == []
 
 
+def test_a_compressed_file_takes_no_more_time_than_its_bytes_allow() -> None:
+    report = io.BytesIO()
+    content = gzip.compress(b'{"problem": "p", "solution": "s"}\n' * 100_000)
+    found = validate([content], report, io.BytesIO(), Limits(100_000, 2**30, seconds=0))
+    assert 0 < found.rows < 100_000
+    assert "took too long" in json.loads(report.getvalue())["wrong"]
+    assert validate([content], report, io.BytesIO(), Limits(100_000, 2**30)).problem_count == 0
+
+
 def test_a_zstd_file_that_asks_for_a_large_window_is_refused() -> None:
     options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
     stream = zstd.ZstdCompressor(options=options)
