@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -158,9 +158,14 @@ def _of_a_part(request: Request, error: Exception) -> Response:
 
 def _of_the_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = [(_param(problem["loc"]), _reason(problem)) for problem in error.errors()]
-    message = " ".join(f"{param}: {reason}." if param else f"{reason}." for param, reason in problems[:10])
-    return answer(request, 422, message, problems[0][0] or None, "invalid_value")
+    found = problems(error.errors())
+    message = " ".join(f"{param}: {reason}." if param else f"{reason}." for param, reason in found[:10])
+    return answer(request, 422, message, found[0][0] or None, "invalid_value")
+
+
+def problems(errors: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Of what pydantic found: the path of each field as its user writes it, and what is wrong with it."""
+    return [(_param(problem["loc"]), _reason(problem)) for problem in errors]
 
 
 def _of_the_framework(request: Request, error: Exception) -> Response:

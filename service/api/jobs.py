@@ -42,15 +42,16 @@ async def create(
 
 
 def _submit(parts: Context, key: ApiKey, call: Call, body: CreateJob) -> dict[str, Any]:
-    def submit() -> dict[str, Any]:
-        sender = sender_of(parts, key)
-        view = service.submit(parts.database, parts.store, body.asked(), sender, _offers(parts))
-        answer: dict[str, Any] = jsonable_encoder(_shown(parts, view))
-        return answer
-
-    job = dict(once(parts.database, call, submit))
+    job = dict(once(parts.database, call, lambda: submit(parts, key, body)))
     parts.expectations.later(key.owner, job["id"])
     return job
+
+
+def submit(parts: Context, key: ApiKey, body: CreateJob) -> dict[str, Any]:
+    """A new job of the key's owner, as it is shown."""
+    view = service.submit(parts.database, parts.store, body.asked(), sender_of(parts, key), _offers(parts))
+    answer: dict[str, Any] = jsonable_encoder(_shown(parts, view))
+    return answer
 
 
 @router.get("")

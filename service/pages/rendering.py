@@ -21,6 +21,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 NAVIGATION = (
     ("Jobs", f"{PAGES}/jobs", "read"),
+    ("New job", f"{PAGES}/new", "submit"),
     ("Data", f"{PAGES}/files", "read"),
     ("Models", f"{PAGES}/models", "read"),
     ("Usage", f"{PAGES}/usage", "read"),

@@ -77,6 +77,14 @@ def registered_names(database: Database, owner: str) -> Sequence[str]:
         return repository.registered_names(session, owner, 100)
 
 
+def names(database: Database, owner: str, most: int) -> list[tuple[str, str]]:
+    """(name, name) of what a job of the owner's can start from: what was registered, and what jobs made, the newest
+    first."""
+    with database.snapshot() as session:
+        found = [*repository.registered_names(session, owner, most), *repository.made_names(session, owner, most)]
+    return [(name, name) for name in found]
+
+
 def read_model(database: Database, owner: str, name: str) -> Model:
     """The model. Raises NotFound."""
     with database.snapshot() as session:

@@ -67,6 +67,12 @@ def registered_names(session: Session, owner: str, most: int) -> Sequence[str]:
     return session.scalars(query).all()
 
 
+def made_names(session: Session, owner: str, most: int) -> Sequence[str]:
+    """The newest first."""
+    query = select(Model.id).where(Model.owner == owner, Model.job_id.is_not(None))
+    return session.scalars(query.order_by(Model.created_at.desc(), Model.id).limit(most)).all()
+
+
 def models_of_job(session: Session, owner: str, job_id: str) -> Sequence[Model]:
     return session.scalars(select(Model).where(Model.job_id == job_id, Model.owner == owner)).all()
 
