@@ -24,6 +24,7 @@ NAVIGATION = (
     ("New job", f"{PAGES}/new", "submit"),
     ("Data", f"{PAGES}/files", "read"),
     ("Models", f"{PAGES}/models", "read"),
+    ("Try", f"{PAGES}/try", "read"),
     ("Usage", f"{PAGES}/usage", "read"),
     ("Workers", f"{PAGES}/workers", "admin"),
     ("Keys", f"{PAGES}/keys", "admin"),

@@ -253,6 +253,19 @@ def test_another_owners_model_answers_exactly_as_an_absent_one(town: Town) -> No
         assert told[0][1] == "model_not_found"
 
 
+def test_the_dashboard_streams_the_same_answer_to_whoever_is_signed_in(town: Town, client: OpenAI) -> None:
+    key = create_key(town.house.database, OWNER, ("read",)).secret
+    with httpx.Client(base_url=town.url, headers={"origin": town.url}, timeout=PATIENCE) as browser:
+        assert browser.post("/ui/login", data={"key": key}).status_code == 303
+        token = browser.get("/ui/try").text.partition('"X-Form-Token":"')[2][:64]
+        body = {"model": ALIGNED, "messages": HELLO, "max_tokens": 40, "temperature": 0}
+        answer = browser.post("/ui/try/answer", json=body, headers={"x-form-token": token})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *chunks, last = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    told = [json.loads(chunk)["choices"][0]["delta"].get("content") or "" for chunk in chunks]
+    assert ("".join(told), last) == (town.generated(ALIGNED, 40), "[DONE]")
+
+
 def test_what_has_no_room_in_the_model_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.completions.create(model="tiny", prompt="x" * 600, max_tokens=1)
