@@ -31,6 +31,11 @@ OWN_FILES = 500
 _ADVICE = "raise the hard limit of open files (ulimit -Hn, LimitNOFILE), or lower ALLO_MAX_CONNECTIONS"
 
 
+INVALID = (400, "This is not an HTTP request that can be understood.", "invalid_http")
+NO_HOST = (400, "A request of HTTP/1.1 has one header Host.", "invalid_http")  # RFC 9112, 3.2
+TOO_LARGE = (431, f"The request's head is larger than {MAX_HEAD_BYTES} bytes.", "head_too_large")
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What connections may hold up. Seconds: `head` until a request's head has come whole; `body` without a byte of a
@@ -48,6 +53,7 @@ class Connection(HttpToolsProtocol):
     answered in our shape."""
 
     bounds = Bounds()
+    _wrong = INVALID
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -63,18 +69,25 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         self._head_bytes += len(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(431, f"The request's head is larger than {MAX_HEAD_BYTES} bytes.", "head_too_large")
+            self._refuse(*TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._await_head()
 
     def on_headers_complete(self) -> None:
+        """Raises what ends the parser, where the head is one to refuse: `send_400_response` follows."""
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._wrong = TOO_LARGE  # it came in one read
+        elif self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._wrong = NO_HOST
+        if self._wrong is not INVALID:
+            raise ValueError(self._wrong)
         self._in_head = False
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's
-        self._refuse(400, "This is not an HTTP request that can be understood.", "invalid_http")
+        self._refuse(*self._wrong)
 
     def _await_head(self) -> None:
         self._in_head, self._head_bytes = True, 0

@@ -112,6 +112,8 @@ class Guard:
             request.scope["state"] |= {"key": session.key, "session": session}
 
     async def _key(self, secret: str) -> ApiKey | None:
+        if self._keys.is_unknown(secret):
+            return None
         return self._keys.known(secret) or await to_thread.run_sync(self._keys.find, secret)
 
 

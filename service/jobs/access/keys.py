@@ -24,6 +24,10 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 _OWNER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
+MOST_UNKNOWN = 256
+"""Secrets that are remembered to be none; whoever sends more of them has each looked up."""
+
+
 @dataclass(frozen=True)
 class NewKey:
     """A key just made. `secret` is what the client sends; it exists nowhere else."""
@@ -65,11 +69,17 @@ def is_valid(database: Database, key_id: str) -> bool:
 
 
 class KeyRing:
-    """Keys that were looked up a moment ago: a key that is revoked elsewhere opens nothing after `seconds`."""
+    """Keys that were looked up a moment ago: a key that is revoked elsewhere opens nothing after `seconds`. What was no
+    key then is none now: secrets are drawn, so that nobody has sent one before it is made."""
 
     def __init__(self, database: Database, seconds: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._database, self._seconds, self._clock = database, seconds, clock
         self._found: dict[str, tuple[float, ApiKey]] = {}
+        self._unknown: dict[str, float] = {}
+
+    def is_unknown(self, secret: str) -> bool:
+        """Whether it was looked up a moment ago, and there was none: this asks no database."""
+        return self._clock() < self._unknown.get(_hash(secret), 0.0)
 
     def known(self, secret: str) -> ApiKey | None:
         """The key, where it was found a moment ago: this asks no database."""
@@ -84,6 +94,9 @@ class KeyRing:
         if key is not None:
             self._found = {name: kept for name, kept in self._found.items() if kept[0] > now}
             self._found[key.hash] = (now + self._seconds, key)
+        else:
+            left = {name: until for name, until in self._unknown.items() if until > now}
+            self._unknown = {**left, _hash(secret): now + self._seconds} if len(left) < MOST_UNKNOWN else left
         return key
 
     def forget(self, key_id: str) -> None:

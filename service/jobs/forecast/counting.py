@@ -25,7 +25,7 @@ REFUSED = 3
 
 WEIGHTS = ".safetensors"
 
-UNCOUNTED = frozenset(
+LEARNING_ONLY = frozenset(
     {"seed", "learning_rate", "warmup_ratio", "schedule", "max_grad_norm", "weight_decay"}
     | {"beta", "beta1", "beta2", "epsilon"}
 )
@@ -71,7 +71,7 @@ def question(admitted: Admitted, places: Iterable[Place]) -> Question | None:
 
 def _counted(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Of a stage; None where it is left out."""
-    return None if settings is None else {key: value for key, value in settings.items() if key not in UNCOUNTED}
+    return None if settings is None else {key: value for key, value in settings.items() if key not in LEARNING_ONLY}
 
 
 class Counts:

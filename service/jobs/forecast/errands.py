@@ -9,11 +9,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Full, Queue
 from tempfile import TemporaryDirectory
 from typing import Generic, Protocol, TypeVar
 
 from service.jobs.errors import TooMany
+from service.jobs.forecast.behind import Behind
 from service.storage.store import Store
 
 KEPT, WAITING, OWN = 256, 8, 4
@@ -33,14 +33,13 @@ Found = TypeVar("Found")
 
 
 class Errands(Generic[Asked, Found]):
-    """Runs errands in the background of this process, on one thread, which begins with the first."""
+    """Runs errands behind the requests of this process."""
 
     def __init__(self, run: Callable[[Asked], Found]) -> None:
         self._run = run
         self._lock = threading.Lock()
         self._known: OrderedDict[Asked, Future[Found]] = OrderedDict()
-        self._queue: Queue[tuple[Asked, Future[Found]]] = Queue(WAITING)
-        self._thread: threading.Thread | None = None
+        self._behind = Behind(self._see_to, WAITING)
 
     def ask(self, asked: Asked) -> Future[Found]:
         """What comes of it: at once where it is known, and what failed is tried again. Raises TooMany."""
@@ -56,24 +55,16 @@ class Errands(Generic[Asked, Found]):
     def _queued(self, asked: Asked) -> Future[Found]:
         waiting = [one for one, future in self._known.items() if not future.done() and one.owner == asked.owner]
         future: Future[Found] = Future()
-        try:
-            if len(waiting) >= OWN:
-                raise Full
-            self._queue.put_nowait((asked, future))
-        except Full:
-            raise TooMany("Many such requests are being worked on: ask again in a while.") from None
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)  # the process may end meanwhile
-            self._thread.start()
+        if len(waiting) >= OWN or not self._behind.put((asked, future)):
+            raise TooMany("Many such requests are being worked on: ask again in a while.")
         return future
 
-    def _work(self) -> None:
-        while True:
-            asked, future = self._queue.get()
-            try:
-                future.set_result(self._run(asked))
-            except Exception as error:
-                future.set_exception(error)
+    def _see_to(self, errand: tuple[Asked, Future[Found]]) -> None:
+        asked, future = errand
+        try:
+            future.set_result(self._run(asked))
+        except Exception as error:
+            future.set_exception(error)
 
 
 class Scratch:

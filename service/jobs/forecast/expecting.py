@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from queue import Full, Queue
 
 from service.db import Database
 from service.jobs import repository
+from service.jobs.forecast.behind import Behind
 from service.jobs.forecast.counting import SECONDS, Counts
 from service.jobs.forecast.foresight import foresee, told
 from service.jobs.repository import foreseen
@@ -27,7 +27,7 @@ _PATIENCE = 10 * SECONDS
 
 
 class Expectations:
-    """One thread of the web process, which begins with the first job. `offers` gives what the living workers have."""
+    """Sees to jobs behind the requests of this process. `offers` gives what the living workers have."""
 
     def __init__(
         self,
@@ -39,36 +39,26 @@ class Expectations:
     ) -> None:
         self._database, self._store, self._counts, self._offers = database, store, counts, offers
         self._teacher_hosts = teacher_hosts
-        self._queue: Queue[tuple[str, str]] = Queue(WAITING)
+        self._behind = Behind(self._see_to, WAITING)
         self._lock, self._closed = threading.Lock(), False
-        self._thread: threading.Thread | None = None
 
     def later(self, owner: str, job_id: str) -> None:
         """Sees to a job that was submitted, some time."""
-        try:
-            self._queue.put_nowait((owner, job_id))
-        except Full:
-            return
-        if self._thread is None:  # asked first without the lock, which may be held for as long as the database takes
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._work, daemon=True)  # the process may end meanwhile
-                    self._thread.start()
+        self._behind.put((owner, job_id))
 
     def close(self) -> None:
         """From here on the database is left alone."""
         with self._lock:
             self._closed = True
 
-    def _work(self) -> None:
-        while not self._closed:
-            owner, job_id = self._queue.get()
-            try:
-                self._see_to(owner, job_id)
-            except Exception as error:  # of whatever kind: the next job is seen to
-                log.warning("nothing_expected job_id=%s error=%r", job_id, error)
+    def _see_to(self, job: tuple[str, str]) -> None:
+        owner, job_id = job
+        try:
+            self._expect(owner, job_id)
+        except Exception as error:  # of whatever kind: the next job is seen to
+            log.warning("nothing_expected job_id=%s error=%r", job_id, error)
 
-    def _see_to(self, owner: str, job_id: str) -> None:
+    def _expect(self, owner: str, job_id: str) -> None:
         with self._lock:
             if self._closed:
                 return

@@ -98,14 +98,26 @@ class Plan:
 
 def foresee(database: Database, store: Store, new: NewJob, sender: Sender, offers: Mapping[str, Offer]) -> Plan:
     """What would come of a submit; nothing is written. Raises whatever the submit would raise."""
+    (found,) = foresee_all(database, store, [new], sender, offers)
+    return found
+
+
+def foresee_all(
+    database: Database, store: Store, jobs: Sequence[NewJob], sender: Sender, offers: Mapping[str, Offer]
+) -> list[Plan]:
+    """What would come of submitting all of them at once."""
     with database.snapshot() as session:
         now = database.now()
-        check_limit(session, sender, now)
-        admitted = admit(session, store, new, sender, now)
-        found = reusable(session, store, sender.owner, admitted.sources, admitted.planned)
-        reused = {name: stage.reused_from or stage.id for name, stage in found.items()}
-        workers = {stage.name: _by_merit(admitted.needs[stage.name], offers) for stage in admitted.planned}
-        return Plan(admitted, offers, reused, workers, _past(session, sender.owner))
+        check_limit(session, sender, now, len(jobs))
+        past = _past(session, sender.owner)
+        return [_plan(session, store, admit(session, store, new, sender, now), offers, past) for new in jobs]
+
+
+def _plan(session: Session, store: Store, admitted: Admitted, offers: Mapping[str, Offer], past: Past) -> Plan:
+    found = reusable(session, store, admitted.owner, admitted.sources, admitted.planned)
+    reused = {name: stage.reused_from or stage.id for name, stage in found.items()}
+    workers = {stage.name: _by_merit(admitted.needs[stage.name], offers) for stage in admitted.planned}
+    return Plan(admitted, offers, reused, workers, past)
 
 
 def told(plan: Plan, works: Works) -> list[StageForesight]:

@@ -10,8 +10,7 @@ from allo_engine.pipeline import PlannedStage, digest
 from service.db import Database
 from service.jobs import repository, service
 from service.jobs.errors import InvalidRequest, NotFound
-from service.jobs.forecast import foresight
-from service.jobs.forecast.foresight import Plan
+from service.jobs.forecast.foresight import Plan, foresee_all
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED
 from service.jobs.progression import advance
@@ -67,9 +66,7 @@ def foresee(
     """What would come of a submit, point by point; nothing is written. A stage that is the same in several points is
     the first one's: to the others it is there already. Raises whatever the submit would raise."""
     points = _points(values, sender)
-    with database.snapshot() as session:
-        check_limit(session, sender, database.now(), len(points))
-    plans = [foresight.foresee(database, store, at(new, point), sender, offers) for point in points]
+    plans = foresee_all(database, store, [at(new, point) for point in points], sender, offers)
     _check_different(points, [plan.admitted for plan in plans])
     made: set[str] = set()
     found = []

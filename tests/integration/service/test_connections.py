@@ -61,9 +61,27 @@ def test_a_body_that_stops_halfway_ends_its_connection(port: int, secret: str) -
     assert answer(connect(port, head.encode() + b'{"model"')) == (408, "request_timeout")
 
 
-def test_a_head_without_end_is_cut_off(port: int) -> None:
-    connection = connect(port, b"GET / HTTP/1.1\r\n" + b"X-A: %s\r\n" % (b"a" * 70_000))
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+@pytest.mark.parametrize("line", [b"X-A: %s\r\n" % (b"a" * 70_000), b"X: y\r\n" * 20_000])
+def test_a_head_that_is_too_large_is_refused_whole_or_not(port: int, line: bytes, end: bytes) -> None:
+    connection = connect(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + line + end)
     assert answer(connection) == (431, "head_too_large")
+
+
+def test_a_path_that_is_too_large_is_refused(port: int) -> None:
+    connection = connect(port, b"GET /healthz?%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 70_000))
+    assert answer(connection) == (431, "head_too_large")
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"])
+def test_a_request_names_one_host_unless_it_is_of_an_earlier_version(port: int, hosts: bytes) -> None:
+    """RFC 9112, 3.2."""
+    assert answer(connect(port, b"POST /healthz HTTP/1.1\r\n" + hosts + b"Content-Length: 2\r\n\r\n{}")) == (
+        400,
+        "invalid_http",
+    )
+    with connect(port, b"GET /healthz HTTP/1.0\r\n\r\n") as connection:
+        assert connection.recv(12).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"])

@@ -22,7 +22,7 @@ from service.api.shapes.estimates import Estimate, SweepEstimate
 from service.db import Base, Database
 from service.jobs.access.keys import create_key
 from service.jobs.errors import DomainError, InvalidRequest, QuotaExceeded, Unavailable
-from service.jobs.forecast.counting import UNCOUNTED, Counts
+from service.jobs.forecast.counting import LEARNING_ONLY, Counts
 from service.jobs.forecast.errands import Scratch
 from service.jobs.forecast.expecting import Expectations, asked_again
 from service.jobs.forecast.foresight import Plan, Spread, StageForesight, Taking, foresee, notes, spread, told, total
@@ -249,7 +249,7 @@ def test_what_is_expected_is_kept_behind_the_submit_and_measured_when_stages_hav
 
 def counted(planned: Sequence[PlannedStage]) -> list[Any]:
     """What counts of each stage."""
-    return [(stage.name, stage.config.model_dump(exclude=set(UNCOUNTED)), stage.inputs) for stage in planned]
+    return [(stage.name, stage.config.model_dump(exclude=set(LEARNING_ONLY)), stage.inputs) for stage in planned]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -43,6 +46,25 @@ def test_a_retention_file_is_named_in_the_clients_extra_body(
     assert job.model_dump()["retention_file"] == other
     assert served.finish(served.claim())
     assert [path for path, *_ in served.claim().inputs["retention"]] == ["data.jsonl"]
+
+
+def test_the_readmes_python_is_right(
+    base_url: str, secret: str, served: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = Path(__file__).parents[3] / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    with served.database.transaction() as session:
+        files = [{"path": "model.safetensors", "bytes": served.data.size, "sha256": served.data.sha256}]
+        session.add(Model(id="smollm2", owner=None, created_at=0, files=files))
+    (tmp_path / "allo-data").mkdir()
+    (tmp_path / "allo-data" / "api_key").write_text(f"{secret}\n")
+    (tmp_path / "train.jsonl").write_bytes(PROBLEMS)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # the example leaves files to Python
+        exec(code.replace("http://127.0.0.1:8000/v1", base_url), found)  # noqa: S102 - our own README
+    assert found["job"].status in ("queued", "running")
+    assert set(served.statuses(found["job"].id)) > {"sft", "sample", "improve"}
 
 
 def test_files_are_created_listed_read_and_deleted(client: OpenAI) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from service.db import Database
 from service.jobs import service
-from service.jobs.access.keys import KeyRing, create_key, revoke_key
+from service.jobs.access.keys import MOST_UNKNOWN, KeyRing, create_key, revoke_key
 from service.jobs.repository import Page
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 
@@ -100,3 +100,17 @@ def test_a_revoked_key_opens_nothing_after_two_seconds(database: Database, ring:
     CLOCK[0] += 2
     assert ring.known(made.secret) is None
     assert ring.find(made.secret) is None
+
+
+def test_what_is_no_key_is_looked_up_once_in_two_seconds_and_a_bounded_number_is_remembered(
+    database: Database, ring: KeyRing
+) -> None:
+    assert not ring.is_unknown("nonsense")
+    assert ring.find("nonsense") is None
+    assert ring.is_unknown("nonsense")
+    for number in range(MOST_UNKNOWN + 10):
+        ring.find(f"other {number}")
+    assert sum(ring.is_unknown(f"other {number}") for number in range(MOST_UNKNOWN + 10)) == MOST_UNKNOWN - 1
+    assert ring.find(create_key(database, "owner").secret)
+    CLOCK[0] += 2
+    assert not ring.is_unknown("nonsense")

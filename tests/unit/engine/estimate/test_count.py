@@ -17,7 +17,7 @@ from allo_engine.estimate.loads import Load, Passes, Place, Work
 from allo_engine.estimate.price import price
 from allo_engine.estimate.rates import Calibration
 from allo_engine.model.shape import shape_of
-from service.jobs.forecast.counting import UNCOUNTED
+from service.jobs.forecast.counting import LEARNING_ONLY
 from tests.offers import RATES
 from tests.unit.engine.estimate.test_estimate import SHORT
 from tests.unit.engine.pipeline import write_problems
@@ -94,7 +94,7 @@ def test_rates_losses_and_the_seed_of_training_change_nothing_that_is_counted(jo
     given = replace(Job.read(job_file), places=())
     others = {"learning_rate": 1e-3, "warmup_ratio": 0.5, "schedule": "linear", "max_grad_norm": 2.0, "beta": 0.5}
     others |= {"weight_decay": 0.1, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6}
-    assert {*others, "seed"} == UNCOUNTED
+    assert {*others, "seed"} == LEARNING_ONLY
     changed = replace(given, hyperparameters={**given.hyperparameters, **others})
     assert count(changed, [CPU]) == count(given, [CPU])
 
