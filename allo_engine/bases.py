@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
@@ -159,6 +160,27 @@ class TrainingConfig(RowsConfig):
         description="So many validations in a row that are no better than the best end the training; null: none do.",
     )
 
+    average: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Above 1 the result is the uniform mean of so many last checkpoints, those behind each "
+        "evaluate_every of an epoch (LAWA, arXiv 2306.03241). Where a share is held out and keep is 'best', it is that "
+        "only where its loss there is less than the best checkpoint's.",
+    )
+
+    @field_validator("average")
+    @classmethod
+    def _are_there(cls, average: int, info: ValidationInfo) -> int:
+        epochs, every = (info.data.get(name) for name in ("n_epochs", "evaluate_every"))
+        if epochs and every and average > 1 and average > math.ceil(epochs / every):
+            raise PydanticCustomError(
+                "too_few_checkpoints",
+                "is more than there are checkpoints, {there}: lower it or evaluate_every, or raise n_epochs",
+                {"there": math.ceil(epochs / every)},
+            )
+        return average
+
     @field_validator("zero")
     @classmethod
     def _shares_out_float32(cls, zero: Zero, info: ValidationInfo) -> Zero:
@@ -222,4 +244,6 @@ class BaselineConfig(OwnMaskConfig):
             raise PydanticCustomError("trl_is_dense", "'trl' trains every weight: set train to 'all', or leave it out")
         if trainer == "trl" and info.data.get("validation_share"):
             raise PydanticCustomError("trl_holds_nothing_out", "'trl' trains on everything: leave validation_share out")
+        if trainer == "trl" and info.data.get("average", 1) > 1:
+            raise PydanticCustomError("trl_leaves_the_last", "'trl' leaves its last step: leave average out")
         return trainer

@@ -119,10 +119,12 @@ def _training_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
 
 
 def _resuming_seconds(load: Load, training: float, shape: Shape, rates: Calibration) -> float:
-    one = CHECKPOINT_BYTES * load.ratio * shape.weights * (1 / rates.write_bytes + 1 / rates.hash_bytes)
+    byte = 1 / rates.write_bytes + 1 / rates.hash_bytes
+    one = CHECKPOINT_BYTES * load.ratio * shape.weights * byte
     if load.kind not in ("dense", "sparse"):
         return 0.0
-    return one * (training // max(load.checkpoint_seconds, CHECKPOINT_SHARE * one))
+    averaging = load.averages * VALUE_BYTES * load.ratio * shape.weights * byte
+    return averaging + one * (training // max(load.checkpoint_seconds, CHECKPOINT_SHARE * one))
 
 
 def _decoding_seconds(load: Load, shape: Shape, rates: Calibration) -> float:
@@ -172,9 +174,10 @@ def disk_bytes(load: Load, shape: Shape) -> int:
 
 def work_bytes(load: Load, shape: Shape, rates: Calibration) -> int:
     """What a stage takes on disk while it runs: its checkpoint for resuming, the one before it, the same of its best
-    values where they are kept, and its results.
+    values where they are kept, the values that a mean is taken of, and its results.
     """
-    one = (CHECKPOINT_BYTES + (VALUE_BYTES if load.keeps else 0)) * load.ratio * shape.weights
+    trained = load.ratio * shape.weights
+    one = (CHECKPOINT_BYTES + (VALUE_BYTES if load.keeps else 0)) * trained
     trains = load.kind in ("dense", "sparse")
     resumes = load.keeps or (trains and _training_seconds(load, shape, rates) > load.checkpoint_seconds)
-    return round(2 * one if resumes else 0) + disk_bytes(load, shape)
+    return round((2 * one if resumes else 0) + load.averages * VALUE_BYTES * trained) + disk_bytes(load, shape)

@@ -88,7 +88,8 @@ class Load:
     """What a stage computes, reads and writes. `kind` and `ratio` say what it trains; `updates` its optimizer's steps;
     `models` the checkpoints it loads, `checkpoints` those it writes. `judging` are passes of the rewriter. A teacher
     is `asked` so many times, one question after another, and writes so many tokens in all of them. `by_trl` says that
-    TRL trains it, `keeps` that its best values are kept beside its checkpoints, `served` that vLLM decodes.
+    TRL trains it, `keeps` that its best values are kept beside its checkpoints, `averages` of how many of the last ones
+    it takes the mean, `served` that vLLM decodes.
     """
 
     stage: str
@@ -113,6 +114,7 @@ class Load:
     weight_bytes: int = 4
     by_trl: bool = False
     keeps: bool = False
+    averages: int = 0
     served: bool = False
 
     def tokens(self) -> int:

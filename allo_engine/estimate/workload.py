@@ -222,7 +222,8 @@ class Workload:
         else:
             plan = _first_epoch(groups, config)
             work, steps = passes(row for batch in plan for row in rows_of(batch, budget)), len(plan)
-        validations = config.n_epochs * min(1 / config.evaluate_every, steps * scale)
+        validations = config.n_epochs * min(1 / config.evaluate_every, steps * scale) + (config.average > 1)
+        validations += len(getattr(config, "scales", None) or ())
         return Load(
             stage,
             kind,
@@ -237,6 +238,7 @@ class Workload:
             weight_bytes=self._bytes(config),
             moments=config.moments,
             keeps=bool(held) and config.keep == "best",
+            averages=config.average if config.average > 1 else 0,
         )
 
     def _kind(self, stage: str) -> Kind:

@@ -5,12 +5,16 @@ L = −logσ(β(Σ_chosen d − Σ_{t∈K} d_rejected)), d = logπ − logπ_ref
 reference is the start model; in a later round it is the model that the round before made.
 
 The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed in
-all rounds, this one's times `scale`; it is described, not written: `allo merge` writes it.
+all rounds, this one's times `scale`; it is described, not written: `allo merge` writes it. Of several `scales` the one
+is taken whose model has the least loss on what is held out.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from allo_engine.checkpoints.delta import Values, describe, read_delta, write_delta
@@ -25,7 +29,7 @@ from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training import losses
 from allo_engine.training.objectives import PairObjective
-from allo_engine.training.trained import trained
+from allo_engine.training.trained import Masked, trained
 from allo_engine.training.validation import held_out
 
 
@@ -48,11 +52,27 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
     )
     metrics = training.trainer.train(groups, objective, held)
     changes = training.changes()
+    candidates = {scale: partial(scaled, changes, start, scale, aligned) for scale in config.scales or (config.scale,)}
+    if len(candidates) > 1:
+        assert isinstance(training, Masked)  # as the settings have it
+        metrics |= _tried(training, candidates, report)
     if here().leads:
-        write_delta(scaled(changes, start, config.scale, aligned), start, delta)
+        write_delta(candidates[metrics.get("scale", config.scale)](), start, delta)
         shutil.rmtree(outputs / "checkpoint", ignore_errors=True)  # of an earlier run into the same folder
         describe(start, delta, outputs / "checkpoint")
     return {"pairs": sum(len(group.items) for group in groups), "trained_weights": training.weights, **metrics}
+
+
+def _tried(training: Masked, candidates: Mapping[float, Callable[[], Values]], report: Report) -> dict[str, float]:
+    """The scale whose model has the least loss on what is held out, and all losses; the first where none is finite."""
+    losses = {}
+    for scale, values in candidates.items():
+        training.put(values())
+        losses[scale] = training.trainer.validated().get("loss", math.inf)
+    best = min(losses, key=lambda scale: losses[scale])
+    told = {f"validation_loss_at_{scale:g}": loss for scale, loss in losses.items() if math.isfinite(loss)}
+    report.message(f"Of the scales, {best:g} has the least loss on held-out items: it is the result's.", data=told)
+    return {"scale": best, **told}
 
 
 def _values(inputs: Inputs, name: str) -> Values:

@@ -27,6 +27,7 @@ from allo_engine.model.sequences import Group, batches
 from allo_engine.model.sharing import Rows
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.training.averaging import Averaging
 from allo_engine.training.descent import Descent, Parted, Whole
 from allo_engine.training.divergence import Strikes, diverged
 from allo_engine.training.feed import Feed, Packed, cut
@@ -125,13 +126,26 @@ class Trainer:
         plan = self._plan(groups)
         of = (held, objective, partial(self._scored, held), self._config, len(plan), self._descent, self._work)
         self._validation = Validation(*of, self._report)
+        self._averaging = Averaging(self._config, len(plan), self._descent, self._work, self._report)
         with closing(Feed([batch for _, batch in plan], objective.given, self._model.device)) as feed:
             step, totals = self._steps(plan, feed, objective)
-        found = self._validation.settle(step)
-        if held:
-            self._written()
+        found = self._settled(step, totals, bool(held))
         tokens = sum(_tokens(batch) for _, batch in plan[:step])
         return {"steps": step, "trained_tokens": tokens, **totals.means(), **found}
+
+    def validated(self) -> dict[str, float]:
+        """The figures of what is held out, of the model as it stands behind its training."""
+        return self._validation.figures()
+
+    def _settled(self, step: int, totals: Totals, validates: bool) -> dict[str, float]:
+        """Have the model as its result: what is told of that."""
+        if validates and self._averaging.due(step):
+            self._save(step, totals)  # the mean is no checkpoint to go on from
+        averaged = self._averaging.settle(step)
+        self._written()
+        found = self._validation.settle(step, averaged)
+        self._written()
+        return found
 
     def _scored(self, held: Sequence[Group]) -> PerToken:
         """logπ of what is held out, as the model stands, on all ranks."""
@@ -172,6 +186,8 @@ class Trainer:
             if self._validation.due(step) and not strikes.in_a_row:
                 figures = self._validated(step, totals)
                 self._report.progress(work[step], work[-1], {"step": step, "steps": len(plan), **figures})
+            if self._averaging.due(step) and not strikes.in_a_row:
+                self._averaging.take(step)
             if step == len(plan) or self._validation.over:
                 break
             epoch, batch = plan[step]

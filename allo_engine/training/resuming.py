@@ -82,18 +82,35 @@ class OptimizerState:
         yield (lambda name: self.parameters[name].detach()) if here().leads else None
 
 
+class Values:
+    """Of a state, the weights without what the optimizer keeps of them."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def tensors(self) -> Iterator[LazyTensor]:
+        return (tensor for tensor in self._state.tensors() if tensor.name.startswith("values/"))
+
+    def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        self._state.restore(tensors)
+
+    def weights(self) -> AbstractContextManager[Weight | None]:
+        return self._state.weights()
+
+
 class Checkpoints:
-    """The checkpoints of one training in a work folder: the newest, and the one before in case that is damaged.
+    """The checkpoints of one training in a work folder: the newest few, as a rule the newest and the one before in case
+    that is damaged.
 
     Where several ranks train as one, the first one writes, and all read what it wrote.
     """
 
-    def __init__(self, work: Path, state: State, report: Report) -> None:
-        self._state, self._report, self._ranks = state, report, here()
+    def __init__(self, work: Path, state: State, report: Report, kept: int = 2) -> None:
+        self._state, self._report, self._ranks, self._kept = state, report, here(), kept
         self._work = self._ranks.firsts(work)
 
     def save(self, step: int, sums: Sums) -> None:
-        """Forget all but the newest, then write aside, sync and rename. The name holds the content's sha256.
+        """Forget the oldest, then write aside, sync and rename. The name holds the content's sha256.
 
         No rank ever holds more than one tensor that is whole for this alone.
         """
@@ -102,7 +119,8 @@ class Checkpoints:
             for tensor in tensors:
                 tensor.whole()
             return
-        for path in _newest_first(self._work)[1:]:
+        others = [path for path in _newest_first(self._work) if step_of(path) != step]
+        for path in others[self._kept - 1 :]:
             path.unlink()
         self._work.mkdir(parents=True, exist_ok=True)
         aside = self._work / "checkpoint.tmp"

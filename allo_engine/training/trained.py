@@ -96,6 +96,7 @@ class Masked:
         dtype = dtype_of(config.precision)
         model = empty_model(folder, dtype) if parted else load_model(folder, dtype)
         names = names_of(model, folder)
+        self._model, self._names = model, names
         if not parted:
             write_into(model, over.items(), names)
         # What is shared out to train all of it, to locate a mask, cannot be shared out anew to train in that.
@@ -111,6 +112,10 @@ class Masked:
 
     def changes(self) -> Values:
         return overlay(self._over, self._sparse.trained())
+
+    def put(self, values: Values) -> None:
+        """Set the model's weights, as they are computed with, at these entries; what is trained stays as it is."""
+        write_into(self._model, values.items(), self._names)
 
     def save(self, out: Path) -> None:
         if not here().leads:

@@ -8,21 +8,19 @@ was not, and all ranks find the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from allo_engine.config import TrainingConfig
 from allo_engine.data.shares import within
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import Group
 from allo_engine.report import Report, StageError
+from allo_engine.training.averaging import points
 from allo_engine.training.figures import Readings
 from allo_engine.training.objectives import Objective
-from allo_engine.training.resuming import Checkpoints, LazyTensor, State, Sums, Weight
+from allo_engine.training.resuming import Checkpoints, State, Sums, Values
 
 Sides = tuple[list[Group], list[Group]]
 """What is trained on, and what is held out."""
@@ -81,12 +79,12 @@ class Validation:
         report: Report,
     ) -> None:
         self._held, self._objective, self._scored, self._config = held, objective, scored, config
-        self._steps, self._every = steps, max(1, round(config.evaluate_every * steps / config.n_epochs))
-        self._best, self._report, self._course = Checkpoints(work / "best", _Values(state), report), report, Course()
+        self._steps, self._points = steps, frozenset(points(config, steps))
+        self._best, self._report, self._course = Checkpoints(work / "best", Values(state), report), report, Course()
 
     def due(self, step: int) -> bool:
         """Whether it is to be taken behind a step."""
-        return bool(self._held) and (step % self._every == 0 or step == self._steps) and step > self._course.at
+        return bool(self._held) and step in self._points and step > self._course.at
 
     @property
     def over(self) -> bool:
@@ -97,7 +95,7 @@ class Validation:
     def take(self, step: int) -> tuple[dict[str, float], bool]:
         """The figures of the held-out items that are finite numbers; and whether the model is the best so far, and was
         kept."""
-        figures, before = self._figures(), self._course
+        figures, before = self.figures(), self._course
         loss = figures.get("loss", math.inf)
         better = loss < before.loss
         if better:
@@ -107,7 +105,8 @@ class Validation:
             self._course = Course(step, before.best, before.loss, before.waited + 1)
         return {f"validation_{name}": value for name, value in figures.items()}, better
 
-    def _figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
+        """Those of the held-out items that are finite numbers, of the model as it stands."""
         logps, readings = self._scored(), Readings()
         for group in self._held:
             own, *given = (
@@ -127,42 +126,33 @@ class Validation:
         self._course = Course(*sums.get(_COURSE, ()))
         return {name: figures for name, figures in sums.items() if name != _COURSE}
 
-    def settle(self, step: int) -> dict[str, float]:
+    def settle(self, step: int, averaged: int = 0) -> dict[str, float]:
         """Behind the last step that was taken, have the model as it was at its best, where that is asked for: what is
-        told of it."""
+        told of it. The model may stand as the mean of so many checkpoints, and remains so where that is better yet."""
         course, steps, best = self._course, self._steps, int(self._course.best)
         if not self._held:
-            return {}
+            return {"averaged": averaged} if averaged else {}
+        mean = {"average_validation_loss": self.figures().get("loss", math.inf)} if averaged else {}
+        told = {name: value for name, value in mean.items() if math.isfinite(value)}
         if not best:
             self._report.message("No validation gave a finite loss: the last step is the result.", "warn")
-            return {"result_step": step}
+            return {"result_step": step, **({"averaged": averaged} if averaged else {})}
         if step < steps:
             self._report.message(
                 f"Stopped behind step {step} of {steps}: the last {course.waited:g} validations were no better than "
                 f"that behind step {course.best:g}.",
                 data={"step": step, "steps": steps},
             )
-        kept = self._config.keep == "best" and (best == step or self._best.load(best) is not None)
+        told |= {"best_step": best, "best_validation_loss": course.loss}
+        if averaged and (self._config.keep == "last" or told.get("average_validation_loss", math.inf) < course.loss):
+            self._report.message(f"The result is the mean of the last {averaged} checkpoints.", data=told)
+            return {"result_step": step, "averaged": averaged, **told}
+        is_here = best == step and not averaged
+        kept = self._config.keep == "best" and (is_here or self._best.load(best) is not None)
         if kept:
             self._report.message(
                 f"The result is the model behind step {best} of {steps}, whose loss of {course.loss:.4f} on held-out "
                 "items is the least.",
                 data={"step": best, "steps": steps, "validation_loss": course.loss},
             )
-        return {"result_step": best if kept else step, "best_step": best, "best_validation_loss": course.loss}
-
-
-class _Values:
-    """Of a state, the weights without what the optimizer keeps of them."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-
-    def tensors(self) -> Iterator[LazyTensor]:
-        return (tensor for tensor in self._state.tensors() if tensor.name.startswith("values/"))
-
-    def restore(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        self._state.restore(tensors)
-
-    def weights(self) -> AbstractContextManager[Weight | None]:
-        return self._state.weights()
+        return {"result_step": best if kept else step, **told}

@@ -16,7 +16,10 @@ from allo_engine.pipeline import Data, PlannedStage, plan
 from allo_engine.ranks import here
 from allo_engine.report import Report
 
-SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 96, "validation_share": 0.3}
+SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "micro_batch_tokens": 96} | {
+    "validation_share": 0.3,
+    "average": 2,
+}
 
 
 def planned(train: str) -> list[PlannedStage]:
@@ -27,7 +30,8 @@ def planned(train: str) -> list[PlannedStage]:
     warmup = {"warmup": {"mask_ratio": 0.3}}
     asked = {"all": {}, "mask": warmup, "shared": {"forget": {"train": "all"}}, "parted": warmup}[train]
     trained = plan("supervised", Data("problems"), {}, shorthand)
-    return [*trained, *plan("allo", Data("preferences"), asked, shorthand)]
+    tried = {"improve": {"scales": (0.5, 1.0)}}
+    return [*trained, *plan("allo", Data("preferences"), asked | tried, shorthand)]
 
 
 def run(root: Path, rank: int, size: int, train: str) -> None:

@@ -26,6 +26,7 @@ JUDGED = {"judge": {"base_url": "http://x/v1", "model": "j"}}
 BESIDE_FORGET = {"judge": {"base_url": "http://x/v1", "model": "j", "against": "forget"}}
 PREFERENCES = Data("preferences", lines_without_solution=(3, 7))
 IN_MASKS = Data("problems", masks=True)
+SCALES, TRIED = "method.allo.stages.improve.scales", {"validation_share": 0.1, "scales": [0.5, 1]}
 
 
 def names(*arguments: Any, **settings: Any) -> list[str]:
@@ -300,6 +301,12 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
         (("dpo", PROBLEMS, {"sft": {"share": 0}}), "method.dpo.stages.sft.share", "greater than 0"),
         (("dpo", PROBLEMS, {"warmup": {"nll": -1}}), WARMUP_OF_DPO + "nll", "greater than or equal to 0"),
         (("dpo", PROBLEMS, {"warmup": {"dpop": 5, "trainer": "trl"}}), WARMUP_OF_DPO + "trainer", "leave dpop out"),
+        (("dpo", PROBLEMS, {"warmup": {"average": 5}}), WARMUP_OF_DPO + "average", "than there are checkpoints, 4:"),
+        (("dpo", PROBLEMS, {"warmup": {"average": 2, "trainer": "trl"}}), WARMUP_OF_DPO + "trainer", "leave average"),
+        (("allo", PROBLEMS, {"improve": {"scales": [0.5, 1]}}), SCALES, "set validation_share above 0"),
+        (("allo", PROBLEMS, {"improve": {**TRIED, "train": "all"}}), SCALES, "tried in a mask"),
+        (("allo", PROBLEMS, {"improve": {**TRIED, "scale": 0.5}}), SCALES, "leave one of them out"),
+        (("allo", PROBLEMS, {"improve": {**TRIED, "scales": [1, 1]}}), SCALES, "hold a value twice"),
         (("dpo", PROBLEMS, {"improve-2": {}}), "method.dpo.stages.improve-2", "set those of improve"),
         (("dpo", PREFERENCES, None, {"rounds": 2}), "method.dpo.hyperparameters.rounds", "No stage"),
         (("dpo", PROBLEMS, None, {"rounds": 17}), "method.dpo.stages.sample.rounds", "equal to 16"),

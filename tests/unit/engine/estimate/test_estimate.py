@@ -173,6 +173,21 @@ def test_what_is_held_out_is_counted_as_often_as_it_is_looked_at(model_folder: P
     assert sft("once", validation_share=0.5, evaluate_every=1).tokens == often.tokens
     assert abs(plain.tokens - often.tokens) < 3 * 8  # what is not trained on is looked at
     assert often.work_bytes > plain.work_bytes
+    assert (
+        sft("mean", average=3, evaluate_every=1).work_bytes == plain.work_bytes + 3 * 4 * shape_of(model_folder).weights
+    )
+
+
+def test_each_scale_that_is_tried_is_one_more_look_at_what_is_held_out(model_folder: Path, tmp_path: Path) -> None:
+    def looked(name: str, **settings: Any) -> float:
+        improve = {"validation_share": 0.5, "evaluate_every": 1, **settings}
+        (work,) = count(_job("allo", model_folder, tmp_path / name, {**SHORT, "improve": improve}), [CPU])
+        held, *_ = next(views[0] for views in work.views if views[0].stage == "improve").forward
+        return held.tokens
+
+    none, two, three = looked("none"), looked("two", scales=[0.5, 1]), looked("three", scales=[0.5, 1, 2])
+    assert three - two == pytest.approx((two - none) / 2)
+    assert two > none > 0
 
 
 def test_pairs_outside_the_pass_rate_are_not_counted(model_folder: Path, tmp_path: Path) -> None:
