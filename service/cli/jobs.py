@@ -17,7 +17,7 @@ from service.cli.connection import connect
 from service.cli.results import show_results
 from service.cli.sweeps import watched
 from service.cli.terminal import CommandError, err, out, shown
-from service.cli.watch import EXIT_CODES, watch_job
+from service.cli.watch import EXIT_CODES, status_of, watch_jobs
 from service.client import Client
 from service.datasets.containers import Limits
 from service.datasets.validation import validate
@@ -43,9 +43,10 @@ anything is uploaded. A file that was uploaded before may be named by its id (fi
 """
 _WATCH_EPILOG = """\
 examples:
-  allo watch ftjob-…                    bars and events until the job ends; Ctrl-C leaves the job running
+  allo watch ftjob-…                    bars, curves and events until the job ends; Ctrl-C leaves the job running
+  allo watch ftjob-… ftjob-…            several at once, until all have ended
 
-The exit status is the job's: 0 succeeded, 1 failed, 3 cancelled.
+The exit status is the job's, of several the worst: 0 succeeded, 1 failed, 3 cancelled.
 """
 _DOWNLOAD_EPILOG = """\
 examples:
@@ -86,8 +87,8 @@ def add_job(parser: argparse.ArgumentParser) -> None:
 
 
 def add_watch(commands: Commands[argparse.ArgumentParser]) -> None:
-    parser = command(commands, "watch", "show a job's progress until it ends", _WATCH_EPILOG, _watch)
-    parser.add_argument("job", metavar="JOB", help="ftjob-…")
+    parser = command(commands, "watch", "show jobs' progress until they end", _WATCH_EPILOG, _watch)
+    parser.add_argument("jobs", nargs="+", metavar="JOB", help="ftjob-…")
 
 
 def add_download(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -106,21 +107,22 @@ def _submit(args: argparse.Namespace) -> int:
         shown(args, job, lambda: str(job["id"]))
         for message in dict.fromkeys(stage["missing"] for stage in job["stages"] if stage["missing"]):
             err.print(f"{message} The job waits for it.", style="yellow", markup=False)
-        return _watched(args, client, job["id"]) if args.watch else 0
+        return _watched(args, client, [job["id"]]) if args.watch else 0
 
 
 def _watch(args: argparse.Namespace) -> int:
     with connect(args) as client:
-        return _watched(args, client, args.job)
+        return _watched(args, client, list(dict.fromkeys(args.jobs)))
 
 
-def _watched(args: argparse.Namespace, client: Client, job_id: str) -> int:
-    job = watch_job(client, job_id, err if args.json else out)
-    if args.json:
-        shown(args, job, str)
-    else:
-        show_results(client, job)
-    return EXIT_CODES[job["status"]]
+def _watched(args: argparse.Namespace, client: Client, job_ids: Sequence[str]) -> int:
+    jobs = watch_jobs(client, job_ids, err if args.json else out)
+    for job in jobs:
+        if args.json:
+            shown(args, job, str)
+        else:
+            show_results(client, job)
+    return EXIT_CODES[status_of(jobs)]
 
 
 def _download(args: argparse.Namespace) -> int:
