@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from service.jobs.access.telling import Telling
 
@@ -43,11 +44,20 @@ def _reason(error: BaseException, place: str | None) -> str:
         root = deeper
     if isinstance(root, OSError) and root.strerror:
         return root.strerror
-    text = str(error)
-    hidden = [value for name, value in os.environ.items() if name.endswith(("_KEY", "_TOKEN", "_PASSWORD")) and value]
-    for secret in filter(None, [place, *hidden]):
-        text = text.replace(secret, "…")
-    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+    text = " ".join(str(error).split())
+    for word in sorted(_unsaid(place), key=len, reverse=True):
+        text = text.replace(word, "…")
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def _unsaid(place: str | None) -> set[str]:
+    """What is the operator's alone: places, their hosts, and keys."""
+    ending = ("_KEY", "_TOKEN", "_PASSWORD", "_URI", "_URL")
+    words = {value for name, value in os.environ.items() if name.endswith(ending)} | {place or ""}
+    parts = [urlsplit(word) for word in words if "://" in word]
+    return {
+        word for word in (*words, *(part.netloc for part in parts), *(part.hostname or "" for part in parts)) if word
+    }
 
 
 def _too_late(*_: object) -> None:
