@@ -267,6 +267,26 @@ def test_allo_drives_a_whole_job_and_its_exports_are_as_far_off_as_they_say(
     assert finished.id in left, "what was taken over from it, it has itself"
 
 
+def test_a_second_round_goes_on_from_the_merged_model_of_the_first(
+    service: Service, client: openai.OpenAI, files: dict[str, str], finished: Finished, tmp_path: Path
+) -> None:
+    twice = SETTINGS | {"sample": {**SETTINGS["sample"], "rounds": 2}}
+    job = submit(client, files, "allo", twice)
+    wait(client, job, status_is(client, job, "succeeded"))
+    ran = stages_of(client, job)
+    computed = [name for name, stage in ran.items() if not stage["reused_from"]]
+    assert computed == ["improve", "sample-2", "pair-2", "improve-2", "evaluate"]
+    (report, *_) = client.fine_tuning.jobs.retrieve(job).result_files
+    rows = json.loads(client.files.content(report).read())["models"]
+    assert [row["model"] for row in rows] == ["base", "sft", "warmup", "forget", "improve", "improve-2"]
+    where = {"endpoint": service.url, "token": service.key, "cache_dir": tmp_path}
+    first, second = (
+        Path(snapshot_download(f"jobs/{job}", revision=revision, **where)) for revision in ("improve", "main")
+    )
+    assert generated(second)
+    assert (first / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()
+
+
 class Shell:
     """A person who types what a page says, with names of their own where it has `…`."""
 
