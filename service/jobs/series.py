@@ -14,10 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from google_crc32c import value as crc32c
+from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import NotFound
+from service.jobs.repository import told
+from service.jobs.tables import Job
 
 FIRST = ("stage", "step", "steps", "created_at")
 """The columns that every point has; the figures follow."""
@@ -63,10 +66,7 @@ def read(database: Database, owner: str, job_id: str, stage: str | None) -> Seri
     """A job's points, of one stage or of all; where a step ran again after a break, its last run counts. Raises
     NotFound for an absent job, and for a stage that it has not."""
     with database.snapshot() as session:
-        job = repository.job(session, owner, job_id)
-        if job is None:
-            raise NotFound(f"No fine-tuning job {job_id!r}.")
-        stages = [row.name for row in repository.stages(session, [job_id])]
+        job, stages = _stages(session, owner, job_id)
         if stage is not None and stage not in stages:
             raise NotFound(f"The job has no stage {stage!r}; it has {', '.join(stages)}.", "stage")
         found: dict[str, dict[int, int]] = defaultdict(dict)
@@ -78,6 +78,32 @@ def read(database: Database, owner: str, job_id: str, stage: str | None) -> Seri
                 names.update(point.values)
     seqs = [found[name][step] for name in stages for step in sorted(found[name])]
     return Series(database, job_id, job.created_at, seqs, sorted(names))
+
+
+def read_thinned(database: Database, owner: str, job_id: str, most: int) -> Series:
+    """A job's points for the eye: of each stage at most `most`, evenly over its steps, its last one among them; `names`
+    stays empty. Raises NotFound."""
+    with database.snapshot() as session:
+        job, stages = _stages(session, owner, job_id)
+        found: dict[str, dict[int, int]] = {name: {} for name in stages}
+        for seq, stage, step in told.metric_places(session, job_id):
+            if stage in found and step is not None and step.isdigit():
+                found[stage][int(step)] = seq
+    seqs = [of_step[step] for of_step in found.values() for step in _evenly(sorted(of_step), most)]
+    return Series(database, job_id, job.created_at, seqs, ())
+
+
+def _evenly(steps: Sequence[int], most: int) -> Sequence[int]:
+    if len(steps) <= most:
+        return steps
+    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
+
+
+def _stages(session: Session, owner: str, job_id: str) -> tuple[Job, list[str]]:
+    job = repository.job(session, owner, job_id)
+    if job is None:
+        raise NotFound(f"No fine-tuning job {job_id!r}.")
+    return job, [row.name for row in repository.stages(session, [job_id])]
 
 
 def read_point(data: Mapping[str, object], created_at: int) -> Point | None:

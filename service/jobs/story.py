@@ -8,6 +8,7 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import NotFound
 from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.repository import told
 from service.jobs.tables import Event
 
 
@@ -34,3 +35,12 @@ def read_place(database: Database, owner: str, job_id: str, event_id: str | None
         if seq is None:
             raise NotFound(f"The job has no event {event_id!r}: leave Last-Event-ID out.", "Last-Event-ID")
         return seq, job.status in JOB_ENDED and seq >= job.event_count
+
+
+def read_messages(database: Database, owner: str, job_id: str, before: int | None, most: int) -> list[Event]:
+    """The newest events that are no metrics, of all or of those before number `before`, newest first. Raises
+    NotFound."""
+    with database.snapshot() as session:
+        if repository.job(session, owner, job_id) is None:
+            raise NotFound(f"No fine-tuning job {job_id!r}.")
+        return told.messages(session, job_id, before, most)

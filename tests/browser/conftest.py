@@ -100,7 +100,8 @@ def visit(chromium: Browser, site: Site) -> Iterator[Visit]:
     complaints: list[str] = []
 
     def opened(path: str, owner: str | None = OWNER, *scopes: Scope, **options: Any) -> Page:
-        context = chromium.new_context(base_url=site.address, **{"viewport": DESK, "locale": "en-GB", **options})
+        usual = {"base_url": site.address, "viewport": DESK, "locale": "en-GB"}
+        context = chromium.new_context(**{**usual, **options})
         context.set_default_timeout(PATIENCE * 1000)
         contexts.append(context)
         if owner is not None:

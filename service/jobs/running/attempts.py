@@ -191,7 +191,8 @@ def release(database: Database, stage_id: str, epoch: int) -> bool:
             return False
         job, stage = found
         why = "paused" if stage.status is StageStatus.WAITING else "given back by its worker"
-        add_event(session, job, now, "info", f"Stage {stage.name}: {why}.", {"stage": stage.name})
+        data = {"stage": stage.name, "outcome": "given_back"}
+        add_event(session, job, now, "info", f"Stage {stage.name}: {why}.", data)
         return True
 
 
@@ -245,7 +246,8 @@ def _confirm(session: Session, stage_id: str, epoch: int, now: int) -> bool:
     if found is None:
         return False
     job, stage = found
-    add_event(session, job, now, "info", f"Stage {stage.name}: stopped.", {"stage": stage.name})
+    data = {"stage": stage.name, "outcome": "stopped"}
+    add_event(session, job, now, "info", f"Stage {stage.name}: stopped.", data)
     settle(session, job, now)
     return True
 

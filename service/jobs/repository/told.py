@@ -1,0 +1,25 @@
+"""Queries about what a job told, for those who look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.jobs.tables import Event
+
+
+def messages(session: Session, job_id: str, before: int | None, most: int) -> list[Event]:
+    """The newest events that are no metrics, of all or of those before number `before`, newest first."""
+    query = select(Event).where(Event.job_id == job_id, Event.type == "message")
+    query = query if before is None else query.where(Event.seq < before)
+    return list(session.scalars(query.order_by(Event.seq.desc()).limit(most)))
+
+
+def metric_places(session: Session, job_id: str) -> Iterator[tuple[int, str | None, str | None]]:
+    """(seq, stage, step) of the events that told metrics, in the order in which they were told, without their
+    figures."""
+    columns = Event.seq, Event.data["stage"].as_string(), Event.data["step"].as_string()
+    query = select(*columns).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
+    yield from map(tuple, session.execute(query.execution_options(yield_per=5000)))

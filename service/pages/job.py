@@ -1,0 +1,241 @@
+"""One job: its stages, curves, events, settings and files, live, and what its owner does with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from allo_engine.config import CONFIGS
+from allo_engine.rounds import kind_of
+from service.api import artifacts, events, render
+from service.api.context import Context, Parts, Reader, Submitter
+from service.api.guard import PAGES
+from service.api.live import EventStream
+from service.api.reading import reading, shown
+from service.jobs import history, series, service, story
+from service.jobs.lifecycle import JOB_ENDED, JobStatus
+from service.jobs.repository import Page
+from service.jobs.service import JobView
+from service.jobs.tables import ApiKey, Event, Stage
+from service.pages.failures import wants_fragment
+from service.pages.parts import leads_to
+from service.pages.rendering import page
+from service.pages.timeline import bars
+
+router = APIRouter(prefix="/jobs/{job_id}")
+
+EVENTS = 60
+"""That are shown at once."""
+
+TOLD = 2000
+"""Messages that the stages' courses are read from, the newest."""
+
+POINTS = 500
+"""Of each curve."""
+
+Words = Annotated[str | None, Query(max_length=64)]
+
+
+@router.get("")
+@reading
+def show(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
+    """The whole page."""
+    view = service.read(parts.database, key.owner, job_id)
+    told = _told(parts, key, job_id)
+    return page(
+        request,
+        "job.html",
+        settings=[_settings(stage) for stage in view.stages],
+        events=[_event(event) for event in told[:EVENTS]],
+        earlier=told[EVENTS - 1].seq if len(told) > EVENTS else None,
+        last=_last(parts, key, job_id),
+        **_live(parts, view, told),
+    )
+
+
+@router.get("/live")
+@reading
+def live(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
+    """What changes while a job runs."""
+    return _shown(request, parts, key, service.read(parts.database, key.owner, job_id))
+
+
+@router.get("/events")
+@reading
+def more_events(
+    request: Request, parts: Parts, key: Reader, job_id: str, before: Annotated[int, Query(ge=0, le=2**53)]
+) -> Response:
+    """Earlier events."""
+    found = story.read_messages(parts.database, key.owner, job_id, before, EVENTS + 1)
+    told = [_event(event) for event in found[:EVENTS]]
+    earlier = found[EVENTS - 1].seq if len(found) > EVENTS else None
+    return page(request, "job_events.html", job={"id": job_id}, events=told, earlier=earlier)
+
+
+@router.get("/curves")
+@reading
+def curves(parts: Parts, key: Reader, job_id: str) -> Response:
+    """{stage: {steps, figures: {name: values}}}, thinned out; a step that lacks a figure has null there."""
+    found: dict[str, dict[str, Any]] = {}
+    for points in series.read_thinned(parts.database, key.owner, job_id, POINTS):
+        for point in points:
+            stage = found.setdefault(point.stage, {"steps": [], "figures": {}})
+            for name in point.values:
+                stage["figures"].setdefault(name, [None] * len(stage["steps"]))
+            stage["steps"].append(point.step)
+            for name, values in stage["figures"].items():
+                values.append(point.values.get(name))
+    return shown(found)
+
+
+@router.get("/stream")
+def stream(
+    parts: Parts,
+    key: Reader,
+    job_id: str,
+    after: Words = None,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> Response:
+    """The job's events as they happen, behind the last one that the page has; 204 once there can be no more."""
+    seq, is_over = story.read_place(parts.database, key.owner, job_id, last_event_id or after)
+    if is_over and seq:
+        return Response(status_code=204)
+    place = ExitStack()
+    place.enter_context(parts.streams.open(key.owner))
+    return EventStream(parts.feed.stream(key, job_id, seq), place)
+
+
+@router.get("/metrics")
+def metrics(
+    parts: Parts, key: Reader, job_id: str, request: Request, format: Literal["csv", "tensorboard"] = "csv"
+) -> Response:
+    """The curves as a file."""
+    answer = events.metrics(parts, key, job_id, request, None, format)
+    assert isinstance(answer, Response)
+    return answer
+
+
+@router.get("/artifacts/{artifact_id}")
+def download(parts: Parts, key: Reader, artifact_id: str, request: Request) -> Response:
+    """One file that a stage wrote."""
+    return artifacts.read_content(parts, key, artifact_id, request)
+
+
+# --- what is done with it
+
+
+@router.post("/cancel")
+def cancel(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
+    return _shown(request, parts, key, service.cancel(parts.database, key.owner, job_id))
+
+
+@router.post("/pause")
+def pause(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
+    return _shown(request, parts, key, service.pause(parts.database, key.owner, job_id))
+
+
+@router.post("/resume")
+def resume(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
+    return _shown(request, parts, key, service.resume(parts.database, parts.store, key.owner, job_id))
+
+
+@router.post("/retry")
+def retry(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
+    return _shown(request, parts, key, service.retry(parts.database, parts.store, key.owner, job_id))
+
+
+@router.post("/delete")
+def delete(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
+    service.delete(parts.database, key.owner, job_id)
+    return leads_to(request, f"{PAGES}/jobs")
+
+
+# --- what is shown
+
+
+def _shown(request: Request, parts: Context, key: ApiKey, view: JobView) -> Response:
+    if not wants_fragment(request):
+        return RedirectResponse(f"{PAGES}/jobs/{view.job.id}", 303)
+    return page(request, "job_live.html", **_live(parts, view, _told(parts, key, view.job.id)))
+
+
+def _live(parts: Context, view: JobView, told: Sequence[Event]) -> dict[str, Any]:
+    """What job_live.html shows."""
+    now = parts.database.now()
+    job = render.job(view, now, [worker.offer for worker in parts.workers()])
+    courses = history.courses(view.job, view.stages, reversed(told), now)
+    stages = [
+        {**stage, "course": courses[stage["name"]], "bars": bars(view.job, courses[stage["name"]], now)}
+        for stage in job["stages"]
+    ]
+    return {
+        "job": job,
+        "stages": stages,
+        "estimates": _estimates(stages),
+        "checkpoints": render.checkpoints(view),
+        "name": view.job.suffix or view.job.id,
+        "over": view.job.status in JOB_ENDED,
+        "may_do": _may_do(view),
+        "took": (view.job.finished_at or now) - view.job.created_at,
+    }
+
+
+def _may_do(view: JobView) -> list[str]:
+    """What can be done with the job as it is."""
+    status = view.job.status
+    if status in JOB_ENDED:
+        return ["delete"] if status is JobStatus.SUCCEEDED else ["retry", "delete"]
+    if view.job.cancel_requested:
+        return []
+    return ["resume", "cancel"] if status is JobStatus.PAUSED else ["pause", "cancel"]
+
+
+def _estimates(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was expected of each stage beside what came of it, of those that something was expected of."""
+    return [
+        {
+            "name": stage["name"],
+            "expected": stage["estimate"],
+            "seconds": stage["metrics"].get("seconds") if stage["reused_from"] is None else None,
+            "memory": stage["metrics"].get("peak_memory_bytes") if stage["reused_from"] is None else None,
+            "reused": stage["reused_from"] is not None,
+        }
+        for stage in stages
+        if stage["estimate"]
+    ]
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    """A stage's settings, those that differ from the defaults first: (name, value, default, differs)."""
+    defaults = CONFIGS[kind_of(stage.name)]().model_dump(mode="json")
+    rows = [
+        (name, _told_value(value), _told_value(defaults.get(name)), value != defaults.get(name))
+        for name, value in stage.config.items()
+    ]
+    rows.sort(key=lambda row: not row[3])
+    return {"name": stage.name, "rows": rows, "changed": sum(row[3] for row in rows)}
+
+
+def _told_value(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {"seq": event.seq, "at": event.created_at, "level": event.level, "message": event.message}
+
+
+def _told(parts: Context, key: ApiKey, job_id: str) -> Sequence[Event]:
+    return story.read_messages(parts.database, key.owner, job_id, None, TOLD)
+
+
+def _last(parts: Context, key: ApiKey, job_id: str) -> str | None:
+    """The newest event of all, behind which the stream begins."""
+    found, _ = service.read_events(parts.database, key.owner, job_id, Page(1))
+    return found[0].id if found else None
