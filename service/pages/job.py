@@ -50,7 +50,7 @@ def show(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
     return page(
         request,
         "job.html",
-        settings=[_settings(stage) for stage in view.stages],
+        settings=[_settings(stage, view.job.seed) for stage in view.stages],
         events=[_event(event) for event in told[:EVENTS]],
         earlier=told[EVENTS - 1].seq if len(told) > EVENTS else None,
         last=_last(parts, key, job_id),
@@ -60,9 +60,9 @@ def show(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
 
 @router.get("/live")
 @reading
-def live(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
-    """What changes while a job runs."""
-    return _shown(request, parts, key, service.read(parts.database, key.owner, job_id))
+def live(request: Request, parts: Parts, key: Reader, job_id: str, left: int = 0) -> Response:
+    """What changes while a job runs; what its stages left where that is more than the page has, `left` files."""
+    return _shown(request, parts, key, service.read(parts.database, key.owner, job_id), left)
 
 
 @router.get("/events")
@@ -158,10 +158,11 @@ def delete(request: Request, parts: Parts, key: Submitter, job_id: str) -> Respo
 # --- what is shown
 
 
-def _shown(request: Request, parts: Context, key: ApiKey, view: JobView) -> Response:
+def _shown(request: Request, parts: Context, key: ApiKey, view: JobView, left: int = 0) -> Response:
     if not wants_fragment(request):
         return RedirectResponse(f"{PAGES}/jobs/{view.job.id}", 303)
-    return page(request, "job_live.html", **_live(parts, view, _told(parts, key, view.job.id)))
+    found = _live(parts, view, _told(parts, key, view.job.id))
+    return page(request, "job_live.html", **{**found, "changed": found["left"] != left})
 
 
 def _live(parts: Context, view: JobView, told: Sequence[Event]) -> dict[str, Any]:
@@ -177,6 +178,8 @@ def _live(parts: Context, view: JobView, told: Sequence[Event]) -> dict[str, Any
         "job": job,
         "stages": stages,
         "estimates": _estimates(stages),
+        "left": len(view.artifacts or ()) + len(view.job.result_files),
+        "changed": False,
         "checkpoints": render.checkpoints(view),
         "name": view.job.suffix or view.job.id,
         "over": view.job.status in JOB_ENDED,
@@ -210,9 +213,10 @@ def _estimates(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(stage: Stage) -> dict[str, Any]:
-    """A stage's settings, those that differ from the defaults first: (name, value, default, differs)."""
-    defaults = CONFIGS[kind_of(stage.name)]().model_dump(mode="json")
+def _settings(stage: Stage, seed: int) -> dict[str, Any]:
+    """A stage's settings, those that differ from the defaults first: (name, value, default, differs). The seed that all
+    stages have of the job is no difference."""
+    defaults = CONFIGS[kind_of(stage.name)]().model_dump(mode="json") | {"seed": seed}
     rows = [
         (name, _told_value(value), _told_value(defaults.get(name)), value != defaults.get(name))
         for name, value in stage.config.items()

@@ -109,8 +109,8 @@ def test_settings_that_differ_from_the_defaults_are_marked(browser: TestClient, 
     page = browser.get(address(served.submit(new).job.id)).text
     (row,) = re.findall(r"<tr><th scope=\"row\"><code>learning_rate</code>.*", page)
     assert re.sub(r"<[^>]*>", " ", row).split() == ["learning_rate", "0.125", "2e-05"]
-    assert "sft: 2 of" in page, "its seed, too"
-    assert page.count('class="changed"') == 3
+    assert "sft: 1 of" in page
+    assert page.count('class="changed"') == 1, "the seed is the job's"
 
 
 def test_curves_are_thinned_out_to_their_last_point(browser: TestClient, served: Domain, job_id: str) -> None:
@@ -190,6 +190,19 @@ def test_only_what_can_be_done_is_offered(sign_in: SignIn, served: Domain, job_i
     claimed = service.cancel(served.database, OWNER, job_id)
     assert claimed.job.status == "cancelled"
     assert offered(owner) == {"retry", "delete"}
+
+
+def test_what_the_stages_left_is_sent_when_there_is_more_of_it(
+    browser: TestClient, served: Domain, job_id: str
+) -> None:
+    (live,) = re.findall(r'hx-get="([^"]*/live[^"]*)"', browser.get(address(job_id)).text)
+    assert 'id="left"' not in browser.get(live, headers=HTMX).text
+    served.finish(served.claim())
+    news = browser.get(live, headers=HTMX).text
+    assert 'id="left"' in news
+    assert "checkpoint/data.bin" in news
+    (live,) = re.findall(r'hx-get="([^"]*/live[^"]*)"', news)
+    assert 'id="left"' not in browser.get(live, headers=HTMX).text
 
 
 def test_a_reader_changes_nothing(sign_in: SignIn, served: Domain, job_id: str) -> None:
