@@ -14,6 +14,7 @@ Deflate is zlib's (RFC 1950), by Huffman codes and runs alone (Z_RLE): matches a
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ Floats = NDArray[np.float32]
 
 _ESCAPE = 255
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 13
 """Bytes of coded places between two that can be decoded from."""
 
 
@@ -96,25 +97,30 @@ class Entries:
             raise Damaged(f"it holds {len(planes)} bytes of values, not {4 * count}")
         self._planes = np.frombuffer(planes, dtype=np.uint8).reshape(4, -1)
 
-    def touches(self, start: int, end: int) -> bool:
-        """Whether an entry lies in [start, end)."""
-        return bool(len(self._within(start, end)[0]))
-
-    def put_into(self, values: Floats, start: int) -> None:
-        """Set a piece of the weight, its base values from the flat position `start` on, to what was trained there."""
-        places_K, first = self._within(start, start + len(values))
-        at = places_K - start
-        values[at] = _moved(values[at], self._planes[:, first : first + len(places_K)])
-
-    def _within(self, start: int, end: int) -> tuple[Places, int]:
-        """The places in [start, end), and the number of the first of them."""
+    def within(self, start: int, end: int) -> Part | None:
+        """The entries in [start, end), where there are any."""
         left = max(int(np.searchsorted(self._places, start, side="right")) - 1, 0)
         right = int(np.searchsorted(self._places, end, side="left"))
         coded = self._coded[left * _BLOCK : right * _BLOCK]
         found_K = np.cumsum(coded, dtype=np.int64)[coded != _ESCAPE]
-        found_K += self._places[left] + np.arange(len(found_K))
-        low, high = np.searchsorted(found_K, (start, end))
-        return found_K[low:high], int(self._numbers[left] + low)
+        found_K += np.arange(self._places[left] - start, self._places[left] - start + len(found_K))
+        low, high = np.searchsorted(found_K, (0, end - start))
+        if low == high:
+            return None
+        number = int(self._numbers[left])
+        return Part(found_K[low:high], self._planes[:, number + low : number + high])
+
+
+@dataclass(frozen=True)
+class Part:
+    """The entries of a piece of a weight: where they lie in it [K] and the planes of their values [4, K]."""
+
+    places: Places
+    planes: NDArray[np.uint8]
+
+    def put_into(self, values: Floats) -> None:
+        """Set the piece, its base values, to what was trained there."""
+        values[self.places] = _moved(values[self.places], self.planes)
 
 
 def _moved(base_K: Floats, planes: NDArray[np.uint8]) -> Floats:

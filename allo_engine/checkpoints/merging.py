@@ -30,14 +30,17 @@ DESCRIBED = "merged.json"
 bytes, sha256} with a recipe's fields."""
 
 
+Piece = bytes | memoryview
+
+
 class Source(Protocol):
     """Bytes at rest, of which any part can be read."""
 
     @property
     def size(self) -> int: ...
 
-    def read(self, start: int, count: int, /) -> bytes:
-        """`count` bytes from an offset on."""
+    def read(self, start: int, count: int, /) -> bytes | bytearray:
+        """`count` bytes from an offset on; what can be written to is the caller's own."""
 
 
 class File:
@@ -123,7 +126,7 @@ class Merged:
     def read(self, start: int, count: int) -> bytes:
         return b"".join(self.stream(start, start + count))
 
-    def stream(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def stream(self, start: int = 0, end: int | None = None) -> Iterator[Piece]:
         """The bytes from `start` up to, not including, `end`, in pieces. Raises StageError bad_delta or bad_model."""
         end = self.size if end is None else min(end, self.size)
         if start < len(self._head):
@@ -132,11 +135,11 @@ class Merged:
             if max(start, tensor.place) < min(end, tensor.place + tensor.length):
                 yield from self._part(tensor, max(start - tensor.place, 0), min(end - tensor.place, tensor.length))
 
-    def _part(self, tensor: _Tensor, start: int, end: int) -> Iterator[bytes]:
+    def _part(self, tensor: _Tensor, start: int, end: int) -> Iterator[Piece]:
         """A tensor's bytes between two offsets in it."""
         if tensor.stored not in FLOATS:  # it stays as it is
             for first, count in pieces(end - start):
-                yield self._base.read(tensor.base + start + first, count)
+                yield memoryview(self._base.read(tensor.base + start + first, count))
             return
         item = tensor.length // tensor.values
         first, last = start // item, -(-end // item)
@@ -145,18 +148,19 @@ class Merged:
             begins = (first + offset) * item
             yield piece[max(start - begins, 0) : end - begins]
 
-    def _piece(self, tensor: _Tensor, first: int, count: int) -> bytes:
+    def _piece(self, tensor: _Tensor, first: int, count: int) -> Piece:
         """`count` values of a tensor from the flat position `first` on, as they are stored in the merged file."""
-        entries = self._entries(tensor)
         item = np.dtype(FLOATS[tensor.stored]).itemsize
         raw = self._base.read(tensor.base + first * item, count * item)
-        if tensor.stored == self._dtype and (entries is None or not entries.touches(first, first + count)):
-            return raw
+        entries = self._entries(tensor)
+        changed = None if entries is None else entries.within(first, first + count)
+        if tensor.stored == self._dtype and changed is None:
+            return memoryview(raw)
         values = widened(np.frombuffer(raw, dtype=np.uint8), tensor.stored)
-        if entries is not None:
+        if changed is not None:
             values = values if values.flags.writeable else values.copy()
-            entries.put_into(values, first)
-        return narrowed(values, self._dtype).tobytes()
+            changed.put_into(values)
+        return narrowed(values, self._dtype).data
 
     def _entries(self, tensor: _Tensor) -> Entries | None:
         if self._delta is None:
@@ -190,7 +194,7 @@ class _Delta:
 
     def _stream(self, key: str) -> bytes:
         first, last = self._streams[key]["data_offsets"]
-        return self._source.read(self._begin + first, last - first)
+        return bytes(self._source.read(self._begin + first, last - first))
 
 
 def _header(source: Source) -> tuple[Header, int]:
@@ -204,7 +208,7 @@ def _metadata(source: Source) -> dict[str, Any]:
 
 def _head(source: Source) -> bytes:
     length = int.from_bytes(source.read(0, 8), "little")
-    return source.read(0, min(8 + length, source.size))
+    return bytes(source.read(0, min(8 + length, source.size)))
 
 
 def _laid_out(entry: Mapping[str, Any], dtype: str) -> tuple[str, list[int], int]:

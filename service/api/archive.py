@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from service.api.download import Opened
+from service.storage.store import Chunk
 
 _BLOCK = 512
 
@@ -45,7 +46,7 @@ class Archive:
         self.size = sum(size for size, _ in self._pieces)
         self.tag = hashlib.sha256(json.dumps([[part.name, part.tag] for part in parts]).encode()).hexdigest()
 
-    def open(self, start: int, end: int) -> Iterator[bytes]:
+    def open(self, start: int, end: int) -> Iterator[Chunk]:
         """The bytes from `start` up to, not including, `end`."""
         place = 0
         for size, opened in self._pieces:

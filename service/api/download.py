@@ -14,9 +14,9 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from service.api.errors import answer
-from service.storage.store import Store
+from service.storage.store import Chunk, Store
 
-Opened = Callable[[int, int], Iterator[bytes]]
+Opened = Callable[[int, int], Iterator[Chunk]]
 """The bytes of a content from one offset up to, not including, another."""
 
 OCTETS = "application/octet-stream"

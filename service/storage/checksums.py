@@ -15,7 +15,7 @@ from pathlib import Path
 
 from google_crc32c import extend
 
-from service.storage.store import CHUNK, Blob, Corrupt
+from service.storage.store import CHUNK, Blob, Chunk, Corrupt
 
 
 class Checksums:
@@ -76,9 +76,10 @@ def read_file(path: Path) -> Iterator[bytes]:
         yield from iter(lambda: file.read(CHUNK), b"")
 
 
-def verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
+def verified(chunks: Iterator[Chunk], sha256: str) -> Iterator[Chunk]:
     """Holds each chunk back until the next is read, so that a corrupt blob never ends as if it were whole."""
-    digest, held = hashlib.sha256(), b""
+    digest = hashlib.sha256()
+    held: Chunk = b""
     for chunk in chunks:
         digest.update(chunk)
         if held:
@@ -90,7 +91,7 @@ def verified(chunks: Iterator[bytes], sha256: str) -> Iterator[bytes]:
         yield held
 
 
-def ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     """The same chunks, each made in a thread of its own while the one before is used."""
     with ThreadPoolExecutor(1) as hand:
         coming = hand.submit(next, chunks, None)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from allo_engine.report import StageError
 from service.storage.checksums import ahead, verified
 from service.storage.local import LocalStore, _mark, _sync_folder
-from service.storage.store import Blob, BlobMissing, Corrupt, Made, Stored
+from service.storage.store import Blob, BlobMissing, Chunk, Corrupt, Made, Stored
 
 if TYPE_CHECKING:  # numpy comes with it: who merges nothing does not wait for that
     from allo_engine.checkpoints.merging import Merged, Recipe, Source
@@ -59,14 +59,12 @@ class MergingStore(LocalStore):
 
         return _Made(sha256, Merged(self._source(sha256), None, dtype))
 
-    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
         if not self._is_made(sha256):
             return super().open(sha256, start, end)
         size = self.size(sha256)
         end = size if end is None else min(end, size)
-        is_whole = (start, end) == (0, size)
-        chunks = _Made(sha256, self._merged(sha256, checked=not is_whole)).open(start, end)
-        return verified(ahead(chunks), sha256) if is_whole else chunks
+        return ahead(_Made(sha256, self._merged(sha256)).open(start, end))
 
     def fetch(self, sha256: str, destination: Path) -> None:
         if not self._is_made(sha256):
@@ -74,7 +72,7 @@ class MergingStore(LocalStore):
             return
         destination.parent.mkdir(parents=True, exist_ok=True)
         with destination.open("xb") as file:
-            for chunk in self.open(sha256):
+            for chunk in verified(self.open(sha256), sha256):
                 file.write(chunk)
             os.fchmod(file.fileno(), 0o400)
 
@@ -109,21 +107,17 @@ class MergingStore(LocalStore):
             return False
         return super().delete(sha256, mark)
 
-    def _source(self, sha256: str, checked: bool = True) -> Source:
-        """The bytes, each part checked as it is read, unless the whole is hashed that is made of them."""
+    def _source(self, sha256: str) -> Source:
         if self._is_made(sha256):
-            return self._merged(sha256, checked)
-        size = LocalStore.size(self, sha256)
-        if checked:
-            return _Stored(size, partial(LocalStore.open, self, sha256))
-        return _Unchecked(size, self._path(sha256))
+            return self._merged(sha256)
+        return _Stored(LocalStore.size(self, sha256), partial(LocalStore.open, self, sha256))
 
-    def _merged(self, sha256: str, checked: bool = True) -> Merged:
+    def _merged(self, sha256: str) -> Merged:
         from allo_engine.checkpoints.merging import Merged, Recipe
 
         recipe = Recipe.of(self._recipe(sha256))
-        delta = None if recipe.delta is None else self._source(recipe.delta, checked)
-        return Merged(self._source(recipe.base, checked), delta, recipe.dtype, recipe.copies)
+        delta = None if recipe.delta is None else self._source(recipe.delta)
+        return Merged(self._source(recipe.base), delta, recipe.dtype, recipe.copies)
 
     def _is_made(self, sha256: str) -> bool:
         """Whether it has a recipe and no bytes of its own."""
@@ -142,27 +136,13 @@ class MergingStore(LocalStore):
 
 @dataclass(frozen=True)
 class _Stored:
-    """A blob as a Source."""
+    """A blob as a Source: each chunk that is read is held against its checksum."""
 
     size: int
-    open: Callable[[int, int], Iterator[bytes]]
+    open: Callable[[int, int], Iterator[Chunk]]
 
-    def read(self, start: int, count: int) -> bytes:
-        return b"".join(self.open(start, start + count))
-
-
-@dataclass(frozen=True)
-class _Unchecked:
-    """A blob's file as a Source, whatever is in it."""
-
-    size: int
-    path: Path
-
-    def read(self, start: int, count: int) -> bytes:
-        from allo_engine.checkpoints.merging import File
-
-        with File(self.path) as file:
-            return file.read(start, count)
+    def read(self, start: int, count: int) -> bytearray:
+        return bytearray().join(self.open(start, start + count))
 
 
 class _Made:
@@ -172,7 +152,7 @@ class _Made:
         self.size = merged.size
         self._sha256, self._merged = sha256, merged
 
-    def open(self, start: int, end: int) -> Iterator[bytes]:
+    def open(self, start: int, end: int) -> Iterator[Chunk]:
         try:
             yield from self._merged.stream(start, end)
         except StageError as error:  # what it is made of does not fit together

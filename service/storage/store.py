@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CHUNK = 2**20
 """Bytes read, hashed or checked at a time."""
 
+Chunk = bytes | memoryview
+"""A piece of a content."""
+
 
 @dataclass(frozen=True)
 class Blob:
@@ -60,7 +63,7 @@ class Made(Protocol):
     @property
     def size(self) -> int: ...
 
-    def open(self, start: int, end: int, /) -> Iterator[bytes]:
+    def open(self, start: int, end: int, /) -> Iterator[Chunk]:
         """The bytes from `start` up to, not including, `end`. Raises Corrupt where what it is made of is damaged."""
 
 
@@ -121,9 +124,9 @@ class Store(Protocol):
         """A safetensors file with its floating-point numbers in another dtype, as safetensors names it (BF16). Raises
         BlobMissing or Corrupt."""
 
-    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; Corrupt before the last
-        chunk where the whole blob is read, and before any damaged chunk where a part of it is."""
+    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+        """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; Corrupt before a damaged
+        chunk."""
 
     def fetch(self, sha256: str, destination: Path) -> None:
         """Puts the blob at `destination`, read-only, after verifying it. Raises BlobMissing or Corrupt."""
@@ -148,7 +151,7 @@ class Store(Protocol):
         """Removes what writers that died have left; how many files."""
 
 
-def lines_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def lines_of(chunks: Iterator[Chunk]) -> Iterator[bytes]:
     """The lines of a content, as it is read; each ends in a newline, which is left out."""
     rest = b""
     for chunk in chunks:

@@ -210,6 +210,6 @@ def _joined(store: Store, parts: Sequence[UploadPart], md5: str | None) -> Itera
         for chunk in store.open(part.sha256):
             if md5 is not None:
                 digest.update(chunk)
-            yield chunk
+            yield bytes(chunk)
     if md5 is not None and digest.hexdigest() != md5.lower():
         raise InvalidRequest(f"md5: the parts together have {digest.hexdigest()}, not {md5!r:.40}.", "md5")
