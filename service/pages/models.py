@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from service.api import models as api
@@ -29,6 +29,9 @@ router = APIRouter(prefix="/models")
 
 HOME = f"{PAGES}/models"
 
+AT_ONCE = 50
+
+Text = Annotated[str, Query(max_length=255)]
 Word = Annotated[str, Form(max_length=200)]
 
 _adding = threading.Lock()
@@ -36,9 +39,9 @@ _adding = threading.Lock()
 
 @router.get("")
 @reading
-def index(request: Request, parts: Parts, key: Reader) -> Response:
-    """The owner's models and everyone's."""
-    return _listed(request, parts, key)
+def index(request: Request, parts: Parts, key: Reader, text: Text = "", after: Text = "") -> Response:
+    """Everyone's models, and those that the owner's jobs made, the newest first."""
+    return _listed(request, parts, key, text=text.strip(), after=after)
 
 
 @router.post("")
@@ -155,14 +158,19 @@ def _listed(
     status: int = 200,
     wrong: dict[str, str] | None = None,
     typed: dict[str, str] | None = None,
+    text: str = "",
+    after: str = "",
 ) -> Response:
-    found = [render.model(row) for row in models.read_models(parts.database, key.owner)]
+    made, more = models.read_made(parts.database, key.owner, text, after or None, AT_ONCE)
+    registered = () if after else models.read_registered(parts.database, key.owner, text, 2 * AT_ONCE)
     admin = "admin" in key.scopes
     return page(
         request,
         "models.html",
         status,
-        models=found,
+        models=[render.model(row) for row in (*registered, *made)],
+        text=text,
+        older=made[-1].id if more else None,
         folders=_folders(parts) if admin else [],
         wrong=wrong or {},
         typed=typed or {"folder": "", "name": ""},

@@ -16,11 +16,10 @@ DAYS = 30
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes in all and by what they are of; unfinished jobs; and what the stages of the last `DAYS` days took."""
+    """Bytes in all and by what they are of; jobs by their status; and what the stages of the last `DAYS` days took."""
 
     bytes: int
     shares: Mapping[str, int]
-    active_jobs: int
     jobs: Mapping[str, int]
     stages: Sequence[StageTime]
 
@@ -33,14 +32,19 @@ class Usage:
         return sum(stage.device_seconds for stage in self.stages)
 
 
+def count_active(database: Database, owner: str) -> int:
+    """The owner's unfinished jobs."""
+    with database.snapshot() as session:
+        return repository.count_active_jobs(session, owner)
+
+
 def read_usage(database: Database, owner: str) -> Usage:
-    """The owner's, as of now."""
+    """The owner's, as of now: every stage and file of theirs is gone through."""
     now = database.now()
     with database.snapshot() as session:
         return Usage(
             bytes=holdings.bytes_of(session, owner, now),
             shares=holdings.shares_of(session, owner, now),
-            active_jobs=repository.count_active_jobs(session, owner),
             jobs=totals.jobs_of(session, owner),
             stages=totals.time_of(session, owner, now - DAYS * 86_400),
         )

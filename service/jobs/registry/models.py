@@ -15,7 +15,7 @@ from service.jobs.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from service.jobs.lifecycle import JOB_ENDED
 from service.jobs.registry.folders import checked, licence_of
 from service.jobs.registry.verdicts import Verdict, probed
-from service.jobs.repository import exported, holdings
+from service.jobs.repository import exported, holdings, registered
 from service.jobs.tables import Model
 from service.storage.store import Store
 
@@ -74,14 +74,29 @@ def read_models(database: Database, owner: str) -> Sequence[Model]:
 def registered_names(database: Database, owner: str) -> Sequence[str]:
     """The first hundred names of the models that somebody registered, and no job made."""
     with database.snapshot() as session:
-        return repository.registered_names(session, owner, 100)
+        return registered.registered_names(session, owner, 100)
+
+
+def read_made(database: Database, owner: str, word: str, after: str | None, most: int) -> tuple[Sequence[Model], bool]:
+    """Models that the owner's jobs made, whose name holds `word`, the newest first, behind the model `after`; and
+    whether there are more. Raises NotFound for an unknown one."""
+    with database.snapshot() as session:
+        place = None if after is None else found_model(session, owner, after)
+        found = registered.made_models(session, owner, word, place, most + 1)
+        return found[:most], len(found) > most
+
+
+def read_registered(database: Database, owner: str, word: str, most: int) -> Sequence[Model]:
+    """Models that somebody registered, whose name holds `word`."""
+    with database.snapshot() as session:
+        return registered.registered_models(session, owner, word, most)
 
 
 def names(database: Database, owner: str, most: int) -> list[tuple[str, str]]:
     """(name, name) of what a job of the owner's can start from: what was registered, and what jobs made, the newest
     first."""
     with database.snapshot() as session:
-        found = [*repository.registered_names(session, owner, most), *repository.made_names(session, owner, most)]
+        found = [*registered.registered_names(session, owner, most), *registered.made_names(session, owner, most)]
     return [(name, name) for name in found]
 
 

@@ -55,22 +55,11 @@ def files(session: Session, owner: str, page: Page, purpose: str | None, now: in
 
 
 def model(session: Session, owner: str, name: str) -> Model | None:
-    return session.scalar(select(Model).where(Model.id == name, _visible(owner)))
+    return session.scalar(select(Model).where(Model.id == name, visible(owner)))
 
 
 def models(session: Session, owner: str) -> Sequence[Model]:
-    return session.scalars(select(Model).where(_visible(owner)).order_by(Model.id)).all()
-
-
-def registered_names(session: Session, owner: str, most: int) -> Sequence[str]:
-    query = select(Model.id).where(_visible(owner), Model.job_id.is_(None)).order_by(Model.id).limit(most)
-    return session.scalars(query).all()
-
-
-def made_names(session: Session, owner: str, most: int) -> Sequence[str]:
-    """The newest first."""
-    query = select(Model.id).where(Model.owner == owner, Model.job_id.is_not(None))
-    return session.scalars(query.order_by(Model.created_at.desc(), Model.id).limit(most)).all()
+    return session.scalars(select(Model).where(visible(owner)).order_by(Model.id)).all()
 
 
 def models_of_job(session: Session, owner: str, job_id: str) -> Sequence[Model]:
@@ -86,7 +75,8 @@ def _unexpired(now: int) -> Any:
     return or_(File.expires_at.is_(None), File.expires_at > now)
 
 
-def _visible(owner: str) -> Any:
+def visible(owner: str) -> Any:
+    """The owner's models and everyone's."""
     return or_(Model.owner == owner, Model.owner.is_(None))
 
 

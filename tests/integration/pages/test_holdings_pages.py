@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import tarfile
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -16,11 +18,12 @@ from service.jobs.access.keys import create_key, find_key, list_keys
 from service.jobs.registry import models
 from service.jobs.running import workers
 from service.jobs.tables import Model
+from service.pages import models as pages
 from tests.integration.pages.conftest import SignIn, form_token, send
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 from tests.offers import an_offer
 
-PAGES = ("/ui/models", "/ui/models/tiny", "/ui/workers", "/ui/keys", "/ui/usage")
+PAGES = ("/ui/models", "/ui/models/tiny", "/ui/workers", "/ui/keys", "/ui/usage", "/ui/usage/figures")
 XSS = "<img src=x onerror=alert(1)>"
 
 
@@ -59,7 +62,7 @@ def test_what_is_written_into_a_page_is_text(browser: TestClient, served: Domain
     for path in PAGES:
         page = browser.get(path).text
         assert "<img" not in page
-        assert "&lt;img" in page or path in ("/ui/keys", "/ui/usage"), path
+        assert "&lt;img" in page or path in ("/ui/keys", "/ui/usage", "/ui/usage/figures"), path
 
 
 def test_scopes_hold_and_other_owners_see_nothing(sign_in: SignIn, served: Domain) -> None:
@@ -79,7 +82,7 @@ def test_scopes_hold_and_other_owners_see_nothing(sign_in: SignIn, served: Domai
         assert stranger.get(f"/ui/models/{path}").status_code == 404
     assert stranger.get(f"/ui/models/{made}").text.replace(made, "absent") == absent
     assert made not in stranger.get("/ui/models").text
-    assert "No jobs yet" in stranger.get("/ui/usage").text
+    assert "No jobs yet" in stranger.get("/ui/usage/figures").text
 
 
 def test_no_form_of_another_site_does_anything(browser: TestClient, served: Domain) -> None:
@@ -145,6 +148,29 @@ def test_a_model_is_taken_away_file_by_file_and_whole(browser: TestClient, serve
     assert browser.get("/ui/models/tiny").status_code == 404
 
 
+def test_models_are_found_by_a_part_of_their_name_and_paged(
+    browser: TestClient, served: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "AT_ONCE", 2)
+    with served.database.transaction() as session:
+        for number in range(5):
+            made = Model(
+                id=f"ft:tiny:owner:100%_{number}", owner=OWNER, created_at=number // 2, job_id="ftjob-x", files=[]
+            )
+            session.add(made)
+    seen, path = [], "/ui/models?text="
+    for _ in range(3):
+        page = browser.get(path).text
+        seen += re.findall(r"ft:tiny:owner:100%_(\d)</a>", page)
+        path = "/ui/models" + html.unescape("".join(re.findall(r'href="(\?text[^"]+)" rel="next"', page)))
+    assert (seen, path) == (["4", "3", "2", "1", "0"], "/ui/models")
+    assert re.findall(r">([^<]+)</a></th>", browser.get("/ui/models?text=OWNER:100%25_3").text) == [
+        "ft:tiny:owner:100%_3"
+    ]
+    assert "holds that" in browser.get("/ui/models?text=1000").text
+    assert browser.get("/ui/models?after=ft:absent").status_code == 404
+
+
 def test_an_admin_adds_what_the_operator_offers_and_nothing_else(
     app: FastAPI, browser: TestClient, sign_in: SignIn, tmp_path: Path
 ) -> None:
@@ -174,11 +200,11 @@ def test_usage_counts_bytes_jobs_and_time(app: FastAPI, browser: TestClient, ser
         assert stage is not None
         stage.started_at, stage.devices = served.database.now() - 100, ["0", "1"]
     served.finish(claimed)
-    page = browser.get("/ui/usage").text
+    page = browser.get("/ui/usage/figures").text
     assert re.search(r"1 min 4\d s of workers, and 3 min 2\d s of devices", page)
     assert "without a limit" in page
     with_settings(app, max_owner_bytes=1000)
-    assert "<meter" in browser.get("/ui/usage").text
+    assert "<meter" in browser.get("/ui/usage/figures").text
 
 
 def test_workers_are_told_again_and_again(browser: TestClient, served: Domain) -> None:
