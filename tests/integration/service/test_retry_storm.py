@@ -119,6 +119,9 @@ KEYS = {"POST /v1/keys", "POST /v1/keys/{key_id}/rotate"}
 SAMPLES = {f"POST {HOOKS}/{{endpoint_id}}/test"}
 """They change nothing here."""
 
+ANSWERS = {"POST /v1/chat/completions", "POST /v1/completions"}
+"""They ask a model, and change nothing."""
+
 UNSEEN = {"past_calls", "audit"}
 """What notes that somebody asked."""
 
@@ -139,7 +142,7 @@ def contents(database: Database) -> dict[str, list[Any]]:
 
 def test_every_changing_route_is_stormed(app: FastAPI) -> None:
     changing = {f"{found.method} {found.path}" for found in every_route(app) if found.method in CHANGING}
-    assert changing == set(STORM)
+    assert changing == set(STORM) | ANSWERS
 
 
 @pytest.mark.parametrize("route", sorted(set(STORM) - SECRETIVE - KEYS - SAMPLES))
