@@ -7,7 +7,7 @@ with activations computed twice (model/memory.py has the formulas): what is free
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -26,8 +26,13 @@ activations. A stage whose items are shorter has shorter rows."""
 PROCESS_BYTES = 430_000_000
 """Host memory of a process that has imported torch and transformers."""
 
-_PACKAGES = (("backend", "vllm", "vllm"), ("moments", "8bit", "bitsandbytes"), ("trainer", "trl", "trl"))
-"""A setting, the value that asks for a package, and the package."""
+_PACKAGES: Mapping[str, Callable[[StageConfig], bool]] = {
+    "vllm": lambda config: getattr(config, "backend", None) == "vllm",
+    "bitsandbytes": lambda config: getattr(config, "moments", None) == "8bit",
+    "trl": lambda config: getattr(config, "trainer", None) == "trl",
+    "lm_eval": lambda config: getattr(config, "harness", None) is not None,
+}
+"""Each package that a setting may ask for, and whether a stage's settings do."""
 
 
 _SHARING = "deepspeed"
@@ -151,9 +156,7 @@ def _served(stage: PlannedStage) -> bool:
 
 def _packages(stage: PlannedStage) -> tuple[str, ...]:
     """What must be installed: what a setting names, and what shares out a dense stage that devices are told to."""
-    named = tuple(package for field, value, package in _PACKAGES if getattr(stage.config, field, None) == value)
-    if getattr(stage.config, "harness", None) is not None:
-        named = (*named, "lm_eval")
+    named = tuple(package for package, asks in _PACKAGES.items() if asks(stage.config))
     told = _kind(stage) == "dense" and getattr(stage.config, "zero", 0) in (1, 2, 3) and _devices(stage) != 1
     return (*named, _SHARING) if told else named
 

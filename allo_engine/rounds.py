@@ -7,6 +7,7 @@ revisions as it is. Free of torch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 TITLES = {
     "base": "base",
@@ -31,10 +32,10 @@ def round_of(name: str) -> int:
     return int(name.partition("-")[2] or 1)
 
 
-def title_of(model: str) -> str:
+def title_of(model: str, titles: Mapping[str, str] = TITLES) -> str:
     """What a model of the report is, for people."""
     kind, number = kind_of(model), round_of(model)
-    return TITLES.get(kind, kind) + (f", round {number}" if number > 1 else "")
+    return titles.get(kind, kind) + (f", round {number}" if number > 1 else "")
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -71,7 +71,7 @@ class Model:
             waiting = [name for name, began in self._open.items() if not began]
         for name in waiting:
             self._send({"forget": name})
-            self._close(name, _error(code, message))
+            self._close(name, error_line(code, message))
 
     def end(self, code: str, message: str) -> None:
         """End it, and tell why those who wait for more."""
@@ -140,7 +140,7 @@ class Model:
         with self._lock:
             left = list(self._open)
         for name in left:
-            self._close(name, _error(*(self._last_words or CRASHED)))
+            self._close(name, error_line(*(self._last_words or CRASHED)))
 
     def _forgotten(self, name: str) -> None:
         with self._lock:
@@ -158,5 +158,6 @@ class Model:
                 self._process.stdin.flush()
 
 
-def _error(code: str, message: str) -> Mapping[str, str]:
+def error_line(code: str, message: str) -> Mapping[str, str]:
+    """What is told instead of an answer, or of the rest of one."""
     return {"type": "error", "code": code, "message": message}

@@ -33,6 +33,7 @@ from service.logs import configure
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store, StoreError
+from worker.answering import error_line
 from worker.heart import patience_of
 from worker.offer import offer, worker_id
 from worker.shelf import Shelf, Why
@@ -154,7 +155,7 @@ class Serving:
 
     def _tell(self, asked: Asked, why: Why) -> None:
         """That there is no answer."""
-        self._means.desk.tell(asked.id, {"type": "error", "code": why[0], "message": why[1]})
+        self._means.desk.tell(asked.id, error_line(*why))
 
 
 def read(found: Mapping[str, Any]) -> Asked | None:

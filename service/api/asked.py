@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from service.api.schemas import Body, Text, _plain_value
+from service.api.schemas import Body, ModelName, Text
 from service.jobs.trying import MOST_ANSWERS, MOST_TOKENS, Question
 
 SHORT = 16
@@ -42,7 +42,7 @@ class StreamOptions(Body):
 class Asked(Body):
     """What both routes take. The same `seed` gives the same answers; without one they are drawn by chance."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
+    model: ModelName
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -110,7 +110,7 @@ def envelope(
 
 def envelope_of(error: DomainError) -> bytes:
     """The same of an error that comes when the answer has begun, in a stream."""
-    return envelope(_status(error), error.message, error.param, error.code, error.details)
+    return envelope(status_of(error), error.message, error.param, error.code, error.details)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -126,7 +126,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _of_the_domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, DomainError | PlanError)
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, PlanError):
         return answer(request, status, error.message, error.param, "invalid_value")
     own = next((headers for kind, headers in OWN_HEADERS.items() if isinstance(error, kind)), None)
@@ -134,7 +134,8 @@ def _of_the_domain(request: Request, error: Exception) -> Response:
     return answer(request, status, error.message, error.param, error.code, error.details, headers)
 
 
-def _status(error: Exception) -> int:
+def status_of(error: Exception) -> int:
+    """Of one of the kinds that STATUS has."""
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 

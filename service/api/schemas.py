@@ -42,6 +42,7 @@ def _plain_value(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_plain_value)]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_plain_value)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
 Settings = Annotated[dict[str, Any], AfterValidator(_plain_value)]
 Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Metadata = Annotated[
@@ -148,7 +149,7 @@ class CreateJob(Body):
     those and locates none of its own. `retention_file` is a second held-out file, about something else than the job
     trains on: it tells what the model lost of that."""
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
+    model: ModelName
     training_file: Id
     validation_file: Id | None = None
     corrections_file: Id | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from allo_engine.pipeline import METHODS
+from allo_engine.pipeline import METHODS, Method
 from service.jobs.access.trackers import TITLES
 from service.pages.fields import LEFT_OUT, OPTIONAL, settings_of
 
@@ -29,8 +29,8 @@ class Asked:
     typed: Mapping[str, str]
 
     @property
-    def method(self) -> str:
-        return method if (method := self.typed.get("method", "")) in METHODS else "allo"
+    def method(self) -> Method:
+        return next((method for method in METHODS if method == self.typed.get("method")), "allo")
 
     def body(self) -> dict[str, Any]:
         """The request, without whatever is as it would be anyway."""
@@ -88,7 +88,7 @@ class Asked:
 
 def like(job: Mapping[str, Any]) -> dict[str, str]:
     """The form's fields of a job that is there: whatever of it is not as it would be anyway."""
-    method = job["method"]["type"]
+    method: Method = job["method"]["type"]
     typed = {name: str(job[name]) for name in PLAIN if job.get(name)} | {"method": method, "seed": str(job["seed"])}
     typed.pop("suffix", None)
     stages = job["method"][method]["stages"]

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from allo_engine.pipeline import PlanError
-from service.api.errors import MESSAGES, STATUS
+from service.api.errors import MESSAGES, status_of
 from service.api.guard import PAGES
 from service.api.scope import request_id
 from service.jobs.errors import DomainError
@@ -61,13 +61,12 @@ async def _to_login(request: Request, _: Exception) -> Response:
 
 async def _of_the_domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, DomainError | PlanError)
-    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
-    return failure(request, status, error.message)
+    return failure(request, status_of(error), error.message)
 
 
 async def _of_a_part(request: Request, error: Exception) -> Response:
     log.error("part_failed error=%r", getattr(error, "orig", None) or error)
-    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    status = status_of(error)
     unread = f"Stored content cannot be read. The error's id is {request_id(request.scope)}."
     return failure(request, status, MESSAGES.get(status, unread))
 

@@ -12,15 +12,9 @@ from inspect import get_annotations
 from typing import Any, Literal
 
 from allo_engine.config import CONFIGS, StageConfig
+from allo_engine.pipeline import Data, Method, plan
 
 Kind = Literal["choice", "number", "text", "json"]
-
-STAGES: Mapping[str, tuple[str, ...]] = {
-    "supervised": ("sft", "evaluate"),
-    "dpo": ("sft", "sample", "pair", "warmup", "evaluate"),
-    "allo": tuple(CONFIGS),
-}
-"""The stages that a job of each method can have; which it has, its files and settings say."""
 
 OPTIONAL = {"dpo": ("sft",), "allo": ("sft", "warmup")}
 """By method, the stages that are there where they are asked for."""
@@ -95,29 +89,36 @@ _APART = ("seed", "mask_ratio")
 
 
 @cache
-def stages_of(method: str) -> tuple[StageForm, ...]:
-    return tuple(_stage(name, method) for name in STAGES[method])
+def kinds_of(method: Method) -> tuple[str, ...]:
+    """The stages that a job of a method can have; which it has, its files and settings say."""
+    asked: dict[str, Any] = {name: {} for name in OPTIONAL.get(method, ())}
+    return tuple(stage.name for stage in plan(method, Data("problems", validation="problems"), asked, {}))
 
 
 @cache
-def shared_of(method: str) -> tuple[Setting, ...]:
+def stages_of(method: Method) -> tuple[StageForm, ...]:
+    return tuple(_stage(name, method) for name in kinds_of(method))
+
+
+@cache
+def shared_of(method: Method) -> tuple[Setting, ...]:
     """What several stages of a method have: said once for all of them, as `hyperparameters`."""
-    counts = Counter(field for name in STAGES[method] for field in CONFIGS[name].model_fields)
+    counts = Counter(field for name in kinds_of(method) for field in CONFIGS[name].model_fields)
     found: dict[str, Setting] = {}
-    for name in STAGES[method]:
+    for name in kinds_of(method):
         for field, schema in _schemas(CONFIGS[name]).items():
             if counts[field] > 1 and field not in (*found, *_APART):
                 found[field] = _setting(f"hyperparameters.{field}", schema, default="each stage's own")
     return (*_SHORTHAND, *found.values())
 
 
-def settings_of(method: str) -> dict[str, Setting]:
+def settings_of(method: Method) -> dict[str, Setting]:
     """Every field of a method's form, by its name."""
     found = [*shared_of(method), *(setting for stage in stages_of(method) for setting in stage.settings)]
     return {setting.name: setting for setting in found}
 
 
-def _stage(name: str, method: str) -> StageForm:
+def _stage(name: str, method: Method) -> StageForm:
     config = CONFIGS[name]
     schemas, own = _schemas(config), get_annotations(config)
     first = [field for field in schemas if field in own or field in ALWAYS_SHOWN]

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from allo_engine.rounds import kind_of, round_of
+from allo_engine.rounds import title_of
 from service.jobs.learned import Report
 from service.pages.charts import Bar, bars
 
@@ -89,5 +89,4 @@ def _bar(row: Mapping[str, Any], value: float, low: float | None, high: float | 
 
 def named(model: str) -> str:
     """A model of a report as people call it."""
-    kind, number = kind_of(model), round_of(model)
-    return MODELS.get(kind, kind) + (f", round {number}" if number > 1 else "")
+    return title_of(model, MODELS)

@@ -15,7 +15,7 @@ from allo_engine.pipeline import METHODS, PlanError
 from service.api import jobs as api
 from service.api import render
 from service.api.context import Context, Parts, Submitter
-from service.api.errors import STATUS, problems
+from service.api.errors import problems, status_of
 from service.api.estimate import estimated
 from service.api.guard import PAGES
 from service.api.reading import reading
@@ -85,7 +85,7 @@ def create(request: Request, parts: Parts, key: Submitter, asked: Form) -> Respo
         body = CreateJob.model_validate(asked.body())
         job = sent_once(parts, key, request, asked.typed.get("sending", ""), lambda: api.submit(parts, key, body))
     except (ValidationError, DomainError, PlanError) as error:
-        status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 422)
+        status = 422 if isinstance(error, ValidationError) else status_of(error)
         return _form(request, parts, key, asked, status, _wrong(asked, error))
     parts.expectations.later(key.owner, job["id"])
     return RedirectResponse(f"{PAGES}/jobs/{job['id']}", 303)
@@ -133,7 +133,7 @@ def _form(
         "new.html",
         status,
         methods=METHODS,
-        models=models.names(parts.database, key.owner, MOST),
+        models=[(name, name) for name in models.names(parts.database, key.owner, MOST)],
         data=[(file.id, f"{file.filename} ({file.format}, {file.rows} rows)") for file in usable],
         corrections=[(file.id, file.filename) for file in usable if file.format == "corrections"],
         trackers=[(kind, TITLES[kind], TRACKERS[kind]) for kind in read_places(parts.settings.trackers)],

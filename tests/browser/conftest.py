@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
@@ -26,8 +23,8 @@ from service.api.guard import COOKIE
 from service.app import create_app
 from service.jobs.access.keys import Scope, create_key
 from service.jobs.access.sessions import sign_in
-from service.server import Bounds, config
 from service.settings import Settings
+from tests.apps import on_a_port
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
 from tests.waiting import PATIENCE, until
@@ -83,16 +80,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     )
     app = create_app(settings, SilentBroker())
     domain = furnish(app.state.context.database, app.state.context.store)
-    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="on"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Site(app, f"http://127.0.0.1:{port}", domain)
-    app.state.context.feed.close()  # a server waits for what is open
-    server.should_exit = True
-    thread.join()
+    with on_a_port(app) as port:
+        yield Site(app, f"http://127.0.0.1:{port}", domain)
+        app.state.context.feed.close()  # a server waits for what is open
 
 
 Visit = Callable[..., Page]

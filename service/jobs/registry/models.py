@@ -92,12 +92,10 @@ def read_registered(database: Database, owner: str, word: str, most: int) -> Seq
         return registered.registered_models(session, owner, word, most)
 
 
-def names(database: Database, owner: str, most: int) -> list[tuple[str, str]]:
-    """(name, name) of what a job of the owner's can start from: what was registered, and what jobs made, the newest
-    first."""
+def names(database: Database, owner: str, most: int) -> list[str]:
+    """What a job of the owner's can start from: what was registered, and what jobs made, the newest first."""
     with database.snapshot() as session:
-        found = [*registered.registered_names(session, owner, most), *registered.made_names(session, owner, most)]
-    return [(name, name) for name in found]
+        return [*registered.registered_names(session, owner, most), *registered.made_names(session, owner, most)]
 
 
 def read_model(database: Database, owner: str, name: str) -> Model:

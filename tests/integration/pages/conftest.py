@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from service.app import create_app
 from service.jobs.access.keys import Scope, create_key
-from service.migrating import migrate
-from service.settings import Settings
+from tests.apps import app_over
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
 
@@ -24,22 +21,10 @@ ORIGIN = "http://testserver"
 SignIn = Callable[..., TestClient]
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with our tables."""
-    path = tmp_path_factory.mktemp("pages") / "migrated.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def app(tmp_path: Path, migrated: Path) -> Iterator[FastAPI]:
-    data_dir = tmp_path / "data"
-    data_dir.mkdir()
-    shutil.copyfile(migrated, data_dir / "allo.db")
-    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0), SilentBroker())
-    yield app
-    app.state.context.close()
+def app(tmp_path: Path, sqlite: Path) -> Iterator[FastAPI]:
+    with app_over(sqlite, tmp_path, SilentBroker()) as app:
+        yield app
 
 
 @pytest.fixture

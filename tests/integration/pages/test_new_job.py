@@ -14,12 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
 from allo_engine.config import CONFIGS
+from allo_engine.pipeline import METHODS, Method
 from service.api.examples import ESTIMATE
 from service.api.schemas import CreateJob
 from service.jobs import service
 from service.jobs.repository import Page
 from service.pages.asking import Asked, like
-from service.pages.fields import STAGES, settings_of, stages_of
+from service.pages.fields import kinds_of, settings_of, stages_of
 from service.pages.rendering import render
 from service.pages.samples import samples
 from tests.integration.pages.conftest import SignIn, send
@@ -42,14 +43,15 @@ def field_with(page: str, name: str) -> str:
 
 
 def test_every_setting_of_every_stage_is_a_field_that_stands_as_published(browser: TestClient) -> None:
-    for method in STAGES:
+    assert kinds_of("allo") == tuple(CONFIGS)
+    for method in METHODS:
         check_fields(browser, method)
 
 
-def check_fields(browser: TestClient, method: str) -> None:
+def check_fields(browser: TestClient, method: Method) -> None:
     answer = browser.get("/ui/new", params={"method": method})
     assert (answer.status_code, len(answer.content) < 200_000) == (200, True), len(answer.content)
-    for name in STAGES[method]:
+    for name in kinds_of(method):
         empty = CONFIGS[name]().model_dump(mode="json")
         for field, value in empty.items():
             setting = settings_of(method)[f"stages.{name}.{field}"]

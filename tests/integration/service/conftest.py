@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app
 from service.broker import BrokerDown
 from service.db import Base, Database
 from service.jobs.access.keys import create_key
 from service.migrating import migrate
-from service.server import Bounds, config
-from service.settings import Settings
 from service.storage import open_store
+from tests.apps import app_over, on_a_port
 from tests.integration.service.domain import Domain, furnish
 from tests.waiting import PATIENCE
 
@@ -45,14 +41,6 @@ def postgres() -> Iterator[str]:
     server.cleanup()
 
 
-@pytest.fixture(scope="session")
-def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with our tables."""
-    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database of each kind with our tables, for this test alone."""
@@ -69,8 +57,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = Database(database_url)
+def clock() -> Callable[[], float]:
+    """What the database takes for the time."""
+    return time.time
+
+
+@pytest.fixture
+def database(database_url: str, clock: Callable[[], float]) -> Iterator[Database]:
+    database = Database(database_url, clock)
     yield database
     database.close()
 
@@ -105,18 +99,14 @@ def broker() -> SilentBroker:
 @pytest.fixture
 def app(tmp_path: Path, sqlite: Path, broker: SilentBroker) -> Iterator[FastAPI]:
     """The app with small limits, over a database with a model and files in it."""
-    data_dir = tmp_path / "data"
-    data_dir.mkdir()
-    shutil.copyfile(sqlite, data_dir / "allo.db")
     limits = {
         "max_file_bytes": 20_000,
         "max_request_bytes": 10_000,
         "max_line_bytes": 2_000,
         "max_active_jobs": 5,
     }
-    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, webhook_private=True, **limits), broker)
-    yield app
-    app.state.context.close()
+    with app_over(sqlite, tmp_path, broker, webhook_private=True, **limits) as app:
+        yield app
 
 
 @pytest.fixture
@@ -134,15 +124,8 @@ def secret(served: Domain) -> str:
 @pytest.fixture
 def base_url(app: FastAPI) -> Iterator[str]:
     """The app behind a real server on this machine."""
-    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="on"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/v1"
-    server.should_exit = True
-    thread.join()
+    with on_a_port(app) as port:
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture

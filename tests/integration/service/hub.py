@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from huggingface_hub import HfApi
 
@@ -22,6 +19,7 @@ from service.jobs.submission import NewJob
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage.store import Blob, Store
+from tests.apps import on_a_port
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
 from tests.tiny import save_tiny
@@ -74,14 +72,8 @@ def serving(root: Path, hidden: int = 32) -> Iterator[Hub]:
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """The app behind a real server on this machine; its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with on_a_port(app, lifespan="off") as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def stored(store: Store, folder: Path) -> list[tuple[str, Blob]]:

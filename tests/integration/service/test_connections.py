@@ -6,16 +6,15 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
-from service.server import Bounds, config
+from service.server import Bounds
+from tests.apps import on_a_port
 from tests.integration.service.domain import Domain
 from tests.waiting import PATIENCE, until
 
@@ -24,13 +23,8 @@ from tests.waiting import PATIENCE, until
 def port(app: FastAPI) -> Iterator[int]:
     """The app behind a server with little patience."""
     bounds = Bounds(connections=8, head=0.5, body=0.5, taking=0.5, look=0.1)
-    server = uvicorn.Server(config(app, bounds, port=0, lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until(lambda: server.started)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    with on_a_port(app, bounds, lifespan="off") as port:
+        yield port
 
 
 def connect(port: int, data: bytes = b"") -> socket.socket:

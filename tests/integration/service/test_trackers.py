@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from service.db import Database
 from service.jobs import service
 from service.jobs.access import tracking
 from service.jobs.access.tracking import News, record, take_due
@@ -28,13 +26,6 @@ TRACKED = replace(SUPERVISED, integrations=[{"type": "mlflow", "mlflow": {"exper
 @pytest.fixture
 def clock() -> Clock:
     return Clock(1_800_000_000.0)
-
-
-@pytest.fixture
-def database(database_url: str, clock: Clock) -> Iterator[Database]:
-    database = Database(database_url, clock)
-    yield database
-    database.close()
 
 
 def submitted(domain: Domain, allowed: str = ALLOWED) -> str:

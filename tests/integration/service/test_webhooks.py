@@ -77,13 +77,6 @@ def clock() -> Clock:
     return Clock(1_800_000_000.0)
 
 
-@pytest.fixture
-def database(database_url: str, clock: Clock) -> Iterator[Database]:
-    database = Database(database_url, clock)
-    yield database
-    database.close()
-
-
 def ended_job(domain: Domain) -> str:
     job = domain.submit(SUPERVISED).job.id
     domain.run_all()

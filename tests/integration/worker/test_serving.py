@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,6 @@ import openai
 import psutil
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
 from redis import Redis
@@ -44,8 +42,8 @@ from service.exchange import AnswerLost, Desk, Exchange, Seat
 from service.jobs.access.keys import create_key
 from service.jobs.running import workers
 from service.jobs.tables import Model
-from service.server import Bounds, config
 from service.settings import Settings
+from tests.apps import on_a_port
 from tests.integration.worker.house import OWNER, House, alive, furnish
 from tests.integration.worker.processes import Valkey
 from tests.tiny import save_tiny
@@ -115,8 +113,8 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     folders = furnish_models(house, root)
     workers.beat(house.database, house.worker, "host", offer(settings))
     app = create_app(settings)
-    with running(app) as url:
-        town = Town(house, app, url, folders)
+    with on_a_port(app) as port:
+        town = Town(house, app, f"http://127.0.0.1:{port}", folders)
         town.serve()
         yield town
         for process in town.serving:
@@ -124,18 +122,6 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
             process.wait(PATIENCE)
     house.database.close()
     valkey.kill()
-
-
-@contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """The app behind a real server; its URL."""
-    server = uvicorn.Server(config(app, Bounds(), port=0, lifespan="on"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 def furnish_models(house: House, root: Path) -> dict[str, Path]:
@@ -462,8 +448,9 @@ def test_without_a_broker_or_a_worker_there_is_a_clear_answer(tmp_path: Path) ->
     settings.open_data_dir()
     house = furnish(settings, tmp_path)
     headers = {"authorization": f"Bearer {create_key(house.database, OWNER, ('read',)).secret}"}
-    with running(create_app(settings)) as url:
-        refused = httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "x"}, headers=headers)
+    with on_a_port(create_app(settings)) as port:
+        asked = {"model": "tiny", "prompt": "x"}
+        refused = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked, headers=headers)
     house.database.close()
     assert refused.status_code == 503
     assert "broker" in refused.json()["error"]["message"]
