@@ -1,0 +1,24 @@
+"""The tables. Timestamps are integer Unix seconds; statuses are those of the lifecycle."""
+
+from service.jobs.tables.access import ApiKey, AuditEntry, PastCall, SignIn, Tracking, WebhookDelivery, WebhookEndpoint
+from service.jobs.tables.work import Artifact, Event, Export, File, Job, Model, Stage, Upload, UploadPart, Worker
+
+__all__ = [
+    "ApiKey",
+    "Artifact",
+    "AuditEntry",
+    "Event",
+    "Export",
+    "File",
+    "Job",
+    "Model",
+    "PastCall",
+    "SignIn",
+    "Stage",
+    "Tracking",
+    "Upload",
+    "UploadPart",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "Worker",
+]
