@@ -57,7 +57,7 @@ def test_errors_that_pass_are_retried_and_every_answer_is_paid_for_once(tmp_path
         assert len(server.questions) == 8
         assert {headers["authorization"] for headers in server.headers} == {"Bearer secret"}
         assert "2 + 2?" in server.questions[0]
-        assert "The answer is 5" in server.questions[0] + server.questions[1]
+        assert any("The answer is 5" in question for question in server.questions)
     assert not any(b"secret" in path.read_bytes() for path in tmp_path.rglob("*.json"))
 
 
