@@ -54,10 +54,11 @@ class Answer:
     theirs: str
 
 
-def where(store: Store, view: JobView) -> Layers | None:
-    """Where the job's masks lie, be they its own or an earlier job's; None where nothing says so."""
+def where(store: Store, view: JobView, stage: str = "locate") -> Layers | None:
+    """Where the masks lie that a stage located, or those of an earlier job that this one trains in; None where nothing
+    says so."""
     given = {path: (sha256, size) for path, sha256, size in view.job.sources.get("masks", ())}
-    found = _read(store, _file(view, "locate", "where.json") or given.get("where.json"))
+    found = _read(store, _file(view, stage, "where.json") or given.get("where.json"))
     layers: Layers | None = None if found is None else json.loads(found)["layers"]
     return layers
 

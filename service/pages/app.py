@@ -15,12 +15,12 @@ from starlette.responses import RedirectResponse
 from service.api.context import Context
 from service.api.guard import PAGES
 from service.api.limits import Rates
-from service.pages import assets, entry, files, job, jobs, keys, learned, models, new, trying, usage, workers
+from service.pages import assets, compare, entry, files, job, jobs, keys, learned, models, new, trying, usage, workers
 from service.pages.entry import signed_in
 from service.pages.failures import add_failure_handlers
 from service.pages.headers import Headers
 
-PARTS = (jobs, job, learned, files, models, new, trying, workers, keys, usage)
+PARTS = (jobs, job, learned, compare, files, models, new, trying, workers, keys, usage)
 
 
 def create_pages(context: Context) -> FastAPI:

@@ -8,11 +8,14 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
+from allo_engine import rounds
+from allo_engine.rounds import kind_of, round_of
 from service.api.context import Parts, Reader
 from service.api.reading import reading
 from service.jobs import learned, service
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
 from service.jobs.learned import Change, Report, Token
+from service.jobs.service import JobView
 from service.pages.charts import heat_map
 from service.pages.maps import grid_of, outside_of
 from service.pages.measures import measures_of, named
@@ -27,35 +30,44 @@ RESPONSES, ANSWERS = 3, 10
 LEAST = 3
 """Tokens that are told in words, the least likely of a response."""
 
-Use = Literal["forget", "improve"]
+Mask = Annotated[str, Query(pattern=r"^(forget|improve)(-[2-9]|-[1-9]\d)?$")]
+"""The stage that trains in it: `improve-2` is that of the second round."""
+
 Name = Annotated[str | None, Query(max_length=64)]
 
 
 @router.get("")
 @reading
-def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Use = "improve") -> Response:
+def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Mask = "improve") -> Response:
     """The masks and the measures; responses and answers are asked for by the page."""
     view = service.read(parts.database, key.owner, job_id)
-    layers = learned.where(parts.store, view)
+    layers = learned.where(parts.store, view, rounds.named("locate", round_of(mask)))
     report, too_large = None, None
     try:
         report = learned.report(parts.store, view)
     except Conflict as error:
         too_large = error.message
-    grid = grid_of(layers, mask) if layers else None
+    grid = grid_of(layers, kind_of(mask)) if layers else None
     return page(
         request,
         "learned.html",
         job=view.job,
         mask=mask,
+        masks=_masks(view),
         grid=grid,
-        map=heat_map(f"Share of each module that the mask of {mask} takes", grid) if grid and grid.rows else None,
-        outside=outside_of(layers, mask) if layers else [],
+        map=heat_map(f"Share of each module that the mask of stage {mask} takes", grid) if grid and grid.rows else None,
+        outside=outside_of(layers, kind_of(mask)) if layers else [],
         measures=measures_of(report) if report else [],
         answered=report is not None and _has_answers(report),
         rewarded=any(stage.name == "token_rewards" for stage in view.stages),
         too_large=too_large,
     )
+
+
+def _masks(view: JobView) -> list[str]:
+    """The stages that train in masks of their own: later rounds may locate theirs anew."""
+    later = [round_of(stage.name) for stage in view.stages if kind_of(stage.name) == "locate"]
+    return ["improve", "forget", *(rounds.named("improve", number) for number in later if number > 1)]
 
 
 # --- wrong responses

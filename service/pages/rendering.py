@@ -22,6 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 NAVIGATION = (
     ("Jobs", f"{PAGES}/jobs", "read"),
     ("New job", f"{PAGES}/new", "submit"),
+    ("Compare", f"{PAGES}/compare", "read"),
     ("Data", f"{PAGES}/files", "read"),
     ("Models", f"{PAGES}/models", "read"),
     ("Try", f"{PAGES}/try", "read"),

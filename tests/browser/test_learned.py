@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits, photograph
-from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, evaluated, taught
+from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, evaluated, taught, told
 
 PROBABILITIES = [0.98, 0.91, 0.84, 0.72, 0.66, 0.55, 0.43, 0.31, 0.22, 0.12, 0.03, 0.97, 0.99, 0.01]
 WORDS = ["So", " she", " has", " 5", " +", " 7", " =", " 13", " apples", ",", " not", " 12", ".", "<|end|>"]
@@ -62,8 +63,8 @@ def test_what_a_job_learned_is_looked_at_and_paged_through(site: Site, visit: Vi
     expect(page.locator("#answers .answer")).to_have_count(6)
     page.get_by_role("navigation", name="Pages of responses").get_by_role("link", name="After").click()
     expect(page.locator("#responses h3").first).to_contain_text("4.")
-    page.get_by_role("link", name="The mask of forgetting").click()
-    expect(page.get_by_role("img", name="that the mask of forget takes")).to_be_visible()
+    page.get_by_role("link", name="The mask of forget").click()
+    expect(page.get_by_role("img", name="that the mask of stage forget takes")).to_be_visible()
     page.locator("#masks ~ details summary").click()
     assert_accessible(page)
 
@@ -85,3 +86,38 @@ def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(visit: Visit, tmp_pa
     assert "bad <b>" not in page.locator("main").inner_text()
     assert_accessible(page)
     photograph(page, "data")
+
+
+def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: Site, visit: Visit) -> None:
+    names = ("slow", "fast", "careful")
+    for place, name in enumerate(names):
+        stages = {"improve": {"learning_rate": 10.0**-place}}
+        right = {**RIGHT, "improve": ("1101", "1111", "0111")[place]}
+        findings = {**FINDINGS, "evaluate": evaluated({model: digits * 6 for model, digits in right.items()})}
+        job = taught(site.domain, findings, stages=stages, suffix=name)
+        figures = [
+            {"stage": "improve", "step": step, "loss": 0.7 * (0.9 - place / 9) ** step, "reward_margin": step / 9}
+            for step in range(1, 41)
+        ]
+        told(site.domain, job, *figures)
+    page = visit("/ui/compare")
+    assert_accessible(page)
+    for name in names:
+        page.get_by_role("checkbox", name=name).check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    plot = page.locator("#plot")
+    expect(plot).to_have_attribute(
+        "aria-label", re.compile("loss of stage improve: A careful .* C slow from 0.63 to 0.01")
+    )
+    page.get_by_label("Figure", exact=True).select_option("reward_margin")
+    expect(plot).to_have_attribute("aria-label", re.compile("reward margin of stage improve: A careful from 0.1111"))
+    page.get_by_label("Stage", exact=True).select_option("sft")
+    expect(page.locator("#no-curves")).to_be_visible()
+    page.get_by_label("Stage", exact=True).select_option("improve")
+    expect(page.locator("#plot canvas")).to_be_visible()
+    assert_accessible(page)
+    assert_fits(page)
+    photograph(page, "compare", full_page=True)
+    page.get_by_role("button", name="Compare", exact=True).last.click()
+    expect(page.locator("#paired")).to_contain_text("On 24 cases that both were put to.")
+    assert_accessible(page)

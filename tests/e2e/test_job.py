@@ -34,7 +34,7 @@ from tests.e2e.jobs import stages_of, status_is, streamed, submit, wait
 from tests.pages import commands
 from tests.unit.engine.pipeline import write_problems
 from tests.unit.engine.stages.test_stages import SETTINGS
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 LONG_IMPROVE = SETTINGS | {
     "improve": {"learning_rate": 1e-4, "n_epochs": 300, "batch_size": 8, "checkpoint_seconds": 0.2}
@@ -136,6 +136,17 @@ def test_openai_drives_a_job_whose_worker_is_killed_and_misses_nothing_of_it(
     assert {checkpoint.fine_tuning_job_id for checkpoint in checkpoints} == {finished.id}
     assert len(checkpoints) == 4
     assert generated(aligned)
+
+
+def test_the_dashboard_shows_what_the_job_learned(service: Service, finished: Finished) -> None:
+    with httpx.Client(base_url=service.url, headers={"origin": service.url}, timeout=PATIENCE) as browser:
+        assert browser.post("/ui/login", data={"key": service.key}).status_code == 303
+        parts = ("", "/responses", "/answers?theirs=base")
+        learned, responses, answers = (browser.get(f"/ui/jobs/{finished.id}/learned{part}").text for part in parts)
+    assert 'class="chart heat"' in learned
+    assert all(f">{name}</text>" in learned for name in ("Base", "SFT", "Forgotten", "Aligned"))
+    assert re.search('<span class="p[0-9]+ gone" title="P 0.[0-4][0-9]*, weight 1.00">', responses)
+    assert re.search("of 8 cases [0-9] were gained and [0-9] lost", answers)
 
 
 def test_a_job_is_as_its_estimate_said_and_the_next_estimate_finds_all_of_it_there(

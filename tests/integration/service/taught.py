@@ -9,7 +9,10 @@ from typing import Any
 
 from allo_engine.data.statistics import wilson
 from allo_engine.pipeline import OUTPUTS
+from service.jobs import repository
+from service.jobs.ids import new_id
 from service.jobs.running import attempts, dispatch
+from service.jobs.tables import Event
 from tests.integration.service.domain import ALLO, WORKER, Domain
 
 
@@ -75,8 +78,15 @@ def taught(domain: Domain, findings: Mapping[str, Any] | None = None, **new: Any
         claimed = attempts.claim(domain.database, rings[0].stage_id, rings[0].epoch, WORKER)
         assert claimed is not None
         files = written(domain, OUTPUTS[claimed.name], found.get(claimed.name, {}))
-        assert attempts.finish(domain.database, domain.store, claimed.stage_id, claimed.epoch, files, {})
+        metrics = figures_of(found["evaluate"]) if claimed.name == "evaluate" else {}
+        assert attempts.finish(domain.database, domain.store, claimed.stage_id, claimed.epoch, files, metrics)
     return job_id
+
+
+def figures_of(evaluation: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
+    """What an evaluation tells of what it found."""
+    rows = json.loads(evaluation["report"]["report.json"])["models"]
+    return {f"{row['model']}_{key}": row[key] for row in rows for key in row if key.startswith("accuracy")}
 
 
 def written(
@@ -88,3 +98,16 @@ def written(
     ]
     blobs = [(output, path, domain.store.put_stream([text.encode()])) for output, path, text in files]
     return [(output, path, blob.sha256, blob.size) for output, path, blob in blobs]
+
+
+def told(domain: Domain, job_id: str, *figures: Mapping[str, Any]) -> None:
+    """Metrics that stages of a job have told, {stage, step, …} each."""
+    with domain.database.transaction() as session:
+        count = repository.counts(session, [job_id])[0][1]
+        for seq, data in enumerate(figures, count + 1):
+            event = Event(id=new_id("ftevent"), job_id=job_id, seq=seq, created_at=0, level="info", type="metrics")
+            event.message, event.data = "", dict(data)
+            session.add(event)
+        job = repository.lock_job(session, job_id)
+        assert job is not None
+        job.event_count = count + len(figures)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from sqlalchemy import update
 
@@ -12,7 +10,7 @@ from service.jobs.errors import Conflict
 from service.jobs.learned import Answer, Token
 from service.jobs.tables import Artifact
 from tests.integration.service.domain import ALLO, SUPERVISED, Domain
-from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, evaluated, taught
+from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, taught
 
 
 @pytest.fixture(params=["sqlite"])
@@ -67,7 +65,7 @@ def test_of_a_job_that_has_yet_to_run_and_of_one_of_another_method_there_is_noth
 
 
 def test_a_report_that_is_too_large_to_look_at_is_not_read(domain: Domain) -> None:
-    job = taught(domain, {"evaluate": {"report": {"report.json": json.dumps(evaluated(RIGHT))}}})
+    job = taught(domain)
     with domain.database.transaction() as session:
         session.execute(update(Artifact).where(Artifact.path == "report.json").values(bytes=learned.LARGEST + 1))
     with pytest.raises(Conflict, match="download"):
