@@ -33,6 +33,10 @@ class Allowance:
         }
 
 
+_MOST = 10_000
+"""Owners, or addresses, that are remembered before those are forgotten that there is nothing to remember of."""
+
+
 class Rates:
     """A token bucket an owner: it holds a minute's requests and fills evenly. 0 a minute: no limit."""
 
@@ -49,6 +53,8 @@ class Rates:
         left = min(left + (now - at) * a_second, float(self._limit))
         taken = left >= 1
         left -= taken
+        if len(self._buckets) >= _MOST and owner not in self._buckets:  # whoever rested for a minute has all again
+            self._buckets = {name: kept for name, kept in self._buckets.items() if now - kept[1] < 60}
         self._buckets[owner] = (left, now)
         wait = 0.0 if left >= 1 else (1 - left) / a_second
         return Allowance(taken, self._limit, int(left), wait, (self._limit - left) / a_second)

@@ -143,8 +143,12 @@ class Feed:
             if not job.streams:
                 del self._jobs[job_id]
 
-    async def stream(self, key: ApiKey, job_id: str, seq: int) -> AsyncIterator[bytes]:
-        """Every event of the job behind number `seq`, as it happens."""
+    async def stream(
+        self, key: ApiKey, job_id: str, seq: int, still: Callable[[], bool] | None = None
+    ) -> AsyncIterator[bytes]:
+        """Every event of the job behind number `seq`, as it happens; for as long as `still` says so, or the key is
+        valid."""
+        still = still or (lambda: keys.is_valid(self._database, key.id))
         with self._following(job_id) as job:
             yield b"retry: 2000\n"  # a line of the first event, as below: clients take an empty line for an event's end
             while not self._closed:
@@ -158,7 +162,7 @@ class Feed:
                 up_to_date = job.count < 0 or seq >= job.count
                 if up_to_date and not await _within(HEARTBEAT_SECONDS, news):
                     yield b": still here\n"
-                    if not await self._ask(lambda: keys.is_valid(self._database, key.id)):
+                    if not await self._ask(still):
                         return
 
     async def _behind(self, job: Watched, job_id: str, seq: int) -> list[tuple[int, bytes]]:

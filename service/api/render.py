@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from allo_engine.needs import Needs
-from service.jobs.estimates import fraction, job_eta, job_fraction, stage_eta
+from service.jobs.estimates import fraction, job_eta, job_fraction, known_seconds, stage_eta
 from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
 from service.jobs.progression import checkpoint_model
 from service.jobs.running.placement import Offer, missing
@@ -24,8 +24,8 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
     """The job; `offers` is what the workers that live have."""
     row = view.job
     expected = row.estimate or {}
-    known = {name: round(one["seconds"]["expected"]) for name, one in expected.items() if one["seconds"]}
-    eta = None if row.status is JobStatus.PAUSED else job_eta(view.stages, {**known, **view.earlier_seconds}, now)
+    known = known_seconds(row.estimate, view.earlier_seconds)
+    eta = None if row.status is JobStatus.PAUSED else job_eta(view.stages, known, now)
     tokens = [stage.metrics["trained_tokens"] for stage in view.stages if "trained_tokens" in stage.metrics]
     return {
         "id": row.id,

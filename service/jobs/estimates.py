@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from service.jobs.lifecycle import STAGE_ENDED, StageStatus
 from service.jobs.tables import Stage
@@ -23,6 +24,12 @@ def stage_eta(stage: Stage, now: int) -> int | None:
     if done <= 0:
         return None
     return round((now - stage.claimed_at) / done * max(stage.total - stage.step, 0))
+
+
+def known_seconds(estimate: Mapping[str, Any] | None, earlier: Mapping[str, int]) -> Mapping[str, int]:
+    """How long stages take, by their names: as they did before, else as was expected, as far as anything was."""
+    expected = {name: one["seconds"] for name, one in (estimate or {}).items()}
+    return {**{name: round(found["expected"]) for name, found in expected.items() if found}, **earlier}
 
 
 def job_eta(stages: Sequence[Stage], earlier: Mapping[str, int], now: int) -> int | None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Busy, Conflict, NotFound
+from service.jobs.estimates import known_seconds
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
 from service.jobs.repository import Page, holdings, looking, tracked
@@ -39,6 +40,17 @@ class JobView:
         for row in self.artifacts or ():
             found[row.stage_id].append(row)
         return found
+
+
+@dataclass(frozen=True)
+class JobLine:
+    """A job as a line tells of it: its method, its stages without what they are given and found, and, while it runs,
+    how long each takes, as far as that is known."""
+
+    job: Job
+    method: str
+    stages: tuple[Stage, ...]
+    known_seconds: Mapping[str, int]
 
 
 def submit(
@@ -71,15 +83,25 @@ def read_page(
     """Jobs that have all of `metadata`, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
         jobs, more = repository.jobs(session, owner, page, metadata or {})
-        return _listed(session, jobs), more
+        stages, earlier = defaultdict(list), _earlier(session, jobs)
+        for stage in repository.stages_shown(session, [job.id for job in jobs]):
+            stages[stage.job_id].append(stage)
+        return [JobView(job, tuple(stages[job.id]), earlier[_source(job)]) for job in jobs], more
 
 
-def look_for(database: Database, wanted: Wanted, page: Page) -> tuple[list[JobView], bool]:
-    """Jobs that are as wanted, and whether there are more; for what is shown, not for what runs. Raises NotFound for an
-    unknown `page.after`."""
+def look_for(database: Database, wanted: Wanted, page: Page) -> tuple[list[JobLine], bool]:
+    """Jobs that are as wanted, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
         jobs, more = looking.found(session, wanted, page)
-        return _listed(session, jobs), more
+        ids, stages = [job.id for job in jobs], defaultdict(list)
+        for stage in looking.stages(session, ids):
+            stages[stage.job_id].append(stage)
+        methods = looking.methods(session, ids)
+        running = [job for job in jobs if job.status is JobStatus.RUNNING]
+        earlier = _earlier(session, running)
+        known = {job.id: known_seconds(job.estimate, earlier[_source(job)]) for job in running}
+        lines = [JobLine(job, methods[job.id], tuple(stages[job.id]), known.get(job.id, {})) for job in jobs]
+        return lines, more
 
 
 def names_in_use(database: Database, owner: str | None) -> tuple[Sequence[str], Sequence[str]]:
@@ -229,13 +251,6 @@ def _view(session: Session, job: Job) -> JobView:
     stages = repository.stages(session, [job.id])
     artifacts = repository.artifacts(session, [stage.id for stage in stages])
     return JobView(job, tuple(stages), _earlier(session, [job])[_source(job)], tuple(artifacts))
-
-
-def _listed(session: Session, jobs: Sequence[Job]) -> list[JobView]:
-    stages, earlier = defaultdict(list), _earlier(session, jobs)
-    for stage in repository.stages_shown(session, [job.id for job in jobs]):
-        stages[stage.job_id].append(stage)
-    return [JobView(job, tuple(stages[job.id]), earlier[_source(job)]) for job in jobs]
 
 
 def _earlier(session: Session, jobs: Sequence[Job]) -> Mapping[tuple[str, str, str], Mapping[str, int]]:

@@ -47,6 +47,12 @@ def wants_fragment(request: Request) -> bool:
     return "hx-request" in request.headers
 
 
+def unforeseen(request: Request) -> Response:
+    """The error is in the log; the user learns nothing of our insides, but has an id to report."""
+    name = request_id(request.scope)
+    return failure(request, 500, f"An error of this service, not of yours. Its id is {name}.")
+
+
 async def _to_login(request: Request, _: Exception) -> Response:
     """A link from elsewhere comes without the cookie, however well its reader is signed in: the same page, asked for
     again by a page of ours, comes with it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -14,10 +15,11 @@ from allo_engine.config import CONFIGS
 from allo_engine.rounds import kind_of
 from service.api import artifacts, events, render
 from service.api.context import Context, Parts, Reader, Submitter
-from service.api.guard import PAGES
+from service.api.guard import COOKIE, PAGES
 from service.api.live import EventStream
 from service.api.reading import reading, shown
 from service.jobs import history, series, service, story
+from service.jobs.access.sessions import find_session
 from service.jobs.lifecycle import JOB_ENDED, JobStatus
 from service.jobs.repository import Page
 from service.jobs.service import JobView
@@ -95,6 +97,7 @@ def curves(parts: Parts, key: Reader, job_id: str) -> Response:
 
 @router.get("/stream")
 def stream(
+    request: Request,
     parts: Parts,
     key: Reader,
     job_id: str,
@@ -107,7 +110,8 @@ def stream(
         return Response(status_code=204)
     place = ExitStack()
     place.enter_context(parts.streams.open(key.owner))
-    return EventStream(parts.feed.stream(key, job_id, seq), place)
+    session = partial(find_session, parts.database, request.cookies[COOKIE])
+    return EventStream(parts.feed.stream(key, job_id, seq, lambda: session() is not None), place)
 
 
 @router.get("/metrics")

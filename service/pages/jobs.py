@@ -18,7 +18,7 @@ from service.jobs.estimates import job_eta, job_fraction
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus
 from service.jobs.repository import Page
 from service.jobs.repository.looking import Wanted
-from service.jobs.service import JobView
+from service.jobs.service import JobLine
 from service.jobs.tables import ApiKey
 from service.pages.rendering import page
 
@@ -86,11 +86,11 @@ def index(
     )
 
 
-def line(view: JobView, now: int) -> Mapping[str, Any]:
+def line(view: JobLine, now: int) -> Mapping[str, Any]:
     """A job in a line."""
     job = view.job
     at_work = [stage.name for stage in view.stages if stage.status is StageStatus.RUNNING]
-    eta = None if job.status is JobStatus.PAUSED else job_eta(view.stages, view.earlier_seconds, now)
+    eta = job_eta(view.stages, view.known_seconds, now) if job.status is JobStatus.RUNNING else None
     return {
         "id": job.id,
         "name": job.suffix or job.id,
@@ -99,7 +99,7 @@ def line(view: JobView, now: int) -> Mapping[str, Any]:
         "stopping": job.cancel_requested and job.status not in JOB_ENDED,
         "at": " and ".join(at_work),
         "model": job.model,
-        "method": job.method["type"],
+        "method": view.method,
         "fraction": job_fraction(view.stages),
         "left": eta,
         "took": None if job.finished_at is None else job.finished_at - job.created_at,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, String, cast, or_, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, defer, load_only
 
 from service.jobs.lifecycle import JobStatus
 from service.jobs.repository import Page, paged
-from service.jobs.tables import Job
+from service.jobs.tables import Job, Stage
+
+_METHOD = Job.method["type"].as_string()
+
+_OF_A_STAGE = (Stage.job_id, Stage.name, Stage.status, Stage.step, Stage.total, Stage.resumed_step, Stage.claimed_at)
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,23 @@ class Wanted:
 
 
 def found(session: Session, wanted: Wanted, page: Page) -> tuple[list[Job], bool]:
-    """Newest first, without what only runs a job."""
-    query = select(Job).options(defer(Job.sources), defer(Job.estimate))
+    """In the page's order, as far as a line tells of a job: without what is large."""
+    query = select(Job).options(defer(Job.method), defer(Job.sources), defer(Job.estimate))
     for condition in _conditions(wanted):
         query = query.where(condition)
     return paged(session, query, Job.id, "ftjob", page)
+
+
+def methods(session: Session, job_ids: Sequence[str]) -> Mapping[str, str]:
+    """Each job's method, by its id."""
+    rows = session.execute(select(Job.id, _METHOD).where(Job.id.in_(job_ids)))
+    return {row.id: method for row in rows if (method := row[1])}
+
+
+def stages(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
+    """The stages of these jobs, each job's in running order, as far as a line tells of them."""
+    query = select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.job_id, Stage.position)
+    return session.scalars(query.options(load_only(*_OF_A_STAGE))).all()
 
 
 def owners(session: Session) -> Sequence[str]:
@@ -46,7 +62,7 @@ def models(session: Session, owner: str | None) -> Sequence[str]:
 
 def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
     asked: dict[Any, object] = {Job.owner: wanted.owner, Job.status: wanted.status, Job.model: wanted.model}
-    asked[Job.method["type"].as_string()] = wanted.method
+    asked[_METHOD] = wanted.method
     found = [column == value for column, value in asked.items() if value is not None]
     return [*found, _named(wanted.text)] if wanted.text else found
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.event import listen
 
 from service.jobs import service
 from service.jobs.tables import Job, Stage
@@ -109,6 +110,22 @@ def test_a_long_list_comes_in_parts_and_a_part_stays_small(sign_in: SignIn, serv
             break
         query = older.group(1)
     assert len(seen) == len(set(seen)) == 121
+
+
+def test_a_list_of_many_asks_the_database_as_often_as_one_of_few(sign_in: SignIn, served: Domain) -> None:
+    asked: list[str] = []
+    listen(served.database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    reader = sign_in(OWNER, "read")
+
+    def statements() -> int:
+        del asked[:]
+        assert reader.get(PAGE).status_code == 200
+        return len(asked)
+
+    served.submit(SUPERVISED)
+    few = statements()
+    many(served, 60)
+    assert statements() == few
 
 
 def test_what_a_filter_asked_for_is_asked_for_of_older_jobs_too(sign_in: SignIn, served: Domain) -> None:
