@@ -1,8 +1,9 @@
 """What a stage tells the process that runs it: one JSON object a line on a stream.
 
-Types: `progress` {step, total, metrics}, `message` {level, message, data}, and as the last line either `result`
-{metrics} or `error` {code, message}. `step` and `total` count work, in tokens or problems, so that their ratio is a
-fair share of the stage's time.
+Types: `progress` {step, total, metrics}, `message` {level, message, data}, `checkpoint` {step}, and as the last line
+either `result` {metrics} or `error` {code, message}. `step` and `total` of progress count work, in tokens or problems,
+so that their ratio is a fair share of the stage's time. `checkpoint` says that a later run can go on from here: its
+`step` is the stage's own count of what is done, the same however often and wherever the stage was resumed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Report:
 
     def __init__(self, stream: TextIO, every_seconds: float = 0.5) -> None:
         self._stream, self._every, self._last = stream, every_seconds, 0.0
+        self._kept = 0.0
         self._measured: tuple[int, float] | None = None
         self.stop_requested = False
         self.before = 0
@@ -62,6 +64,16 @@ class Report:
         if before is not None and now > before[1] and step > before[0]:
             figures["tokens_per_second"] = round((step - before[0]) / (now - before[1]), 1)
         return figures
+
+    def checkpoint(self, step: int) -> None:
+        """Say that the work folder holds, on the disk, what a run needs to go on behind this step."""
+        self._write("checkpoint", step=step)
+
+    def kept(self, count: int) -> None:
+        """The same of what is kept piece by piece, thinned out in time: so many pieces are there."""
+        if (now := time.monotonic()) - self._kept >= self._every:
+            self._kept = now
+            self.checkpoint(count)
 
     def message(self, message: str, level: str = "info", data: Mapping[str, Any] | None = None) -> None:
         self._write("message", level=level, message=message, data=dict(data or {}))

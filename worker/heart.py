@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -41,11 +41,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the stage is, as it was last told."""
+    """How far the stage is, as it was last told, and behind which step of its own it left a checkpoint."""
 
     step: int | None = None
     total: int | None = None
     metrics: Mapping[str, Any] | None = None
+    saved: int | None = None
 
 
 def patience_of(settings: Settings) -> Patience:
@@ -94,7 +95,7 @@ class Heart:
         """Note how far the stage is; its first progress is told at once. Metrics become an event at most once a second,
         the last ones always."""
         first = self._progress.step is None
-        self._progress = Progress(step, total, metrics or self._progress.metrics)
+        self._progress = replace(self._progress, step=step, total=total, metrics=metrics or self._progress.metrics)
         if first:
             self._due.set()
         if metrics:
@@ -103,6 +104,11 @@ class Heart:
             )
             if time.monotonic() - self._metrics_at >= _METRICS_SECONDS:
                 self._tell_metrics()
+
+    def saved(self, step: int) -> None:
+        """Note a checkpoint behind this step of the stage; told at once, for it decides whether an attempt counts."""
+        self._progress = replace(self._progress, saved=step)
+        self._due.set()
 
     def __enter__(self) -> Heart:
         self._thread.start()
@@ -134,8 +140,7 @@ class Heart:
                 self._renew()  # the lease is still ours: whoever could take it would have to write
 
     def _send(self) -> None:
-        progress = self._progress
-        answer = attempts.heartbeat(self._database, *self._name(), progress.step, progress.total, progress.metrics)
+        answer = attempts.heartbeat(self._database, *self._name(), *astuple(self._progress))
         if not answer.alive:
             self.interrupt = self.interrupt or Interrupt.FENCED
             return

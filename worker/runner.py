@@ -181,6 +181,8 @@ def _note(line: Mapping[str, Any], heart: Heart) -> Mapping[str, Any] | None:
         case {"type": "message", "message": str(message)}:
             level: Literal["info", "warn"] = "warn" if line.get("level") == "warn" else "info"
             heart.tell(Event(level, message, _object(line, "data", heart)))
+        case {"type": "checkpoint", "step": int(step)}:
+            heart.saved(step)
         case {"type": "result"}:
             return {**line, "metrics": _object(line, "metrics", heart)}
         case {"type": "error"}:

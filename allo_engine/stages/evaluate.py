@@ -57,6 +57,7 @@ def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, repor
         held_against = retention if candidate in (models[0], models[-1]) else None
         rows.append(_evaluated(candidate, evaluation, held_against, work, _ticker(report, done, total)))
         done += evaluation.size + (held_against.size if held_against else 0)
+        report.checkpoint(done)
         _compare_with_warmup(rows)
         report.message(f"Evaluated {candidate.name}.", data=_figures(rows[-1]))
     if retention and len(rows) > 1:

@@ -103,9 +103,13 @@ def _sampled(
     """Responses by problem."""
     total, tally = config.n * len(requests), here().tally()
     opened = partial(sampling.open, folder, None, dtype_of(config.precision), report, work, config.backend)
-    found = answers(
-        requests, settings, opened, work / KEPT, report, lambda amount: report.progress(tally(amount), total)
-    )
+
+    def tick(amount: int) -> None:
+        done = tally(amount)
+        report.progress(done, total)
+        report.kept(done)
+
+    found = answers(requests, settings, opened, work / KEPT, report, tick)
     report.progress(total, total)
     return found
 

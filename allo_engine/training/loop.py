@@ -233,6 +233,7 @@ class Trainer:
 
     def _save(self, step: int, totals: Totals) -> None:
         self._checkpoints.save(step, {**totals.sums, **self._validation.sums()})
+        self._report.checkpoint(step)
 
     def _asked(self, cadence: Cadence) -> tuple[bool, bool]:
         """Whether any rank is to stop, and whether any is to save."""

@@ -233,6 +233,7 @@ class StageTrainer(Trainer):
             with self._cadence.saving():
                 self._checkpoints.save(self._at(), self._epoch.sums)
             self._saved = self._at()
+            self._report.checkpoint(self._saved)
 
 
 class PairTrainer(StageTrainer, DPOTrainer):  # type: ignore[misc]

@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import TypeVar
 
 MAX_ATTEMPTS = 3
-"""Attempts of a stage that count. A drained attempt does not; a crash, a lost worker and a retryable failure do."""
+"""Attempts of a stage that end badly, one after the other, without a checkpoint further than any before. One that was
+drained does not count; a crash, a lost worker and a retryable failure do."""
 
 
 class JobStatus(StrEnum):
@@ -89,6 +90,6 @@ def stage_sources(target: StageStatus) -> tuple[StageStatus, ...]:
     return tuple(status for status, targets in STAGE_MOVES.items() if target in targets)
 
 
-def another_attempt(attempt: int) -> bool:
-    """Whether a stage whose `attempt`-th counted attempt ended badly gets another one."""
-    return attempt < MAX_ATTEMPTS
+def another_attempt(fruitless: int) -> bool:
+    """Whether a stage gets another attempt after so many that ended badly since its last progress."""
+    return fruitless < MAX_ATTEMPTS

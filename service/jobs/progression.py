@@ -62,7 +62,9 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
     made = {other.name: other.id for other in repository.stages(session, [job.id])}
     files = {name: _source_files(session, job.sources, made, source) for name, source in stage.inputs.items()}
     stage.code = code_version()
-    stage.digest = _digest(stage.name, stage.config, files)
+    found = _digest(stage.name, stage.config, files)
+    if stage.digest != found:  # what was saved of another result is no way of this one
+        stage.digest, stage.saved_step = found, None
     return files
 
 

@@ -242,8 +242,8 @@ def _check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
 def _reset(stage: Stage) -> None:
     if stage.status in (StageStatus.FAILED, StageStatus.CANCELLED):
         stage.status = move(stage.status, StageStatus.WAITING)
-        stage.attempt, stage.error, stage.finished_at = 0, None, None
-        stage.step = stage.total = stage.resumed_step = None
+        stage.attempt, stage.fruitless, stage.error, stage.finished_at = 0, 0, None, None
+        stage.step = stage.total = stage.resumed_step = stage.saved_step = None
 
 
 def _view(session: Session, job: Job) -> JobView:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import func
+from sqlalchemy import case, func
 from sqlalchemy.orm import Session
 
 from allo_engine.pipeline import code_version
@@ -105,14 +105,23 @@ def heartbeat(
     step: int | None = None,
     total: int | None = None,
     metrics: Mapping[str, Any] | None = None,
+    saved: int | None = None,
 ) -> Beat:
-    """A sign of life, with how far the stage is. Brings back whether it should stop, and how."""
+    """A sign of life, with how far the stage is and behind which step it left its last checkpoint. Brings back whether
+    it should stop, and how.
+
+    A checkpoint that is further than every one before, on whatever worker, is progress: attempts are counted anew.
+    """
     with database.transaction() as session:
         progress: dict[str, Any] = {"beat": Stage.beat + 1}
         if step is not None:
             progress |= {"step": step, "total": total, "resumed_step": func.coalesce(Stage.resumed_step, step)}
         if metrics:
             progress["metrics"] = clean_json(metrics)
+        if saved is not None:
+            further = func.coalesce(Stage.saved_step, -1) < saved
+            progress["saved_step"] = case((further, saved), else_=Stage.saved_step)
+            progress["fruitless"] = case((further, 0), else_=Stage.fruitless)
         alive = repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], **progress)
         return Beat(True, *repository.wishes(session, stage_id)) if alive else Beat(False, cancel=True)
 
@@ -258,11 +267,12 @@ def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message
         return False
     if stopping(job):
         return _confirm(session, stage_id, epoch, now)
-    again = retry and another_attempt(_stage(session, stage_id).attempt)
+    again = retry and another_attempt(_stage(session, stage_id).fruitless + 1)
     error = {"code": code, "message": clean_text(message)}
     target = _again_as(job) if again else StageStatus.FAILED
     placed = NOWHERE if again else {}
-    found = _leave(session, stage_id, epoch, target, error=error, finished_at=None if again else now, **placed)
+    values = {"error": error, "finished_at": None if again else now, "fruitless": Stage.fruitless + 1, **placed}
+    found = _leave(session, stage_id, epoch, target, **values)
     if found is None:
         return False
     job, stage = found

@@ -179,7 +179,9 @@ class Stage(Base):
     """A stage of a job. `epoch` is the fencing token: whoever holds an older one changes nothing.
 
     `needs` is what it must find on a worker (see the engine's needs.py); `worker` and `devices` say where it was placed
-    last; `code` is the version of the engine that its digest names, the only one that may compute it.
+    last; `code` is the version of the engine that its digest names, the only one that may compute it. `saved_step` is
+    the furthest that a checkpoint of it ever was, by its own count, and `fruitless` how many attempts have ended badly
+    since.
     """
 
     __tablename__ = "stages"
@@ -202,6 +204,8 @@ class Stage(Base):
     step: Mapped[int | None] = mapped_column(BigInteger)
     total: Mapped[int | None] = mapped_column(BigInteger)
     resumed_step: Mapped[int | None] = mapped_column(BigInteger)
+    saved_step: Mapped[int | None] = mapped_column(BigInteger)
+    fruitless: Mapped[int] = mapped_column(default=0, server_default="0")  # an older process writes stages, too
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     worker: Mapped[str | None] = mapped_column(String(255))

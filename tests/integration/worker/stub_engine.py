@@ -2,9 +2,10 @@
 
     python stub_engine.py CONTROL STAGE --config stage.json
 
-CONTROL is a folder. `behaviour` in it, if there, is JSON {steps, seconds, at: {"<step>": <deed>}}; every start appends
-a line to `starts`, `pid` and `child` name the present processes, and `devices` says which it sees. Its result is a
-function of its settings and inputs alone, so that a resumed run must equal an uninterrupted one.
+CONTROL is a folder. `behaviour` in it, if there, is JSON {steps, seconds, at: {"<step>": <deed>}}, and `before` of what
+is done before that step is saved; every start appends a line to `starts`, `pid` and `child` name the present processes,
+and `devices` says which it sees. Its result is a function of its settings and inputs alone, so that a resumed run must
+equal an uninterrupted one.
 """
 
 import ctypes
@@ -28,7 +29,7 @@ def forked_well() -> bool:
 
 def main(arguments: list) -> int:
     control, stage = Path(arguments[0]), json.loads(Path(arguments[3]).read_text())
-    behaviour = {"steps": 4, "seconds": 0.02, "at": {}}
+    behaviour = {"steps": 4, "seconds": 0.02, "at": {}, "before": {}}
     if (control / "behaviour").exists():
         behaviour |= json.loads((control / "behaviour").read_text())
     stopping = []
@@ -49,13 +50,13 @@ def train(stage: dict, behaviour: dict, control: Path, stopping: list) -> int:
     while state["step"] < behaviour["steps"]:
         time.sleep(behaviour["seconds"])
         state = {"step": state["step"] + 1, "digest": hashlib.sha256(state["digest"].encode()).hexdigest()}
+        misbehave(behaviour["before"].get(str(state["step"]), ""), control)
         save(checkpoint, state)
+        say(type="checkpoint", step=state["step"])
         say(type="progress", step=state["step"], total=behaviour["steps"], metrics={"loss": 1 / state["step"]})
         if stopping:
             return 75
-        deed = behaviour["at"].get(str(state["step"]))
-        if deed:
-            misbehave(deed, control)
+        misbehave(behaviour["at"].get(str(state["step"]), ""), control)
     for output in ("checkpoint", "report"):
         folder = Path(stage["outputs"]) / output
         folder.mkdir()

@@ -137,14 +137,33 @@ def test_an_error_of_the_user_is_not_tried_again(house):
     assert house.view(job).job.error["code"] == "no_pairs"
 
 
+def test_a_stage_that_gets_further_each_time_is_never_failed_for_its_deaths(house):
+    house.behave(steps=5, at={str(step): "oom" for step in range(1, 5)})
+    job = house.submit()
+    for attempt in range(1, 5):
+        assert run(house).run(*house.dispatch()).code == "killed"
+        assert (house.stage(job).status, house.stage(job).attempt) == ("ready", attempt)
+    assert isinstance(run(house).run(*house.dispatch()), Succeeded)
+    assert [step for _, step in house.starts()] == [0, 1, 2, 3, 4]
+
+
+def test_deaths_count_anew_behind_each_checkpoint(house):
+    job = house.submit()
+    for step in ("1", "1", "2", "2", "2"):
+        house.behave(before={step: "oom"})
+        run(house).run(*house.dispatch())
+    assert house.status(job) == "failed"
+    assert house.starts() == [("sft", 0)] * 3 + [("sft", 1)] * 2
+
+
 def test_three_kills_for_memory_fail_the_job_and_say_so(house):
-    house.behave(steps=8, at={str(step): "oom" for step in range(1, 9)})
+    house.behave(before={"1": "oom"})
     job = house.submit()
     for _ in range(3):
         assert run(house).run(*house.dispatch()).code == "killed"
     assert house.status(job) == "failed"
     assert "memory" in house.view(job).job.error["message"]
-    assert house.starts() == [("sft", 0), ("sft", 1), ("sft", 2)]
+    assert house.starts() == [("sft", 0)] * 3
 
 
 def test_what_a_library_prints_is_not_taken_for_the_engines_word(house):
