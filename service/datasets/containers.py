@@ -268,7 +268,8 @@ def _decompressed(chunks: Iterable[bytes], begun: Callable[[], _Stream], seconds
             yield data
             if thread_time() > until + consumed * SECONDS_A_BYTE:
                 raise BadLine(
-                    "is where the check took too long: so few compressed bytes hold so much", "it without compression"
+                    "is where the check took too long: so few compressed bytes hold so much",
+                    "the same without compression",
                 )
             piece = stream.unused_data if stream.eof else b""
     if not stream.eof:
