@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
 from allo_engine.pipeline import PlanError
 from service.jobs import service
@@ -123,6 +124,14 @@ def found_accuracy(domain: Domain, claimed: Claim) -> dict[str, Any]:
     value = ACCURACY[job.sweep_point["improve.learning_rate"]][job.seed]
     aligned = {"improve_accuracy": value, "improve_accuracy_low": value - 0.1, "improve_accuracy_high": value + 0.1}
     return {"base_accuracy": 0.99, **aligned}
+
+
+def test_an_estimate_asks_once_how_the_owners_jobs_ended_however_many_points_there_are(domain: Domain) -> None:
+    asked: list[str] = []
+    event.listen(domain.database.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    plans = sweeps.foresee(domain.database, domain.store, ALLO, RATES, domain.sender(), {})
+    assert len({id(plan.past) for _, plan in plans}) == 1
+    assert sum("jobs.estimate IS NOT NULL" in statement for statement in asked) == 1
 
 
 def test_the_best_is_the_setting_whose_seeds_are_best_in_the_mean_and_its_luck_is_told(domain: Domain) -> None:
