@@ -146,8 +146,8 @@ class Integration(Body):
 class CreateJob(Body):
     """POST /v1/fine_tuning/jobs. `corrections_file`, `retention_file` and `masks` are our additions; they arrive
     through the client's extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in
-    those and locates none of its own. `retention_file` is a second held-out file, about something else than the job
-    trains on: it tells what the model lost of that."""
+    those, of a job that located anew in each round in the last ones, and locates none of its own. `retention_file` is a
+    second held-out file, about something else than the job trains on: it tells what the model lost of that."""
 
     model: ModelName
     training_file: Id

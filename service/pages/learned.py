@@ -38,9 +38,11 @@ Name = Annotated[str | None, Query(max_length=64)]
 
 @router.get("")
 @reading
-def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Mask = "improve") -> Response:
+def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Mask | None = None) -> Response:
     """The masks and the measures; responses and answers are asked for by the page."""
     view = service.read(parts.database, key.owner, job_id)
+    masks = _masks(view)
+    mask = mask or masks[-1]
     layers = learned.where(parts.store, view, rounds.named("locate", round_of(mask)))
     report, too_large = None, None
     try:
@@ -53,7 +55,7 @@ def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Mask = 
         "learned.html",
         job=view.job,
         mask=mask,
-        masks=_masks(view),
+        masks=masks,
         grid=grid,
         map=heat_map(f"Share of each module that the mask of stage {mask} takes", grid) if grid and grid.rows else None,
         outside=outside_of(layers, kind_of(mask)) if layers else [],
@@ -65,9 +67,10 @@ def show(request: Request, parts: Parts, key: Reader, job_id: str, mask: Mask = 
 
 
 def _masks(view: JobView) -> list[str]:
-    """The stages that train in masks of their own: later rounds may locate theirs anew."""
+    """The stages that train in masks of their own, the last one's of which the aligned model is: later rounds may
+    locate theirs anew."""
     later = [round_of(stage.name) for stage in view.stages if kind_of(stage.name) == "locate"]
-    return ["improve", "forget", *(rounds.named("improve", number) for number in later if number > 1)]
+    return ["forget", "improve", *(rounds.named("improve", number) for number in later if number > 1)]
 
 
 # --- wrong responses

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from allo_engine.rounds import kind_of, round_of
 from service.jobs import repository
 from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.lifecycle import StageStatus
@@ -17,7 +18,7 @@ MASKS = "masks"
 
 def find_masks(session: Session, owner: str, name: str) -> list[Any]:
     """The files of the masks, each as [path, sha256, bytes]; `name` is a job's id, or that of any file of the masks. A
-    job that located anew in each round gives those of the first.
+    job that located anew in each round gives those of its last, which its aligned model was made with.
 
     Raises NotFound, or InvalidRequest for a job that has none and for a file of something else.
     """
@@ -33,20 +34,23 @@ def find_masks(session: Session, owner: str, name: str) -> list[Any]:
 def _of_job(session: Session, job: Job) -> list[Any]:
     if MASKS in job.sources:  # it took them from another job itself
         return job.sources[MASKS]
-    locate = next((stage for stage in repository.stages(session, [job.id]) if stage.name == "locate"), None)
-    if locate is None:
+    located = [stage for stage in repository.stages(session, [job.id]) if kind_of(stage.name) == "locate"]
+    if not located:
         raise InvalidRequest(
             f"Job {job.id} is of method {job.method['type']}, which makes no masks: name a job of method allo, or "
             "leave masks out to locate them here.",
             MASKS,
         )
-    if locate.status is not StageStatus.SUCCEEDED:
+    last = max(located, key=lambda stage: round_of(stage.name))
+    if last.status is not StageStatus.SUCCEEDED:
+        earlier = "" if last is located[0] else "name a file that locate wrote in an earlier round, "
         raise InvalidRequest(
-            f"Job {job.id} has no masks yet, its stage locate is {locate.status.value}: name it once that stage has "
-            "succeeded (retry the job if it failed or was cancelled), or leave masks out to locate them here.",
+            f"Job {job.id} has no masks yet, its stage {last.name} is {last.status.value}: name it once that "
+            f"stage has succeeded (retry the job if it failed or was cancelled), {earlier}or leave masks out to locate "
+            "them here.",
             MASKS,
         )
-    return _files(session, locate.id)
+    return _files(session, last.id)
 
 
 def _of_artifact(session: Session, artifact: Artifact) -> list[Any]:

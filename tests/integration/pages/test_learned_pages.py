@@ -38,6 +38,14 @@ def test_the_page_shows_every_models_accuracy_and_where_the_mask_lies(browser: T
     assert browser.get(f"/ui/jobs/{job}/learned?mask=x").status_code == 422
 
 
+def test_the_masks_of_the_last_round_are_shown_first(browser: TestClient, served: Domain) -> None:
+    where = json.dumps({"layers": {"model.layers.0": {"mlp.up_proj": {"weights": 1000, "improve": 0.25}}}})
+    fresh = {"sample": {"rounds": 2}, "locate": {"later_rounds": "fresh"}}
+    path = f"/ui/jobs/{taught(served, {'locate-2': {'masks': {'where.json': where}}}, stages=fresh)}/learned"
+    assert "The darkest is 25.0" in text_of(browser.get(path).text)
+    assert "The darkest is 10.0" in text_of(browser.get(f"{path}?mask=improve").text)
+
+
 def test_tokens_are_coloured_by_their_reward_and_the_forgotten_ones_marked(browser: TestClient, served: Domain) -> None:
     job = taught(served)
     page = browser.get(f"/ui/jobs/{job}/learned/responses", headers=HTMX).text

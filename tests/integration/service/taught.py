@@ -9,6 +9,7 @@ from typing import Any
 
 from allo_engine.data.statistics import wilson
 from allo_engine.pipeline import OUTPUTS
+from allo_engine.rounds import kind_of
 from service.jobs import repository
 from service.jobs.ids import new_id
 from service.jobs.running import attempts, dispatch
@@ -77,7 +78,7 @@ def taught(domain: Domain, findings: Mapping[str, Any] | None = None, **new: Any
         assert dispatch.place(domain.database, domain.store, rings[0].stage_id, rings[0].epoch, WORKER)
         claimed = attempts.claim(domain.database, rings[0].stage_id, rings[0].epoch, WORKER)
         assert claimed is not None
-        files = written(domain, OUTPUTS[claimed.name], found.get(claimed.name, {}))
+        files = written(domain, OUTPUTS[kind_of(claimed.name)], found.get(claimed.name, {}))
         metrics = figures_of(found["evaluate"]) if claimed.name == "evaluate" else {}
         assert attempts.finish(domain.database, domain.store, claimed.stage_id, claimed.epoch, files, metrics)
     return job_id

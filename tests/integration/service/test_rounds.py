@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
+from service.jobs.errors import InvalidRequest
 from service.jobs.progression import checkpoint_model
 from service.jobs.registry import hub, models
 from service.jobs.running import attempts
@@ -81,13 +84,15 @@ def test_a_later_round_that_failed_is_tried_again_by_itself(domain: Domain) -> N
     assert domain.run_all() == ["improve-2", "evaluate"]
 
 
-def test_another_job_trains_in_the_masks_of_the_first_round(domain: Domain) -> None:
+def test_another_job_trains_in_the_masks_of_the_last_round(domain: Domain) -> None:
     fresh = {"sample": {"rounds": 2}, "locate": {"importance": "random", "later_rounds": "fresh"}}
     job_id = domain.submit(replace(ALLO, stages=fresh)).job.id
+    with pytest.raises(InvalidRequest, match=r"its stage locate-2 is waiting: .*, name a file that locate wrote"):
+        domain.submit(replace(TWICE, masks=job_id, seed=1))
     run_apart(domain)
     masks = {name: stage_by_name(domain, job_id, name).id for name in ("locate", "locate-2")}
     files = {row.stage_id: row for row in domain.view(job_id).artifacts if row.output == "masks"}
-    for named, source in ((job_id, "locate"), (files[masks["locate-2"]].id, "locate-2")):
+    for named, source in ((job_id, "locate-2"), (files[masks["locate"]].id, "locate")):
         job = domain.submit(replace(TWICE, masks=named, seed=1)).job
         assert job.sources["masks"][0][1] == files[masks[source]].sha256
 
