@@ -35,7 +35,8 @@ class Course:
 
 
 def courses(job: Job, stages: Sequence[Stage], told: Iterable[Event], now: int) -> Mapping[str, Course]:
-    """Each stage's course, by its name; `told` are the job's messages as they happened."""
+    """Each stage's course, by its name; `told` are the messages that tell of attempts, as they
+    happened."""
     begun, ended = _attempts(told), {stage.name: stage.finished_at for stage in stages if _is_done(stage)}
     found = {}
     for stage in stages:

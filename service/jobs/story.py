@@ -44,3 +44,9 @@ def read_messages(database: Database, owner: str, job_id: str, before: int | Non
         if repository.job(session, owner, job_id) is None:
             raise NotFound(f"No fine-tuning job {job_id!r}.")
         return told.messages(session, job_id, before, most)
+
+
+def read_turns(database: Database, job_id: str, most: int) -> list[Event]:
+    """The newest messages that tell of the stages' attempts, in their order. Whose job it is was asked before."""
+    with database.snapshot() as session:
+        return told.turns(session, job_id, most)

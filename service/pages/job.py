@@ -23,7 +23,7 @@ from service.jobs.access.sessions import find_session
 from service.jobs.lifecycle import JOB_ENDED, JobStatus
 from service.jobs.repository import Page
 from service.jobs.service import JobView
-from service.jobs.tables import ApiKey, Event, Stage
+from service.jobs.tables import ApiKey, Stage
 from service.pages.failures import wants_fragment
 from service.pages.parts import leads_to
 from service.pages.rendering import page
@@ -34,8 +34,8 @@ router = APIRouter(prefix="/jobs/{job_id}")
 EVENTS = 60
 """That are shown at once."""
 
-TOLD = 2000
-"""Messages that the stages' courses are read from, the newest."""
+TURNS = 500
+"""Beginnings and ends of attempts that the stages' courses are read from, the newest."""
 
 POINTS = 500
 """Of each curve."""
@@ -48,15 +48,13 @@ Words = Annotated[str | None, Query(max_length=64)]
 def show(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
     """The whole page."""
     view = service.read(parts.database, key.owner, job_id)
-    told = _told(parts, key, job_id)
     return page(
         request,
         "job.html",
         settings=[_settings(stage, view.job.seed) for stage in view.stages],
-        events=[_event(event) for event in told[:EVENTS]],
-        earlier=told[EVENTS - 1].seq if len(told) > EVENTS else None,
         last=_last(parts, key, job_id),
-        **_live(parts, view, told),
+        **_events(parts, key, job_id),
+        **_live(parts, view),
     )
 
 
@@ -64,7 +62,7 @@ def show(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
 @reading
 def live(request: Request, parts: Parts, key: Reader, job_id: str, left: int = 0) -> Response:
     """What changes while a job runs; what its stages left where that is more than the page has, `left` files."""
-    return _shown(request, parts, key, service.read(parts.database, key.owner, job_id), left)
+    return _shown(request, parts, service.read(parts.database, key.owner, job_id), left)
 
 
 @router.get("/events")
@@ -73,10 +71,7 @@ def more_events(
     request: Request, parts: Parts, key: Reader, job_id: str, before: Annotated[int, Query(ge=0, le=2**53)]
 ) -> Response:
     """Earlier events."""
-    found = story.read_messages(parts.database, key.owner, job_id, before, EVENTS + 1)
-    told = [_event(event) for event in found[:EVENTS]]
-    earlier = found[EVENTS - 1].seq if len(found) > EVENTS else None
-    return page(request, "job_events.html", job={"id": job_id}, events=told, earlier=earlier)
+    return page(request, "job_events.html", job={"id": job_id}, **_events(parts, key, job_id, before))
 
 
 @router.get("/curves")
@@ -135,22 +130,22 @@ def download(parts: Parts, key: Reader, artifact_id: str, request: Request) -> R
 
 @router.post("/cancel")
 def cancel(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
-    return _shown(request, parts, key, service.cancel(parts.database, key.owner, job_id))
+    return _shown(request, parts, service.cancel(parts.database, key.owner, job_id))
 
 
 @router.post("/pause")
 def pause(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
-    return _shown(request, parts, key, service.pause(parts.database, key.owner, job_id))
+    return _shown(request, parts, service.pause(parts.database, key.owner, job_id))
 
 
 @router.post("/resume")
 def resume(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
-    return _shown(request, parts, key, service.resume(parts.database, parts.store, key.owner, job_id))
+    return _shown(request, parts, service.resume(parts.database, parts.store, key.owner, job_id))
 
 
 @router.post("/retry")
 def retry(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
-    return _shown(request, parts, key, service.retry(parts.database, parts.store, key.owner, job_id))
+    return _shown(request, parts, service.retry(parts.database, parts.store, key.owner, job_id))
 
 
 @router.post("/delete")
@@ -162,18 +157,19 @@ def delete(request: Request, parts: Parts, key: Submitter, job_id: str) -> Respo
 # --- what is shown
 
 
-def _shown(request: Request, parts: Context, key: ApiKey, view: JobView, left: int = 0) -> Response:
+def _shown(request: Request, parts: Context, view: JobView, left: int = 0) -> Response:
     if not wants_fragment(request):
         return RedirectResponse(f"{PAGES}/jobs/{view.job.id}", 303)
-    found = _live(parts, view, _told(parts, key, view.job.id))
+    found = _live(parts, view)
     return page(request, "job_live.html", **{**found, "changed": found["left"] != left})
 
 
-def _live(parts: Context, view: JobView, told: Sequence[Event]) -> dict[str, Any]:
+def _live(parts: Context, view: JobView) -> dict[str, Any]:
     """What job_live.html shows."""
     now = parts.database.now()
     job = render.job(view, now, [worker.offer for worker in parts.workers()])
-    courses = history.courses(view.job, view.stages, reversed(told), now)
+    turns = story.read_turns(parts.database, view.job.id, TURNS)
+    courses = history.courses(view.job, view.stages, turns, now)
     stages = [
         {**stage, "course": courses[stage["name"]], "bars": bars(view.job, courses[stage["name"]], now)}
         for stage in job["stages"]
@@ -235,12 +231,11 @@ def _told_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _event(event: Event) -> dict[str, Any]:
-    return {"seq": event.seq, "at": event.created_at, "level": event.level, "message": event.message}
-
-
-def _told(parts: Context, key: ApiKey, job_id: str) -> Sequence[Event]:
-    return story.read_messages(parts.database, key.owner, job_id, None, TOLD)
+def _events(parts: Context, key: ApiKey, job_id: str, before: int | None = None) -> dict[str, Any]:
+    """What job_events.html shows: the newest events, of all or of those before number `before`."""
+    found = story.read_messages(parts.database, key.owner, job_id, before, EVENTS + 1)
+    told = [{"at": one.created_at, "level": one.level, "message": one.message} for one in found[:EVENTS]]
+    return {"events": told, "earlier": found[EVENTS - 1].seq if len(found) > EVENTS else None}
 
 
 def _last(parts: Context, key: ApiKey, job_id: str) -> str | None:

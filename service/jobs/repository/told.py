@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from service.jobs.tables import Event
+from service.jobs.tables.work import IS_MESSAGE
 
 
 def messages(session: Session, job_id: str, before: int | None, most: int) -> list[Event]:
     """The newest events that are no metrics, of all or of those before number `before`, newest first."""
-    query = select(Event).where(Event.job_id == job_id, Event.type == "message")
+    query = select(Event).where(Event.job_id == job_id, IS_MESSAGE)
     query = query if before is None else query.where(Event.seq < before)
     return list(session.scalars(query.order_by(Event.seq.desc()).limit(most)))
+
+
+def turns(session: Session, job_id: str, most: int) -> list[Event]:
+    """The newest messages that tell of a stage's attempt, that it began or how it ended, in the order in which they
+    were told."""
+    tells = or_(*(Event.data[name].as_string().is_not(None) for name in ("attempt", "outcome", "code", "metrics")))
+    query = select(Event).where(Event.job_id == job_id, IS_MESSAGE, tells)
+    return list(session.scalars(query.order_by(Event.seq.desc()).limit(most)))[::-1]
 
 
 def metric_places(session: Session, job_id: str) -> Iterator[tuple[int, str | None, str | None]]:

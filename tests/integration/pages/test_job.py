@@ -76,6 +76,7 @@ def test_a_long_jobs_page_stays_small(browser: TestClient, served: Domain) -> No
     page = browser.get(address(job_id))
     assert len(page.content) < 200_000
     assert page.text.count("word word") > 10
+    assert page.text.count("<title>run 1, succeeded") == len(served.view(job_id).stages)
 
 
 def test_attempts_waits_and_what_they_ended_of_are_told(browser: TestClient, served: Domain) -> None:
