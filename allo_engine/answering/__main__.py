@@ -27,7 +27,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
-from allo_engine.answering.questions import Answerer, Question
+from allo_engine.answering.own import OwnAnswerer
+from allo_engine.answering.questions import Question
 from allo_engine.report import StageError
 
 Line = Mapping[str, Any]
@@ -40,7 +41,7 @@ def main(base: Path) -> None:
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not stand among the answers
         try:
-            answerer = Answerer(base)
+            answerer = OwnAnswerer(base)
         except (StageError, OSError, ValueError, RuntimeError) as error:
             _say(stream, [{"type": "failed", "message": str(error)}])
             return

@@ -1,35 +1,19 @@
-"""Questions to models that share a base, answered in turns.
-
-Each turn goes to one question for a moment: its model is put over the base, and its responses get their next tokens. So
-several models answer side by side, and nobody waits until another's long answer has ended.
-"""
+"""Questions to models that share a base: how one is read, and what is told of its answer as that grows."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from allo_engine.answering.texts import Text
 from allo_engine.checkpoints.folder import context_length
-from allo_engine.checkpoints.overlay import Overlay
 from allo_engine.data.messages import Message
 from allo_engine.data.prompts import Encoder
-from allo_engine.model.loading import dtype_of, load_model
 from allo_engine.model.rows import is_out_of_memory
 from allo_engine.report import StageError
-from allo_engine.sampling.batch import Row
-from allo_engine.sampling.probe import token_bytes_in_place
-from allo_engine.sampling.requests import Request, Settings
-from allo_engine.sampling.streaming import Stream
-
-TURN_SECONDS = 0.2
-"""A turn at least: short for somebody who reads."""
-
-SHARE = 8
-"""So many times as long as it took to put the model over the base."""
+from allo_engine.sampling.requests import Request
 
 Said = dict[str, Any]
 """A line of an answer: {id, type, …}; see __main__.py."""
@@ -57,119 +41,106 @@ class Question:
     def of(cls, line: Mapping[str, Any]) -> Question:
         return cls(**{name: line[name] for name in cls.__dataclass_fields__})
 
-
-class Answer:
-    """A question under way."""
-
-    def __init__(self, question: Question, stream: Stream, encoder: Encoder) -> None:
-        self.id, self.delta = question.id, None if question.delta is None else Path(question.delta)
-        self._stream, self._ends = stream, encoder.ends
-        self._texts = [Text(encoder.decode, question.stop) for _ in range(question.n)]
-        self._each = bool(question.stop)
-
     @property
-    def ended(self) -> bool:
-        return self._stream.ended
-
-    def turn(self, seconds: float) -> Iterator[Said]:
-        """Go on for so long; what is new."""
-        until, over = time.monotonic() + seconds, False
-        while not over:
-            rows = self._stream.step()
-            over = self._stream.ended or time.monotonic() >= until
-            for row in rows:
-                if over or self._each or self._reason(row):
-                    yield from self._new(row)
-        if self.ended:
-            yield {"id": self.id, "type": "done"}
-
-    def _new(self, row: Row) -> Iterator[Said]:
-        reason, text = self._reason(row), self._texts[row.sample]
-        ids = row.ids[:-1] if reason == "stop" else row.ids
-        new = text.grown(ids, ended=reason is not None)
-        row.cut = text.stopped
-        if new:
-            yield {"id": self.id, "type": "text", "sample": row.sample, "text": new}
-        if reason or text.stopped:
-            reason = "stop" if text.stopped else reason
-            yield {"id": self.id, "type": "end", "sample": row.sample, "reason": reason, "tokens": len(row.ids)}
-
-    def _reason(self, row: Row) -> str | None:
-        """Why a response has ended by itself."""
-        if row.ids and row.ids[-1] in self._ends:
-            return "stop"
-        return "length" if len(row.ids) == row.request.max_tokens else None
+    def over(self) -> Path | None:
+        """The folder of its sparse checkpoint."""
+        return None if self.delta is None else Path(self.delta)
 
 
-class Answerer:
-    """The models that share the base in a folder."""
-
-    def __init__(self, base: Path) -> None:
-        self._encoder, self._context = Encoder.of(base), context_length(base)
-        self._model = load_model(base, dtype_of("auto"))
-        self._overlay = Overlay(self._model, base)
-        self._in_place = token_bytes_in_place(self._model) > 0
-        self._under_way: dict[str, Answer] = {}
+class Answerer(Protocol):
+    """The models that share a base, whoever decodes."""
 
     @property
     def idle(self) -> bool:
-        return not self._under_way
+        """Whether nobody waits for anything."""
 
     def ask(self, question: Question) -> Iterator[Said]:
-        """Begin to answer; how long the question is, or why there is no answer."""
-        try:
-            prompt = self._prompt(question)
-            if not prompt:
-                raise StageError("empty_prompt", "The prompt is empty: say something.")
-            request = Request(0, prompt, question.seed, self._room(question, len(prompt)), range(question.n))
-            settings = Settings(self._encoder.ends, question.temperature, question.top_p, question.n)
-            self._overlay.show(None if question.delta is None else Path(question.delta))
-            stream = Stream(self._model, request, settings, self._in_place)
-        except (StageError, RuntimeError, MemoryError) as error:
-            yield _failed(question.id, error)
-            return
-        self._under_way[question.id] = Answer(question, stream, self._encoder)
-        yield {"id": question.id, "type": "began", "prompt_tokens": len(prompt)}
+        """Take a question; what is to be told of it at once."""
 
     def forget(self, name: str) -> None:
         """Nobody waits for this answer any more."""
-        self._under_way.pop(name, None)
 
     def turns(self) -> Iterator[Said]:
-        """A turn for each question under way."""
-        for answer in list(self._under_way.values()):
-            try:
-                began = time.monotonic()
-                self._overlay.show(answer.delta)
-                yield from answer.turn(max(TURN_SECONDS, SHARE * (time.monotonic() - began)))
-            except (StageError, RuntimeError, MemoryError) as error:
-                yield _failed(answer.id, error)
-                self.forget(answer.id)
-            if answer.ended:
-                self.forget(answer.id)
+        """Go on with all of them for a moment; what is new."""
+
+
+class Reader:
+    """Reads questions as the models of a base do, which take `context` tokens at most, prompt and answer together."""
+
+    def __init__(self, base: Path) -> None:
+        self.encoder, self.context = Encoder.of(base), context_length(base)
+
+    def request(self, question: Question) -> Request:
+        """Raises StageError where it is empty or too long, or where the model has no way to read it."""
+        prompt = self._prompt(question)
+        if not prompt:
+            raise StageError("empty_prompt", "The prompt is empty: say something.")
+        return Request(0, prompt, question.seed, self._room(question, len(prompt)), range(question.n))
 
     def _prompt(self, question: Question) -> list[int]:
         if question.prompt is not None:
-            return self._encoder.text(question.prompt, begin=True)
+            return self.encoder.text(question.prompt, begin=True)
         messages = question.messages or []
-        if not self._encoder.tokenizer.chat_template and [one["role"] for one in messages] == ["user"]:
-            return self._encoder.prompt(messages[0]["content"])  # as jobs ask a model that has none
-        return self._encoder.prompt(messages)
+        if not self.encoder.tokenizer.chat_template and [one["role"] for one in messages] == ["user"]:
+            return self.encoder.prompt(messages[0]["content"])  # as jobs ask a model that has none
+        return self.encoder.prompt(messages)
 
     def _room(self, question: Question, prompt: int) -> int:
         """How many tokens a response may have. Raises StageError where they have no room behind the prompt."""
-        left, wanted = self._context - prompt, question.max_tokens
+        left, wanted = self.context - prompt, question.max_tokens
         if left < (wanted or 1):
             asked = f" and {wanted} of the answer" if wanted else ""
             raise StageError(
                 "context_length_exceeded",
-                f"The model reads {self._context} tokens; these are {prompt} of the prompt{asked}: shorten it, or ask "
+                f"The model reads {self.context} tokens; these are {prompt} of the prompt{asked}: shorten it, or ask "
                 "for fewer.",
             )
         return wanted or min(left, question.most)
 
 
-def _failed(name: str, error: Exception) -> Said:
+class Telling:
+    """What is told of a question's answers, `request.samples` of them, as they grow."""
+
+    def __init__(self, question: Question, request: Request, encoder: Encoder) -> None:
+        self.id, self.each = question.id, bool(question.stop)
+        self._most, self._ends = request.max_tokens, encoder.ends
+        self._texts = [Text(encoder.decode, question.stop) for _ in request.samples]
+        self._open = set(request.samples)
+
+    @property
+    def over(self) -> bool:
+        """Whether all of them have been told to their end."""
+        return not self._open
+
+    def has_ended(self, sample: int) -> bool:
+        """Whether an answer has been told to its end; what follows is not wanted."""
+        return sample not in self._open
+
+    def more(self, sample: int, ids: Sequence[int]) -> Iterator[Said]:
+        """What is new of an answer that has these ids by now."""
+        reason, text = self.reason(ids), self._texts[sample]
+        new = text.grown(list(ids[:-1] if reason == "stop" else ids), ended=reason is not None)
+        if new:
+            yield {"id": self.id, "type": "text", "sample": sample, "text": new}
+        if reason or text.stopped:
+            self._open.discard(sample)
+            reason = "stop" if text.stopped else reason
+            yield {"id": self.id, "type": "end", "sample": sample, "reason": reason, "tokens": len(ids)}
+
+    def reason(self, ids: Sequence[int]) -> str | None:
+        """Why an answer has ended by itself."""
+        if ids and ids[-1] in self._ends:
+            return "stop"
+        return "length" if len(ids) == self._most else None
+
+
+def began(name: str, request: Request) -> Said:
+    """That the prompt is read."""
+    return {"id": name, "type": "began", "prompt_tokens": len(request.prompt)}
+
+
+def failed(name: str, error: Exception) -> Said:
+    """Why there is no answer, or no more of it. Raises what is no fault of the question."""
     if isinstance(error, StageError):
         return {"id": name, "type": "error", "code": error.code, "message": error.message}
     if is_out_of_memory(error):

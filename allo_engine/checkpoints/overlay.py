@@ -7,7 +7,7 @@ others take their place. So models that share a base share its memory.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,38 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import read_delta
-from allo_engine.checkpoints.names import names_of
+from allo_engine.checkpoints.names import Flat, names_of
 from allo_engine.checkpoints.parts import part_of, weights_by_name
 from allo_engine.report import StageError
 
 READY = 4
 """Sparse checkpoints that are kept decoded, the ones that were shown last."""
+
+
+Where = Callable[[str, Flat], Iterable[tuple[Tensor, Flat]]]
+"""Where the entries of a stored weight, by its name and their flat positions [K] in it, which ascend, lie in a model:
+flat views of weights, each with positions in it; together they are all K, in their order.
+
+Raises StageError wrong_base where the model has no such weight.
+"""
+
+
+def in_model(model: PreTrainedModel, base: Path) -> Where:
+    """Where they lie in a model that was loaded from the folder `base`."""
+    names, weights = names_of(model, base), weights_by_name(model)
+
+    def where(name: str, positions: Flat) -> Iterator[tuple[Tensor, Flat]]:
+        place = names.place(name)
+        if place is None or (len(positions) and place.size <= positions[-1]):
+            raise does_not_fit(name)
+        yield part_of(weights[place.weight])[0], place.in_weight(positions)
+
+    return where
+
+
+def does_not_fit(name: str) -> StageError:
+    """That a model has no place for entries of a stored weight."""
+    return StageError("wrong_base", f"The sparse checkpoint's weight {name} does not fit the model.")
 
 
 @dataclass(frozen=True)
@@ -36,10 +62,10 @@ class Entries:
 
 
 class Overlay:
-    """What a model that was loaded from the folder `base` shows: that base, or a sparse checkpoint over it."""
+    """What a model shows whose weights are those in the folder `base`: them, or a sparse checkpoint over them."""
 
-    def __init__(self, model: PreTrainedModel, base: Path) -> None:
-        self._base, self._names, self._weights = base, names_of(model, base), weights_by_name(model)
+    def __init__(self, where: Where, base: Path) -> None:
+        self._where, self._base = where, base
         self._ready: OrderedDict[Path, list[Entries]] = OrderedDict()
         self.shown: Path | None = None
 
@@ -68,10 +94,9 @@ class Overlay:
     def _decoded(self, delta: Path) -> Iterator[Entries]:
         """While the base is shown."""
         for name, (positions, values) in read_delta(delta, self._base).items():
-            place = self._names.place(name)
-            if place is None or (len(positions) and place.size <= positions[-1]):
-                raise StageError("wrong_base", f"The sparse checkpoint's weight {name} does not fit the model.")
-            part, _ = part_of(self._weights[place.weight])
-            at = torch.from_numpy(place.in_weight(positions)).to(part.device)
-            over = torch.from_numpy(values).to(part.device, part.dtype)
-            yield Entries(part, at, over, part.index_select(0, at))
+            first = 0
+            for part, places in self._where(name, positions):
+                at = torch.from_numpy(places).to(part.device)
+                over = torch.from_numpy(values[first : first + len(places)]).to(part.device, part.dtype)
+                yield Entries(part, at, over, part.index_select(0, at))
+                first += len(places)

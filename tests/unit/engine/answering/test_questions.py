@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from allo_engine import sampling
+from allo_engine.answering.own import OwnAnswerer
 from allo_engine.answering.questions import Answerer, Question
 from allo_engine.answering.texts import Text
 from allo_engine.checkpoints.delta import merge, write_delta
@@ -39,7 +40,7 @@ def delta(base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answerer(base: Path) -> Answerer:
-    return Answerer(base)
+    return OwnAnswerer(base)
 
 
 def answers(answerer: Answerer, *questions: Question) -> dict[str, list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import merge, read_delta, write_delta
-from allo_engine.checkpoints.overlay import READY, Overlay
+from allo_engine.checkpoints.overlay import READY, Overlay, in_model
 from allo_engine.model.loading import load_model
 from allo_engine.report import StageError
 from tests.tiny import save_tiny
@@ -47,7 +47,7 @@ def test_each_shows_the_merged_models_logits_and_the_base_comes_back_bit_for_bit
     base: Path, deltas: list[Path], tmp_path: Path, dtype: torch.dtype
 ) -> None:
     model = load_model(base, dtype)
-    before, overlay = weights(model), Overlay(model, base)
+    before, overlay = weights(model), Overlay(in_model(model, base), base)
     for number, delta in enumerate([*deltas, deltas[0]]):
         merge(base, delta, tmp_path / str(number))
         overlay.show(delta)
@@ -60,7 +60,7 @@ def test_one_that_does_not_fit_is_not_shown(base: Path, deltas: list[Path], tmp_
     other = save_tiny(tmp_path / "other", seed=1)
     write_delta(some_values(other), other, tmp_path / "wrong")
     model = load_model(base)
-    before, overlay = weights(model), Overlay(model, base)
+    before, overlay = weights(model), Overlay(in_model(model, base), base)
     overlay.show(deltas[0])
     with pytest.raises(StageError, match="another base"):
         overlay.show(tmp_path / "wrong")
@@ -70,7 +70,7 @@ def test_one_that_does_not_fit_is_not_shown(base: Path, deltas: list[Path], tmp_
 
 def test_what_is_shown_are_the_values_that_training_left(base: Path, deltas: list[Path]) -> None:
     model = load_model(base)
-    Overlay(model, base).show(deltas[0])
+    Overlay(in_model(model, base), base).show(deltas[0])
     found = dict(model.named_parameters())
     for name, (positions, values) in read_delta(deltas[0], base).items():
         assert np.array_equal(found[name].detach().view(-1)[torch.from_numpy(positions)].numpy(), values)
