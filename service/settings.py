@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
 
@@ -104,13 +104,17 @@ class Settings(BaseModel):
         default=2, description="Between two signs of life of a running stage; a cancel comes back with the next one."
     )
     self_fence_seconds: Seconds = Field(
-        default=40, description="A runner that reached no database for this long kills its own stage."
+        default=14,
+        description="A runner that reached no database for this long kills its own stage: at least three beats, and "
+        "less than a lease.",
     )
     lease_seconds: Seconds = Field(
-        default=60, description="A stage without a sign of life for this long is taken away."
+        default=20,
+        description="A stage without a sign of life for this long is taken away; after half of it, another "
+        "worker's scheduler leads.",
     )
     redispatch_seconds: Seconds = Field(
-        default=60, description="A stage that was rung for and not claimed is rung again."
+        default=8, description="A stage that was rung for and not claimed is rung again."
     )
     dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
     grace_seconds: Seconds = Field(
@@ -156,6 +160,19 @@ class Settings(BaseModel):
         default=3, ge=0, description="For how long a model may go on answering once a stage wants its worker."
     )
     engine: str = Field(default="", description="Command line that runs a stage; empty: this Python's allo_engine.")
+
+    @model_validator(mode="after")
+    def _fenced(self) -> Settings:
+        """Whoever has lost its lease must have ended its stage before another may begin it, and one beat that fails
+        must not end it."""
+        beat, fence, lease = self.heartbeat_seconds, self.self_fence_seconds, self.lease_seconds
+        if 3 * beat > fence:
+            raise ValueError(
+                f"ALLO_SELF_FENCE_SECONDS ({fence:g}) must be at least three ALLO_HEARTBEAT_SECONDS ({beat:g})."
+            )
+        if fence >= lease:
+            raise ValueError(f"ALLO_LEASE_SECONDS ({lease:g}) must be more than ALLO_SELF_FENCE_SECONDS ({fence:g}).")
+        return self
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:

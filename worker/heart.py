@@ -51,7 +51,8 @@ class Progress:
 
 def patience_of(settings: Settings) -> Patience:
     """How long a worker's database may take: a beat must fail and be tried again within the self-fence."""
-    return Patience(lock=min(10.0, max(2.0, settings.self_fence_seconds / 4)), statement=20.0)
+    fence = settings.self_fence_seconds
+    return Patience(lock=min(10.0, max(2.0, fence / 4)), statement=min(20.0, max(5.0, fence / 2)))
 
 
 class Heart:

@@ -1,96 +1,50 @@
-"""One scheduler acts at a time. A lock that ends with its holder says which.
+"""One scheduler acts at a time: the one whose lease in the database stands, by the clock of whoever looks.
 
-Safety does not rest on it (see `worker.scheduling`): it spares the others their work, and the broker double rings.
+Safety does not rest on it (see `worker.scheduling`): it spares the others their work, and the broker double rings. A
+leader that is frozen or cut off is no leader after a lease, and finds out when it next looks.
 """
 
 from __future__ import annotations
 
-import fcntl
-from contextlib import ExitStack
-from pathlib import Path
-from typing import IO, Protocol
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
-from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-_LOCK_NUMBER = 4118
+from service.db import Database
+from service.jobs.running import leases
+from service.jobs.running.vigil import Vigil
+
+SCHEDULER = "scheduler"
 
 
-class Leadership(Protocol):
-    """Who acts."""
+class Leadership:
+    """Who acts. `holder` names the worker: one that starts again leads on at once. `every` and `lease` are seconds:
+    between two signs of life, and without one until another leads. `clock` is monotonic."""
 
-    def held(self) -> bool:
-        """Whether this process leads; tries to, where it does not yet."""
-
-    def close(self) -> None:
-        """Let another lead."""
-
-
-class FileLeadership:
-    """Among the processes of one machine: a lock on a file beside the SQLite database."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
+    def __init__(
+        self, database: Database, holder: str, every: float, lease: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._database, self._holder, self._every, self._lease, self._clock = database, holder, every, lease, clock
+        self._vigil, self._seen = Vigil(), leases.NOBODY
+        self._renewed: float | None = None
 
     def held(self) -> bool:
-        if self._file is not None:
+        """Whether this process leads; tries to, where nobody does any more."""
+        now = self._clock()
+        if self._renewed is not None and now - self._renewed < self._every:
             return True
-        file = self._path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        self._file = file
-        return True
+        self._renewed = None
+        silent = self._vigil.still(self._seen, now) >= self._lease
+        self._seen = leases.take(self._database, SCHEDULER, self._holder, self._seen if silent else None)
+        self._vigil.see([self._seen], now)
+        if self._seen.holder == self._holder:
+            self._renewed = now
+        return self._renewed is not None
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class PostgresLeadership:
-    """Among all who share a PostgreSQL database: an advisory lock, held by a connection of its own."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._connection: Connection | None = None
-
-    def held(self) -> bool:
-        if self._connection is not None and self._alive(self._connection):
-            return True
-        with ExitStack() as opened:  # closed where it is cut while it asks, and where another leads
-            connection = opened.enter_context(self._engine.connect())
-            if not connection.scalar(text("SELECT pg_try_advisory_lock(:number)"), {"number": _LOCK_NUMBER}):
-                return False
-            opened.pop_all()
-        self._connection = connection
-        return True
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._drop(self._connection)
-
-    def _alive(self, connection: Connection) -> bool:
-        """Whether the lock is still ours: it went with its connection, if that went."""
-        try:
-            connection.execute(text("SELECT 1"))
-        except SQLAlchemyError:
-            self._drop(connection)
-            return False
-        return True
-
-    def _drop(self, connection: Connection) -> None:
-        """Really close it: a connection that goes back to the pool keeps its lock."""
-        connection.invalidate()
-        connection.close()
-        self._connection = None
-
-
-def leadership(engine: Engine) -> Leadership:
-    """The lock that fits the database."""
-    if engine.dialect.name == "postgresql":
-        return PostgresLeadership(engine)
-    return FileLeadership(Path(str(engine.url.database)).with_name("scheduler.lock"))
+        """Let another lead, as far as the database can still be told."""
+        self._renewed = None
+        with suppress(SQLAlchemyError):
+            leases.leave(self._database, SCHEDULER, self._holder)

@@ -22,6 +22,7 @@ from service.jobs.running.attempts import Claim
 from service.logs import bound
 from service.settings import Settings
 from service.storage.store import Store, StoreError
+from worker.claims import held
 from worker.devices import visible
 from worker.engine import DEFAULT_COMMAND, Engine
 from worker.heart import Event, Heart
@@ -69,12 +70,13 @@ class Runner:
     def run(self, stage_id: str, epoch: int) -> Outcome | None:
         """Run the stage, if it is this worker's to be had at this epoch; None where the ring was doubled, late or made
         up."""
-        claim = attempts.claim(self.database, stage_id, epoch, worker_id(self.settings))
-        if claim is None:
-            log.info("ring_ignored stage_id=%s epoch=%s", stage_id, epoch)
-            return None
-        with bound(job_id=claim.job_id, owner=claim.owner):
-            return self._run(claim)
+        with held(self.settings.data_dir, stage_id, epoch + 1):
+            claim = attempts.claim(self.database, stage_id, epoch, worker_id(self.settings))
+            if claim is None:
+                log.info("ring_ignored stage_id=%s epoch=%s", stage_id, epoch)
+                return None
+            with bound(job_id=claim.job_id, owner=claim.owner):
+                return self._run(claim)
 
     def _run(self, claim: Claim) -> Outcome:
         stage_id = claim.stage_id

@@ -37,13 +37,17 @@ from service.storage import open_store
 from service.storage.store import Store
 from worker import turns
 from worker.calibrating import Calibrating
+from worker.claims import bury
 from worker.erasing import Erasing
 from worker.heart import patience_of
-from worker.leader import Leadership, leadership
+from worker.leader import Leadership
 from worker.offer import offer, worker_id
 from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
 log = logging.getLogger(__name__)
+
+_STANDBY_LOOKS = 4
+"""Whoever leads looks so many times as often as whoever stands by."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def tick(scheduler: Scheduler, hands: Hands) -> None:
     """Look once, and do what follows."""
     for action in scheduler.decide(look(hands.database), hands.clock()):
         act(action, scheduler, hands)
+    scheduler.acted(hands.clock())
 
 
 def look(database: Database) -> Snapshot:
@@ -100,7 +105,7 @@ def _ring(given: Give, scheduler: Scheduler, hands: Hands) -> None:
 
 def policy_of(settings: Settings) -> Policy:
     """Our patience, as the settings have it. A gap of a few looks in a row is blindness, an ordinary one is not."""
-    blind = max(5.0, 4 * settings.dispatch_seconds)
+    blind = max(5.0, 2 * _STANDBY_LOOKS * settings.dispatch_seconds)
     return Policy(code_version(), settings.redispatch_seconds, settings.lease_seconds, blind)
 
 
@@ -164,21 +169,27 @@ def serve(
     here: Presence,
     tell: Callable[[bool], None] = lambda _: None,
 ) -> None:
-    """Be present, and tick while this process leads, until it is stopped; `tell` hears whether it does. A database that
-    is away is waited for."""
-    policy = policy_of(settings)
-    scheduler = Scheduler(policy)
-    while not nudges.wait(settings.dispatch_seconds):
+    """Be present, and tick while this process leads, until it is stopped; `tell` hears whether it does. Whoever stands
+    by watches, so that it can judge who lives as soon as it leads. A database that is away is waited for."""
+    scheduler, pace = Scheduler(policy_of(settings)), settings.dispatch_seconds
+    while not nudges.wait(pace):
         try:
             here.beat()
+            bury(settings.data_dir, partial(_bereave, hands.database))
             leads = leader.held()
             tell(leads)
             if leads:
                 tick(scheduler, hands)
             else:
-                scheduler = Scheduler(policy)  # what a former leader remembers is out of date
+                scheduler.watch(look(hands.database), hands.clock())
+            pace = settings.dispatch_seconds * (1 if leads else _STANDBY_LOOKS)
         except SQLAlchemyError as error:
             log.warning("database_away error=%r", type(error).__name__)
+
+
+def _bereave(database: Database, stage_id: str, epoch: int) -> None:
+    if attempts.bereave(database, stage_id, epoch):
+        log.warning("runner_died stage_id=%s epoch=%s", stage_id, epoch)
 
 
 def main() -> None:
@@ -198,8 +209,10 @@ def main() -> None:
     here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured)
     here.beat()
     erasing = Erasing(Eraser(database, hands.store, keeping_of(settings)), settings.sweep_seconds)
-    serve(settings, leadership(database.engine), hands, nudges, here, erasing.tell)
+    leader = Leadership(database, name, settings.heartbeat_seconds, settings.lease_seconds / 2)
+    serve(settings, leader, hands, nudges, here, erasing.tell)
     here.leave()
+    leader.close()
     calibrating.close()
 
 

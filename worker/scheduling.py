@@ -94,15 +94,24 @@ class Scheduler:
         A new scheduler has rung for nothing yet, so that it rings for every dispatched stage at once: after a restart
         nobody waits out a lost message.
         """
-        self._forgive_blindness(now)
-        self._leases.see(map(_sign, snapshot.running), now)
-        self._beats.see(map(_sign, snapshot.hosts), now)
+        self.watch(snapshot, now)
         dead = [host for host in snapshot.hosts if self._beats.still(_sign(host), now) >= self.policy.lease]
         lost = [stage for stage in snapshot.running if self._leases.still(_sign(stage), now) >= self.policy.lease]
         known = {(placed.stage.stage_id, placed.stage.epoch) for placed in snapshot.dispatched}
         self._rung = {rung: at for rung, at in self._rung.items() if rung[:2] in known}
         living = {host.id: host.offer for host in snapshot.hosts if host not in dead}
         return [*map(Expire, lost), *map(Forget, dead), *self._place(snapshot, living, now)]
+
+    def watch(self, snapshot: Snapshot, now: float) -> None:
+        """Take note of who lives, and decide nothing: what one that stands by has seen counts once it leads."""
+        self._forgive_blindness(now)
+        self._leases.see(map(_sign, snapshot.running), now)
+        self._beats.see(map(_sign, snapshot.hosts), now)
+
+    def acted(self, now: float) -> None:
+        """All that was decided is done. The time that it took, at a broker that hangs say, was no blindness: workers
+        could have beaten in it."""
+        self._looked = now
 
     def rang(self, given: Give, now: float) -> None:
         """A ring reached the broker. One that did not is tried again at the next look."""

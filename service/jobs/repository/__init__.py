@@ -21,6 +21,7 @@ from service.jobs.tables import (
     Event,
     File,
     Job,
+    Lease,
     Model,
     Stage,
     Worker,
@@ -253,6 +254,12 @@ def lock_worker(session: Session, worker_id: str) -> Worker | None:
     """The worker's present row; whatever else is given to it waits until this transaction ends."""
     query = select(Worker).where(Worker.id == worker_id).with_for_update()
     return session.scalar(query.execution_options(populate_existing=True))
+
+
+def lock_lease(session: Session, name: str) -> Lease:
+    """The lease's present row, which a migration made; nobody else takes it until this transaction ends."""
+    query = select(Lease).where(Lease.name == name).with_for_update()
+    return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
 def delete_worker(session: Session, worker_id: str) -> None:

@@ -182,8 +182,13 @@ def expire(database: Database, stage_id: str, epoch: int, beat: int) -> bool:
         stage = repository.stage(session, stage_id)
         if stage is None or stage.beat != beat:
             return False
-        message = "The worker gave no sign of life."
-        return _end_attempt(session, stage_id, epoch, "worker_lost", message, True, database.now())
+        return _lost(session, stage_id, epoch, "The worker gave no sign of life.", database.now())
+
+
+def bereave(database: Database, stage_id: str, epoch: int) -> bool:
+    """Takes the stage from a process that is known to be dead."""
+    with database.transaction() as session:
+        return _lost(session, stage_id, epoch, "The worker's process was killed.", database.now())
 
 
 def release(database: Database, stage_id: str, epoch: int) -> bool:
@@ -259,6 +264,10 @@ def _confirm(session: Session, stage_id: str, epoch: int, now: int) -> bool:
     add_event(session, job, now, "info", f"Stage {stage.name}: stopped.", data)
     settle(session, job, now)
     return True
+
+
+def _lost(session: Session, stage_id: str, epoch: int, message: str, now: int) -> bool:
+    return _end_attempt(session, stage_id, epoch, "worker_lost", message, True, now)
 
 
 def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message: str, retry: bool, now: int) -> bool:

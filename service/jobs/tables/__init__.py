@@ -1,7 +1,7 @@
 """The tables. Timestamps are integer Unix seconds; statuses are those of the lifecycle."""
 
 from service.jobs.tables.access import ApiKey, AuditEntry, PastCall, SignIn, Tracking, WebhookDelivery, WebhookEndpoint
-from service.jobs.tables.work import Artifact, Event, Export, File, Job, Model, Stage, Upload, UploadPart, Worker
+from service.jobs.tables.work import Artifact, Event, Export, File, Job, Lease, Model, Stage, Upload, UploadPart, Worker
 
 __all__ = [
     "ApiKey",
@@ -11,6 +11,7 @@ __all__ = [
     "Export",
     "File",
     "Job",
+    "Lease",
     "Model",
     "PastCall",
     "SignIn",

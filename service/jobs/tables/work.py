@@ -267,3 +267,13 @@ class Worker(Base):
     beat: Mapped[int] = mapped_column(BigInteger)
     beat_at: Mapped[int] = mapped_column(BigInteger)
     started_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Lease(Base):
+    """What one process does for all: `holder` is the one that does, or empty, and `beat` counts its signs of life."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    beat: Mapped[int] = mapped_column(BigInteger)

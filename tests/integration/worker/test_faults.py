@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from service.broker import CeleryBroker
 from service.embedded import broker_url, socket_path
 from tests.integration.worker.house import House, alive
 from tests.integration.worker.processes import Valkey, Worker, leftovers
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 
 @pytest.fixture
@@ -31,13 +32,21 @@ def house(make_house, broker) -> House:
     return make_house("data", broker_url=broker_url(broker.data_dir))
 
 
+@contextmanager
+def working(house: House) -> Iterator[Worker]:
+    worker = Worker(house)
+    try:
+        yield worker
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+        until(lambda: not leftovers(house))
+
+
 @pytest.fixture
 def worker(house: House) -> Iterator[Worker]:
-    worker = Worker(house)
-    yield worker
-    worker.process.kill()
-    worker.process.wait()
-    until(lambda: not leftovers(house))
+    with working(house) as worker:
+        yield worker
 
 
 def succeeded_once(house: House, job: str) -> bool:
@@ -51,21 +60,32 @@ def succeeded_once(house: House, job: str) -> bool:
     return house.status(job) == "succeeded"
 
 
+@pytest.fixture
+def patient(make_house, broker) -> House:
+    """A house in which whoever waits for a lease waits for longer than any test."""
+    forever = {"lease_seconds": 20 * PATIENCE, "self_fence_seconds": 10 * PATIENCE, "redispatch_seconds": 20 * PATIENCE}
+    return make_house("data", broker_url=broker_url(broker.data_dir), **forever)
+
+
 @pytest.mark.parametrize("victim", ["trainer", "supervisor", "child", "worker"])
-def test_a_job_survives_sigkill_of_its(victim, house, worker):
-    house.behave(steps=20, seconds=0.1)
-    job = house.submit()
-    parts = worker.parts()
-    until(lambda: house.stage(job).step)
-    os.kill(parts[victim], signal.SIGKILL)
-    until(lambda: not alive(parts["trainer"]))
-    if victim == "worker":
-        worker.process.wait()
-        worker.start()
-    house.behave(steps=20, seconds=0.01)
-    assert succeeded_once(house, job)
-    assert house.starts()[1][0] == "sft"
-    assert house.starts()[1][1] > 0, "it should have gone on from a checkpoint"
+def test_a_job_survives_sigkill_and_waits_for_no_lease_after_that_of_its(victim, patient):
+    house = patient
+    with working(house) as worker:
+        house.behave(steps=20, seconds=0.1)
+        job = house.submit()
+        parts = worker.parts()
+        until(lambda: house.stage(job).step)
+        os.kill(parts[victim], signal.SIGKILL)
+        until(lambda: not alive(parts["trainer"]))
+        if victim == "worker":
+            worker.process.wait()
+            worker.start()
+        house.behave(steps=20, seconds=0.01)
+        assert succeeded_once(house, job)
+        assert house.starts()[1][0] == "sft"
+        assert house.starts()[1][1] > 0, "it should have gone on from a checkpoint"
+        worker.stop()
+        assert not list((house.settings.data_dir / "claims").iterdir())
 
 
 def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, worker):

@@ -73,7 +73,7 @@ def test_a_job_runs_to_its_end(house):
 
 
 def test_the_first_progress_is_told_at_once(make_house):
-    house = make_house(heartbeat_seconds=3600, self_fence_seconds=7200, lease_seconds=7200)
+    house = make_house(heartbeat_seconds=3600, self_fence_seconds=10800, lease_seconds=10801)
     house.behave(at={"1": "hang"})
     job = house.submit()
     join = in_thread(house)

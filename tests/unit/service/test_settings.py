@@ -18,7 +18,7 @@ def test_the_defaults_need_nothing(tmp_path: Path) -> None:
 
 
 def test_a_child_process_reads_the_same_settings() -> None:
-    settings = Settings(data_dir=Path("/data"), lease_seconds=1.5, database_url="postgresql://host/db")
+    settings = Settings(data_dir=Path("/data"), lease_seconds=21.5, database_url="postgresql://host/db")
     assert Settings.from_environment(settings.to_environment()) == settings
 
 
@@ -35,3 +35,27 @@ def test_the_clients_variables_are_not_ours() -> None:
 def test_a_number_out_of_range_is_an_error() -> None:
     with pytest.raises(ValidationError):
         Settings.from_environment({"ALLO_LEASE_SECONDS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"LEASE": "10", "SELF_FENCE": "40"}, "ALLO_LEASE_SECONDS (10) must be more than ALLO_SELF_FENCE_SECONDS (40)"),
+        ({"HEARTBEAT": "2", "SELF_FENCE": "5"}, "ALLO_SELF_FENCE_SECONDS (5) must be at least three"),
+    ],
+)
+def test_times_that_break_fencing_are_refused_together(values: dict[str, str], wrong: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings.from_environment({f"ALLO_{name}_SECONDS": value for name, value in values.items()})
+    assert wrong in str(refused.value)
+
+
+def test_a_dead_host_costs_less_than_twenty_five_seconds_by_default() -> None:
+    """From its last sign of life: until the lease ends and the reaper looks, the stage is placed and its engine
+    starts, which takes less than three seconds."""
+    default = Settings(data_dir=Path("/data"))
+    assert default.lease_seconds + 3 * default.dispatch_seconds + 3 <= 25
+    assert default.redispatch_seconds <= 10
+    leader_gone = default.lease_seconds / 2 + default.heartbeat_seconds
+    assert leader_gone <= 15
+    assert leader_gone < default.lease_seconds, "whoever stands by leads before the leader's stages are taken"
