@@ -80,7 +80,7 @@ def sender_of(parts: Context, key: ApiKey) -> Sender:
     """Whose key it is, and what is allowed."""
     settings = parts.settings
     limits = (settings.max_active_jobs, settings.teacher_hosts, settings.max_owner_bytes, settings.trackers)
-    return Sender(key.owner, *limits)
+    return Sender(key.owner, *limits, admin="admin" in key.scopes)
 
 
 async def _counted(count: Future[Works], seconds: float = WAIT_SECONDS) -> Works:

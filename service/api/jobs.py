@@ -15,7 +15,7 @@ from service.api.once import Calling, Once
 from service.api.pages import Paging, listed, page_of
 from service.api.query import Prefixed
 from service.api.reading import reading, shown
-from service.api.schemas import CreateJob
+from service.api.schemas import CreateJob, Prioritise
 from service.jobs import comparison, service
 from service.jobs.access.repetition import Call, once
 from service.jobs.running.placement import Offer
@@ -98,6 +98,13 @@ def delete(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
 def cancel(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
     """Ends a job; it is `cancelled` once the stage that runs has stopped."""
     return _shown(parts, service.cancel(parts.database, key.owner, job_id))
+
+
+@router.post("/{job_id}/priority")
+def prioritise(parts: Parts, key: Submitter, job_id: str, body: Prioritise) -> dict[str, Any]:
+    """Has what is yet to start of a job go before others', or behind."""
+    admin = "admin" in key.scopes
+    return _shown(parts, service.prioritise(parts.database, key.owner, job_id, body.meant(), admin))
 
 
 @router.post("/{job_id}/pause")

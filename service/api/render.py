@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from allo_engine.needs import Needs
 from service.jobs.estimates import fraction, job_eta, job_fraction, known_seconds, stage_eta
-from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
+from service.jobs.lifecycle import STAGE_ENDED, JobStatus, Priority, StageStatus
 from service.jobs.progression import checkpoint_model
 from service.jobs.running.placement import Offer, missing
 from service.jobs.running.workers import WorkerView
@@ -53,6 +53,7 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "user_provided_suffix": row.suffix,
         "error": row.error,
         "cancel_requested": row.cancel_requested,
+        "priority": Priority(row.priority).word,
         "eta_seconds": eta,
         "progress": _job_progress(view),
         "stages": [

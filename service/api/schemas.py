@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from service.jobs.lifecycle import Priority
 from service.jobs.submission import NewJob
 from service.jobs.sweeping.points import MOST_POINTS
 
@@ -143,11 +144,21 @@ class Integration(Body):
         return self
 
 
+class Prioritise(Body):
+    """POST /v1/fine_tuning/jobs/{id}/priority. `high` takes a key with scope admin."""
+
+    priority: Literal["low", "normal", "high"]
+
+    def meant(self) -> Priority:
+        return Priority[self.priority.upper()]
+
+
 class CreateJob(Body):
     """POST /v1/fine_tuning/jobs. `corrections_file`, `retention_file` and `masks` are our additions; they arrive
     through the client's extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in
     those, of a job that located anew in each round in the last ones, and locates none of its own. `retention_file` is a
-    second held-out file, about something else than the job trains on: it tells what the model lost of that."""
+    second held-out file, about something else than the job trains on: it tells what the model lost of that. Of jobs
+    that wait, those of a higher `priority` go first; `high` takes a key with scope admin."""
 
     model: ModelName
     training_file: Id
@@ -161,6 +172,7 @@ class CreateJob(Body):
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     metadata: Metadata | None = None
     integrations: Annotated[list[Integration], Field(max_length=3)] | None = None
+    priority: Literal["low", "normal", "high"] | None = None
 
     def asked(self) -> NewJob:
         """The job in the domain's terms. Without a method it is supervised, as OpenAI has it."""
@@ -179,6 +191,7 @@ class CreateJob(Body):
             seed=self.seed or 0,
             suffix=self.suffix,
             metadata=self.metadata,
+            priority=Priority[(self.priority or "normal").upper()],
             integrations=[one.model_dump(mode="json", exclude_none=True) for one in self.integrations or ()],
         )
 

@@ -21,6 +21,7 @@ from service.cli.watch import EXIT_CODES, status_of, watch_jobs
 from service.client import Client
 from service.datasets.containers import Limits
 from service.datasets.validation import validate
+from service.jobs.lifecycle import Priority
 from service.jobs.submission import NewJob
 from service.jobs.sweeping.points import at, points_of
 
@@ -57,6 +58,9 @@ An interrupted download goes on where it stopped; every file is verified by its 
 """
 
 
+PRIORITIES = tuple(priority.word for priority in Priority)
+
+
 def add_submit(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = command(commands, "submit", "upload training data and start a job", _SUBMIT_EPILOG, _submit)
     add_job(parser)
@@ -83,6 +87,7 @@ def add_job(parser: argparse.ArgumentParser) -> None:
         help="a job for each value of a setting, or of seed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
+    parser.add_argument("--priority", choices=PRIORITIES, help="before or behind other jobs that wait (normal)")
     parser.add_argument("--suffix", help="a part of the aligned model's name")
 
 
@@ -173,6 +178,7 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"hyperparameters": hyperparameters, "stages": stages}
     body = {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
     optional = {"suffix": args.suffix, "masks": args.masks, "sweep": parse_sweep(args.sweep)}
+    optional |= {"priority": args.priority}
     return body | {key: value for key, value in optional.items() if value}
 
 

@@ -1,4 +1,4 @@
-"""`allo jobs`, `cancel`, `pause`, `resume`, `retry`, `delete` and `events`: what is done with jobs that are there."""
+"""`allo jobs`, `priority`, `cancel`, `pause`, `resume`, `retry`, `delete`, `events`: what is done with jobs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
+from service.cli.jobs import PRIORITIES
 from service.cli.terminal import shown
 
 _JOBS_EPILOG = """\
@@ -31,6 +32,13 @@ example:
 
 Its models go, with their exports, and its events. What it was given stays, and what other jobs took over from it.
 """
+_PRIORITY_EPILOG = """\
+example:
+  allo priority ftjob-… low
+
+What waits of a higher priority goes first; of an equal one, owners take turns, whoever uses least first. `high` takes a
+key with scope admin.
+"""
 _VERBS: dict[str, tuple[str, str]] = {
     "cancel": ("end a job", "The stage that runs stops within seconds; what was finished is kept for `allo retry`."),
     "pause": (
@@ -50,6 +58,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     for name, (summary, more) in _VERBS.items():
         verb = command(commands, name, summary, f"example:\n  allo {name} ftjob-…\n\n{more}\n", _verb(name))
         verb.add_argument("job", metavar="JOB", help="ftjob-…")
+    priority = command(commands, "priority", "have a job go before others or behind", _PRIORITY_EPILOG, _priority)
+    priority.add_argument("job", metavar="JOB", help="ftjob-…")
+    priority.add_argument("priority", choices=PRIORITIES, metavar="PRIORITY", help=", ".join(PRIORITIES))
     delete = command(
         commands, "delete", "forget jobs that have ended, with all that they left", _DELETE_EPILOG, _delete
     )
@@ -80,6 +91,13 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         return 0
 
     return run
+
+
+def _priority(args: argparse.Namespace) -> int:
+    with connect(args) as client:
+        job = client.post(f"/v1/fine_tuning/jobs/{args.job}/priority", {"priority": args.priority})
+    shown(args, job, lambda: f"{job['id']} has priority {job['priority']}.")
+    return 0
 
 
 def _delete(args: argparse.Namespace) -> int:

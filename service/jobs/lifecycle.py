@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TypeVar
 
 MAX_ATTEMPTS = 3
 """Attempts of a stage that end badly, one after the other, without a checkpoint further than any before. One that was
 drained does not count; a crash, a lost worker and a retryable failure do."""
+
+
+class Priority(IntEnum):
+    """How a job stands to those of others. Of equal ones, owners have fair shares (see `worker.sharing`)."""
+
+    LOW = -1
+    NORMAL = 0
+    HIGH = 1
+
+    @property
+    def word(self) -> str:
+        """As people and requests have it."""
+        return self.name.lower()
 
 
 class JobStatus(StrEnum):

@@ -1,4 +1,7 @@
-"""What an owner does with jobs: submit, read, pause, resume, cancel, retry, delete. One verb, one transaction."""
+"""What an owner does with jobs: submit, read, put before or behind others, pause, resume, cancel, retry, delete.
+
+One verb, one transaction.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.estimates import known_seconds
-from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, move
+from service.jobs.lifecycle import JOB_ENDED, JobStatus, Priority, StageStatus, move
 from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
 from service.jobs.repository import Page, holdings, looking, tracked
 from service.jobs.repository.looking import Wanted
 from service.jobs.running.placement import Offer
-from service.jobs.submission import NewJob, Sender, admit, check_limit, create, tell_missing
+from service.jobs.submission import NewJob, Sender, admit, check_limit, check_priority, create, tell_missing
 from service.jobs.tables import Artifact, Event, Job, Stage
 from service.storage.store import Store
 
@@ -165,6 +168,18 @@ def resume(database: Database, store: Store, owner: str, job_id: str) -> JobView
             job.status = move(job.status, JobStatus.RUNNING if _running(session, job) else JobStatus.QUEUED)
             add_event(session, job, database.now(), "info", "The job goes on.", {})
             advance(session, store, job, database.now())
+        return _view(session, job)
+
+
+def prioritise(database: Database, owner: str, job_id: str, priority: Priority, admin: bool) -> JobView:
+    """Has what is yet to start of a job go before others', or behind. Raises Forbidden where that takes an admin's key,
+    Conflict for a job that has ended, or is to."""
+    check_priority(priority, admin)
+    with database.transaction() as session:
+        job = _unended(session, owner, job_id, "moved")
+        if job.priority != priority:
+            job.priority = priority
+            add_event(session, job, database.now(), "info", f"The job's priority is {priority.word} now.", {})
         return _view(session, job)
 
 

@@ -14,9 +14,9 @@ from service.jobs import repository
 from service.jobs.access import trackers, tracking
 from service.jobs.access.trackers import Integration
 from service.jobs.data import quota
-from service.jobs.errors import InvalidRequest, NotFound, TooMany
+from service.jobs.errors import Forbidden, InvalidRequest, NotFound, TooMany
 from service.jobs.ids import new_id
-from service.jobs.lifecycle import STAGE_ENDED, JobStatus, StageStatus
+from service.jobs.lifecycle import STAGE_ENDED, JobStatus, Priority, StageStatus
 from service.jobs.progression import add_event
 from service.jobs.registry.masks import find_masks
 from service.jobs.registry.rewriters import check_teachers, find_rewriter
@@ -43,17 +43,19 @@ class NewJob:
     suffix: str | None = None
     metadata: Mapping[str, str] | None = None
     integrations: Sequence[Integration] = ()
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who submits, and what is allowed."""
+    """Who submits, and what is allowed; `admin` where the key has that scope."""
 
     owner: str
     max_active_jobs: int = 100
     teacher_hosts: str = ""
     max_owner_bytes: int = 0
     trackers: str = ""
+    admin: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,16 @@ def admit(session: Session, store: Store, new: NewJob, sender: Sender, now: int)
     planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
     check_teachers(new.method, planned, sender.teacher_hosts)
     trackers.check(new.integrations, sender.trackers)
+    check_priority(new.priority, sender.admin)
     rewriter = find_rewriter(session, store, owner, planned, model)
     needs = needs_of(planned, shape_of(model), shape_of(rewriter or model))
     return Admitted(new, owner, model, rewriter, {**_sources(model, rewriter, files), **masks}, planned, needs)
+
+
+def check_priority(priority: Priority, admin: bool) -> None:
+    """Raises Forbidden: what goes before everybody else's work is not for everybody to say."""
+    if priority > Priority.NORMAL and not admin:
+        raise Forbidden(f"Priority {priority.word} is for keys with scope admin: take normal or low.", "priority")
 
 
 def create(session: Session, admitted: Admitted, now: int) -> Job:
@@ -101,6 +110,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     job.retention_file = new.retention_file
     job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
+    job.priority = new.priority
     job.integrations = [dict(one) for one in new.integrations] or None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": settings_of(new, planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0

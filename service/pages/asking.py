@@ -12,7 +12,7 @@ from service.jobs.access.trackers import TITLES
 from service.pages.fields import LEFT_OUT, OPTIONAL, settings_of
 
 FILES = ("training_file", "validation_file", "corrections_file", "retention_file")
-PLAIN = ("model", *FILES, "masks", "suffix")
+PLAIN = ("model", *FILES, "masks", "suffix", "priority")
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "mlflow": ("experiment", "run_name"),
@@ -91,6 +91,8 @@ def like(job: Mapping[str, Any]) -> dict[str, str]:
     method: Method = job["method"]["type"]
     typed = {name: str(job[name]) for name in PLAIN if job.get(name)} | {"method": method, "seed": str(job["seed"])}
     typed.pop("suffix", None)
+    if typed.get("priority") != "low":
+        typed.pop("priority", None)
     stages = job["method"][method]["stages"]
     for name, setting in settings_of(method).items():
         group, stage, field = (*name.split("."), "")[:3]

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from allo_engine.config import CONFIGS
@@ -20,7 +20,8 @@ from service.api.live import EventStream
 from service.api.reading import reading, shown
 from service.jobs import history, series, service, story
 from service.jobs.access.sessions import find_session
-from service.jobs.lifecycle import JOB_ENDED, JobStatus
+from service.jobs.errors import InvalidRequest
+from service.jobs.lifecycle import JOB_ENDED, JobStatus, Priority
 from service.jobs.repository import Page
 from service.jobs.service import JobView
 from service.jobs.tables import ApiKey, Stage
@@ -128,6 +129,15 @@ def download(parts: Parts, key: Reader, artifact_id: str, request: Request) -> R
 # --- what is done with it
 
 
+async def _asked(request: Request) -> Priority:
+    """The priority that the form has. Raises InvalidRequest."""
+    word = str((await request.form()).get("priority", ""))
+    found = next((one for one in Priority if one.word == word), None)
+    if found is None:
+        raise InvalidRequest("A priority is low, normal or high.", "priority")
+    return found
+
+
 @router.post("/cancel")
 def cancel(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
     return _shown(request, parts, service.cancel(parts.database, key.owner, job_id))
@@ -136,6 +146,14 @@ def cancel(request: Request, parts: Parts, key: Submitter, job_id: str) -> Respo
 @router.post("/pause")
 def pause(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
     return _shown(request, parts, service.pause(parts.database, key.owner, job_id))
+
+
+@router.post("/priority")
+def prioritise(
+    request: Request, parts: Parts, key: Submitter, job_id: str, priority: Annotated[Priority, Depends(_asked)]
+) -> Response:
+    admin = "admin" in key.scopes
+    return _shown(request, parts, service.prioritise(parts.database, key.owner, job_id, priority, admin))
 
 
 @router.post("/resume")
@@ -184,6 +202,7 @@ def _live(parts: Context, view: JobView) -> dict[str, Any]:
         "name": view.job.suffix or view.job.id,
         "over": view.job.status in JOB_ENDED,
         "may_do": _may_do(view),
+        "priorities": [priority.word for priority in Priority],
         "took": (view.job.finished_at or now) - view.job.created_at,
     }
 

@@ -29,6 +29,7 @@ ANSWERS: Mapping[str, Any] = {
     "jobs.read": jobs.Job,
     "jobs.delete": common.Deleted,
     "jobs.cancel": jobs.Job,
+    "jobs.prioritise": jobs.Job,
     "jobs.pause": jobs.Job,
     "jobs.resume": jobs.Job,
     "jobs.retry": jobs.Job,

@@ -123,6 +123,7 @@ class Job(TypedDict):
     user_provided_suffix: str | None
     error: Json | None
     cancel_requested: bool
+    priority: Literal["low", "normal", "high"]
     eta_seconds: int | None
     progress: JobProgress
     stages: list[Stage]

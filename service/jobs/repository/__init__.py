@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, literal, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from service.db import Base
 from service.jobs.errors import NotFound
@@ -173,24 +173,6 @@ def stages_shown(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
     """The same, without what only runs a stage: its settings, which the job shows, and its inputs."""
     query = select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.job_id, Stage.position)
     return session.scalars(query.options(defer(Stage.config), defer(Stage.inputs))).all()
-
-
-def stages_by_status(session: Session, status: StageStatus) -> Sequence[Stage]:
-    """Oldest job first."""
-    return session.scalars(select(Stage).where(Stage.status == status).order_by(Stage.job_id, Stage.position)).all()
-
-
-def ready_stages(session: Session) -> Sequence[tuple[Stage, str]]:
-    """Each with its owner, oldest job first, without those whose very result another stage of the owner's is making at
-    this moment."""
-    other, others = aliased(Stage), aliased(Job)
-    being_made = select(other.id).join(others, others.id == other.job_id)
-    being_made = being_made.where(
-        other.digest == Stage.digest, other.status.in_(IN_FLIGHT), others.owner == Job.owner
-    ).correlate(Stage, Job)
-    query = select(Stage, Job.owner).join(Job, Job.id == Stage.job_id)
-    query = query.where(Stage.status == StageStatus.READY, ~being_made.exists())
-    return [(stage, owner) for stage, owner in session.execute(query.order_by(Stage.job_id, Stage.position))]
 
 
 def stages_under_way(session: Session, worker_id: str | None = None) -> Sequence[Stage]:

@@ -12,34 +12,45 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.lifecycle import StageStatus
 from service.jobs.progression import add_event, advance, name_result, reuse, stopping
+from service.jobs.repository import placing
 from service.jobs.running.flight import Host, Placed, Running, Waiting
 from service.jobs.running.placement import Held, Offer, fits, seat
 from service.jobs.running.workers import busy
 from service.jobs.tables import Stage
 from service.storage.store import Store
 
+_OF_A_LINE = 64
+"""More stages of one owner, priority and need than are given at one look; the rest is not read."""
 
-def ready_stages(database: Database) -> tuple[Waiting, ...]:
-    """Stages that could run now, oldest job first. Of several of an owner's that would compute the same, the first
-    alone; none while it is being computed: the others will find its result."""
+
+def ready_stages(database: Database, most: int = _OF_A_LINE) -> tuple[Waiting, ...]:
+    """Stages that could run now, oldest job first: of each line of like ones the first `most`. Of
+    several of an owner's that would compute the same, the first of the highest priority alone; none while it is being
+    computed: the others will find its result."""
     with database.snapshot() as session:
-        stages = repository.ready_stages(session)
-        first = {(owner, stage.digest): stage for stage, owner in reversed(stages)}
-        return tuple(_waiting(stage) for stage, owner in stages if first[owner, stage.digest] is stage)
+        rows = placing.ready_stages(session, most)
+        first: dict[tuple[str, str | None], str] = {}
+        for row in sorted(rows, key=lambda row: -row.priority):
+            first.setdefault((row.owner, row.digest), row.id)
+        return tuple(
+            Waiting(row.id, row.epoch, Needs.read(row.needs), row.code, row.owner, row.priority)
+            for row in rows
+            if first[row.owner, row.digest] == row.id
+        )
 
 
 def dispatched_stages(database: Database) -> tuple[Placed, ...]:
     """Stages that no worker has claimed yet: ring again for those that stay here too long, or place them anew."""
     with database.snapshot() as session:
-        stages = repository.stages_by_status(session, StageStatus.DISPATCHED)
-        return tuple(Placed(_waiting(stage), stage.worker, tuple(stage.devices or ())) for stage in stages)
+        stages = placing.stages_by_status(session, StageStatus.DISPATCHED)
+        return tuple(Placed(_waiting(*row), row[0].worker, tuple(row[0].devices or ())) for row in stages)
 
 
 def running_stages(database: Database) -> tuple[Running, ...]:
     """Stages that a worker has claimed."""
     with database.snapshot() as session:
-        stages = repository.stages_by_status(session, StageStatus.RUNNING)
-        return tuple(_running(stage) for stage in stages)
+        stages = placing.stages_by_status(session, StageStatus.RUNNING)
+        return tuple(_running(stage, owner) for stage, owner, _ in stages)
 
 
 def hosts(database: Database) -> tuple[Host, ...]:
@@ -96,13 +107,13 @@ def plan_anew(database: Database, stage_id: str, epoch: int) -> bool:
         return True
 
 
-def _waiting(stage: Stage) -> Waiting:
-    return Waiting(stage.id, stage.epoch, Needs.read(stage.needs), stage.code)
+def _waiting(stage: Stage, owner: str, priority: int) -> Waiting:
+    return Waiting(stage.id, stage.epoch, Needs.read(stage.needs), stage.code, owner, priority)
 
 
-def _running(stage: Stage) -> Running:
+def _running(stage: Stage, owner: str) -> Running:
     held = (Needs.read(stage.needs), stage.worker, tuple(stage.devices or ()))
-    return Running(stage.id, stage.epoch, stage.beat, *held)
+    return Running(stage.id, stage.epoch, stage.beat, *held, owner)
 
 
 def _offer(session: Session, worker_id: str) -> Offer | None:

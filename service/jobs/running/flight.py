@@ -11,12 +11,14 @@ from service.jobs.running.placement import Offer
 @dataclass(frozen=True)
 class Waiting:
     """A stage that is ready or dispatched, at the epoch that a claim must name. Only a worker of its `code` may run
-    it."""
+    it. `owner` and `priority` are its job's."""
 
     stage_id: str
     epoch: int
     needs: Needs = UNKNOWN
     code: str | None = None
+    owner: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Running:
     needs: Needs = UNKNOWN
     worker: str | None = None
     devices: tuple[str, ...] = ()
+    owner: str = ""
 
 
 @dataclass(frozen=True)

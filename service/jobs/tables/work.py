@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, SmallInteger, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -165,6 +165,7 @@ class Job(Base):
     suffix: Mapped[str | None] = mapped_column(String(64))
     user_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     integrations: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    priority: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
     result_files: Mapped[list[str]] = mapped_column(JSON)

@@ -271,6 +271,7 @@ def test_a_job_is_managed_from_the_terminal(place):
     job = json.loads(submit(place, "--seed", "21", "--json").stdout)["id"]
     assert json.loads(place.allo("pause", job, "--json").stdout)["id"] == job
     until(lambda: json.loads(place.allo("jobs", job, "--json").stdout)["status"] == "paused")
+    assert "has priority low" in place.allo("priority", job, "low").stdout
     assert "queued" in place.allo("resume", job).stdout
     assert place.allo("cancel", job).returncode == 0
     story = place.allo("events", job, "--follow")

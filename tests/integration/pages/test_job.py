@@ -179,6 +179,19 @@ def test_a_job_is_paused_resumed_cancelled_retried_and_deleted(
     assert browser.get(address(job_id)).status_code == 404
 
 
+def test_a_jobs_priority_is_changed_where_it_is_told(sign_in: SignIn, served: Domain, job_id: str) -> None:
+    def options(client: TestClient) -> list[str]:
+        return re.findall(r"<option(?: selected)?>(\w+)</option>", client.get(address(job_id)).text)
+
+    member = sign_in(OWNER, "read", "submit")
+    assert options(sign_in()) == ["low", "normal", "high"]
+    assert options(member) == ["low", "normal"]
+    assert send(member, f"{address(job_id)}/priority", priority="low").status_code == 303
+    assert served.view(job_id).job.priority == -1
+    assert send(member, f"{address(job_id)}/priority", priority="high").status_code == 403
+    assert send(member, f"{address(job_id)}/priority", priority="urgent").status_code == 422
+
+
 def test_only_what_can_be_done_is_offered(sign_in: SignIn, served: Domain, job_id: str) -> None:
     def offered(client: TestClient) -> set[str]:
         return set(re.findall(r'id="do-(\w+)"', client.get(address(job_id)).text))
