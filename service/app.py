@@ -126,7 +126,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
 
 def _context(settings: Settings, database: Database, broker: Broker) -> Context:
     """What requests find beside the app: the store and the parts that wait, count and remember."""
-    store = open_store(settings.store)
+    store = open_store(settings.store, settings.s3)
     watch = Watch(settings.lease_seconds)
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
     scratch = Scratch(store, settings.data_dir / "scratch")

@@ -54,7 +54,7 @@ def _attend(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     settings = Settings.from_environment()
-    database, store = Database(settings.database), open_store(settings.store)
+    database, store = Database(settings.database), open_store(settings.store, settings.s3)
     with _alone(settings) as ours:
         while ours and (row := exports.begin(database)) is not None:
             _make(settings, database, store, row)

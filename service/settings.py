@@ -14,11 +14,23 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
+from service.storage.access import S3
 
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
 PREFIX = "ALLO_"
+OF_AWS = {
+    "s3_endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "s3_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "s3_access_key": ("AWS_ACCESS_KEY_ID",),
+    "s3_secret_key": ("AWS_SECRET_ACCESS_KEY",),
+    "s3_session_token": ("AWS_SESSION_TOKEN",),
+}
+"""Where AWS' own tools look for the same, which is taken where ours is not set and the store is in S3."""
+
+_KEYS = {"s3_access_key", "s3_secret_key", "s3_session_token"}
+
 OF_OTHERS = {"ALLO_API_KEY", "ALLO_URL", HARNESS_TASKS, TEACHER_KEY}
 """What `allo submit` and its like read, on a machine that may run the service too, and what stages read."""
 
@@ -31,7 +43,23 @@ class Settings(BaseModel):
     data_dir: Path = Field(default=Path("allo-data"), description="Folder of the database, the artifacts and the key.")
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder.")
     broker_url: str = Field(default="redis://127.0.0.1:6379/0", description="Any Redis-protocol server.")
-    store_url: str = Field(default="", description="file:///folder; empty: the data folder.")
+    store_url: str = Field(default="", description="file:///folder or s3://bucket/prefix; empty: the data folder.")
+    store_cache_bytes: Bytes = Field(
+        default=20 * 2**30,
+        description="Of an s3:// store: what this machine keeps of it at hand. Best twice the largest model or more.",
+    )
+    store_seconds: Seconds = Field(default=30, description="Of an s3:// store: the longest that one request may take.")
+    s3_endpoint: str = Field(
+        default="",
+        pattern="^(https?://.*)?$",
+        description="A server that speaks S3; empty: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or AWS itself.",
+    )
+    s3_region: str = Field(default="", description="Empty: AWS_REGION, AWS_DEFAULT_REGION, or us-east-1.")
+    s3_access_key: str = Field(
+        default="", description="Empty: AWS_ACCESS_KEY_ID, or the role that the machine itself has."
+    )
+    s3_secret_key: str = Field(default="", repr=False, description="Empty: AWS_SECRET_ACCESS_KEY.")
+    s3_session_token: str = Field(default="", repr=False, description="Empty: AWS_SESSION_TOKEN.")
     queue: str = Field(
         default="stages", description="What the workers' queues are called: each listens to <queue>.<its name>."
     )
@@ -178,7 +206,10 @@ class Settings(BaseModel):
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """The settings of this process. An unknown ALLO_ variable is an error: most likely it is misspelt."""
         ours = {key: value for key, value in environment.items() if key.startswith(PREFIX) and key not in OF_OTHERS}
-        return cls.model_validate({key.removeprefix(PREFIX).lower(): value for key, value in ours.items()})
+        fields = {key.removeprefix(PREFIX).lower(): value for key, value in ours.items()}
+        if fields.get("store_url", "").startswith("s3:"):
+            fields = _of_aws(environment, fields) | {key: value for key, value in fields.items() if value}
+        return cls.model_validate(fields)
 
     def to_environment(self) -> dict[str, str]:
         """What a child process must find in its environment to read these very settings."""
@@ -197,6 +228,27 @@ class Settings(BaseModel):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'allo.db'}"
 
     @property
+    def s3(self) -> S3:
+        """How an s3:// store is reached, and where what is kept of it lies."""
+        return S3(
+            cache=self.data_dir.absolute() / "store-cache",
+            cache_bytes=self.store_cache_bytes,
+            endpoint=self.s3_endpoint,
+            region=self.s3_region,
+            access_key=self.s3_access_key,
+            secret_key=self.s3_secret_key,
+            session_token=self.s3_session_token,
+            seconds=self.store_seconds,
+        )
+
+    @property
     def store(self) -> str:
         """The artifact store's URL, with the default worked out."""
         return self.store_url or (self.data_dir.absolute() / "store").as_uri()
+
+
+def _of_aws(environment: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
+    """What the environment has for AWS' own tools, as our fields; keys belong together, and ours come first."""
+    fields = [field for field in OF_AWS if not (ours.get("s3_access_key") and field in _KEYS)]
+    found = {field: next(filter(None, map(environment.get, OF_AWS[field])), None) for field in fields}
+    return {field: value for field, value in found.items() if value is not None}

@@ -97,7 +97,7 @@ def runner() -> Runner:
     """The runner of this pool process, with connections that no other process has: made after the fork."""
     start = start_cold if settings.engine else warm().start
     database = Database(settings.database, patience=patience_of(settings))
-    return Runner(settings, database, open_store(settings.store), draining, start)
+    return Runner(settings, database, open_store(settings.store, settings.s3), draining, start)
 
 
 @cache

@@ -201,7 +201,7 @@ def main() -> None:
     settings.open_data_dir()
     migrate(settings.database)
     database = Database(settings.database, patience=patience_of(settings))
-    hands = Hands(database, open_store(settings.store), CeleryBroker(settings.broker_url, settings.queue))
+    hands = Hands(database, open_store(settings.store, settings.s3), CeleryBroker(settings.broker_url, settings.queue))
     draining = partial(readable, int(sys.argv[2]))
     name, has = worker_id(settings), offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)

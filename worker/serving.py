@@ -182,7 +182,7 @@ def main() -> None:
     name = worker_id(settings)
     database = Database(settings.database, patience=patience_of(settings))
     desk = Desk(settings.broker_url, settings.queue, name)
-    serving = Serving(Means(settings, database, open_store(settings.store), desk, offer(settings)))
+    serving = Serving(Means(settings, database, open_store(settings.store, settings.s3), desk, offer(settings)))
     while not stopped:
         try:
             serving.look()

@@ -88,12 +88,12 @@ def start_cold(launch: Launch) -> Started:
     return Started(os.pidfd_open(process.pid), process.wait)
 
 
-_OF_ENGINE = {HARNESS_TASKS, TEACHER_KEY}
+_OF_SERVICE, _OF_ENGINE = ("ALLO_", "AWS_"), {HARNESS_TASKS, TEACHER_KEY}
 
 
 def engine_environment() -> dict[str, str]:
-    """Ours without the service's settings, which hold secrets that the engine has no use for."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("ALLO_") or key in _OF_ENGINE}
+    """Ours without the service's settings and keys, which the engine has no use for."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(_OF_SERVICE) or key in _OF_ENGINE}
 
 
 class Warm:

@@ -34,7 +34,7 @@ from service.jobs.errors import (
     Unavailable,
 )
 from service.jobs.registry.hub import Absent
-from service.storage.store import DiskFull, StoreError
+from service.storage.store import DiskFull, StoreAway, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ STATUS: Mapping[type[Exception], int] = {
     TooLong: 400,
     Unavailable: 503,
     StoreError: 500,
+    StoreAway: 503,
     DiskFull: 507,
     OperationalError: 503,
     PoolTimeout: 503,
@@ -77,6 +78,8 @@ MESSAGES: Mapping[int, str] = {
     507: "The service's disk is full; nothing was stored. Delete files or models, or have its operator make room: "
     "`allo doctor` shows what is held, and by whom.",
 }
+
+AWAY = "The artifact store does not answer at the moment. Try again soon."
 
 
 def answer(
@@ -117,7 +120,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Makes every error of the app, the framework's own too, an answer of ours."""
     for meant in (DomainError, PlanError):
         app.add_exception_handler(meant, _of_the_domain)
-    for failed in (StoreError, DiskFull, OperationalError, PoolTimeout):
+    for failed in (StoreError, StoreAway, DiskFull, OperationalError, PoolTimeout):
         app.add_exception_handler(failed, _of_a_part)
     app.add_exception_handler(RequestValidationError, _of_the_request)
     app.add_exception_handler(HTTPException, _of_the_framework)
@@ -152,6 +155,8 @@ def _of_a_part(request: Request, error: Exception) -> Response:
     if isinstance(error, StoreError):
         message = f"The stored content {error.sha256} cannot be read. The error's id is {request_id(request.scope)}."
         return answer(request, 500, message, code="content_unavailable")
+    if isinstance(error, StoreAway):
+        return answer(request, 503, AWAY, code="store_unavailable")
     if isinstance(error, DiskFull) or (isinstance(error, DBAPIError) and is_full(error)):
         return answer(request, 507, MESSAGES[507], code="disk_full")
     return answer(request, 503, MESSAGES[503], code="database_unavailable")

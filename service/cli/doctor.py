@@ -21,7 +21,7 @@ from service.jobs.data.erasing import keeping_of, tally
 from service.jobs.running.workers import WorkerView, read_workers
 from service.migrating import migrate
 from service.settings import Settings
-from service.storage import open_store
+from service.storage import StoreAway, open_store
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
         "disk": _disk,
         "database": _database,
         "broker": _broker,
+        "store": _store,
         "engine": _engine,
     }
     problems = {name: check(settings) for name, check in checks.items()}
     for name, problem in problems.items():
         out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
-    if not problems["database"]:
+    if not (problems["database"] or problems["store"]):
         out.print(f"{'workers':<10} {_workers(settings)}", markup=False)
         for line in _content(settings):
             out.print(f"{'content':<10} {line}", markup=False)
@@ -99,11 +100,12 @@ def _worker(view: WorkerView, now: int) -> str:
 
 def _content(settings: Settings) -> list[str]:
     """What is stored, and for whom; what nobody holds is erased after the grace."""
-    if not Path(unquote(urlsplit(settings.store).path)).is_dir():
+    place = urlsplit(settings.store)
+    if place.scheme == "file" and not Path(unquote(place.path)).is_dir():
         return ["nothing is stored yet"]
     database = Database(settings.database)
     try:
-        counted = tally(database, open_store(settings.store), keeping_of(settings))
+        counted = tally(database, open_store(settings.store, settings.s3), keeping_of(settings))
     finally:
         database.close()
     ranked = sorted(counted.items(), key=lambda item: -item[1][1])
@@ -117,6 +119,16 @@ def _broker(settings: Settings) -> str:
     try:
         CeleryBroker(settings.broker_url, settings.queue).ping()
     except BrokerDown as error:
+        return str(error)
+    return ""
+
+
+def _store(settings: Settings) -> str:
+    """Whether a store on another machine answers; a folder is made where it is missing."""
+    try:
+        if not settings.store.startswith("file:"):
+            open_store(settings.store, settings.s3).exists("0" * 64)
+    except (StoreAway, ValueError) as error:
         return str(error)
     return ""
 

@@ -146,7 +146,9 @@ def _revoke_key(args: argparse.Namespace) -> int:
 def _add_model(args: argparse.Namespace) -> int:
     with _opened(args, makes=True) as (settings, database), out.status(f"Adding {escape(args.path)} …"):
         folder, source = _folder(settings, args.path, args.revision)
-        model = models.register_model(database, open_store(settings.store), args.name, folder, source=source)
+        model = models.register_model(
+            database, open_store(settings.store, settings.s3), args.name, folder, source=source
+        )
     size = sum(file["bytes"] for file in model.files)
     out.print(f"{model.id}: {len(model.files)} files, {size / 2**20:.0f} MiB, trained on {_rows(model)}.")
     if model.verdict and model.verdict["reason"]:

@@ -13,13 +13,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from allo_engine.pipeline import PlanError
-from service.api.errors import MESSAGES, status_of
+from service.api.errors import AWAY, MESSAGES, status_of
 from service.api.guard import PAGES
 from service.api.scope import request_id
 from service.jobs.errors import DomainError
 from service.pages.entry import HOME, NotSignedIn
 from service.pages.rendering import here, page
-from service.storage.store import DiskFull, StoreError
+from service.storage.store import DiskFull, StoreAway, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def add_failure_handlers(pages: FastAPI) -> None:
     pages.add_exception_handler(NotSignedIn, _to_login)
     for meant in (DomainError, PlanError):
         pages.add_exception_handler(meant, _of_the_domain)
-    for failed in (StoreError, DiskFull, OperationalError, PoolTimeout):
+    for failed in (StoreError, StoreAway, DiskFull, OperationalError, PoolTimeout):
         pages.add_exception_handler(failed, _of_a_part)
     pages.add_exception_handler(RequestValidationError, _of_the_request)
     pages.add_exception_handler(HTTPException, _of_the_framework)
@@ -74,7 +74,8 @@ async def _of_a_part(request: Request, error: Exception) -> Response:
     log.error("part_failed error=%r", getattr(error, "orig", None) or error)
     status = status_of(error)
     unread = f"Stored content cannot be read. The error's id is {request_id(request.scope)}."
-    return failure(request, status, MESSAGES.get(status, unread))
+    message = AWAY if isinstance(error, StoreAway) else MESSAGES.get(status, unread)
+    return failure(request, status, message)
 
 
 async def _of_the_request(request: Request, error: Exception) -> Response:

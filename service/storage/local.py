@@ -3,6 +3,7 @@
     <root>/incoming/<random>   being written; its writer holds a lock on it, which ends with the writer
     <root>/blobs/ab/abcd…      a blob, read-only: it may be hard-linked
     <root>/blobs/ab/abcd….crc  the checksums of its chunks, where it has several (see checksums.py)
+    <root>/recipes/ab/abcd…    a note on a content: how it is made (see merged.py)
     <root>/lock                shared while a blob gets its name, exclusive while one is deleted
 
 Storing a content again puts the new bytes in the place of the old: a damaged blob is healed by it. Nobody but the
@@ -44,13 +45,13 @@ _FLUSH = 16 * CHUNK
 
 
 class LocalStore:
-    """A store in one folder, safe for many processes on one machine. Fulfils `Store`."""
+    """Blobs in one folder, safe for many processes on one machine. Fulfils `Under`."""
 
     def __init__(self, root: Path) -> None:
-        self._root, self._blobs, self._incoming = root, root / "blobs", root / "incoming"
+        self._blobs, self._incoming, self._notes = root / "blobs", root / "incoming", root / "recipes"
         root.mkdir(parents=True, exist_ok=True)
         _make_private(root)
-        for folder in (self._blobs, self._incoming):
+        for folder in (self._blobs, self._incoming, self._notes):
             folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = root / "lock"
         self._lock.touch(mode=0o600)
@@ -126,8 +127,8 @@ class LocalStore:
                         found = entry.stat()
                         yield Stored(entry.name, found.st_size, _mark(found))
 
-    def made_of(self, sha256: str) -> list[str]:  # noqa: ARG002 - a blob is its own bytes
-        return []
+    def bring(self, sha256: str) -> None:
+        """It lies here."""
 
     def delete(self, sha256: str, mark: str | None = None) -> bool:
         path = self._path(sha256)
@@ -143,6 +144,38 @@ class LocalStore:
 
     def tidy(self) -> int:
         return sum(map(_removed, self._incoming.iterdir()))
+
+    def note(self, sha256: str, content: bytes) -> None:
+        path = self._note_path(sha256)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with self._aside() as aside, _room(), aside.open("xb") as file:
+            os.fchmod(file.fileno(), 0o400)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            with self._locked(fcntl.LOCK_SH):
+                aside.replace(path)
+        _sync_folder(path.parent)
+        _sync_folder(self._notes)
+
+    def noted(self, sha256: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return self._note_path(sha256).read_bytes()
+        return None
+
+    def notes(self) -> Iterator[Stored]:
+        for path in self._notes.glob("*/*"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                yield Stored(path.name, found.st_size, _mark(found))
+
+    def forget_note(self, sha256: str, mark: str | None) -> bool:
+        path = self._note_path(sha256)
+        with suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):
+            if mark in (None, _mark(path.stat())):
+                path.unlink()
+                return True
+        return False
 
     def publish(self, aside: Path, file: IO[bytes], blob: Blob, sums: array[int]) -> None:
         """Gives a written file its name, in the place of whatever had it."""
@@ -209,9 +242,17 @@ class LocalStore:
             yield
 
     def _path(self, sha256: str) -> Path:
-        if not _NAME.fullmatch(sha256):  # nothing but a hash ever becomes a path
-            raise BlobMissing(sha256)
-        return self._blobs / sha256[:2] / sha256
+        return self._blobs / sha256[:2] / check_name(sha256)
+
+    def _note_path(self, sha256: str) -> Path:
+        return self._notes / sha256[:2] / check_name(sha256)
+
+
+def check_name(sha256: str) -> str:
+    """Nothing but a hash ever becomes a path. Raises BlobMissing."""
+    if not _NAME.fullmatch(sha256):
+        raise BlobMissing(sha256)
+    return sha256
 
 
 class _LocalWriter:

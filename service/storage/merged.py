@@ -1,58 +1,95 @@
 """Contents that are made when they are read: a model's weights, merged from its base's and a sparse checkpoint.
 
-    <root>/recipes/ab/abcd…    how the content of this sha256 is made, and its size: JSON
-
-They are opened, fetched and named by their sha256 like any blob, and take no more room than what they are made of.
+They are opened, fetched and named by their sha256 like any blob, and take no more room than what they are made of: a
+note says how each is made, and its size.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from allo_engine.report import StageError
 from service.storage.checksums import ahead, verified
-from service.storage.local import LocalStore, _mark, _sync_folder
-from service.storage.store import Blob, BlobMissing, Chunk, Corrupt, Made, Stored
+from service.storage.store import Blob, BlobMissing, Chunk, Corrupt, Made, Stored, Writer
 
 if TYPE_CHECKING:  # numpy comes with it: who merges nothing does not wait for that
     from allo_engine.checkpoints.merging import Merged, Recipe, Source
 
 
-class MergingStore(LocalStore):
-    """A local store that holds such contents too. Fulfils `Store`."""
+class Under(Protocol):
+    """Where the bytes lie: blobs as a `Store` has them, and a small note beside each content that has one."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self._recipes = root / "recipes"
-        self._recipes.mkdir(mode=0o700, exist_ok=True)
+    def writing(self) -> AbstractContextManager[Writer]: ...
+    @property
+    def scratch(self) -> Path: ...
+    def put(self, path: Path) -> Blob: ...
+    def take(self, path: Path) -> Blob: ...
+    def put_stream(self, chunks: Iterable[bytes]) -> Blob: ...
+    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]: ...
+    def fetch(self, sha256: str, destination: Path) -> None: ...
+    def size(self, sha256: str) -> int: ...
+    def exists(self, sha256: str) -> bool: ...
+    def stored(self) -> Iterator[Stored]: ...
+    def delete(self, sha256: str, mark: str | None = None) -> bool: ...
+    def tidy(self) -> int: ...
+
+    def bring(self, sha256: str) -> None:
+        """Makes it quick to read many parts of the blob. Raises BlobMissing or Corrupt, or lets whoever reads find
+        out."""
+
+    def note(self, sha256: str, content: bytes) -> None:
+        """Keeps the note; returns only once it would survive a power cut."""
+
+    def noted(self, sha256: str) -> bytes | None:
+        """The note, where there is one."""
+
+    def notes(self) -> Iterator[Stored]:
+        """Every note: the content that it is on, its own size, its mark."""
+
+    def forget_note(self, sha256: str, mark: str | None) -> bool:
+        """As `delete` does with a blob."""
+
+
+class MergingStore:
+    """Blobs and such contents. Fulfils `Store`."""
+
+    def __init__(self, under: Under) -> None:
+        self._under = under
+        self._known: dict[tuple[str, str], dict[str, Any]] = {}  # recipes by name and mark
+
+    @property
+    def scratch(self) -> Path:
+        return self._under.scratch
+
+    def writing(self) -> AbstractContextManager[Writer]:
+        return self._under.writing()
+
+    def put(self, path: Path) -> Blob:
+        return self._under.put(path)
+
+    def take(self, path: Path) -> Blob:
+        return self._under.take(path)
+
+    def put_stream(self, chunks: Iterable[bytes]) -> Blob:
+        return self._under.put_stream(chunks)
+
+    def tidy(self) -> int:
+        return self._under.tidy()
 
     def derive(self, blob: Blob, recipe: Recipe) -> None:
-        path = self._recipe_path(blob.sha256)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        aside = path.with_name(f"{uuid.uuid4().hex}.tmp")
-        with aside.open("x", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o400)
-            json.dump({"bytes": blob.size, **recipe.fields()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        with self._locked(fcntl.LOCK_SH):
-            aside.replace(path)
-        _sync_folder(path.parent)
-        _sync_folder(self._recipes)
+        self._under.note(blob.sha256, json.dumps({"bytes": blob.size, **recipe.fields()}).encode())
 
     def recipe(self, sha256: str) -> Recipe | None:
         from allo_engine.checkpoints.merging import Recipe
 
-        return Recipe.of(self._recipe(sha256)) if self._is_made(sha256) else None
+        made = self._made(sha256)
+        return None if made is None else Recipe.of(made)
 
     def recast(self, sha256: str, dtype: str) -> Made:
         from allo_engine.checkpoints.merging import Merged
@@ -60,78 +97,88 @@ class MergingStore(LocalStore):
         return _Made(sha256, Merged(self._source(sha256), None, dtype))
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
-        if not self._is_made(sha256):
-            return super().open(sha256, start, end)
-        size = self.size(sha256)
+        made = self._made(sha256)
+        if made is None:
+            return self._under.open(sha256, start, end)
+        size = int(made["bytes"])
         end = size if end is None else min(end, size)
-        return ahead(_Made(sha256, self._merged(sha256)).open(start, end))
+        return ahead(_Made(sha256, self._merged(made)).open(start, end))
 
     def fetch(self, sha256: str, destination: Path) -> None:
-        if not self._is_made(sha256):
-            super().fetch(sha256, destination)
+        if self._made(sha256) is None:
+            self._under.fetch(sha256, destination)
             return
         destination.parent.mkdir(parents=True, exist_ok=True)
         with destination.open("xb") as file:
             for chunk in verified(self.open(sha256), sha256):
                 file.write(chunk)
-            os.fchmod(file.fileno(), 0o400)
+        destination.chmod(0o400)
 
     def size(self, sha256: str) -> int:
-        return int(self._recipe(sha256)["bytes"]) if self._is_made(sha256) else super().size(sha256)
+        made = self._made(sha256)
+        return self._under.size(sha256) if made is None else int(made["bytes"])
 
     def exists(self, sha256: str) -> bool:
-        if not self._is_made(sha256):
-            return super().exists(sha256)
-        return all(map(self.exists, _parts(self._recipe(sha256))))
+        if self._under.exists(sha256):
+            return True
+        made = self._noted(sha256)
+        return made is not None and all(map(self.exists, _parts(made)))
 
     def stored(self) -> Iterator[Stored]:
-        yield from super().stored()
-        for path in self._recipes.glob("*/*"):
-            with suppress(FileNotFoundError, BlobMissing):
-                yield Stored(path.name, self.size(path.name), _mark(path.stat()))
+        yield from self._under.stored()
+        for note, recipe in self._recipes():
+            yield Stored(note.sha256, int(recipe["bytes"]), note.mark)
 
     def made_of(self, sha256: str) -> list[str]:
-        if not self._recipe_path(sha256).exists():
-            return []
-        parts = _parts(self._recipe(sha256))
+        made = self._noted(sha256)
+        parts = [] if made is None else _parts(made)
         return [*parts, *(deeper for part in parts for deeper in self.made_of(part))]
 
     def delete(self, sha256: str, mark: str | None = None) -> bool:
         """What others are made of stays until they are deleted."""
-        path = self._recipe_path(sha256)
-        with suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):
-            if mark in (None, _mark(path.stat())):
-                path.unlink()
-                return True
-        if any(sha256 in _parts(json.loads(other.read_text())) for other in self._recipes.glob("*/*")):
+        if self._under.forget_note(sha256, mark):
+            return True
+        if any(sha256 in _parts(recipe) for _, recipe in self._recipes()):
             return False
-        return super().delete(sha256, mark)
+        return self._under.delete(sha256, mark)
 
     def _source(self, sha256: str) -> Source:
-        if self._is_made(sha256):
-            return self._merged(sha256)
-        return _Stored(LocalStore.size(self, sha256), partial(LocalStore.open, self, sha256))
+        made = self._made(sha256)
+        if made is not None:
+            return self._merged(made)
+        self._under.bring(sha256)
+        return _Stored(self._under.size(sha256), partial(self._under.open, sha256))
 
-    def _merged(self, sha256: str) -> Merged:
+    def _merged(self, made: dict[str, Any]) -> Merged:
         from allo_engine.checkpoints.merging import Merged, Recipe
 
-        recipe = Recipe.of(self._recipe(sha256))
+        recipe = Recipe.of(made)
         delta = None if recipe.delta is None else self._source(recipe.delta)
         return Merged(self._source(recipe.base), delta, recipe.dtype, recipe.copies)
 
-    def _is_made(self, sha256: str) -> bool:
-        """Whether it has a recipe and no bytes of its own."""
-        return not super().exists(sha256) and self._recipe_path(sha256).exists()
-
-    def _recipe(self, sha256: str) -> dict[str, Any]:
+    def _made(self, sha256: str) -> dict[str, Any] | None:
+        """How it is made, where it has no bytes of its own; None of a blob. Raises BlobMissing."""
         try:
-            found: dict[str, Any] = json.loads(self._recipe_path(sha256).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BlobMissing(sha256) from None
-        return found
+            self._under.size(sha256)
+        except BlobMissing:
+            made = self._noted(sha256)
+            if made is None:
+                raise
+            return made
+        return None
 
-    def _recipe_path(self, sha256: str) -> Path:
-        return self._recipes / self._path(sha256).relative_to(self._blobs)
+    def _noted(self, sha256: str) -> dict[str, Any] | None:
+        note = self._under.noted(sha256)
+        return None if note is None else dict(json.loads(note))
+
+    def _recipes(self) -> Iterator[tuple[Stored, dict[str, Any]]]:
+        """Every note with what it says, which is read once."""
+        known, self._known = self._known, {}
+        for note in self._under.notes():
+            recipe = known.get((note.sha256, note.mark)) or self._noted(note.sha256)
+            if recipe is not None:
+                self._known[note.sha256, note.mark] = recipe
+                yield note, recipe
 
 
 @dataclass(frozen=True)

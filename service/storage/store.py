@@ -71,6 +71,11 @@ class DiskFull(OSError):
     """There was no room: nothing of what was being stored is left."""
 
 
+class StoreAway(OSError):
+    """The store is out of reach, or refuses us. Nothing is known of what was asked; nothing of what was being stored is
+    visible. To be tried again."""
+
+
 class Writer(Protocol):
     """A blob on its way in: hashed as it is written. Without `commit` it leaves nothing."""
 
@@ -94,7 +99,7 @@ class Writer(Protocol):
 
 class Store(Protocol):
     """A place for blobs. Every method may be called from many threads and processes at once; those that write raise
-    DiskFull."""
+    DiskFull. All may raise StoreAway, within a time that is set, where the store is on another machine."""
 
     def writing(self) -> AbstractContextManager[Writer]:
         """A new blob, written piece by piece."""

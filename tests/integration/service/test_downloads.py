@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from service.jobs.access.keys import create_key
 from service.storage.store import CHUNK
+from tests.disk import blob_path
 from tests.integration.service.domain import ALLO, Domain
 
 BYTES = b"some content"
@@ -148,7 +149,7 @@ def test_content_that_rotted_is_an_error_and_missing_content_too(
     client: TestClient, served: Domain, asked: str | None
 ) -> None:
     headers = {} if asked is None else {"range": asked}
-    (path,) = (served.store._blobs / SHA256[:2]).iterdir()  # type: ignore[attr-defined]
+    path = blob_path(served.store, SHA256)
     path.chmod(0o600)
     path.write_bytes(b"some kontent")
     answer = client.get(URL, headers=headers)
@@ -161,7 +162,7 @@ def test_content_that_rotted_is_an_error_and_missing_content_too(
 def test_content_that_rotted_never_ends_as_if_it_were_whole(client: TestClient, served: Domain) -> None:
     large = served.store.put_stream([b"x" * CHUNK * 2])
     served.add_file("file-large", sha256=large.sha256, bytes=large.size)
-    path = served.store._path(large.sha256)  # type: ignore[attr-defined]
+    path = blob_path(served.store, large.sha256)
     path.chmod(0o600)
     with path.open("r+b") as file:
         file.seek(-1, 2)

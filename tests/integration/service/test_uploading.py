@@ -39,7 +39,7 @@ def send(client: httpx.Client, body: Any, path: str = "/files") -> httpx.Respons
 def is_empty(served: Domain) -> bool:
     """Whether nothing is stored beside what the fixtures stored, and nothing is half-written."""
     store: Any = served.store
-    return [blob.sha256 for blob in store.stored()] == [served.data.sha256] and not any(store._incoming.iterdir())
+    return [blob.sha256 for blob in store.stored()] == [served.data.sha256] and not any(store.scratch.iterdir())
 
 
 def test_the_purpose_may_come_after_the_file(client: httpx.Client) -> None:

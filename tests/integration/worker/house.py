@@ -114,7 +114,7 @@ class House:
 
 def furnish(settings: Settings, control: Path) -> House:
     migrate(settings.database)
-    database, store = Database(settings.database), open_store(settings.store)
+    database, store = Database(settings.database), open_store(settings.store, settings.s3)
     blob = store.put_stream([b'{"problem": "1 + 1", "solution": "2"}\n'])
     weights = {"path": "model.safetensors", "bytes": blob.size, "sha256": blob.sha256}
     key = ApiKey(id="key", hash="0" * 64, prefix="allo", owner=OWNER, scopes=["submit"], created_at=0)

@@ -14,7 +14,7 @@ def test_the_defaults_need_nothing(tmp_path: Path) -> None:
     settings = Settings.from_environment({"ALLO_DATA_DIR": str(tmp_path), "HOME": "/home"})
     assert settings.database == f"sqlite:///{tmp_path / 'allo.db'}"
     assert settings.store == (tmp_path / "store").as_uri()
-    assert len(Settings.model_fields) < 50
+    assert len(Settings.model_fields) < 60
 
 
 def test_a_child_process_reads_the_same_settings() -> None:
@@ -59,3 +59,19 @@ def test_a_dead_host_costs_less_than_twenty_five_seconds_by_default() -> None:
     leader_gone = default.lease_seconds / 2 + default.heartbeat_seconds
     assert leader_gone <= 15
     assert leader_gone < default.lease_seconds, "whoever stands by leads before the leader's stages are taken"
+
+
+AWS = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "t", "AWS_SESSION_TOKEN": "s", "AWS_REGION": "eu"}
+
+
+def test_a_store_in_s3_is_reached_as_awss_own_tools_would_unless_it_is_said_otherwise() -> None:
+    url = {"ALLO_STORE_URL": "s3://bucket/prefix"}
+    settings = Settings.from_environment(AWS | url)
+    assert (settings.s3.access_key, settings.s3.secret_key, settings.s3.region) == ("theirs", "t", "eu")
+    ours = {"ALLO_S3_ACCESS_KEY": "ours", "ALLO_S3_SECRET_KEY": "o", "ALLO_S3_ENDPOINT": "http://minio:9000"}
+    settings = Settings.from_environment(AWS | url | ours)
+    assert (settings.s3.access_key, settings.s3.secret_key, settings.s3.session_token) == ("ours", "o", "")
+    assert (settings.s3.endpoint, settings.s3.region) == ("http://minio:9000", "eu")
+    assert Settings.from_environment(AWS | settings.to_environment()) == settings
+    assert Settings.from_environment(AWS).s3_access_key == "", "no store of ours needs them"
+    assert "'t'" not in repr(Settings.from_environment(AWS | url))

@@ -9,10 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from service.storage import BlobMissing, Corrupt, DiskFull, LocalStore, open_store
+from service.storage import Corrupt, DiskFull, LocalStore, open_store
 from service.storage.store import CHUNK
 from tests.disk import small_disk
 
@@ -27,17 +25,6 @@ def store(tmp_path: Path) -> LocalStore:
 
 def blob_path(store: LocalStore, sha256: str) -> Path:
     return next(path for path in store._blobs.rglob("*") if path.name == sha256)
-
-
-def test_what_is_put_comes_back(store: LocalStore, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(LARGE)
-    blob = store.put(tmp_path / "file")
-    assert (blob.sha256, blob.size) == (SHA256, len(LARGE))
-    assert store.exists(SHA256)
-    assert store.size(SHA256) == len(LARGE)
-    assert b"".join(store.open(SHA256)) == LARGE
-    assert store.put_stream([LARGE[:5], b"", LARGE[5:]]) == blob
-    assert (tmp_path / "file").read_bytes() == LARGE
 
 
 @pytest.mark.parametrize("content", [LARGE, b""])
@@ -61,19 +48,6 @@ def test_what_is_taken_twice_is_stored_once(store: LocalStore, tmp_path: Path) -
     assert [blob.sha256 for blob in store.stored()] == [SHA256]
     assert b"".join(store.open(SHA256)) == LARGE
     assert not any((tmp_path / "store" / "incoming").iterdir())
-
-
-@given(st.integers(0, len(LARGE) + 5), st.integers(0, len(LARGE) + 5))
-def test_a_part_is_that_part(tmp_path_factory: pytest.TempPathFactory, start: int, end: int) -> None:
-    store = LocalStore(tmp_path_factory.getbasetemp() / "parts")
-    if not store.exists(SHA256):
-        store.put_stream([LARGE])
-    assert b"".join(store.open(SHA256, start, end)) == LARGE[start:end]
-
-
-def test_an_empty_blob_is_a_blob(store: LocalStore) -> None:
-    blob = store.put_stream([])
-    assert b"".join(store.open(blob.sha256)) == b""
 
 
 def test_fetching_links_a_read_only_file(store: LocalStore, tmp_path: Path) -> None:
@@ -108,16 +82,6 @@ def damage(path: Path, place: int) -> None:
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ 1]))
-
-
-@pytest.mark.parametrize("content", [LARGE, b"short"])
-def test_a_damaged_blob_is_healed_when_the_content_comes_again(store: LocalStore, content: bytes) -> None:
-    sha256 = store.put_stream([content]).sha256
-    damage(blob_path(store, sha256), len(content) - 1)
-    with pytest.raises(Corrupt):
-        list(store.open(sha256))
-    store.put_stream([content])
-    assert b"".join(store.open(sha256)) == content
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -199,16 +163,6 @@ def test_nobody_else_reads_what_is_stored_even_what_was_stored_before(store: Loc
     assert {mode for mode in modes.values() if mode & 0o077} == set(), modes
 
 
-def test_what_is_not_there_is_missing(store: LocalStore, tmp_path: Path) -> None:
-    for name in ("0" * 64, "../../etc/passwd", "", "0" * 63 + "/"):
-        assert not store.exists(name) if len(name) == 64 and name.isalnum() else True
-        with pytest.raises(BlobMissing):
-            store.open(name)
-        with pytest.raises(BlobMissing):
-            store.fetch(name, tmp_path / "out")
-    store.delete("0" * 64)
-
-
 def test_a_writer_that_fails_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
     def broken() -> Iterator[bytes]:
         yield b"some"
@@ -218,15 +172,6 @@ def test_a_writer_that_fails_leaves_nothing(store: LocalStore, tmp_path: Path) -
         store.put_stream(broken())
     assert list(store.stored()) == []
     assert not any((tmp_path / "store" / "incoming").iterdir())
-
-
-@pytest.mark.parametrize("size", [1000, CHUNK - 1, CHUNK, 2 * CHUNK + 7])
-def test_pieces_of_any_size_are_one_content_in_their_order(store: LocalStore, size: int) -> None:
-    content = os.urandom(5 * CHUNK + 3)
-    blob = store.put_stream(content[place : place + size] for place in range(0, len(content), size))
-    assert blob.sha256 == hashlib.sha256(content).hexdigest()
-    assert b"".join(store.open(blob.sha256)) == content
-    assert b"".join(store.open(blob.sha256, CHUNK + 1, 4 * CHUNK)) == content[CHUNK + 1 : 4 * CHUNK]
 
 
 def test_a_writer_that_is_given_up_halfway_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load, save_file
 
 from allo_engine.checkpoints.delta import describe, write_delta
 from allo_engine.checkpoints.merging import DESCRIBED, Recipe
-from service.storage import Blob, BlobMissing, Corrupt, MergingStore
+from service.storage import Blob, BlobMissing, Corrupt, LocalStore, MergingStore
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def case(tmp_path: Path) -> Case:
     write_delta({"w": (np.array([3, 700]), np.float32([0.5, -2.0]))}, base, tmp_path / "delta")
     describe(base, tmp_path / "delta", tmp_path / "checkpoint")
     (file,) = json.loads((tmp_path / "checkpoint" / DESCRIBED).read_text())
-    store = MergingStore(tmp_path / "store")
+    store = MergingStore(LocalStore(tmp_path / "store"))
     blobs = store.put(base / "model.safetensors"), store.put(tmp_path / "delta" / "delta.safetensors")
     merged = Blob(file["sha256"], file["bytes"])
     store.derive(merged, Recipe.of(file))
@@ -55,7 +55,7 @@ def test_a_made_content_is_opened_fetched_and_named_like_any_other(case: Case, t
 
 
 def test_another_process_finds_it(case: Case, tmp_path: Path) -> None:
-    assert MergingStore(tmp_path / "store").exists(case.merged.sha256)
+    assert MergingStore(LocalStore(tmp_path / "store")).exists(case.merged.sha256)
 
 
 def test_what_others_are_made_of_stays_until_they_go(case: Case) -> None:

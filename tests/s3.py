@@ -1,0 +1,107 @@
+"""A real server that speaks S3, in a process of its own, and a wire to it that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import httpx
+
+from service.storage.access import S3
+from tests.waiting import until
+
+BUCKET = "artifacts"
+
+
+@contextmanager
+def s3_server(host: str = "127.0.0.1") -> Iterator[str]:
+    """moto's; yields its endpoint. Its bucket is `BUCKET`."""
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", host, "-p", "0"]
+    with NamedTemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            told = until(lambda: re.search(rb"http://[\d.]+:\d+", Path(log.name).read_bytes()))
+            endpoint = told[0].decode()
+            httpx.put(f"{endpoint}/{BUCKET}").raise_for_status()
+            yield endpoint
+        finally:
+            server.kill()
+
+
+def reached(endpoint: str, cache: Path, **more: Any) -> S3:
+    """How the server is reached."""
+    return S3(cache=cache, endpoint=endpoint, access_key="ours", secret_key="secret", **more)
+
+
+class Wire:
+    """A port that leads to the server. `bytes_left` counts what still passes in each direction, None for all; what has
+    used it up is cut. While it is `frozen`, nothing passes, and nobody is told."""
+
+    def __init__(self, endpoint: str) -> None:
+        _, host, port = re.split(r"[:/]+", endpoint)
+        self._there, self.frozen = (host, int(port)), False
+        self.bytes_left: dict[str, int | None] = {"in": None, "out": None}
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def mend(self) -> None:
+        self.bytes_left, self.frozen = {"in": None, "out": None}, False
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection(*self._there)
+        both = (writer, forth)
+        await asyncio.gather(self._copy(reader, forth, "out", both), self._copy(back, writer, "in", both))
+
+    async def _copy(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        way: str,
+        both: tuple[asyncio.StreamWriter, ...],
+    ) -> None:
+        try:
+            while data := await reader.read(2**16):
+                while self.frozen:
+                    await asyncio.sleep(0.05)
+                left = self.bytes_left[way]
+                if left is not None:
+                    self.bytes_left[way] = left = left - len(data)
+                    if left < 0:
+                        break
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        for end in both:
+            end.close()
+
+
+def unused_endpoint() -> str:
+    """An address at which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{one.getsockname()[1]}"
