@@ -21,8 +21,9 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from service.engines import Patience, make_engine
 from service.gate import Gate
 
-_FULL = {"53100"}
-"""PostgreSQL's code for a full disk."""
+_FULL = {"53100", sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+"""PostgreSQL's code for a full disk, and SQLite's: the second is of an index of its log that finds no room when the
+database is opened."""
 
 _ABSENT = ("Connection refused", "No such file or directory", "is starting up", "is shutting down")
 """What a connection fails with where there is no server: the system's words, and the server's own."""
@@ -133,7 +134,7 @@ class Database:
 def is_full(error: DBAPIError) -> bool:
     """Whether the database's disk is full."""
     if isinstance(error.orig, sqlite3.Error):
-        return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        return getattr(error.orig, "sqlite_errorcode", None) in _FULL
     return getattr(error.orig, "sqlstate", None) in _FULL
 
 
@@ -144,5 +145,5 @@ def nobody_writes(error: DBAPIError) -> bool:
     A server that says nothing proves nothing: the network may be cut for this process alone.
     """
     if isinstance(error.orig, sqlite3.Error):
-        return getattr(error.orig, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
+        return is_full(error) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
     return any(words in str(error.orig) for words in _ABSENT)

@@ -33,6 +33,11 @@ def broker_url(data_dir: Path) -> str:
     return f"redis+socket://{socket_path(data_dir)}"
 
 
+def binary() -> Path:
+    """The server's program."""
+    return Path(get_binary_path())
+
+
 def command(data_dir: Path) -> list[str]:
     """The server's command line. Its folder is made here, and must be nobody else's."""
     path = socket_path(data_dir)
@@ -40,7 +45,7 @@ def command(data_dir: Path) -> list[str]:
     if path.parent.stat().st_uid != os.getuid():
         raise PermissionError(f"{path.parent} belongs to another user")
     return [
-        str(get_binary_path()),
+        str(binary()),
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(path.parent), "--save", "", "--appendonly", "no", "--loglevel", "warning"),
     ]

@@ -36,6 +36,21 @@ def migrate(url: str) -> None:
         engine.dispose()
 
 
+def version(url: str) -> str | None:
+    """The revision that the database is at, which is read and nothing else; None of one without tables, or where there
+    is none."""
+    engine = make_engine(url, None)
+    try:
+        file = engine.url.database if engine.dialect.name == "sqlite" else None
+        if file is not None and not Path(file).exists():  # asking would make it
+            return None
+        with engine.execution_options(read_only=True).connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return _version(engine)
+    finally:
+        engine.dispose()
+
+
 def newest() -> str:
     """The revision of the newest migration: its file's name begins with it."""
     folder = Path(migrations.__path__[0]) / "versions"

@@ -101,6 +101,15 @@ class Settings(BaseModel):
         default=604_800,
         description="For how long a failed or cancelled job keeps the content that it began with, to be retried.",
     )
+    scrub_days: float = Field(
+        default=30,
+        ge=0,
+        description="Within so many days every stored content is read again, and held against its hash; 0: never.",
+    )
+    scrub_bytes_per_second: Bytes = Field(
+        default=20 * 2**20,
+        description="The reading of stored contents goes no faster than this, and rather takes longer.",
+    )
     max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
     requests_per_minute: int = Field(
         default=120_000, ge=0, description="Requests of one owner to one API process; 0: no limit."

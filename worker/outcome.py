@@ -61,12 +61,14 @@ Outcome = Succeeded | Failed | Released | Cancelled | Abandoned
 @dataclass(frozen=True)
 class Ending:
     """What is known of an engine that has ended. `last` is its last `result` or `error` line; `stopped`: it was asked
-    to stop at a checkpoint."""
+    to stop at a checkpoint; `starved`: the kernel has killed for want of memory since it began, None where it does not
+    say."""
 
     status: int
     last: Mapping[str, Any] | None
     stopped: bool
     log_tail: str
+    starved: bool | None = None
 
 
 def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
@@ -91,12 +93,19 @@ def interrupted(interrupt: Interrupt) -> Outcome:
 def _crash(ending: Ending) -> str:
     tail = f" Its last words:\n{ending.log_tail}" if ending.log_tail else ""
     if ending.status == 128 + signal.SIGKILL:
-        return f"The training process was killed (SIGKILL), most likely because memory ran out.{tail}"
+        return f"The training process was killed (SIGKILL){_KILLED[ending.starved]}.{tail}"
     if ending.status > 128:
         return f"The training process was ended by {_signal_name(ending.status - 128)}.{tail}"
     if ending.status == 0:
         return f"The training process ended without a result.{tail}"
     return f"The training process ended with exit status {ending.status} and no error line.{tail}"
+
+
+_KILLED = {
+    True: " while memory ran out on its machine",
+    False: " by somebody: the kernel has killed nothing for want of memory",
+    None: ", most likely because memory ran out",
+}
 
 
 def _signal_name(number: int) -> str:

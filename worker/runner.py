@@ -26,6 +26,7 @@ from worker.claims import held
 from worker.devices import visible
 from worker.engine import DEFAULT_COMMAND, Engine
 from worker.heart import Event, Heart
+from worker.memory import oom_kills
 from worker.offer import worker_id
 from worker.outcome import (
     Abandoned,
@@ -120,7 +121,7 @@ class Runner:
 
     def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
-        last, stopped = None, False
+        last, stopped, killed_before = None, False, oom_kills()
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
         with Engine(self.start, command, claim.stage_id, claim.kind, workspace, grace, lease, seen) as engine:
@@ -134,7 +135,9 @@ class Runner:
                     engine.beat()  # it is to have the time for a checkpoint
                     engine.stop()
                     stopped = True
-            ending = Ending(engine.status(), last, stopped, workspace.log_tail())
+            status = engine.status()
+        starved = None if killed_before is None else oom_kills() != killed_before
+        ending = Ending(status, last, stopped, workspace.log_tail(), starved)
         return judge(ending, heart.interrupt)
 
     def _gives_back(self, heart: Heart) -> bool:

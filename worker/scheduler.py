@@ -28,6 +28,7 @@ from allo_engine.pipeline import code_version
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
 from service.jobs.data.erasing import Eraser, keeping_of
+from service.jobs.data.scrubbing import Scrubber
 from service.jobs.running import attempts, dispatch, workers
 from service.jobs.running.placement import Offer
 from service.logs import configure
@@ -37,8 +38,8 @@ from service.storage import open_store
 from service.storage.store import Store
 from worker import turns
 from worker.calibrating import Calibrating
+from worker.chores import Chores
 from worker.claims import bury
-from worker.erasing import Erasing
 from worker.heart import patience_of
 from worker.leader import Leadership
 from worker.offer import offer, worker_id
@@ -208,9 +209,13 @@ def main() -> None:
     measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
     here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured)
     here.beat()
-    erasing = Erasing(Eraser(database, hands.store, keeping_of(settings)), settings.sweep_seconds)
+    chores = Chores(settings.sweep_seconds)
+    chores.add("erasing", Eraser(database, hands.store, keeping_of(settings)).look)
+    if settings.scrub_days:
+        scrubber = Scrubber(database, hands.store, settings.scrub_days * 86_400, settings.scrub_bytes_per_second)
+        chores.add("scrubbing", scrubber.look)
     leader = Leadership(database, name, settings.heartbeat_seconds, settings.lease_seconds / 2)
-    serve(settings, leader, hands, nudges, here, erasing.tell)
+    serve(settings, leader, hands, nudges, here, chores.tell)
     here.leave()
     leader.close()
     calibrating.close()

@@ -138,8 +138,15 @@ def _of_the_domain(request: Request, error: Exception) -> Response:
 
 
 def status_of(error: Exception) -> int:
-    """Of one of the kinds that STATUS has."""
+    """Of one of the kinds that STATUS has. A full disk is one wherever it was met: in the store or in the database."""
+    if (isinstance(error, DBAPIError) and is_full(error)) or is_room_gone(error):
+        return 507
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
+
+
+def is_room_gone(error: Exception) -> bool:
+    """Whether a file found no room on its disk."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _for_the_hub(error: Absent) -> dict[str, str]:
@@ -157,7 +164,7 @@ def _of_a_part(request: Request, error: Exception) -> Response:
         return answer(request, 500, message, code="content_unavailable")
     if isinstance(error, StoreAway):
         return answer(request, 503, AWAY, code="store_unavailable")
-    if isinstance(error, DiskFull) or (isinstance(error, DBAPIError) and is_full(error)):
+    if status_of(error) == 507:
         return answer(request, 507, MESSAGES[507], code="disk_full")
     return answer(request, 503, MESSAGES[503], code="database_unavailable")
 
@@ -194,8 +201,7 @@ def _methods(request: Request) -> list[str]:
 
 def _of_the_machine(request: Request, error: Exception) -> Response:
     """A full disk; whatever else the machine did is unforeseen."""
-    assert isinstance(error, OSError)
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if not is_room_gone(error):
         raise error
     return answer(request, 507, MESSAGES[507], code="disk_full")
 

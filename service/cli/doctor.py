@@ -19,7 +19,7 @@ from service.cli.terminal import out
 from service.db import Database
 from service.jobs.data.erasing import keeping_of, tally
 from service.jobs.running.workers import WorkerView, read_workers
-from service.migrating import migrate
+from service.migrating import newest, version
 from service.settings import Settings
 from service.storage import StoreAway, open_store
 
@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "doctor",
         help="check that this machine can run the service",
         description="Check disk, database, broker and engine, and show who registered as a worker. The exit status is "
-        "0 where all is well.",
+        "0 where all is well. It changes nothing.",
     )
     add_data_dir(parser)
     parser.set_defaults(run=run)
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     problems = {name: check(settings) for name, check in checks.items()}
     for name, problem in problems.items():
         out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
-    if not (problems["database"] or problems["store"]):
+    if not (problems["database"] or problems["store"]) and version(settings.database):
         out.print(f"{'workers':<10} {_workers(settings)}", markup=False)
         for line in _content(settings):
             out.print(f"{'content':<10} {line}", markup=False)
@@ -56,26 +56,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _disk(settings: Settings) -> str:
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"{settings.data_dir} cannot be made: {error.strerror}"
-    free = shutil.disk_usage(settings.data_dir).free
-    if not os.access(settings.data_dir, os.W_OK):
-        return f"{settings.data_dir} is not writable"
+    folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f"{folder} is not writable"
+    free = shutil.disk_usage(folder).free
     wanted = settings.min_free_bytes
     return "" if free >= wanted else f"{free / 2**30:.1f} GiB free, {wanted / 2**30:.1f} wanted (ALLO_MIN_FREE_BYTES)"
 
 
 def _database(settings: Settings) -> str:
-    database = Database(settings.database)
+    """That there is none yet is no fault: whatever starts first makes it."""
     try:
-        migrate(settings.database)
-        database.ping()
+        found = version(settings.database)
     except SQLAlchemyError as error:
         return str(error.__cause__ or error)
-    finally:
-        database.close()
+    if found is not None and found < newest():
+        return f"its tables are of {found}, this version's of {newest()}: any process of the service brings them there"
     return ""
 
 
@@ -114,7 +110,7 @@ def _content(settings: Settings) -> list[str]:
 
 def _broker(settings: Settings) -> str:
     if "ALLO_BROKER_URL" not in os.environ:
-        binary = embedded.command(settings.data_dir)[0]
+        binary = embedded.binary()
         return "" if os.access(binary, os.X_OK) else f"{binary} cannot be run: set ALLO_BROKER_URL to a Redis server"
     try:
         CeleryBroker(settings.broker_url, settings.queue).ping()

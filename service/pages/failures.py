@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from allo_engine.pipeline import PlanError
-from service.api.errors import AWAY, MESSAGES, status_of
+from service.api.errors import AWAY, MESSAGES, is_room_gone, status_of
 from service.api.guard import PAGES
 from service.api.scope import request_id
 from service.jobs.errors import DomainError
@@ -33,6 +33,7 @@ def add_failure_handlers(pages: FastAPI) -> None:
         pages.add_exception_handler(failed, _of_a_part)
     pages.add_exception_handler(RequestValidationError, _of_the_request)
     pages.add_exception_handler(HTTPException, _of_the_framework)
+    pages.add_exception_handler(OSError, _of_the_machine)
 
 
 def failure(request: Request, status: int, message: str) -> Response:
@@ -76,6 +77,13 @@ async def _of_a_part(request: Request, error: Exception) -> Response:
     unread = f"Stored content cannot be read. The error's id is {request_id(request.scope)}."
     message = AWAY if isinstance(error, StoreAway) else MESSAGES.get(status, unread)
     return failure(request, status, message)
+
+
+async def _of_the_machine(request: Request, error: Exception) -> Response:
+    """A full disk; whatever else the machine did is unforeseen."""
+    if not is_room_gone(error):
+        raise error
+    return await _of_a_part(request, error)
 
 
 async def _of_the_request(request: Request, error: Exception) -> Response:

@@ -4,7 +4,8 @@
     <root>/blobs/ab/abcd…      a blob, read-only: it may be hard-linked
     <root>/blobs/ab/abcd….crc  the checksums of its chunks, where it has several (see checksums.py)
     <root>/recipes/ab/abcd…    a note on a content: how it is made (see merged.py)
-    <root>/lock                shared while a blob gets its name, exclusive while one is deleted
+    <root>/damaged/abcd…       a damaged blob, out of use
+    <root>/lock                shared while a blob gets its name, exclusive while one loses it
 
 Storing a content again puts the new bytes in the place of the old: a damaged blob is healed by it. Nobody but the
 service's own user may read any of it.
@@ -37,6 +38,9 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 _LEFT_SECONDS = 60.0
 """A file in `incoming/` that is younger may not have its writer's lock yet."""
 
+_ASIDE_SECONDS = 30 * 86_400.0
+"""For how long the bytes of a damaged blob are kept, at most."""
+
 _BEHIND = 2
 """Chunks that wait to be hashed and written."""
 
@@ -49,9 +53,10 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self._blobs, self._incoming, self._notes = root / "blobs", root / "incoming", root / "recipes"
+        self._damaged = root / "damaged"
         root.mkdir(parents=True, exist_ok=True)
         _make_private(root)
-        for folder in (self._blobs, self._incoming, self._notes):
+        for folder in (self._blobs, self._incoming, self._notes, self._damaged):
             folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = root / "lock"
         self._lock.touch(mode=0o600)
@@ -119,6 +124,13 @@ class LocalStore:
     def exists(self, sha256: str) -> bool:
         return self._path(sha256).is_file()
 
+    def find(self, sha256: str) -> Stored:
+        try:
+            found = self._path(sha256).stat()
+        except FileNotFoundError:
+            raise BlobMissing(sha256) from None
+        return Stored(sha256, found.st_size, _mark(found))
+
     def stored(self) -> Iterator[Stored]:
         for folder in self._blobs.iterdir():
             for entry in os.scandir(folder):
@@ -142,8 +154,18 @@ class LocalStore:
             _sums_of(path).unlink(missing_ok=True)
         return True
 
+    def set_aside(self, sha256: str, mark: str) -> bool:
+        path = self._path(sha256)
+        with suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):
+            if _mark(path.stat()) == mark:
+                os.utime(path)  # since when it lies there
+                path.replace(self._damaged / path.name)
+                _sums_of(path).unlink(missing_ok=True)
+                return True
+        return False
+
     def tidy(self) -> int:
-        return sum(map(_removed, self._incoming.iterdir()))
+        return sum(map(_removed, self._incoming.iterdir())) + sum(map(self._outlived, self._damaged.iterdir()))
 
     def note(self, sha256: str, content: bytes) -> None:
         path = self._note_path(sha256)
@@ -189,6 +211,14 @@ class LocalStore:
             self._note(path, sums)
         _sync_folder(path.parent)
         _sync_folder(self._blobs)
+
+    def _outlived(self, damaged: Path) -> bool:
+        """Removes a damaged blob that a whole one has replaced, or that nobody came for; whether it did."""
+        with suppress(FileNotFoundError):
+            if self.exists(damaged.name) or time.time() - damaged.stat().st_mtime >= _ASIDE_SECONDS:
+                damaged.unlink()
+                return True
+        return False
 
     def _part(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
         """Whole chunks are read and held against their checksums; what was asked for of them is given."""

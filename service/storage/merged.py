@@ -7,8 +7,8 @@ note says how each is made, and its size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,10 @@ from service.storage.store import Blob, BlobMissing, Chunk, Corrupt, Made, Store
 
 if TYPE_CHECKING:  # numpy comes with it: who merges nothing does not wait for that
     from allo_engine.checkpoints.merging import Merged, Recipe, Source
+
+
+_UNKNOWN: Mapping[str, Any] = {"bytes": 0, "base": None, "delta": None}
+"""What a damaged recipe says, and what every recipe has."""
 
 
 class Under(Protocol):
@@ -35,8 +39,10 @@ class Under(Protocol):
     def fetch(self, sha256: str, destination: Path) -> None: ...
     def size(self, sha256: str) -> int: ...
     def exists(self, sha256: str) -> bool: ...
+    def find(self, sha256: str) -> Stored: ...
     def stored(self) -> Iterator[Stored]: ...
     def delete(self, sha256: str, mark: str | None = None) -> bool: ...
+    def set_aside(self, sha256: str, mark: str) -> bool: ...
     def tidy(self) -> int: ...
 
     def bring(self, sha256: str) -> None:
@@ -121,8 +127,18 @@ class MergingStore:
     def exists(self, sha256: str) -> bool:
         if self._under.exists(sha256):
             return True
-        made = self._noted(sha256)
-        return made is not None and all(map(self.exists, _parts(made)))
+        with suppress(Corrupt):
+            made = self._noted(sha256)
+            return made is not None and all(map(self.exists, _parts(made)))
+        return False
+
+    def find(self, sha256: str) -> Stored:
+        with suppress(BlobMissing):
+            return self._under.find(sha256)
+        for note, recipe in self._recipes():
+            if note.sha256 == sha256:
+                return Stored(sha256, int(recipe["bytes"]), note.mark)
+        raise BlobMissing(sha256)
 
     def stored(self) -> Iterator[Stored]:
         yield from self._under.stored()
@@ -130,8 +146,9 @@ class MergingStore:
             yield Stored(note.sha256, int(recipe["bytes"]), note.mark)
 
     def made_of(self, sha256: str) -> list[str]:
-        made = self._noted(sha256)
-        parts = [] if made is None else _parts(made)
+        parts: list[str] = []
+        with suppress(Corrupt):
+            parts = _parts(self._noted(sha256) or _UNKNOWN)
         return [*parts, *(deeper for part in parts for deeper in self.made_of(part))]
 
     def delete(self, sha256: str, mark: str | None = None) -> bool:
@@ -141,6 +158,9 @@ class MergingStore:
         if any(sha256 in _parts(recipe) for _, recipe in self._recipes()):
             return False
         return self._under.delete(sha256, mark)
+
+    def set_aside(self, sha256: str, mark: str) -> bool:
+        return self._under.set_aside(sha256, mark) or self._under.forget_note(sha256, mark)
 
     def _source(self, sha256: str) -> Source:
         made = self._made(sha256)
@@ -169,13 +189,22 @@ class MergingStore:
 
     def _noted(self, sha256: str) -> dict[str, Any] | None:
         note = self._under.noted(sha256)
-        return None if note is None else dict(json.loads(note))
+        if note is None:
+            return None
+        try:
+            recipe = dict(json.loads(note))
+            return {name: recipe[name] for name in _UNKNOWN} | recipe
+        except (ValueError, KeyError, TypeError):  # not what was written
+            raise Corrupt(sha256) from None
 
     def _recipes(self) -> Iterator[tuple[Stored, dict[str, Any]]]:
         """Every note with what it says, which is read once."""
         known, self._known = self._known, {}
         for note in self._under.notes():
-            recipe = known.get((note.sha256, note.mark)) or self._noted(note.sha256)
+            try:
+                recipe = known.get((note.sha256, note.mark)) or self._noted(note.sha256)
+            except Corrupt:
+                recipe = dict(_UNKNOWN)
             if recipe is not None:
                 self._known[note.sha256, note.mark] = recipe
                 yield note, recipe
@@ -206,5 +235,5 @@ class _Made:
             raise Corrupt(self._sha256) from error
 
 
-def _parts(recipe: dict[str, Any]) -> list[str]:
+def _parts(recipe: Mapping[str, Any]) -> list[str]:
     return [part for part in (recipe["base"], recipe["delta"]) if part is not None]

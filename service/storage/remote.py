@@ -86,6 +86,9 @@ class BucketStore:
     def exists(self, sha256: str) -> bool:
         return self._bucket.find("blobs", check_name(sha256)) is not None
 
+    def find(self, sha256: str) -> Stored:
+        return as_stored(self._find(sha256))
+
     def stored(self) -> Iterator[Stored]:
         return map(as_stored, self._bucket.all("blobs"))
 
@@ -94,6 +97,9 @@ class BucketStore:
         if is_gone:
             self._cache.delete(sha256)
         return is_gone
+
+    def set_aside(self, sha256: str, mark: str) -> bool:
+        return self.delete(sha256, mark)
 
     def tidy(self) -> int:
         return self._cache.tidy()

@@ -142,6 +142,9 @@ class Store(Protocol):
     def exists(self, sha256: str) -> bool:
         """Whether the store holds the blob."""
 
+    def find(self, sha256: str) -> Stored:
+        """The blob as it lies there. Raises BlobMissing."""
+
     def stored(self) -> Iterator[Stored]:
         """Every blob that there is."""
 
@@ -152,8 +155,13 @@ class Store(Protocol):
         """Removes the blob where it is there, and, with a `mark`, where nobody has stored it again since it had that;
         whether it did."""
 
+    def set_aside(self, sha256: str, mark: str) -> bool:
+        """Takes a damaged blob out of use, where nobody has stored it again since it had that mark: from then on the
+        store holds it no more, until it is stored again; whether it did. In a folder its bytes stay for people to look
+        at, a month or until a whole one is there."""
+
     def tidy(self) -> int:
-        """Removes what writers that died have left; how many files."""
+        """Removes what writers that died have left, and what was set aside long enough; how many files."""
 
 
 def lines_of(chunks: Iterator[Chunk]) -> Iterator[bytes]:

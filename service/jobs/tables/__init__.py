@@ -1,12 +1,14 @@
 """The tables. Timestamps are integer Unix seconds; statuses are those of the lifecycle."""
 
 from service.jobs.tables.access import ApiKey, AuditEntry, PastCall, SignIn, Tracking, WebhookDelivery, WebhookEndpoint
+from service.jobs.tables.stored import Damage, Scrub
 from service.jobs.tables.work import Artifact, Event, Export, File, Job, Lease, Model, Stage, Upload, UploadPart, Worker
 
 __all__ = [
     "ApiKey",
     "Artifact",
     "AuditEntry",
+    "Damage",
     "Event",
     "Export",
     "File",
@@ -14,6 +16,7 @@ __all__ = [
     "Lease",
     "Model",
     "PastCall",
+    "Scrub",
     "SignIn",
     "Stage",
     "Tracking",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+from starlette.routing import Mount
 
+from service.api.guard import PAGES
 from service.jobs.access import sessions
 from service.jobs.access.keys import create_key, list_keys, revoke_key, rotate_key
 from service.pages.entry import TRIES_A_MINUTE
+from service.storage.store import DiskFull
 from tests.integration.pages.conftest import ORIGIN, SignIn, form_token
 from tests.integration.service.domain import Domain
 
@@ -152,3 +158,30 @@ def test_pages_that_there_are_not_say_so(browser: TestClient) -> None:
     answer = browser.get("/ui/absent")
     assert (answer.status_code, "There is no such page." in answer.text) == (404, True)
     assert browser.get("/ui/jobs?after=x").status_code == 404
+
+
+def _sqlite_full() -> sqlite3.Error:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DiskFull(28, "No space left on device"),
+        OSError(28, "No space left on device"),
+        OperationalError("", {}, _sqlite_full()),
+    ],
+)
+def test_a_full_disk_is_told_as_one_whoever_met_it(app: FastAPI, browser: TestClient, error: Exception) -> None:
+    (pages,) = (route.app for route in app.routes if isinstance(route, Mount) and route.path == PAGES)
+    assert isinstance(pages, FastAPI)
+
+    @pages.get("/full")
+    def full() -> None:
+        raise error
+
+    answer = browser.get("/ui/full")
+    assert answer.status_code == 507
+    assert "disk is full" in answer.text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.db import Database, is_full, nobody_writes
 from service.engines import Patience
+from tests.disk import small_disk
 from tests.integration.service.domain import SUPERVISED, Domain
 from tests.waiting import PATIENCE, until
 
@@ -82,6 +84,19 @@ def test_a_full_disk_of_the_database_is_told_from_a_database_that_is_away(tmp_pa
     assert is_full(raised.value)
     assert nobody_writes(raised.value), "a stage keeps its lease until there is room"
     assert not is_full(OperationalError("", {}, sqlite3.OperationalError("database is locked")))
+
+
+def test_a_disk_that_is_full_when_the_database_is_opened_is_told_as_one(tmp_path: Path, sqlite: Path) -> None:
+    with small_disk(tmp_path / "disk", megabytes=4) as disk:
+        shutil.copyfile(sqlite, disk / "allo.db")
+        with suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        database = Database(f"sqlite:///{disk / 'allo.db'}")
+        with pytest.raises(OperationalError) as raised:
+            database.ping()
+        assert is_full(raised.value)
+        database.close()
 
 
 def test_while_another_program_writes_reads_are_answered_and_writes_wait_for_a_bounded_time(

@@ -156,12 +156,13 @@ def test_deaths_count_anew_behind_each_checkpoint(house):
     assert house.starts() == [("sft", 0)] * 3 + [("sft", 1)] * 2
 
 
-def test_three_kills_for_memory_fail_the_job_and_say_so(house):
+def test_three_kills_fail_the_job_which_says_what_is_known_of_the_reason(house):
     house.behave(before={"1": "oom"})
     job = house.submit()
     for _ in range(3):
         assert run(house).run(*house.dispatch()).code == "killed"
     assert house.status(job) == "failed"
+    assert "was killed (SIGKILL)" in house.view(job).job.error["message"]
     assert "memory" in house.view(job).job.error["message"]
     assert house.starts() == [("sft", 0)] * 3
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from worker.memory import oom_kills
 from worker.outcome import Abandoned, Cancelled, Ending, Failed, Interrupt, Released, Succeeded, judge
 from worker.supervisor import EXIT_LEASE_LOST
 
@@ -10,8 +11,8 @@ USERS_ERROR = {"type": "error", "code": "no_pairs", "message": "Sample more."}
 MEMORY_ERROR = {"type": "error", "code": "out_of_memory", "message": "Lower batch_size."}
 
 
-def ending(status=0, last=None, stopped=False, log_tail=""):
-    return Ending(status, last, stopped, log_tail)
+def ending(status=0, last=None, stopped=False, log_tail="", starved=None):
+    return Ending(status, last, stopped, log_tail, starved)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,9 @@ def test_an_ending_has_its_outcome(how, outcome):
 @pytest.mark.parametrize(
     ("how", "code", "word"),
     [
-        (ending(137), "killed", "memory"),
+        (ending(137), "killed", "most likely because memory ran out"),
+        (ending(137, starved=True), "killed", "while memory ran out on its machine"),
+        (ending(137, starved=False), "killed", "by somebody"),
         (ending(139), "crashed", "SIGSEGV"),
         (ending(1, log_tail="ValueError: shape"), "crashed", "ValueError: shape"),
         (ending(0), "crashed", "without a result"),
@@ -58,3 +61,11 @@ def test_a_crash_is_tried_again_and_says_what_is_known(how, code, word):
 )
 def test_an_interruption_outweighs_a_result(interrupt, outcome):
     assert judge(ending(0, RESULT), interrupt) == outcome
+
+
+def test_the_kernels_count_of_kills_for_memory_is_read_where_there_is_one(tmp_path):
+    (tmp_path / "vmstat").write_text("pgfault 12\noom_kill 3\n")
+    assert oom_kills(tmp_path / "vmstat") == 3
+    (tmp_path / "vmstat").write_text("pgfault 12\n")
+    assert oom_kills(tmp_path / "vmstat") is None
+    assert oom_kills(tmp_path / "absent") is None

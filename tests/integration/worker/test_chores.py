@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.jobs.data.erasing import Eraser, Keeping
 from tests.integration.worker.house import House
 from tests.waiting import until
-from worker.erasing import Erasing
+from worker.chores import Chores
 
 
 def test_the_leader_erases_what_nobody_holds(house: House) -> None:
@@ -13,9 +13,10 @@ def test_the_leader_erases_what_nobody_holds(house: House) -> None:
     blob = house.store.put_stream([b"nobody's"])
     seconds = iter(range(0, 10**9, 100))
     eraser = Eraser(house.database, house.store, Keeping(100, 1e9, 1e9), lambda: next(seconds))
-    erasing = Erasing(eraser, every=0.01)
+    chores = Chores(every=0.01)
+    chores.add("erasing", eraser.look)
     assert next(seconds) == 0, "nobody has looked"
-    erasing.tell(True)
+    chores.tell(True)
     until(lambda: not house.store.exists(blob.sha256))
-    erasing.tell(False)
+    chores.tell(False)
     assert {blob.sha256 for blob in house.store.stored()} == held

@@ -1,0 +1,33 @@
+"""`allo doctor` looks, and leaves everything as it found it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mode) for path in folder.rglob("*")}
+
+
+def test_of_a_machine_without_a_service_it_makes_nothing(tmp_path: Path) -> None:
+    assert main(["doctor", "--data-dir", str(tmp_path / "data")]) == 0
+    assert contents(tmp_path) == {}
+
+
+def test_of_an_older_database_it_says_so_and_brings_it_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "allo.db")) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('v0001')")
+        database.commit()
+    before = contents(tmp_path)
+    assert main(["doctor", "--data-dir", str(tmp_path)]) == 1
+    assert "its tables are of v0001" in capsys.readouterr().out
+    assert contents(tmp_path) == before

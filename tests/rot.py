@@ -1,0 +1,19 @@
+"""Rot: what disks do to bytes that nobody reads."""
+
+from __future__ import annotations
+
+from service.storage.local import LocalStore
+from service.storage.merged import MergingStore
+from service.storage.store import Store
+
+
+def flip_a_bit(store: Store, sha256: str) -> None:
+    """In the middle of a stored content, behind the store's back."""
+    assert isinstance(store, MergingStore)
+    assert isinstance(store._under, LocalStore)
+    path = store._under._path(sha256)
+    mode, content = path.stat().st_mode, bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(content)
+    path.chmod(mode)
