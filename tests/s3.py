@@ -41,6 +41,12 @@ def reached(endpoint: str, cache: Path, **more: Any) -> S3:
     return S3(cache=cache, endpoint=endpoint, access_key="ours", secret_key="secret", **more)
 
 
+def settings_of(endpoint: str, prefix: str) -> dict[str, str]:
+    """The fields of settings whose store is there."""
+    keys = {"s3_access_key": "ours", "s3_secret_key": "secret"}
+    return {"store_url": f"s3://{BUCKET}/{prefix}", "s3_endpoint": endpoint, **keys}
+
+
 class Wire:
     """A port that leads to the server. `bytes_left` counts what still passes in each direction, None for all; what has
     used it up is cut. While it is `frozen`, nothing passes, and nobody is told."""
@@ -70,11 +76,19 @@ class Wire:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.05)  # what was aborted is closed in a later turn of the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_connection(*self._there)
-        both = (writer, forth)
-        await asyncio.gather(self._copy(reader, forth, "out", both), self._copy(back, writer, "in", both))
+        ends = [writer]
+        try:
+            back, forth = await asyncio.open_connection(*self._there)
+            ends.append(forth)
+            await asyncio.gather(self._copy(reader, forth, "out", ends), self._copy(back, writer, "in", ends))
+        except OSError:
+            pass
+        finally:
+            for end in ends:
+                end.transport.abort()
 
     async def _copy(
         self,

@@ -21,7 +21,7 @@ from service.jobs.running import attempts
 from service.jobs.running.attempts import Claim
 from service.logs import bound
 from service.settings import Settings
-from service.storage.store import Store, StoreError
+from service.storage.store import Store, StoreAway, StoreError
 from worker.claims import held
 from worker.devices import visible
 from worker.engine import DEFAULT_COMMAND, Engine
@@ -40,6 +40,7 @@ from worker.outcome import (
     interrupted,
     judge,
 )
+from worker.patience import patient
 from worker.starting import Start, start_cold
 from worker.sweep import sweep
 from worker.turns import training
@@ -103,8 +104,10 @@ class Runner:
                 outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
             if not isinstance(outcome, Succeeded):
                 return outcome, ()
-            artifacts = workspace.publish(self.store, proceed=lambda: heart.interrupt is None)
+            artifacts = workspace.publish(self._patient(heart), proceed=lambda: heart.interrupt is None)
             return (interrupted(heart.interrupt) if heart.interrupt else outcome), artifacts
+        except StoreAway:  # for longer than this worker may wait
+            return (interrupted(heart.interrupt) if heart.interrupt else Released()), ()
         except StoreError as error:
             return Failed("corrupt_artifact", f"An input could not be read back: {error}.", retry=False), ()
         except OSError as error:
@@ -112,12 +115,24 @@ class Runner:
 
     def _prepare(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome | None:
         """Put the inputs in place; an outcome only where that was interrupted."""
-        for _ in workspace.materialise(self.store, claim.kind, claim.config, claim.inputs):
+        for _ in workspace.materialise(self._patient(heart), claim.kind, claim.config, claim.inputs):
             if heart.interrupt:
                 return interrupted(heart.interrupt)
             if self._gives_back(heart):
                 return Released()
         return None
+
+    def _patient(self, heart: Heart) -> Store:
+        """The store, waited for while it is away, for as long as the stage is ours and is to go on."""
+
+        def wait(error: StoreAway) -> None:
+            log.warning("store_away error=%s", error)
+            heart.warn_once("The artifact store does not answer: the stage waits for it.")
+            if heart.interrupt or self._gives_back(heart):
+                raise error
+            time.sleep(self._every)
+
+        return patient(self.store, wait)
 
     def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
@@ -146,14 +161,14 @@ class Runner:
         return self.draining() or heart.paused or heart.unreachable
 
     def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts, took: Mapping[str, Any]) -> bool:
-        """Write the outcome and what it took, trying again while the database is away; a worker that drains, for no
-        longer than a lease. Without a database it has nothing else to do, and where the lease was lost, the write
-        finds out."""
+        """Write the outcome and what it took, trying again while the database, or the store that its next stage looks
+        into, is away; a worker that drains, for no longer than a lease. Without them it has nothing else to do, and
+        where the lease was lost, the write finds out."""
         end = time.monotonic() + self.settings.lease_seconds
         while True:
             try:
                 return self._write(claim, outcome, artifacts, took)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, StoreAway) as error:
                 log.warning("commit_failed stage_id=%s epoch=%s error=%r", claim.stage_id, claim.epoch, error)
                 if self.draining() and time.monotonic() >= end:
                     return False

@@ -35,7 +35,7 @@ from service.logs import configure
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
-from service.storage.store import Store
+from service.storage.store import Store, StoreAway
 from worker import turns
 from worker.calibrating import Calibrating
 from worker.chores import Chores
@@ -78,7 +78,12 @@ def act(action: Action, scheduler: Scheduler, hands: Hands) -> None:
     """Do one thing; the database has the last word on each."""
     match action:
         case Give(stage, worker, devices):
-            if dispatch.place(hands.database, hands.store, stage.stage_id, stage.epoch, worker, devices):
+            try:
+                placed = dispatch.place(hands.database, hands.store, stage.stage_id, stage.epoch, worker, devices)
+            except StoreAway as error:  # it holds what the stage may take over: the stage stays ready
+                log.warning("store_away stage_id=%s error=%s", stage.stage_id, error)
+                placed = False
+            if placed:
                 _ring(action, scheduler, hands)
         case PlanAnew(stage):
             if dispatch.plan_anew(hands.database, stage.stage_id, stage.epoch):

@@ -7,6 +7,7 @@ blob's name stays its sha256.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from array import array
 from collections.abc import Iterator
@@ -89,6 +90,18 @@ def verified(chunks: Iterator[Chunk], sha256: str) -> Iterator[Chunk]:
         raise Corrupt(sha256)
     if held:
         yield held
+
+
+def write_out(chunks: Iterator[Chunk], destination: Path) -> None:
+    """A new file of the chunks, read-only; none where they do not come to their end."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with destination.open("xb") as file:
+        try:
+            file.writelines(chunks)
+            os.fchmod(file.fileno(), 0o400)
+        except BaseException:
+            destination.unlink()
+            raise
 
 
 def ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from allo_engine.report import StageError
-from service.storage.checksums import ahead, verified
+from service.storage.checksums import ahead, verified, write_out
 from service.storage.store import Blob, BlobMissing, Chunk, Corrupt, Made, Stored, Writer
 
 if TYPE_CHECKING:  # numpy comes with it: who merges nothing does not wait for that
@@ -113,12 +113,8 @@ class MergingStore:
     def fetch(self, sha256: str, destination: Path) -> None:
         if self._made(sha256) is None:
             self._under.fetch(sha256, destination)
-            return
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with destination.open("xb") as file:
-            for chunk in verified(self.open(sha256), sha256):
-                file.write(chunk)
-        destination.chmod(0o400)
+        else:
+            write_out(verified(self.open(sha256), sha256), destination)
 
     def size(self, sha256: str) -> int:
         made = self._made(sha256)

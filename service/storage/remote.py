@@ -8,7 +8,6 @@ server is away.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -18,7 +17,7 @@ from typing import IO
 from service.storage import checksums
 from service.storage.bucket import PIECE, Bucket, Found, as_blob, as_stored
 from service.storage.cache import Cache
-from service.storage.checksums import counted, verified
+from service.storage.checksums import counted, verified, write_out
 from service.storage.local import LocalStore, check_name
 from service.storage.store import CHUNK, Blob, BlobMissing, Chunk, Corrupt, DiskFull, Stored, Writer
 
@@ -68,11 +67,7 @@ class BucketStore:
         if self._bring(found):
             with suppress(BlobMissing):
                 return self._cache.fetch(sha256, destination)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with destination.open("xb") as file:
-            for chunk in self._whole(found):
-                file.write(chunk)
-            os.fchmod(file.fileno(), 0o400)
+        write_out(self._whole(found), destination)
 
     def bring(self, sha256: str) -> None:
         if not self._cache.use(sha256):
