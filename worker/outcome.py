@@ -41,6 +41,14 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """What it was to read cannot be had from the store: the content `sha256`."""
+
+    sha256: str
+    code: str = "corrupt_artifact"
+
+
+@dataclass(frozen=True)
 class Released:
     """Given back, to go on from its checkpoint: it counts as no attempt."""
 
@@ -55,7 +63,7 @@ class Abandoned:
     """Not ours any more: there is nothing to write."""
 
 
-Outcome = Succeeded | Failed | Released | Cancelled | Abandoned
+Outcome = Succeeded | Failed | Unreadable | Released | Cancelled | Abandoned
 
 
 @dataclass(frozen=True)

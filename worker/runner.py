@@ -11,13 +11,15 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
-from service.jobs.running import attempts
+from service.jobs.data.scrubbing import quarantine
+from service.jobs.running import attempts, losses
 from service.jobs.running.attempts import Claim
 from service.logs import bound
 from service.settings import Settings
@@ -37,6 +39,7 @@ from worker.outcome import (
     Outcome,
     Released,
     Succeeded,
+    Unreadable,
     interrupted,
     judge,
 )
@@ -109,7 +112,9 @@ class Runner:
         except StoreAway:  # for longer than this worker may wait
             return (interrupted(heart.interrupt) if heart.interrupt else Released()), ()
         except StoreError as error:
-            return Failed("corrupt_artifact", f"An input could not be read back: {error}.", retry=False), ()
+            with suppress(SQLAlchemyError):  # it is set aside all the same
+                quarantine(self.database, self.store, error.sha256)
+            return Unreadable(error.sha256), ()
         except OSError as error:
             return _failed_on_disk(error), ()
 
@@ -181,6 +186,8 @@ class Runner:
                 return attempts.finish(self.database, self.store, *name, artifacts, {**metrics, **took})
             case Failed(code, message, retry):
                 return attempts.fail(self.database, *name, code, message, retry)
+            case Unreadable(sha256):
+                return losses.lose(self.database, self.store, *name, sha256)
             case Released():
                 return attempts.release(self.database, *name)
             case Cancelled():

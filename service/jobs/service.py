@@ -251,7 +251,7 @@ def _check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
     erased = [stage.name for stage in stages if stage.status is StageStatus.SUCCEEDED and stage.digest is None]
     if erased or not all(map(store.exists, began)):
         what = f"what stage {erased[0]} made" if erased else "a file or model that it began with"
-        raise Conflict(f"The job cannot go on: {what} was deleted. Submit it anew.")
+        raise Conflict(f"The job cannot go on: {what} was deleted or damaged. Bring it again, or submit the job anew.")
 
 
 def _reset(stage: Stage) -> None:

@@ -42,5 +42,9 @@ def count(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(Damage)) or 0
 
 
+def noted(session: Session, sha256: str) -> bool:
+    return session.get(Damage, sha256) is not None
+
+
 def forget(session: Session, ids: Sequence[str]) -> None:
     session.execute(delete(Damage).where(Damage.id.in_(ids)))

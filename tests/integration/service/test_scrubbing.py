@@ -8,14 +8,17 @@ import pytest
 from sqlalchemy import select
 
 from service.db import Database
+from service.jobs import service
 from service.jobs.data import files
 from service.jobs.data.files import FileLimits, NewFile
 from service.jobs.data.scrubbing import Scrubbed, Scrubber, quarantine
+from service.jobs.errors import Conflict
 from service.jobs.repository import damaged
+from service.jobs.running import losses
 from service.jobs.tables import Damage
 from service.storage.store import CHUNK, Blob, BlobMissing, Store
 from tests.clock import Clock
-from tests.integration.service.domain import OWNER, Domain
+from tests.integration.service.domain import OWNER, SUPERVISED, Domain, in_order
 from tests.rot import flip_a_bit
 
 DAY = 86_400
@@ -148,3 +151,83 @@ def _rounds(ours: Domain) -> int:
     with ours.database.snapshot() as session:
         scrub = damaged.last_scrub(session)
         return 0 if scrub is None else scrub.rounds
+
+
+def unreadable(domain: Domain, sha256: str) -> None:
+    """A worker comes upon a content that rotted, while it reads what its stage needs."""
+    claimed = domain.claim()
+    quarantine(domain.database, domain.store, sha256)
+    assert losses.lose(domain.database, domain.store, claimed.stage_id, claimed.epoch, sha256)
+
+
+def test_a_finished_stages_result_that_rotted_is_made_again_by_its_own_stage(domain: Domain) -> None:
+    """sft is done, and evaluate finds that it cannot read its checkpoint."""
+    made = domain.made["sft"] = domain.store.put_stream([b"the weights"])
+    job_id = domain.submit(SUPERVISED).job.id
+    domain.finish(domain.claim())
+    flip_a_bit(domain.store, made.sha256)
+    unreadable(domain, made.sha256)
+    assert domain.statuses(job_id) == {"sft": "ready", "evaluate": "waiting"}
+    domain.store.put_stream([b"the weights"])
+    assert domain.run_all() == ["sft", "evaluate"]
+    assert domain.view(job_id).job.status == "succeeded"
+    said = [event.message for event in domain.events(job_id)]
+    assert "Stage sft: what it made is damaged; it is made again." in said
+    assert in_order(domain.events(job_id))
+
+
+def test_a_damaged_result_is_not_taken_over_by_another_job(domain: Domain) -> None:
+    made = domain.made["sft"] = domain.store.put_stream([b"the weights"])
+    domain.submit(SUPERVISED)
+    domain.run_all()
+    flip_a_bit(domain.store, made.sha256)
+    again = domain.submit(SUPERVISED).job.id
+    assert domain.statuses(again) == {"sft": "succeeded", "evaluate": "succeeded"}, "nobody has read it"
+    quarantine(domain.database, domain.store, made.sha256)
+    third = domain.submit(SUPERVISED).job.id
+    assert domain.statuses(third) == {"sft": "ready", "evaluate": "waiting"}
+
+
+def test_a_disk_that_damages_whatever_is_made_fails_the_job_in_the_end(domain: Domain) -> None:
+    job_id = domain.submit(SUPERVISED).job.id
+    for _ in range(3):
+        made = domain.made["sft"] = domain.store.put_stream([b"the weights"])
+        domain.finish(domain.claim())
+        flip_a_bit(domain.store, made.sha256)
+        unreadable(domain, made.sha256)
+    assert domain.view(job_id).job.status == "failed"
+    assert domain.view(job_id).job.error["code"] == "corrupt_artifact"
+
+
+def test_a_file_that_rotted_fails_the_job_with_what_to_do_and_goes_on_once_it_is_there_again(domain: Domain) -> None:
+    job_id = domain.submit(SUPERVISED).job.id
+    flip_a_bit(domain.store, domain.data.sha256)
+    unreadable(domain, domain.data.sha256)
+    error = domain.view(job_id).job.error
+    assert (error["code"], "Upload the file or add the model again" in error["message"]) == ("corrupt_artifact", True)
+    with pytest.raises(Conflict, match="damaged"):
+        service.retry(domain.database, domain.store, OWNER, job_id)
+    domain.store.put_stream([b"some content"])
+    service.retry(domain.database, domain.store, OWNER, job_id)
+    assert domain.run_all() == ["sft", "evaluate"]
+
+
+def test_what_one_workers_store_does_not_have_is_nobodys_damage(domain: Domain) -> None:
+    """Another worker may have it: the result stays."""
+    made = domain.made["sft"] = domain.store.put_stream([b"the weights"])
+    job_id = domain.submit(SUPERVISED).job.id
+    domain.finish(domain.claim())
+    domain.store.delete(made.sha256)
+    unreadable(domain, made.sha256)
+    assert domain.statuses(job_id) == {"sft": "succeeded", "evaluate": "ready"}
+
+
+def test_a_stale_attempt_unmakes_nothing(domain: Domain) -> None:
+    made = domain.made["sft"] = domain.store.put_stream([b"the weights"])
+    job_id = domain.submit(SUPERVISED).job.id
+    domain.finish(domain.claim())
+    claimed = domain.claim()
+    flip_a_bit(domain.store, made.sha256)
+    quarantine(domain.database, domain.store, made.sha256)
+    assert not losses.lose(domain.database, domain.store, claimed.stage_id, claimed.epoch - 1, made.sha256)
+    assert domain.statuses(job_id) == {"sft": "succeeded", "evaluate": "running"}
