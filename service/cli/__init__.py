@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from service.cli import (
     api,
+    chaos,
     chat,
     comparing,
     completion,
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     workers.add(commands)
     _add_bench(commands)
     doctor.add(commands)
+    chaos.add(commands)
     api.add(commands)
     completion.add(commands, parser)
     return parser
