@@ -36,8 +36,8 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 
-REFUSED = ("Failed to load resource", "htmx:afterRequest", "htmx:sendError", "htmx:responseError")
-"""What the console says of answers that are errors, or do not come: tests want those."""
+REFUSED = ("Failed to load resource", "htmx:afterRequest", "htmx:sendAbort", "htmx:sendError", "htmx:responseError")
+"""What the console says of answers that are errors, or do not come, or are no longer wanted: tests want those."""
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
@@ -86,24 +86,24 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         app.state.context.feed.close()  # a server waits for what is open
 
 
+Browse = Callable[..., Page]
 Visit = Callable[..., Page]
 
 
 @pytest.fixture
-def visit(chromium: Browser, site: Site) -> Iterator[Visit]:
-    """Opens a page of the dashboard, in a browser of its own: of the owner with every scope, where nothing else is
-    said. Whatever a page's console complains of fails the test: a script that broke, and what the policy forbade."""
+def browse(chromium: Browser) -> Iterator[Browse]:
+    """Opens a page of the service at this address, in a browser of its own that may have a session. Whatever a page's
+    console complains of fails the test: a script that broke, and what the policy forbade."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
-    def opened(path: str, owner: str | None = OWNER, *scopes: Scope, **options: Any) -> Page:
-        usual = {"base_url": site.address, "viewport": DESK, "locale": "en-GB"}
+    def opened(address: str, path: str, token: str | None = None, **options: Any) -> Page:
+        usual = {"base_url": address, "viewport": DESK, "locale": "en-GB"}
         context = chromium.new_context(**{**usual, **options})
         context.set_default_timeout(PATIENCE * 1000)
         contexts.append(context)
-        if owner is not None:
-            cookie = {"name": COOKIE, "value": site.token(owner, *scopes), "url": f"{site.address}/ui"}
-            context.add_cookies([cookie])  # type: ignore[list-item]
+        if token is not None:
+            context.add_cookies([{"name": COOKIE, "value": token, "url": f"{address}/ui"}])
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -114,6 +114,17 @@ def visit(chromium: Browser, site: Site) -> Iterator[Visit]:
     for context in contexts:
         context.close()
     assert [text for text in complaints if not text.startswith(REFUSED)] == []
+
+
+@pytest.fixture
+def visit(browse: Browse, site: Site) -> Visit:
+    """Opens a page of the dashboard: of the owner with every scope, where nothing else is said."""
+
+    def opened(path: str, owner: str | None = OWNER, *scopes: Scope, **options: Any) -> Page:
+        token = None if owner is None else site.token(owner, *scopes)
+        return browse(options.pop("base_url", site.address), path, token, **options)
+
+    return opened
 
 
 @cache

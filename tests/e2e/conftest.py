@@ -57,9 +57,9 @@ class Service:
         return found
 
 
-def start(folder: Path) -> Service:
+def start(folder: Path, **environment: str) -> Service:
     command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0"]
-    service = Service(folder, subprocess.Popen(command, env={**os.environ, **SHORT_TIMES}))
+    service = Service(folder, subprocess.Popen(command, env={**os.environ, **SHORT_TIMES, **environment}))
     until(lambda: (folder / "url").exists() or service.process.poll() is not None)
     assert service.process.poll() is None, "allo up ended by itself"
     return service
