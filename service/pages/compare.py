@@ -18,13 +18,12 @@ from service.api.reading import reading, shown
 from service.db import Database
 from service.jobs import comparison, series, service
 from service.jobs.differences import differences
-from service.jobs.errors import InvalidRequest
 from service.jobs.lifecycle import StageStatus
 from service.jobs.repository import Page
 from service.jobs.repository.looking import Wanted
 from service.jobs.service import JobView
 from service.jobs.sweeping import sweeps
-from service.jobs.sweeping.outcomes import Run
+from service.jobs.sweeping.outcomes import Run, best_first
 from service.jobs.tables import Job
 from service.pages.charts import Bar
 from service.pages.measures import Measure, named, with_interval
@@ -33,7 +32,10 @@ from service.pages.rendering import page
 
 router = APIRouter(prefix="/compare")
 
-MOST = 6
+LETTERS = "ABCDEF"
+"""That jobs go by."""
+
+MOST = len(LETTERS)
 """Jobs that are compared at once: more lines nobody tells apart."""
 
 OFFERED = 50
@@ -78,30 +80,28 @@ def show(
     request: Request,
     parts: Parts,
     key: Reader,
-    job: Annotated[list[Id] | None, Query()] = None,
+    job: Annotated[list[Id] | None, Query(max_length=OFFERED)] = None,
     sweep: Annotated[Id | None, Query()] = None,
+    text: Annotated[str, Query(max_length=255)] = "",
 ) -> Response:
-    """The comparison of what was chosen; of a sweep without a choice, of its first points."""
-    job = job or []
-    if len(set(job)) > MOST:
-        raise InvalidRequest(f"Choose two to {MOST} jobs; these are {len(set(job))}.")
-    if sweep:
-        offered = sweeps.read(parts.database, key.owner, sweep).jobs
-    else:
-        views, _ = service.look_for(parts.database, Wanted(key.owner), Page(OFFERED))
-        offered = [view.job for view in views]
-    ids = list(dict.fromkeys(job)) or [one.id for one in offered[:MOST] if sweep]
-    columns = [
-        Column(letter, service.read(parts.database, key.owner, job_id))
-        for letter, job_id in zip("ABCDEF", ids, strict=False)
-    ]
-    offered += [column.view.job for column in columns if column.view.job.id not in {one.id for one in offered}]
+    """The comparison of what was chosen; of a sweep without a choice, of its best points."""
+    runs = best_first(sweeps.read(parts.database, key.owner, sweep).runs) if sweep else []
+    ids = list(dict.fromkeys(job or [run.job.id for run in runs[:MOST]]))
+    chosen = [service.read(parts.database, key.owner, job_id) for job_id in ids]
+    columns = [Column(*pair) for pair in zip(LETTERS, chosen, strict=False)] if len(chosen) <= MOST else []
+    if not sweep:
+        views, _ = service.look_for(parts.database, Wanted(key.owner, text=text.strip() or None), Page(OFFERED))
+        runs = [Run(view.job, ()) for view in views]
+    offered = {view.job.id: Run(view.job, view.stages) for view in chosen} | {run.job.id: run for run in runs}
     return page(
         request,
         "compare.html",
         sweep=sweep,
-        offered=[(one, name_of(one)) for one in offered],
+        text=text,
+        offered=[(run.job, name_of(run.job), _told_figure(run) if sweep else None) for run in offered.values()],
         chosen=ids,
+        left_out=len(runs) - len(ids) if sweep and not job else 0,
+        too_many=max(len(chosen) - MOST, 0),
         columns=columns,
         results=list(_results(columns)),
         measures=_measures(columns),
@@ -126,6 +126,15 @@ def written(value: Any) -> str:
     if value is None:
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _told_figure(run: Run) -> str | None:
+    """`accuracy 62.4 %`, of a point of a sweep."""
+    figure = run.figure
+    if figure is None:
+        return None
+    value = with_interval(figure.value) if figure.measure == "accuracy" else f"{figure.value:.4g}"
+    return f"{figure.measure.replace('_', '-')} {value}"
 
 
 def _results(columns: Sequence[Column]) -> Iterator[tuple[str, list[Any], str]]:

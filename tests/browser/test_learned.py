@@ -90,21 +90,26 @@ def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(visit: Visit, tmp_pa
 
 def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: Site, visit: Visit) -> None:
     names = ("slow", "fast", "careful")
-    for place, name in enumerate(names):
+    for place, name in enumerate(names):  # of a seed each: what comes of one is not reused for another
         stages = {"improve": {"learning_rate": 10.0**-place}}
         right = {**RIGHT, "improve": ("1101", "1111", "0111")[place]}
         findings = {**FINDINGS, "evaluate": evaluated({model: digits * 6 for model, digits in right.items()})}
-        job = taught(site.domain, findings, stages=stages, suffix=name)
+        job = taught(site.domain, findings, stages=stages, suffix=name, seed=place + 7)
         figures = [
             {"stage": "improve", "step": step, "loss": 0.7 * (0.9 - place / 9) ** step, "reward_margin": step / 9}
             for step in range(1, 41)
         ]
         told(site.domain, job, *figures)
-    page = visit("/ui/compare")
-    assert_accessible(page)
+    page = visit("/ui/jobs")
+    expect(page.get_by_role("button", name="Compare")).to_be_hidden()
     for name in names:
-        page.get_by_role("checkbox", name=name).check()
-    page.get_by_role("button", name="Compare", exact=True).click()
+        page.get_by_role("checkbox", name=f"Compare {name}").check()
+    with page.expect_response("**/ui/jobs*"):
+        page.get_by_label("Search").fill("a")
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(3)
+    assert_accessible(page)
+    assert_fits(page)
+    page.get_by_role("button", name="Compare").click()
     plot = page.locator("#plot")
     expect(plot).to_have_attribute(
         "aria-label", re.compile("loss of stage improve: A careful .* C slow from 0.63 to 0.01")

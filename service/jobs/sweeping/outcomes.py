@@ -106,6 +106,17 @@ def best_of(runs: Sequence[Run]) -> Best | None:
     return Best(groups[name][0][0].setting, ids, won, len(others), len(close))
 
 
+def best_first(runs: Sequence[Run]) -> list[Run]:
+    """The runs by their figures, and behind them those that have none."""
+
+    def place(run: Run) -> tuple[bool, float]:
+        if run.figure is None:
+            return True, 0.0
+        return False, run.figure.value * (-1 if BETTER[run.figure.measure] == "higher" else 1)
+
+    return sorted(runs, key=place)
+
+
 def notes(runs: Sequence[Run], best: Best | None) -> Iterator[str]:
     """In sentences: how far the choice of the best can be believed, and what is not known."""
     if not any(stage.name == "evaluate" for run in runs for stage in run.stages):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html import unescape
 
@@ -14,6 +15,7 @@ from tests.integration.pages.conftest import SignIn
 from tests.integration.pages.test_learned_pages import EVIL, HTMX, LARGEST_PAGE, text_of
 from tests.integration.service.domain import SUPERVISED, Domain
 from tests.integration.service.taught import evaluated, taught, told
+from tests.integration.service.test_sweeps import run_all
 
 OTHER = {"evaluate": evaluated({"base": "0000", "sft": "1010", "improve": "0111"})}
 
@@ -60,6 +62,16 @@ def test_curves_are_the_series_thinned_out_with_their_ends(browser: TestClient, 
     assert browser.get("/ui/compare/curves?job=ftjob-x&stage=sft").status_code == 404
 
 
+def test_of_a_sweep_the_best_points_come_first_with_their_figures(browser: TestClient, served: Domain) -> None:
+    values = {"seed": list(range(MOST + 2))}
+    sweep = sweeps.submit(served.database, served.store, SUPERVISED, values, served.sender(), ())
+    run_all(served, lambda claimed: {"sft_accuracy": served.view(claimed.job_id).job.seed / 10})
+    page = text_of(browser.get(f"/ui/compare?sweep={sweep.id}").text)
+    columns = re.findall(r"([A-F]) seed (\d)", page)[:MOST]
+    assert columns == [(letter, str(7 - place)) for place, letter in enumerate("ABCDEF")]
+    assert re.findall(r"accuracy ([\d.]+) %", page) == [f"{10 * place}.0" for place in range(7, -1, -1)]
+
+
 def test_of_a_sweep_the_first_points_are_compared_by_their_settings(browser: TestClient, served: Domain) -> None:
     values = {"sft.learning_rate": [1e-5, 1e-4, 1e-3, 2e-3], "seed": [1, 2]}
     sweep = sweeps.submit(served.database, served.store, SUPERVISED, values, served.sender(), ())
@@ -67,6 +79,8 @@ def test_of_a_sweep_the_first_points_are_compared_by_their_settings(browser: Tes
     assert page.count('type="checkbox"') == 8
     assert page.count(" checked") == MOST
     assert "A sft.learning_rate 1e-05, seed 1" in text_of(page)
+    assert "The sweep has 8 points. These are the six that are best" in text_of(page)
+    assert f'href="/ui/compare?sweep={sweep.id}"' in browser.get(f"/ui/jobs/{sweep.jobs[0].id}").text
     last = sweep.jobs[-1].id
     assert f'value="{last}" checked' in browser.get(f"/ui/compare?sweep={sweep.id}&job={last}").text
 
@@ -75,11 +89,18 @@ def test_of_a_sweep_the_first_points_are_compared_by_their_settings(browser: Tes
 def test_two_to_six_jobs_are_compared(browser: TestClient, served: Domain, count: int) -> None:
     ids = [served.submit(replace(SUPERVISED, seed=seed)).job.id for seed in range(count)]
     answer = browser.get("/ui/compare", params={"job": ids})
-    if count > MOST:
-        assert answer.status_code == 422
-    else:
-        assert "Choose two to six jobs." in text_of(answer.text)
-        assert answer.text.count(" checked") == count
+    told = (
+        "Six are compared at once, and 7 are chosen: take 1 of them out." if count > MOST else "Choose two to six jobs."
+    )
+    assert told in text_of(answer.text)
+    assert answer.text.count(" checked") == count
+    assert 'id="results"' not in answer.text
+
+
+def test_jobs_to_compare_are_searched_for_and_what_is_chosen_stays(browser: TestClient, served: Domain) -> None:
+    ids = {name: served.submit(replace(SUPERVISED, suffix=name)).job.id for name in ("one", "another", "third")}
+    page = browser.get("/ui/compare", params={"job": ids["one"], "text": "THIR"}).text
+    assert re.findall(r'value="(ftjob-[^"]*)"( checked)?', page) == [(ids["one"], " checked"), (ids["third"], "")]
 
 
 def test_another_owners_jobs_are_as_absent_as_those_that_are_not_there(sign_in: SignIn, served: Domain) -> None:

@@ -20,7 +20,7 @@ from service.jobs.running import attempts, dispatch
 from service.jobs.running.attempts import Claim
 from service.jobs.submission import NewJob, Sender
 from service.jobs.sweeping import sweeps
-from service.jobs.sweeping.outcomes import best_of, notes, status_of
+from service.jobs.sweeping.outcomes import best_first, best_of, notes, status_of
 from service.jobs.sweeping.sweeps import SweepView
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain
 
@@ -165,7 +165,9 @@ def test_of_losses_the_lowest_is_best_and_without_a_held_out_file_none(domain: D
         return {"sft_cross_entropy": 1e5 * point["sft.learning_rate"]} if claimed.name == "evaluate" else {}
 
     run_all(domain, loss)
-    best = best_of(sweeps.read(domain.database, OWNER, swept.id).runs)
+    runs = sweeps.read(domain.database, OWNER, swept.id).runs
+    assert [run.job.id for run in best_first(runs[::-1])] == [run.job.id for run in runs]
+    best = best_of(runs)
     assert best is not None
     assert (best.setting, best.figure.low, best.close) == ({"sft.learning_rate": 1e-6}, None, 0)
     blind = submitted(domain, rates, replace(SUPERVISED, validation_file=None)).runs
