@@ -14,6 +14,7 @@ from service.api.context import Meter, Parts
 from service.api.reading import reading
 from service.db import Database
 from service.jobs import figures
+from service.jobs.data import scrubbing
 from service.jobs.running.workers import WorkerView
 
 router = APIRouter(tags=["Operations"])
@@ -34,6 +35,7 @@ class _Present(Collector):
 
     def __init__(self, database: Database, workers: list[WorkerView]) -> None:
         self._database, self._workers = database, workers
+        self._read = scrubbing.read(database)
 
     def collect(self) -> Iterator[Metric]:
         found = figures.read(self._database)
@@ -60,6 +62,8 @@ class _Present(Collector):
         held.add_metric(["files"], found.file_bytes)
         held.add_metric(["artifacts"], found.artifact_bytes)
         yield held
+        yield CounterMetricFamily("allo_scrubbed_bytes", "Bytes of the store that were read again", self._read.bytes)
+        yield GaugeMetricFamily("allo_damaged", "Contents found damaged and not brought again", len(self._read.damages))
 
     def _devices(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("allo_workers", "Workers that live", len(self._workers))

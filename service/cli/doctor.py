@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import embedded
 from service.broker import BrokerDown, CeleryBroker
+from service.cli import checkup
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.db import Database
+from service.jobs.data import scrubbing
 from service.jobs.data.erasing import keeping_of, tally
 from service.jobs.running.workers import WorkerView, read_workers
 from service.migrating import newest, version
@@ -29,9 +33,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "doctor",
         help="check that this machine can run the service",
         description="Check disk, database, broker and engine, and show who registered as a worker. The exit status is "
-        "0 where all is well. It changes nothing.",
+        "0 where all is well. It changes nothing but with --mend.",
     )
     add_data_dir(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--verify", action="store_true", help="read all that is stored, and compare it with the rows")
+    parser.add_argument("--mend", action="store_true", help="verify, say what would put it right, ask, and do that")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.set_defaults(run=run)
 
 
@@ -46,13 +54,26 @@ def run(args: argparse.Namespace) -> int:
         "engine": _engine,
     }
     problems = {name: check(settings) for name, check in checks.items()}
+    report: dict[str, Any] = {"checks": {name: problem or "ok" for name, problem in problems.items()}}
+    is_well, can_look = not any(problems.values()), not (problems["database"] or problems["store"])
+    can_look = can_look and version(settings.database) is not None
+    if not args.json:
+        _show(settings, problems, can_look)
+    if can_look and _has_store(settings) and (args.verify or args.mend):
+        is_whole, found = checkup.check(args, settings)
+        is_well, report = is_well and is_whole, report | found
+    if args.json:
+        print(json.dumps(report))  # noqa: T201 - rich would break long lines
+    return int(not is_well)
+
+
+def _show(settings: Settings, problems: Mapping[str, str], can_look: bool) -> None:
     for name, problem in problems.items():
         out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
-    if not (problems["database"] or problems["store"]) and version(settings.database):
+    if can_look:
         out.print(f"{'workers':<10} {_workers(settings)}", markup=False)
-        for line in _content(settings):
+        for line in (*_content(settings), *_damages(settings)):
             out.print(f"{'content':<10} {line}", markup=False)
-    return int(any(problems.values()))
 
 
 def _disk(settings: Settings) -> str:
@@ -96,8 +117,7 @@ def _worker(view: WorkerView, now: int) -> str:
 
 def _content(settings: Settings) -> list[str]:
     """What is stored, and for whom; what nobody holds is erased after the grace."""
-    place = urlsplit(settings.store)
-    if place.scheme == "file" and not Path(unquote(place.path)).is_dir():
+    if not _has_store(settings):
         return ["nothing is stored yet"]
     database = Database(settings.database)
     try:
@@ -106,6 +126,23 @@ def _content(settings: Settings) -> list[str]:
         database.close()
     ranked = sorted(counted.items(), key=lambda item: -item[1][1])
     return [f"{owner}: {size / 2**20:.1f} MiB in {count} contents" for owner, (count, size) in ranked]
+
+
+def _has_store(settings: Settings) -> bool:
+    """Whether there is one: a folder is made by whoever stores first."""
+    place = urlsplit(settings.store)
+    return place.scheme != "file" or Path(unquote(place.path)).is_dir()
+
+
+def _damages(settings: Settings) -> list[str]:
+    """What was found damaged, and how far the reading has come."""
+    database = Database(settings.database)
+    try:
+        state = scrubbing.read(database)
+    finally:
+        database.close()
+    damages = [f"{row.id} is damaged or gone: bring or make it again" for row in state.damages]
+    return [*damages, f"read again since it was stored: {state.bytes / 2**20:.1f} MiB in {state.rounds} whole rounds"]
 
 
 def _broker(settings: Settings) -> str:

@@ -182,7 +182,8 @@ class Bucket:
 
 
 def as_stored(found: Found) -> Stored:
-    return Stored(found.sha256, found.size, found.mark)
+    written, _, _ = found.versions[-1].partition("-")
+    return Stored(found.sha256, found.size, found.mark, int(written) / 1e9 if written.isdigit() else 0.0)
 
 
 def as_blob(found: Found) -> Blob:

@@ -129,7 +129,7 @@ class LocalStore:
             found = self._path(sha256).stat()
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
-        return Stored(sha256, found.st_size, _mark(found))
+        return Stored(sha256, found.st_size, _mark(found), found.st_mtime)
 
     def stored(self) -> Iterator[Stored]:
         for folder in self._blobs.iterdir():
@@ -137,7 +137,7 @@ class LocalStore:
                 if _NAME.fullmatch(entry.name):
                     with suppress(FileNotFoundError):
                         found = entry.stat()
-                        yield Stored(entry.name, found.st_size, _mark(found))
+                        yield Stored(entry.name, found.st_size, _mark(found), found.st_mtime)
 
     def bring(self, sha256: str) -> None:
         """It lies here."""
@@ -189,7 +189,7 @@ class LocalStore:
         for path in self._notes.glob("*/*"):
             with suppress(FileNotFoundError):
                 found = path.stat()
-                yield Stored(path.name, found.st_size, _mark(found))
+                yield Stored(path.name, found.st_size, _mark(found), found.st_mtime)
 
     def forget_note(self, sha256: str, mark: str | None) -> bool:
         path = self._note_path(sha256)

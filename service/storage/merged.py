@@ -133,13 +133,13 @@ class MergingStore:
             return self._under.find(sha256)
         for note, recipe in self._recipes():
             if note.sha256 == sha256:
-                return Stored(sha256, int(recipe["bytes"]), note.mark)
+                return Stored(sha256, int(recipe["bytes"]), note.mark, note.at)
         raise BlobMissing(sha256)
 
     def stored(self) -> Iterator[Stored]:
         yield from self._under.stored()
         for note, recipe in self._recipes():
-            yield Stored(note.sha256, int(recipe["bytes"]), note.mark)
+            yield Stored(note.sha256, int(recipe["bytes"]), note.mark, note.at)
 
     def made_of(self, sha256: str) -> list[str]:
         parts: list[str] = []

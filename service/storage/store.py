@@ -31,11 +31,13 @@ class Blob:
 
 @dataclass(frozen=True)
 class Stored:
-    """A blob as it lies there. `mark` changes each time that the same content is stored again."""
+    """A blob as it lies there. `mark` changes each time that the same content is stored again, and so does `at`: Unix
+    seconds by the clock of whoever stored it, 0 where that is not known."""
 
     sha256: str
     size: int
     mark: str
+    at: float = 0.0
 
 
 class StoreError(Exception):

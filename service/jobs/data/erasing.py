@@ -57,7 +57,7 @@ class Eraser:
     def look(self) -> Erased:
         """Forget what is over, and erase what has been without a holder for the grace."""
         rows = drop_expired(self.database, self.keeping)
-        held, now = _held(self.database, self.store, self.keeping), self.clock()
+        held, now = held_contents(self.database, self.store, self.keeping), self.clock()
         unheld, blobs, size = {}, 0, 0
         for blob in self.store.stored():
             if blob.sha256 in held:
@@ -82,14 +82,14 @@ def drop_expired(database: Database, keeping: Keeping) -> int:
 def tally(database: Database, store: Store, keeping: Keeping) -> Mapping[str, tuple[int, int]]:
     """(contents, bytes) by owner, each content counted for everyone who holds it; "everyone" are base models, and
     "nobody" is what will be erased."""
-    held, count = _held(database, store, keeping), defaultdict[str, list[int]](list)
+    held, count = held_contents(database, store, keeping), defaultdict[str, list[int]](list)
     for blob in store.stored():
         for owner in held.get(blob.sha256, {"nobody"}):
             count[owner or "everyone"].append(blob.size)
     return {owner: (len(sizes), sum(sizes)) for owner, sizes in count.items()}
 
 
-def _held(database: Database, store: Store, keeping: Keeping) -> dict[str, set[str | None]]:
+def held_contents(database: Database, store: Store, keeping: Keeping) -> dict[str, set[str | None]]:
     """Every content that is needed, and who needs it: what is made of others needs those, too."""
     held = defaultdict[str, set[str | None]](set)
     with database.snapshot() as session:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -53,6 +53,24 @@ def quarantine(database: Database, store: Store, sha256: str) -> bool:
             log.error("content_damaged sha256=%s bytes=%s", sha256, there.size)
             return True
     return False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far it has come in all, and what is damaged."""
+
+    contents: int
+    bytes: int
+    rounds: int
+    damages: Sequence[Damage]
+
+
+def read(database: Database) -> Reading:
+    """As the database has it."""
+    with database.snapshot() as session:
+        scrub = damaged.last_scrub(session)
+        counts = (scrub.contents, scrub.bytes, scrub.rounds) if scrub else (0, 0, 0)
+        return Reading(*counts, damaged.damages(session))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
+from service.migrating import migrate
+from service.settings import Settings
+from service.storage import open_store
+from tests.rot import flip_a_bit
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
@@ -31,3 +36,22 @@ def test_of_an_older_database_it_says_so_and_brings_it_nowhere(
     assert main(["doctor", "--data-dir", str(tmp_path)]) == 1
     assert "its tables are of v0001" in capsys.readouterr().out
     assert contents(tmp_path) == before
+
+
+def test_verify_and_mend_speak_json_and_mend_asks_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(data_dir=tmp_path)
+    migrate(settings.database)
+    store = open_store(settings.store)
+    blob = store.put_stream([b"rotten"])
+    flip_a_bit(store, blob.sha256)
+    doctor = ["doctor", "--data-dir", str(tmp_path), "--json"]
+    assert main([*doctor, "--verify"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["checks"]["database"], found["verify"]["damaged"]) == ("ok", [blob.sha256])
+    assert main([*doctor, "--mend"]) == 1
+    assert "--yes" in capsys.readouterr().err
+    assert store.exists(blob.sha256)
+    assert main([*doctor, "--mend", "--yes"]) == 0
+    assert json.loads(capsys.readouterr().out)["mend"]["set_aside"] == 1
+    assert main([*doctor, "--verify"]) == 0
+    assert not store.exists(blob.sha256)
