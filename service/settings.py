@@ -157,6 +157,12 @@ class Settings(BaseModel):
     grace_seconds: Seconds = Field(
         default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
     )
+    keep_seconds: float = Field(
+        default=60,
+        ge=0,
+        description="Between two copies of a running stage's checkpoint to the store, from where another host goes on; "
+        "at least ten times as long as the last one took, so that they take a tenth of the time at most. 0: none.",
+    )
     webhook_private: bool = Field(
         default=False, description="Whether webhooks may go to addresses of private networks, and without TLS."
     )

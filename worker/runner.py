@@ -28,6 +28,7 @@ from worker.claims import held
 from worker.devices import visible
 from worker.engine import DEFAULT_COMMAND, Engine
 from worker.heart import Event, Heart
+from worker.keeping import Keeper
 from worker.memory import oom_kills
 from worker.offer import worker_id
 from worker.outcome import (
@@ -57,6 +58,11 @@ checkpoint, before its supervisor ends it."""
 
 _LET_GO_SECONDS = 5.0
 """Behind its drain, a model that answered here is gone by then, unless something is wrong with it."""
+
+_LAST_SECONDS = 5.0
+"""For the checkpoint of a stage that is given back to be in the store, too: whoever takes its device waits for it."""
+
+_DAMAGED = "The checkpoint behind step {} that was kept in the store is damaged or missing: the one before is tried."
 
 Artifacts = Sequence[tuple[str, str, str, int]]
 
@@ -88,7 +94,7 @@ class Runner:
         log.info("stage_claimed stage_id=%s epoch=%s name=%s", stage_id, claim.epoch, claim.name)
         sweep(stage_id)
         with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.work) as workspace:
-            began, resumed = time.monotonic(), workspace.resumes()
+            began, resumed = time.monotonic(), workspace.resumes() or bool(claim.kept)
             with Heart(self.database, claim, self._every, _STOPS_AT * self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
             if heart.interrupt is Interrupt.FENCED:  # told by its last beat at the latest: what came of it is nobody's
@@ -125,6 +131,30 @@ class Runner:
                 return interrupted(heart.interrupt)
             if self._gives_back(heart):
                 return Released()
+        return self._resume(claim, workspace, heart)
+
+    def _resume(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome | None:
+        """Take up the furthest whole checkpoint of the store, where it is further than what is here."""
+        further = [checkpoint for checkpoint in claim.kept if checkpoint.step > workspace.reached]
+        for checkpoint in further:
+            try:
+                for _ in workspace.take_up(self.store, checkpoint):
+                    if heart.interrupt:
+                        return interrupted(heart.interrupt)
+                    if self._gives_back(heart):
+                        return Released()
+            except StoreError as error:
+                log.warning(
+                    "kept_checkpoint_damaged stage_id=%s step=%s error=%r", claim.stage_id, checkpoint.step, error
+                )
+                heart.tell(Event("warn", _DAMAGED.format(checkpoint.step), {"step": checkpoint.step}))
+            else:
+                message = f"Goes on from the checkpoint behind step {checkpoint.step}, which was kept in the store."
+                heart.tell(Event("info", message, {"step": checkpoint.step}))
+                return None
+        if further:
+            where = "from what is left on this worker" if workspace.resumes() else "at its start"
+            heart.tell(Event("warn", f"No checkpoint of the store is whole: the stage begins {where}.", {}))
         return None
 
     def _patient(self, heart: Heart) -> Store:
@@ -144,11 +174,12 @@ class Runner:
         last, stopped, killed_before = None, False, oom_kills()
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
-        with Engine(self.start, command, claim.stage_id, claim.kind, workspace, grace, lease, seen) as engine:
+        keeper = Keeper(self.database, self.store, claim, workspace, self.settings.keep_seconds, heart.warn_once)
+        with keeper, Engine(self.start, command, claim.stage_id, claim.kind, workspace, grace, lease, seen) as engine:
             heart.renewed = engine.beat
             for line in engine.lines():
                 if line is not None:
-                    last = _note(line, heart) or last
+                    last = _note(line, heart, keeper) or last
                 elif heart.interrupt:
                     engine.kill()
                 elif self._gives_back(heart) and not stopped:
@@ -156,9 +187,11 @@ class Runner:
                     engine.stop()
                     stopped = True
             status = engine.status()
-        starved = None if killed_before is None else oom_kills() != killed_before
-        ending = Ending(status, last, stopped, workspace.log_tail(), starved)
-        return judge(ending, heart.interrupt)
+            starved = None if killed_before is None else oom_kills() != killed_before
+            outcome = judge(Ending(status, last, stopped, workspace.log_tail(), starved), heart.interrupt)
+            if isinstance(outcome, Released) and not heart.unreachable:
+                keeper.last(_LAST_SECONDS)
+        return outcome
 
     def _gives_back(self, heart: Heart) -> bool:
         """Whether the stage is to go on later, here or elsewhere: this worker drains, the job is paused, or the
@@ -200,7 +233,7 @@ class Runner:
         return self.settings.heartbeat_seconds
 
 
-def _note(line: Mapping[str, Any], heart: Heart) -> Mapping[str, Any] | None:
+def _note(line: Mapping[str, Any], heart: Heart, keeper: Keeper) -> Mapping[str, Any] | None:
     """Pass on what the engine said; the line itself where it is one that ends the stage."""
     match line:
         case {"type": "progress", "step": int(step), "total": int(total)}:
@@ -210,6 +243,7 @@ def _note(line: Mapping[str, Any], heart: Heart) -> Mapping[str, Any] | None:
             heart.tell(Event(level, message, _object(line, "data", heart)))
         case {"type": "checkpoint", "step": int(step)}:
             heart.saved(step)
+            keeper.saw(step)
         case {"type": "result"}:
             return {**line, "metrics": _object(line, "metrics", heart)}
         case {"type": "error"}:

@@ -17,18 +17,23 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from allo_engine.checkpoints.merging import DESCRIBED, Recipe
+from allo_engine.resumable import CHECKPOINT, resumable
+from service.jobs.running.keeping import Kept
+from service.storage.checksums import verified
 from service.storage.store import Blob, Store
 
 Files = Mapping[str, Sequence[tuple[str, str, int]]]
 """Each input's files: (relative path, sha256, bytes)."""
 
 _TAIL_BYTES = 4000
+_REACHED = ".reached"
 _KEEP_SECONDS = 7 * 86400.0
 
 
@@ -50,9 +55,45 @@ class Workspace:
     def outputs(self) -> Path:
         return self.run / "outputs"
 
+    @property
+    def reached(self) -> int:
+        """The step of the stage's own count behind which there is a checkpoint here; -1 where nobody has said so."""
+        return _reached(self.work)
+
+    def reach(self, step: int) -> None:
+        """Note that there is one; where the disk has no room for that, an older note stays."""
+        with suppress(OSError):
+            aside = self.work / f"{_REACHED}.new"
+            aside.write_text(str(step))
+            aside.replace(self.work / _REACHED)
+
     def resumes(self) -> bool:
-        """Whether an earlier attempt left something to go on from."""
-        return any(self.work.iterdir())
+        """Whether an earlier attempt left something to go on from, here or in the store."""
+        return any(not path.name.startswith(".") for path in self.work.iterdir())
+
+    @contextmanager
+    def snapshot(self) -> Iterator[dict[str, Path]]:
+        """What another host needs to go on from here, by its path in the work folder: as it is at this moment, whatever
+        the engine removes or replaces meanwhile."""
+        with TemporaryDirectory(prefix="keeping-", dir=self.run, ignore_cleanup_errors=True) as folder:
+            yield _at_once(self.work, Path(folder))
+
+    def take_up(self, store: Store, checkpoint: Kept) -> Iterator[str]:
+        """Have a checkpoint of the store in the place of all that is in the work folder; yields each file as it comes.
+        Raises StoreError, the work folder being as it was, where one of them is not whole."""
+        with TemporaryDirectory(prefix="kept-", dir=self.run) as folder:
+            for path, sha256, _ in checkpoint.files:
+                copied = _inside(Path(folder), path)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                with copied.open("xb") as file:  # no link: the engine goes on writing to some of them
+                    for chunk in verified(store.open(sha256), sha256):
+                        file.write(chunk)
+                yield path
+            _empty(self.work)
+            for path, _, _ in reversed(checkpoint.files):  # the checkpoint itself comes last
+                _inside(self.work, path).parent.mkdir(parents=True, exist_ok=True)
+                _inside(Path(folder), path).replace(_inside(self.work, path))
+        self.reach(checkpoint.step)
 
     def materialise(self, store: Store, name: str, config: Mapping[str, Any], files: Files) -> Iterator[str]:
         """Put every input file in its place, then write the engine's instructions; yields each file as it is done."""
@@ -101,6 +142,8 @@ class Workspace:
     def forget_work(self) -> None:
         """Remove the resume checkpoints: nobody will resume this stage."""
         shutil.rmtree(self.work, ignore_errors=True)
+        for other in _others(self.work):
+            _remove_unheld(other)
 
 
 def _derived(store: Store, described: Path) -> Iterator[tuple[str, str, int]]:
@@ -120,8 +163,9 @@ def open_workspace(data_dir: Path, stage_id: str, epoch: int, name: str) -> Iter
         shutil.rmtree(leftover, ignore_errors=True)
     run = data_dir / "runs" / f"{stage_id}.{epoch}"
     run.mkdir()
-    work, lock = _lock_work(data_dir / "work", stage_id, name)
+    work, lock = _lock_work(data_dir / "work", stage_id, epoch, name)
     try:
+        _catch_up(work)
         yield Workspace(run, work, data_dir / "cache", data_dir / "logs" / f"{stage_id}.{epoch}.log", lock)
     finally:
         shutil.rmtree(run, ignore_errors=True)
@@ -132,15 +176,85 @@ def _prune(folder: Path) -> None:
     """Remove the checkpoints that nobody came back for: of jobs that failed and were not retried."""
     for work in folder.iterdir():
         if time.time() - work.stat().st_mtime > _KEEP_SECONDS:
-            lock = _lock_folder(work)
-            if lock is not None:
-                shutil.rmtree(work, ignore_errors=True)
-                os.close(lock)
+            _remove_unheld(work)
 
 
-def _lock_work(folder: Path, stage_id: str, name: str) -> tuple[Path, int]:
-    """The work folder of this name, or one of the stage's own while another stage makes the very same result."""
-    for work in (folder / name, folder / f"{name}.{stage_id}"):
+def _remove_unheld(work: Path) -> None:
+    lock = _lock_folder(work)
+    if lock is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
+
+
+def _others(work: Path) -> list[Path]:
+    """The other folders of the same work: a stage has one of its own where the first is held."""
+    name = work.name.partition(".")[0]
+    return [path for path in work.parent.glob(f"{name}*") if path != work]
+
+
+def _catch_up(work: Path) -> None:
+    """Go on from where the furthest of the same work is: a runner that is frozen holds its folder, and no checkpoint of
+    it is lost for that. Its engine is gone, and checkpoints are never written to."""
+    furthest = max(_others(work), key=_reached, default=work)
+    if _reached(furthest) > _reached(work):
+        _empty(work)
+        try:
+            _linked(furthest, work, lambda path: CHECKPOINT.fullmatch(path.name) is not None)  # never written to
+            (work / _REACHED).write_text(str(_reached(furthest)))
+        except OSError:  # half of it is worse than nothing
+            _empty(work)
+
+
+def _at_once(source: Path, target: Path, tries: int = 3) -> dict[str, Path]:
+    try:
+        return _linked(source, target, lambda _: True)
+    except FileNotFoundError:  # the engine has just removed one
+        if tries == 1:
+            raise
+    _empty(target)
+    return _at_once(source, target, tries - 1)
+
+
+def _linked(source: Path, target: Path, links: Callable[[Path], bool]) -> dict[str, Path]:
+    """What is resumable of a work folder, in another folder: linked, or copied where the engine may write to it."""
+    found = {}
+    for path in resumable(source):
+        here = target / path
+        here.parent.mkdir(parents=True, exist_ok=True)
+        if links(path):
+            os.link(source / path, here)
+        else:
+            shutil.copyfile(source / path, here)
+        found[path.as_posix()] = here
+    return found
+
+
+def _reached(work: Path) -> int:
+    try:
+        return int((work / _REACHED).read_text())
+    except (OSError, ValueError):
+        return -1
+
+
+def _empty(work: Path) -> None:
+    """What is there, the note of how far it is first."""
+    (work / _REACHED).unlink(missing_ok=True)
+    for path in work.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A file's place in a folder; a name never leads out of it."""
+    found = folder / path
+    if ".." in found.parts or not found.is_relative_to(folder):
+        raise ValueError(f"{path!r} is no path inside a work folder")
+    return found
+
+
+def _lock_work(folder: Path, stage_id: str, epoch: int, name: str) -> tuple[Path, int]:
+    """The work folder of this name, or one of the stage's own while another stage makes the very same result, or one of
+    the attempt's own while an earlier one is frozen."""
+    for work in (folder / name, folder / f"{name}.{stage_id}", folder / f"{name}.{stage_id}.{epoch}"):
         lock = _lock_folder(work)
         if lock is not None:
             return work, lock

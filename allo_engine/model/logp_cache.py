@@ -1,7 +1,8 @@
 """Per-token log-probabilities of responses, kept by (weights, ids).
 
 The reference of a warm-up has scored what token rewards and forgetting need again, and sampling has scored it before:
-whoever computes a log-probability in float32 leaves it in a file that the stages on a machine share.
+whoever computes a log-probability in float32 leaves it in a file that the stages on a machine share. What a stage uses
+of it stands in its own work folder, too, for the last bits depend on who computed it.
 
 In 16 bits nothing is shared. There a log-probability depends, by up to some tenths of a nat, on how it was computed:
 whether float32 weights are rounded for each product or once for all, and what else stood in the row. So a stage keeps
@@ -39,25 +40,33 @@ class LogpCache:
     def __init__(self, shared: Path, own: Path, weights: str, precision: Precision) -> None:
         dtype = dtype_of(precision)
         self.precision, self.is_shared = precision, dtype == torch.float32
-        self._shelf = Shelf((shared if self.is_shared else own) / "logps.db")
+        self._own = Shelf(own / "logps.db")
+        self._shelf = Shelf(shared / "logps.db") if self.is_shared else self._own
         self._name = f"{weights}/{dtype}/".encode()
 
     def read(self, groups: Iterable[Group]) -> PerToken:
         """What is known of the groups' responses."""
         keys = {(group.key, index): self._key(group, index) for group in groups for index in group.responses}
-        found = self._shelf.read(keys)
+        found = self._own.read(keys)
+        if self.is_shared:
+            found |= self._shelf.read({name: key for name, key in keys.items() if name not in found})
         return {name: torch.from_numpy(np.frombuffer(kept, np.float32).copy()) for name, kept in found.items()}
 
     def write(self, groups: Iterable[Group], logps: Mapping[tuple[int, int], Tensor]) -> None:
         """Keep all of it or, where the process dies, nothing: a resumed run must not mix two runs' roundings."""
-        self._shelf.write(
-            {
-                self._key(group, index): logps[group.key, index].numpy().astype(np.float32).tobytes()
-                for group in groups
-                for index in group.responses
-                if (group.key, index) in logps
-            }
-        )
+        self._shelf.write(self._rows(groups, logps))
+
+    def take(self, groups: Iterable[Group], logps: Mapping[tuple[int, int], Tensor]) -> None:
+        """Make what the stage uses its own: a run that is resumed on another machine finds nothing else there."""
+        self._own.write(self._rows(groups, logps))
+
+    def _rows(self, groups: Iterable[Group], logps: Mapping[tuple[int, int], Tensor]) -> dict[bytes, bytes]:
+        return {
+            self._key(group, index): logps[group.key, index].numpy().astype(np.float32).tobytes()
+            for group in groups
+            for index in group.responses
+            if (group.key, index) in logps
+        }
 
     def _key(self, group: Group, index: int) -> bytes:
         response = group.responses[index]
@@ -91,6 +100,8 @@ def known_or_scored(
     known = everyones(cache.read(groups) if here().leads else {})
     missing = [left for group in groups if (left := _unknown(group, known))]
     if not missing:
+        if here().leads:
+            cache.take(groups, known)
         return known
 
     def attempt(tokens: int) -> PerToken:
@@ -104,6 +115,7 @@ def known_or_scored(
         found = everyones(budget.fit(attempt, missing))
     if here().leads:
         cache.write(missing, found)
+        cache.take(groups, {**known, **found})
     return {**known, **found}
 
 

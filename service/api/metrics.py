@@ -48,6 +48,8 @@ class _Present(Collector):
         age = "Seconds since the oldest job was submitted that has a stage waiting for a worker; 0 without one"
         yield from (jobs, stages, GaugeMetricFamily("allo_queue_age_seconds", age, found.queue_age))
         yield GaugeMetricFamily("allo_queue_depth", "Stages that wait for a worker", found.queue_depth)
+        behind = "Seconds since a running stage's checkpoint went to the store, of the stage for which that is longest"
+        yield GaugeMetricFamily("allo_kept_checkpoint_age_seconds", behind, found.kept_age)
         yield from self._work(found)
         yield from self._devices()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.db import Database
-from service.jobs.repository import totals
+from service.jobs.repository import kept, totals
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts at one moment. Stages by (name, status); a queue's depth in stages and its age in seconds."""
+    """Counts at one moment. Stages by (name, status); a queue's depth in stages and its age in seconds;
+    seconds since a running stage's checkpoint went to the store, of the stage for which that is longest."""
 
     jobs: Mapping[str, int]
     stages: Mapping[tuple[str, str], int]
     queue_depth: int
     queue_age: int
+    kept_age: int
     work: Mapping[str, Work]
     file_bytes: int
     artifact_bytes: int
@@ -40,6 +42,7 @@ def read(database: Database) -> Figures:
             stages=totals.stages(session),
             queue_depth=depth,
             queue_age=0 if oldest is None else max(0, database.now() - oldest),
+            kept_age=0 if (since := kept.oldest(session)) is None else max(0, database.now() - since),
             work={name: Work(*row) for name, row in totals.work(session).items()},
             file_bytes=totals.file_bytes(session),
             artifact_bytes=totals.artifact_bytes(session),

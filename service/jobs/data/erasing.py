@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from service.db import Database
-from service.jobs.repository import holdings
+from service.jobs.repository import holdings, kept
 from service.settings import Settings
 from service.storage.store import Store
 
@@ -73,9 +73,10 @@ class Eraser:
 
 
 def drop_expired(database: Database, keeping: Keeping) -> int:
-    """Forgets files and uploads whose time is over; how many."""
+    """Forgets files and uploads whose time is over, how many, and checkpoints that nobody will go on from."""
     with database.transaction() as session:
         now = database.now()
+        kept.drop_over(session, now - int(keeping.retriable))
         return holdings.drop_expired(session, now, now - int(keeping.refused))
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import and_, delete, func, or_, select, text, union, update
 from sqlalchemy.orm import Session
 
 from service.jobs.lifecycle import JOB_ENDED, JobStatus
+from service.jobs.repository import kept
 from service.jobs.tables import (
     Artifact,
     Event,
@@ -69,6 +70,7 @@ def holders(session: Session, retriable_since: int) -> Iterator[tuple[str | None
     needing = select(Job.owner, Job.sources).where(or_(Job.status.not_in(JOB_ENDED), retriable))
     for owner, sources in session.execute(needing):
         yield from ((owner, sha256) for files in sources.values() for _, sha256, _ in files)
+    yield from kept.holders(session)
     artifacts = select(Job.owner, Artifact.sha256).join(Stage, Stage.id == Artifact.stage_id)
     yield from map(tuple, session.execute(artifacts.join(Job, Job.id == Stage.job_id)))
 
@@ -160,6 +162,7 @@ def drop_job(session: Session, job: Job) -> None:
     session.execute(delete(Artifact).where(Artifact.stage_id.in_(stages)))
     session.execute(delete(Export).where(Export.model.in_(models)))
     session.execute(delete(File).where(File.id.in_(job.result_files)))
+    kept.drop(session, list(session.scalars(stages)))
     for rows in (Stage, Event, WebhookDelivery, Tracking, Model):
         session.execute(delete(rows).where(rows.job_id == job.id))
     session.delete(job)

@@ -31,6 +31,9 @@ from service.jobs.progression import (
     settle,
     stopping,
 )
+from service.jobs.repository.kept import drop as drop_kept
+from service.jobs.running import keeping
+from service.jobs.running.keeping import Kept
 from service.jobs.tables import Job, Stage
 from service.storage.store import Store
 
@@ -42,7 +45,8 @@ NOWHERE: Mapping[str, Any] = {"worker": None, "devices": None}
 class Claim:
     """A stage that is this worker's alone, until its lease is lost. `epoch` goes with every later verb.
 
-    `devices` are those that it may see; None on a worker that has none.
+    `devices` are those that it may see; None on a worker that has none. `kept` are its checkpoints in the store, the
+    furthest first.
     """
 
     stage_id: str
@@ -55,6 +59,7 @@ class Claim:
     digest: str
     inputs: dict[str, InputFiles]
     devices: tuple[str, ...] | None
+    kept: tuple[Kept, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -64,7 +69,7 @@ class Claim:
     @property
     def work(self) -> str:
         """The name of its resume checkpoints: the owner's own, or who goes on from another's would know of them."""
-        return hashlib.sha256(f"{self.owner}\0{self.digest}".encode()).hexdigest()
+        return _work(self.owner, self.digest)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim |
         assert stage.digest is not None
         devices = None if stage.devices is None else tuple(stage.devices)
         name = (stage_id, job.id, job.owner, stage.name, stage.epoch, stage.attempt)
-        return Claim(*name, stage.config, stage.digest, files, devices)
+        kept = keeping.of_work(session, _work(job.owner, stage.digest))
+        return Claim(*name, stage.config, stage.digest, files, devices, kept)
 
 
 def heartbeat(
@@ -216,6 +222,10 @@ def confirm_cancelled(database: Database, stage_id: str, epoch: int) -> bool:
         return _confirm(session, stage_id, epoch, database.now())
 
 
+def _work(owner: str, digest: str) -> str:
+    return hashlib.sha256(f"{owner}\0{digest}".encode()).hexdigest()
+
+
 def _again_as(job: Job) -> StageStatus:
     """What a stage becomes that is to run again: of a paused job it waits for the job."""
     return StageStatus.WAITING if job.status is JobStatus.PAUSED else StageStatus.READY
@@ -246,6 +256,8 @@ def _leave(session: Session, stage_id: str, epoch: int, target: StageStatus, **v
         session, stage_id, epoch, [StageStatus.RUNNING], status=target, **values
     ):
         return None
+    if target in (StageStatus.SUCCEEDED, StageStatus.CANCELLED):
+        drop_kept(session, [stage_id])
     return job, _stage(session, stage_id)
 
 

@@ -2,7 +2,20 @@
 
 from service.jobs.tables.access import ApiKey, AuditEntry, PastCall, SignIn, Tracking, WebhookDelivery, WebhookEndpoint
 from service.jobs.tables.stored import Damage, Scrub
-from service.jobs.tables.work import Artifact, Event, Export, File, Job, Lease, Model, Stage, Upload, UploadPart, Worker
+from service.jobs.tables.work import (
+    Artifact,
+    Event,
+    Export,
+    File,
+    Job,
+    KeptCheckpoint,
+    Lease,
+    Model,
+    Stage,
+    Upload,
+    UploadPart,
+    Worker,
+)
 
 __all__ = [
     "ApiKey",
@@ -13,6 +26,7 @@ __all__ = [
     "Export",
     "File",
     "Job",
+    "KeptCheckpoint",
     "Lease",
     "Model",
     "PastCall",

@@ -217,6 +217,24 @@ class Stage(Base):
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class KeptCheckpoint(Base):
+    """A checkpoint of a stage in the store, from which a worker on another host can go on.
+
+    `work` is what it is of, whichever stage does it (see `Claim.work`), `step` that work's own count of what is done,
+    and `files` are [path, sha256, bytes] of what a work folder needs.
+    """
+
+    __tablename__ = "kept_checkpoints"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id"), index=True)
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    work: Mapped[str] = mapped_column(String(64), index=True)
+    step: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[list[Any]] = mapped_column(JSON)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
 class Artifact(Base):
     """One file that a stage wrote: `path` inside the folder of its `output`."""
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from allo_engine.model.shape import Shape
 from service.embedded import socket_path
 from service.jobs.running import workers
-from service.jobs.tables import Model
+from service.jobs.tables import KeptCheckpoint, Model
 from service.settings import Settings
 from tests.integration.worker.hosts import Relay, SecondHost, second_host
 from tests.integration.worker.house import House
@@ -94,7 +94,7 @@ def hosts(
     make_house, there: SecondHost, database_url: str, broker_url: str, lease: float, tmp_path: Path
 ) -> Iterator[Hosts]:
     shared = {"database_url": database_url, "broker_url": broker_url, "store_url": (tmp_path / "store").as_uri()}
-    shared |= {"lease_seconds": lease, "self_fence_seconds": lease * 2 / 3}
+    shared |= {"lease_seconds": lease, "self_fence_seconds": lease * 2 / 3, "keep_seconds": 0.1}
     house = make_house("first", devices="GPU-a=24", **shared)
     workers.leave(house.database, house.worker)  # it is not there before it is
     with house.database.transaction() as session:
@@ -139,15 +139,22 @@ def test_a_stage_goes_to_the_other_host_when_its_own_dies(hosts: Hosts) -> None:
     job = house.submit()
     trainer = psutil.Process(house.trainer()["pid"])
     assert trainer.environ()["CUDA_VISIBLE_DEVICES"] == "GPU-b", "80 GiB leave less over than 90"
-    until(lambda: house.stage(job).step)
+    until(lambda: kept(house))
     house.behave(steps=20, seconds=0.01)
     kill_tree(second.process.pid)
+    newest = max(kept(house))
     until(lambda: house.status(job) in ("succeeded", "failed"))
     assert house.status(job) == "succeeded", house.view(job).job.error
     assert {stage.worker for stage in house.view(job).stages} == {house.worker}
-    assert [step for name, step in house.starts() if name == "sft"] == [0, 0], "checkpoints stay with their host"
+    assert [step for name, step in house.starts() if name == "sft"] == [0, newest], "its checkpoint outlived the host"
     until(lambda: list(hosts.registered()) == [house.worker])
     first.stop()
+
+
+def kept(house: House) -> list[int]:
+    """The steps behind which a checkpoint is in the store."""
+    with house.database.snapshot() as session:
+        return list(session.scalars(select(KeptCheckpoint.step)))
 
 
 def kill_tree(pid: int) -> None:

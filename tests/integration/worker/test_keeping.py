@@ -1,0 +1,223 @@
+"""Checkpoints that outlive their host: kept in the store while a stage runs, and gone on from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from service.jobs.data.erasing import Eraser, Keeping
+from service.jobs.running import attempts, keeping, workers
+from service.jobs.running.keeping import Kept
+from service.jobs.tables import KeptCheckpoint
+from service.storage.local import LocalStore
+from service.storage.store import Blob
+from tests.integration.worker.house import House
+from tests.waiting import PATIENCE, until
+from worker.offer import offer
+from worker.outcome import Outcome, Released, Succeeded
+from worker.runner import Runner
+from worker.workspace import open_workspace
+
+KEEPS = {"keep_seconds": 0.001, "self_fence_seconds": PATIENCE, "lease_seconds": 2 * PATIENCE}
+
+
+def rows(house: House) -> list[KeptCheckpoint]:
+    """The newest first."""
+    with house.database.snapshot() as session:
+        query = select(KeptCheckpoint).order_by(KeptCheckpoint.epoch.desc(), KeptCheckpoint.step.desc())
+        return list(session.scalars(query))
+
+
+def elsewhere(house: House, name: str = "second") -> House:
+    """The same service on another host: a worker with a folder of its own."""
+    there = house.settings.model_copy(
+        update={
+            "data_dir": house.settings.data_dir.with_name(name),
+            "database_url": house.settings.database,
+            "store_url": house.settings.store,
+        }
+    )
+    there.open_data_dir()
+    other = replace(house, settings=there)
+    workers.beat(house.database, other.worker, name, offer(there))
+    return other
+
+
+def in_thread(house: House, **more: Any) -> Callable[[], Outcome | None]:
+    outcomes: list[Outcome | None] = []
+    runner, ring = Runner(house.settings, house.database, house.store, **more), house.dispatch()
+    thread = threading.Thread(target=lambda: outcomes.append(runner.run(*ring)))
+    thread.start()
+
+    def join() -> Outcome | None:
+        thread.join(PATIENCE)
+        return outcomes[0]
+
+    return join
+
+
+def run(house: House) -> Outcome | None:
+    return Runner(house.settings, house.database, house.store).run(*house.dispatch())
+
+
+def cut(house: House, kept: int = 2) -> str:
+    """A job whose trainer dies once so many checkpoints are kept."""
+    house.behave(steps=100_000, seconds=0.01)
+    job = house.submit()
+    join = in_thread(house)
+    pid = house.trainer()["pid"]
+    until(lambda: len(rows(house)) >= kept)
+    os.kill(pid, signal.SIGKILL)
+    join()
+    house.behave(steps=max(row.step for row in rows(house)) + 3, seconds=0)
+    return job
+
+
+def damage(house: House, row: KeptCheckpoint) -> None:
+    for _, sha256, _ in row.files:
+        blob = house.settings.data_dir / "store" / "blobs" / sha256[:2] / sha256
+        blob.chmod(0o600)
+        blob.write_bytes(bytes([blob.read_bytes()[0] ^ 1]) + blob.read_bytes()[1:])
+
+
+def told(house: House, job: str, word: str) -> list[str]:
+    return [event.message for event in house.events(job) if word in event.message]
+
+
+@pytest.fixture
+def house(make_house: Any) -> House:
+    house: House = make_house(**KEEPS)
+    return house
+
+
+def test_another_host_goes_on_from_the_newest_kept_checkpoint_and_ends_in_the_same_bits(
+    house: House, make_house: Any
+) -> None:
+    job = cut(house)
+    newest = rows(house)[0].step
+    other = elsewhere(house)
+    assert isinstance(run(other), Succeeded)
+    assert [step for _, step in house.starts()] == [0, newest]
+    assert told(house, job, f"Goes on from the checkpoint behind step {newest}, which was kept in the store.")
+    assert not any((other.settings.data_dir / "work").iterdir())
+    assert rows(house) == [], "a stage that has ended keeps none"
+    straight = make_house("straight")
+    straight.behave(steps=newest + 3, seconds=0)
+    uninterrupted = straight.submit()
+    run(straight)
+    assert house.artifact(job) == straight.artifact(uninterrupted)
+
+
+def test_where_the_newest_is_damaged_the_one_before_is_gone_on_from_and_where_both_are_the_start(house: House) -> None:
+    job = cut(house)
+    newest, before = rows(house)[:2]
+    damage(house, newest)
+    other = elsewhere(house)
+    house.behave(steps=newest.step + 3, seconds=0, before={str(before.step + 1): "once:crash"})
+    run(other)
+    assert [step for _, step in house.starts()] == [0, before.step]
+    assert told(house, job, f"behind step {newest.step} that was kept in the store is damaged")
+    damage(house, before)
+    house.behave(steps=newest.step + 3, seconds=0)
+    assert isinstance(run(elsewhere(house, "third")), Succeeded)
+    assert house.starts()[-1] == ("sft", 0)
+    assert told(house, job, "No checkpoint of the store is whole: the stage begins at its start.")
+
+
+def test_two_are_kept_at_a_time_and_their_contents_are_held(house: House) -> None:
+    cut(house, kept=2)
+    until(lambda: len(rows(house)) == 2)
+    eraser = Eraser(house.database, house.store, Keeping(0, 86_400, 86_400))
+    eraser.look()
+    eraser.look()
+    held = {sha256 for row in rows(house) for _, sha256, _ in row.files}
+    assert held
+    assert all(map(house.store.exists, held))
+
+
+def test_a_stage_that_is_given_back_has_its_last_checkpoint_in_the_store(make_house: Any) -> None:
+    house: House = make_house(**KEEPS | {"keep_seconds": 3600})
+    house.behave(steps=100_000, seconds=0.01)
+    job, drain = house.submit(), threading.Event()
+    join = in_thread(house, draining=drain.is_set)
+    until(lambda: (house.stage(job).saved_step or 0) > 3)
+    drain.set()
+    assert join() == Released()
+    house.behave(steps=(house.stage(job).saved_step or 0) + 2, seconds=0)
+    assert isinstance(run(elsewhere(house)), Succeeded)
+    assert house.starts()[1][1] == house.stage(job).saved_step - 2  # type: ignore[operator]
+
+
+class Away(LocalStore):
+    """A store that takes nothing until it is told to."""
+
+    back = False
+
+    def put(self, path: Path) -> Blob:
+        self._answer()
+        return super().put(path)
+
+    def _answer(self) -> None:
+        if not self.back:
+            raise ConnectionError("the store is away")
+
+
+def test_while_the_store_is_away_training_goes_on_and_copying_is_tried_again(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = Away(house.settings.data_dir / "store")
+    house.behave(steps=100_000, seconds=0.01)
+    job = house.submit()
+    join = in_thread(replace(house, store=away))
+    until(lambda: caplog.text.count("keeping_failed") >= 2 and (house.stage(job).step or 0) > 5)
+    assert rows(house) == []
+    away.back = True
+    until(lambda: rows(house))
+    house.cancel(job)
+    join()
+    assert len(told(house, job, "could not be copied to the store")) == 1
+    assert house.stage(job).attempt == 1
+
+
+def test_a_stage_that_lost_its_claim_names_no_checkpoint(house: House) -> None:
+    house.submit()
+    claim = attempts.claim(house.database, *house.dispatch(), house.worker)
+    assert claim is not None
+    checkpoint = Kept(3, (("checkpoint.json", "0" * 64, 1),))
+    assert keeping.keep(house.database, claim.stage_id, claim.epoch, claim.work, checkpoint) == set()
+    assert keeping.keep(house.database, claim.stage_id, claim.epoch - 1, claim.work, checkpoint) is None
+    assert len(rows(house)) == 1
+
+
+def test_what_a_frozen_runner_holds_is_gone_on_from_all_the_same(tmp_path: Path) -> None:
+    with open_workspace(tmp_path, "stage-a", 1, "d" * 64) as first:
+        (first.work / "checkpoint.json").write_text("step 7")
+        first.reach(7)
+        with open_workspace(tmp_path, "stage-a", 2, "d" * 64) as second:
+            assert second.work != first.work
+            assert ((second.work / "checkpoint.json").read_text(), second.reached) == ("step 7", 7)
+            (second.work / "checkpoint.json").write_text("step 9")
+            second.reach(9)
+            with open_workspace(tmp_path, "stage-a", 3, "d" * 64) as third:
+                assert ((third.work / "checkpoint.json").read_text(), third.reached) == ("step 9", 9)
+                assert (first.work / "checkpoint.json").read_text() == "step 7"
+    with open_workspace(tmp_path, "stage-a", 4, "d" * 64) as fourth:
+        assert fourth.reached == 9, "whoever thaws is behind"
+        fourth.forget_work()
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_a_name_never_leads_out_of_the_work_folder(tmp_path: Path, house: House) -> None:
+    blob = house.store.put_stream([b"x"])
+    with open_workspace(tmp_path, "stage-a", 1, "d" * 64) as workspace:
+        for path in ("../x", "/x", "a/../../x"):
+            with pytest.raises(ValueError, match="no path inside"):
+                list(workspace.take_up(house.store, Kept(1, ((path, blob.sha256, 1),))))
