@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from allo_engine.resumable import CHECKPOINT
 from service.db import Database
 from service.jobs.running import keeping
 from service.jobs.running.attempts import Claim
 from service.jobs.running.keeping import Kept
 from service.storage.checksums import counted, read_file
-from service.storage.store import Blob, Corrupt, Store, StoreError
+from service.storage.store import Blob, Corrupt, Store
 from worker.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -117,7 +115,7 @@ class Keeper:
         try:
             files = tuple(self._copied())
             done = not self._ended and self._named(Kept(step, files))
-        except (StoreError, SQLAlchemyError, OSError) as error:
+        except Exception as error:  # whatever the store, the disk or the database has against it, the stage goes on
             log.warning("keeping_failed stage_id=%s epoch=%s step=%s error=%r", *name, step, error)
             if not self._ended:
                 self._tell("A checkpoint could not be copied to the store; training goes on, and it is tried again.")

@@ -5,7 +5,6 @@ What a model was asked before, by whichever stage on the machine, it need not be
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from allo_engine.checked import checked, whole
 from allo_engine.ranks import here
 from allo_engine.report import Report, Stopped, Tick
 from allo_engine.sampling.known import Kept, Known
@@ -35,7 +35,7 @@ def answers(
 
     Ranks share what no earlier run has drawn, whatever ranks that had. Raises Stopped, with all that has ended kept.
     """
-    found = _read(kept) if here().leads else {}
+    found = _read(kept, report) if here().leads else {}
     if known and here().leads:
         found |= known.read(_left(requests, found))
     if here().leads:
@@ -63,7 +63,7 @@ def _drawn(
         with _appending(kept) as stream, opened() as sampler:
             for number, sample, response in sampler.sample(requests, settings):
                 found[number, sample] = response
-                stream.write(json.dumps({"number": number, "sample": sample, "response": response}) + "\n")
+                stream.write(checked({"number": number, "sample": sample, "response": response}) + "\n")
                 stream.flush()
                 tick(1)
                 if report.stop_requested and len(found) < count:
@@ -75,14 +75,17 @@ def _without(request: Request, done: Container[tuple[int, int]]) -> Request:
     return replace(request, samples=[sample for sample in request.samples if (request.number, sample) not in done])
 
 
-def _read(kept: Path) -> Kept:
-    """What an earlier run has drawn, each of its ranks in a folder of its own."""
+def _read(kept: Path, report: Report) -> Kept:
+    """What an earlier run has drawn, each of its ranks in a folder of its own; what has rotted is drawn anew."""
     files = [kept, *sorted(kept.parent.glob(f"ranks/*/{kept.name}"))]
-    lines = [json.loads(line) for path in files if path.exists() for line in _whole(path.read_bytes()).splitlines()]
+    read = [whole(line) for path in files if path.exists() for line in _ended(path.read_bytes()).split(b"\n")[:-1]]
+    lines = [line for line in read if line is not None]
+    if rotten := len(read) - len(lines):
+        report.message(f"{rotten} kept responses are damaged and are drawn anew.", "warn", {"damaged": rotten})
     return {(line["number"], line["sample"]): Response(*line["response"]) for line in lines}
 
 
-def _whole(kept: bytes) -> bytes:
+def _ended(kept: bytes) -> bytes:
     """Without its last line, where a killed run left that in the middle."""
     return kept[: kept.rfind(b"\n") + 1]
 
@@ -90,5 +93,5 @@ def _whole(kept: bytes) -> bytes:
 def _appending(path: Path) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        os.truncate(path, len(_whole(path.read_bytes())))
+        os.truncate(path, len(_ended(path.read_bytes())))
     return path.open("a")

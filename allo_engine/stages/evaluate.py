@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from allo_engine.checked import checked, whole
 from allo_engine.checkpoints.delta import FILE
 from allo_engine.config import TEACHER_KEY, EvaluateConfig, Judge
 from allo_engine.data.judge import Duel, judged
@@ -74,14 +75,14 @@ def _evaluated(
 ) -> Line:
     """A model's line: found, or kept by a run that was cut."""
     kept = work / f"{candidate.name}.json"
-    row = here().firsts(json.loads(kept.read_text()) if kept.exists() else None)
+    row = here().firsts(whole(kept.read_bytes()) if kept.exists() else None)
     if row is None:
         row = {"model": candidate.name, **evaluation.of(candidate, tick)}
         if retention:
             found = retention.of(candidate, tick)
             row["retention"] = {key: value for key, value in found.items() if key not in ("texts", "examples")}
         work.mkdir(parents=True, exist_ok=True)
-        kept.with_suffix(".tmp").write_text(json.dumps(row))
+        kept.with_suffix(".tmp").write_text(checked(row))
         kept.with_suffix(".tmp").replace(kept)
     return row
 

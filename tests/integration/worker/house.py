@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import update
 
 from service.db import Database
 from service.jobs import service
@@ -19,6 +20,8 @@ from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from tests.tiny import save_tiny
+from tests.unit.engine.pipeline import write_problems
 from tests.waiting import until
 from worker.offer import offer, worker_id
 from worker.starting import Start, start_cold
@@ -129,3 +132,16 @@ def furnish(settings: Settings, control: Path) -> House:
     house = House(settings, database, store, control)
     workers.beat(database, house.worker, "host", offer(settings))
     return house
+
+
+def give_real(house: House, folder: Path) -> None:
+    """Have the house's model and files be real ones, for the real engine; they are made in the folder."""
+    model = [
+        {"path": path.name, "bytes": blob.size, "sha256": blob.sha256}
+        for path in sorted(save_tiny(folder / "model").iterdir())
+        if (blob := house.store.put_stream([path.read_bytes()]))
+    ]
+    problems = house.store.put_stream([(write_problems(folder / "problems") / "data.jsonl").read_bytes()])
+    with house.database.transaction() as session:
+        session.execute(update(Model).values(files=model))
+        session.execute(update(File).values(sha256=problems.sha256, bytes=problems.size))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,17 +15,23 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from service.jobs import service
 from service.jobs.data.erasing import Eraser, Keeping
 from service.jobs.running import attempts, keeping, workers
 from service.jobs.running.keeping import Kept
 from service.jobs.tables import KeptCheckpoint
+from service.settings import Settings
 from service.storage.local import LocalStore
 from service.storage.store import Blob
-from tests.integration.worker.house import House
+from tests.integration.worker.conftest import QUICK
+from tests.integration.worker.house import OWNER, House, furnish, give_real
+from tests.integration.worker.processes import kill_tree
 from tests.waiting import PATIENCE, until
+from worker.engine import DEFAULT_COMMAND
 from worker.offer import offer
 from worker.outcome import Outcome, Released, Succeeded
 from worker.runner import Runner
+from worker.starting import Warm
 from worker.workspace import open_workspace
 
 KEEPS = {"keep_seconds": 0.001, "self_fence_seconds": PATIENCE, "lease_seconds": 2 * PATIENCE}
@@ -105,7 +113,7 @@ def test_another_host_goes_on_from_the_newest_kept_checkpoint_and_ends_in_the_sa
     newest = rows(house)[0].step
     other = elsewhere(house)
     assert isinstance(run(other), Succeeded)
-    assert [step for _, step in house.starts()] == [0, newest]
+    assert house.starts()[0][1] == 0 < newest <= house.starts()[1][1], "a copy is as new as it can be"
     assert told(house, job, f"Goes on from the checkpoint behind step {newest}, which was kept in the store.")
     assert not any((other.settings.data_dir / "work").iterdir())
     assert rows(house) == [], "a stage that has ended keeps none"
@@ -116,19 +124,81 @@ def test_another_host_goes_on_from_the_newest_kept_checkpoint_and_ends_in_the_sa
     assert house.artifact(job) == straight.artifact(uninterrupted)
 
 
-def test_where_the_newest_is_damaged_the_one_before_is_gone_on_from_and_where_both_are_the_start(house: House) -> None:
+RUN = """
+import sys
+from service.db import Database
+from service.settings import Settings
+from service.storage import open_store
+from worker.runner import Runner
+settings = Settings.from_environment()
+Runner(settings, Database(settings.database), open_store(settings.store)).run(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+SFT = {"n_epochs": 60, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_seconds": 0.001}
+
+
+def submitted(house: House, seed: int) -> str:
+    new = service.NewJob("tiny", "file-train", method="supervised", seed=seed, stages={"sft": SFT})
+    return service.submit(house.database, house.store, new, service.Sender(OWNER)).job.id
+
+
+def killed_once_it_has_kept(house: House) -> str:
+    """A job of the real engine whose worker was killed, with all its processes, behind a checkpoint that is kept."""
+    for seed in range(10):  # it may get to its end before anybody looks
+        job = submitted(house, seed)
+        command = [sys.executable, "-c", RUN, *map(str, house.dispatch())]
+        with subprocess.Popen(command, env=os.environ | house.settings.to_environment()) as worker:
+            until(lambda process=worker: rows(house) or process.poll() is not None)
+            kill_tree(worker.pid)
+        if house.stage(job).status == "running":
+            house.expire()
+            return job
+        house.cancel(job)
+    raise AssertionError("no job was caught running")
+
+
+def test_the_real_engine_ends_in_the_same_bits_on_the_host_that_goes_on(tmp_path: Path) -> None:
+    warm = Warm(DEFAULT_COMMAND)
+
+    def ended(house: House, job: str) -> list[tuple[str, str]]:
+        runner = Runner(house.settings, house.database, house.store, start=warm.start)
+        assert isinstance(runner.run(*house.dispatch()), Succeeded)
+        return [(row.path, row.sha256) for row in house.view(job).artifacts]
+
+    cut, straight = (
+        furnish(Settings(data_dir=tmp_path / name, **QUICK | KEEPS), tmp_path) for name in ("cut", "straight")
+    )
+    for house in (cut, straight):
+        give_real(house, house.settings.data_dir / "given")
+    job = killed_once_it_has_kept(cut)
+    gone_on = ended(elsewhere(cut), job)
+    assert told(cut, job, "which was kept in the store")
+    assert told(cut, job, "Resumed behind step")
+    assert any(path.endswith(".safetensors") for path, _ in gone_on)
+    assert gone_on == ended(straight, submitted(straight, cut.view(job).job.seed))
+    warm.close()
+    for house in (cut, straight):
+        house.database.close()
+
+
+def test_where_the_newest_is_damaged_the_one_before_is_gone_on_from(house: House) -> None:
     job = cut(house)
     newest, before = rows(house)[:2]
     damage(house, newest)
-    other = elsewhere(house)
-    house.behave(steps=newest.step + 3, seconds=0, before={str(before.step + 1): "once:crash"})
-    run(other)
-    assert [step for _, step in house.starts()] == [0, before.step]
+    assert isinstance(run(elsewhere(house)), Succeeded)
+    assert house.starts()[1][1] >= before.step > 0
     assert told(house, job, f"behind step {newest.step} that was kept in the store is damaged")
-    damage(house, before)
-    house.behave(steps=newest.step + 3, seconds=0)
-    assert isinstance(run(elsewhere(house, "third")), Succeeded)
-    assert house.starts()[-1] == ("sft", 0)
+    assert told(house, job, f"Goes on from the checkpoint behind step {before.step}")
+
+
+def test_where_both_are_damaged_the_stage_begins_at_its_start_and_says_why(house: House) -> None:
+    job = cut(house)
+    for row in rows(house):
+        damage(house, row)
+    assert isinstance(run(elsewhere(house)), Succeeded)
+    assert [step for _, step in house.starts()] == [0, 0]
+    assert len(told(house, job, "that was kept in the store is damaged")) == 2
     assert told(house, job, "No checkpoint of the store is whole: the stage begins at its start.")
 
 

@@ -8,15 +8,11 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import update
 
 from service.jobs import service
-from service.jobs.tables import File, Model
 from service.settings import Settings
-from tests.integration.worker.house import OWNER, House, alive, furnish
+from tests.integration.worker.house import OWNER, House, alive, furnish, give_real
 from tests.integration.worker.processes import leftovers
-from tests.tiny import save_tiny
-from tests.unit.engine.pipeline import write_problems
 from tests.waiting import PATIENCE, until
 from worker.outcome import Failed, Succeeded
 from worker.runner import Runner
@@ -31,15 +27,7 @@ def house(tmp_path: Path) -> Any:
         data_dir=tmp_path / "data", heartbeat_seconds=0.2, self_fence_seconds=PATIENCE, lease_seconds=2 * PATIENCE
     )
     house = furnish(settings, tmp_path)
-    model = [
-        {"path": path.name, "bytes": blob.size, "sha256": blob.sha256}
-        for path in sorted(save_tiny(tmp_path / "model").iterdir())
-        if (blob := house.store.put_stream([path.read_bytes()]))
-    ]
-    problems = house.store.put_stream([(write_problems(tmp_path / "problems") / "data.jsonl").read_bytes()])
-    with house.database.transaction() as session:
-        session.execute(update(Model).values(files=model))
-        session.execute(update(File).values(sha256=problems.sha256, bytes=problems.size))
+    give_real(house, tmp_path)
     yield house
     house.database.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,19 @@ def run_job(
     """Every stage's metrics; outputs lie in root/<stage>/<output>."""
     metrics: dict[str, dict[str, float]] = {}
     for stage in plan(method, data, stages, hyperparameters):
-        inputs = {
-            name: _whole(root / source.replace(".", "/"), root, given) if "." in source else given[source]
-            for name, source in stage.inputs.items()
-        }
+        inputs = {name: whole_input(source, root, given) for name, source in stage.inputs.items()}
         inputs["cache"] = root / "cache"
         module = importlib.import_module(f"allo_engine.stages.{stage.kind}")
         metrics[stage.name] = module.run(stage.config, inputs, root / stage.name, root / "work" / stage.name, report)
     return metrics
 
 
-def _whole(folder: Path, root: Path, given: dict[str, Path]) -> Path:
+def whole_input(source: str, root: Path, given: Mapping[str, Path]) -> Path:
+    """The folder of what a stage reads."""
+    return _whole(root / source.replace(".", "/"), root, given) if "." in source else given[source]
+
+
+def _whole(folder: Path, root: Path, given: Mapping[str, Path]) -> Path:
     """What a stage wrote; of a checkpoint that it only described, the merged one, as the store makes it."""
     if not (folder / DESCRIBED).exists():
         return folder

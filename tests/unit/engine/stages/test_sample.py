@@ -88,6 +88,18 @@ def test_a_resumed_run_draws_nothing_anew(tmp_path: Path, model_folder: Path, re
     assert len(set(drawn)) == len(drawn) == 24
 
 
+def test_a_response_that_has_rotted_is_drawn_anew(tmp_path: Path, model_folder: Path, stream: Lines) -> None:
+    data, report = write_problems(tmp_path / "data"), Report(stream)
+    first = sampled(tmp_path, model_folder, data, report)
+    kept = tmp_path / "work" / "responses.jsonl"
+    lines = kept.read_bytes().splitlines(keepends=True)
+    flipped = lines[1].replace(b'"response": [[', b'"response": [[1')
+    lines[1:4] = [flipped, b"\xff" + lines[2], lines[3][:-2] + b"\n"]
+    kept.write_bytes(b"".join(lines))
+    assert sampled(tmp_path, model_folder, data, report) == first
+    assert "3 kept responses are damaged and are drawn anew." in stream.getvalue()
+
+
 def test_a_resumed_evaluation_asks_nothing_again(tmp_path: Path, model_folder: Path, report: Report) -> None:
     """It is cut in the midst of its second model."""
     config = EvaluateConfig(max_response_tokens=12, template="{problem}:", examples=8)

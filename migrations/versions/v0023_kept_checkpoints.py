@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "v0022"
-down_revision = "v0021"
+revision = "v0023"
+down_revision = "v0022"
 branch_labels = None
 depends_on = None
 

@@ -1,0 +1,116 @@
+"""Every stage that trains, the real engine, killed at random moments: it ends in the bits of the run that was not.
+
+KILLS in the environment says how often each is killed, and KILLS_SEED at which moments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allo_engine.pipeline import Data, PlannedStage, plan
+from tests.tiny import save_tiny
+from tests.unit.engine.pipeline import whole_input, write_problems
+from worker.engine import DEFAULT_COMMAND
+from worker.starting import Launch, Warm
+
+KILLS = int(os.environ.get("KILLS", "2"))
+SEED = int(os.environ.get("KILLS_SEED", "0"))
+
+TRAINED = ("sft", "warmup", "reward_model", "forget", "improve")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sft": {"learning_rate": 1e-2, "n_epochs": 25, "batch_size": 4, "share": 1},
+    "sample": {"n": 8, "max_response_tokens": 32},
+    "warmup": {"learning_rate": 1e-4, "batch_size": 4},
+    "locate": {"forget_ratio": 0.03, "improve_ratio": 0.1},
+    "reward_model": {"learning_rate": 1e-3, "n_epochs": 2, "batch_size": 4},
+    "forget": {"learning_rate": 1e-4, "batch_size": 2},
+    "improve": {"learning_rate": 1e-3, "batch_size": 2},
+}
+SAVES = {"checkpoint_seconds": 1e-6}
+
+
+@dataclass
+class Bench:
+    """A job's stages, and a warm process that they are forked from."""
+
+    root: Path
+    given: Mapping[str, Path]
+    stages: Mapping[str, PlannedStage]
+    warm: Warm
+
+    def run(self, name: str, root: Path, kill_at: tuple[int, float] | None = None) -> int:
+        """Run a stage with its outputs in a folder, to its end, or until it has said so many things and some moments
+        have passed; how many it said."""
+        stage, folder = self.stages[name], root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        inputs = {key: str(whole_input(source, self.root, self.given)) for key, source in stage.inputs.items()}
+        config = stage.config.model_dump(mode="json") | (SAVES if name in TRAINED else {})
+        task = {"stage": name, "config": config, "inputs": inputs | {"cache": str(self.root / "cache")}}
+        task |= {"outputs": str(root / name), "work": str(root / "work" / name)}
+        (root / f"{name}.json").write_text(json.dumps(task))
+        return self._started((*DEFAULT_COMMAND, name, "--config", str(root / f"{name}.json")), root, kill_at)
+
+    def _started(self, command: tuple[str, ...], folder: Path, kill_at: tuple[int, float] | None) -> int:
+        (orders, ours), (heard, words) = os.pipe(), os.pipe()
+        log, lock = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(folder, os.O_RDONLY)
+        options = ("--grace", "5", "--lease", "600")
+        started = self.warm.start(Launch("stage-x", folder, options, command, orders, words, log, lock, {}))
+        for descriptor in (orders, words, log, lock):
+            os.close(descriptor)
+        said = []
+        with os.fdopen(heard) as lines:
+            for line in lines:  # to the end: then whoever could say more is gone
+                said.append(line)
+                if kill_at is not None and len(said) == kill_at[0]:
+                    time.sleep(kill_at[1])
+                    signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)  # its program dies with its supervisor
+        status = started.wait()
+        started.close()
+        os.close(ours)
+        assert status == 0 or kill_at is not None, said[-1]
+        return len(said)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """The whole job, undisturbed, but for its last stage, which trains nothing."""
+    root = tmp_path_factory.mktemp("killed")
+    data = write_problems(root / "data")
+    given = {"model": save_tiny(root / "model"), "training_file": data}
+    stages = {stage.name: stage for stage in plan("allo", Data("problems"), SETTINGS)}
+    bench = Bench(root, given, stages, Warm(DEFAULT_COMMAND))
+    yield bench
+    bench.warm.close()
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_trained_stage_that_is_killed_at_random_moments_ends_in_the_same_bits(bench: Bench) -> None:
+    moments = random.Random(SEED)
+    for name in bench.stages:
+        said = bench.run(name, bench.root)
+        if name not in TRAINED:
+            continue
+        again = bench.root / "again"
+        for kill in range(KILLS):
+            moment = moments.randint(1, max(1, said - 2)), moments.uniform(0, 0.01)
+            bench.run(name, again, moment)
+            print(f"{name}: killed {kill + 1} times, at {moment}", file=sys.stderr)
+        bench.run(name, again)
+        whole = outputs(bench.root / name)
+        assert any(path.endswith(".safetensors") for path in whole)
+        assert outputs(again / name) == whole, f"{name}, KILLS_SEED={SEED}"
