@@ -199,6 +199,11 @@ class Settings(BaseModel):
         description="A worker without a stage answers questions to models, and lets a model go that nobody has asked "
         "for this long; 0: it answers none. A stage that comes goes first.",
     )
+    serve_backend: Literal["auto", "transformers", "vllm"] = Field(
+        default="auto",
+        description="What decodes answers; auto: vLLM where it is installed, the device is a GPU and it can serve the "
+        "model, else the engine itself.",
+    )
     drain_seconds: float = Field(
         default=3, ge=0, description="For how long a model may go on answering once a stage wants its worker."
     )

@@ -33,6 +33,9 @@ MOST_BASES = 3
 GROWTH = {"cpu": 2.2, "cuda": 1.3}
 """Bytes of memory that a stored byte of weights takes: 16 bits become 32 on a processor; and what answering takes."""
 
+VLLM_GROWTH = 2.5
+"""On a device that holds several bases by vLLM: each one's keys and values may take as much again as its weights."""
+
 Why = tuple[str, str]
 """A code and a sentence: why there is no answer."""
 
@@ -41,7 +44,7 @@ SWAPPED = ("busy", "Another model takes its place: ask again.")
 
 class Shelf:
     """Models by their bases. While there is one, no stage runs here (`worker.turns`). `tell` passes on what they say;
-    `command` begins the command line of each one's process, which the folder of its base ends."""
+    `command` begins the command line of each one's process; the folder of its base and what decodes end it."""
 
     def __init__(
         self, settings: Settings, store: Store, has: Offer, tell: Tell, command: Sequence[str] = COMMAND
@@ -64,7 +67,7 @@ class Shelf:
     def room(self) -> int:
         """Bytes of stored weights that would fit if nothing else were loaded here."""
         if self._has.devices:
-            return self._free()
+            return self._of_device(GROWTH["cuda"])
         held = sum(map(_resident, psutil.Process().children(recursive=True) if self._models else []))
         return self._free() + round(held / GROWTH["cpu"])
 
@@ -121,9 +124,16 @@ class Shelf:
         return [model for model in self._models.values() if self._has.devices or not model.ready]
 
     def _free(self) -> int:
+        """Bytes of stored weights that fit; on a device, of several bases together."""
         if self._has.devices:
-            return round((self._has.devices[0].bytes or 2**62) / GROWTH["cuda"])
+            return self._of_device(VLLM_GROWTH if self._by_vllm() else GROWTH["cuda"])
         return round(min(int(psutil.virtual_memory().available), self._has.host_bytes) / GROWTH["cpu"])
+
+    def _of_device(self, growth: float) -> int:
+        return round((self._has.devices[0].bytes or 2**62) / growth)
+
+    def _by_vllm(self) -> bool:
+        return self._settings.serve_backend != "transformers" and "vllm" in self._has.packages
 
     def _load(self, served: Served) -> Model | None:
         """None while the last stage's runner, or the last model, is on its way out."""
@@ -159,7 +169,7 @@ class Shelf:
         device = [device.name for device in self._has.devices[:1]]
         with log_file.open("a") as errors:
             return subprocess.Popen(
-                [*self._command, str(base)],
+                [*self._command, str(base), self._settings.serve_backend],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -134,7 +134,7 @@ class Engine:
             command,
             stdin=subprocess.PIPE,
             stdout=2,  # what a library prints belongs into the log
-            env=_environment(),
+            env=environment(),
             pass_fds=[says],
         )
         os.close(says)
@@ -150,7 +150,7 @@ class Engine:
 
         Raises EngineDied where it cannot go on.
         """
-        self._ask({"requests": list(map(_written, requests)), "settings": asdict(settings), "logps": logps})
+        self._ask({"requests": list(map(written, requests)), "settings": asdict(settings), "logps": logps})
         for line in self._lines:
             if "finished" not in line:
                 self._note(line["done"])
@@ -191,7 +191,8 @@ class Engine:
                 yield line
 
 
-def _written(request: Request) -> Line:
+def written(request: Request) -> Line:
+    """As the engine's process is told it."""
     seeds = [[sample, request.stream_seed(sample)] for sample in request.samples]
     return {
         "number": request.number,
@@ -201,8 +202,8 @@ def _written(request: Request) -> Line:
     }
 
 
-def _environment() -> dict[str, str]:
-    """The engine's: one process, on this process's device, that binds no processor and speaks to nobody."""
+def environment() -> dict[str, str]:
+    """The engine's environment: one process, on this process's device, that binds no processor and speaks to nobody."""
     ours = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_HOST_IP": "127.0.0.1",

@@ -54,8 +54,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def started(folder: str, dtype: str, length: int, rows: int) -> tuple[str, Any]:
-    """vLLM's version, and its engine with a model: `length` tokens are what a prompt and its response have at most."""
+def started(
+    folder: str, dtype: str, length: int, rows: int, most_cache: int | None = None, **more: Any
+) -> tuple[str, Any]:
+    """vLLM's version, and its engine with a model: `length` tokens are what a prompt and its response have at most, −1
+    what the model reads and the cache holds. `most_cache` bytes of keys and values are what a device gives it at most;
+    None: what is left of SHARE.
+    """
     from vllm import __version__
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -70,10 +75,12 @@ def started(folder: str, dtype: str, length: int, rows: int) -> tuple[str, Any]:
         enable_prefix_caching=True,
         disable_log_stats=True,
         **_on_this_device(),
+        **more,
     )
     config = arguments.create_engine_config()
-    if not torch.cuda.is_available() and config.cache_config.kv_cache_memory_bytes is None:
-        config.cache_config.kv_cache_memory_bytes = _cache_bytes(config)
+    bounded = most_cache is not None or not torch.cuda.is_available()
+    if bounded and config.cache_config.kv_cache_memory_bytes is None:
+        config.cache_config.kv_cache_memory_bytes = min(_cache_bytes(config), most_cache or sys.maxsize)
     return __version__, LLMEngine.from_vllm_config(config, disable_log_stats=True)
 
 
@@ -90,7 +97,8 @@ def _cache_bytes(config: Any) -> int:
     heads = model.get_num_kv_heads(parallel) * model.get_num_layers(parallel)
     token_bytes = 2 * heads * model.get_head_size() * model.dtype.itemsize
     blocks = -(-model.max_model_len // BLOCK) * (config.scheduler_config.max_num_seqs + 1)
-    return int(min(blocks * BLOCK * token_bytes, SHARE * available_bytes("cpu") / 2))
+    free = available_bytes("cuda" if torch.cuda.is_available() else "cpu")
+    return int(min(blocks * BLOCK * token_bytes, SHARE * free / 2))
 
 
 def answer(engine: Any, asked: Line, say: Callable[[Line], None]) -> None:
@@ -110,23 +118,31 @@ def answer(engine: Any, asked: Line, say: Callable[[Line], None]) -> None:
 def _responses(requests: list[Line], settings: Line, logps: bool) -> Iterator[tuple[str, list[int], Any]]:
     """Every response is a request of its own: it has its own seed, ends by itself, and is not asked for again. Its
     prompt's blocks are in the cache when another response to it comes."""
+    for request in requests:
+        for sample, seed in request["samples"]:
+            yield (
+                f"{request['number']}/{sample}",
+                request["prompt"],
+                drawn(settings, seed, request["max_tokens"], logps),
+            )
+
+
+def drawn(settings: Line, seed: int, max_tokens: int, logps: bool = False, growing: bool = False) -> Any:
+    """How vLLM draws a response; `growing`: it gives new tokens as they come, not all of them at their end."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    for request in requests:
-        for sample, seed in request["samples"]:
-            how = SamplingParams(
-                temperature=settings["temperature"],
-                top_p=settings["top_p"],
-                seed=seed if settings["temperature"] else None,
-                max_tokens=request["max_tokens"],
-                stop_token_ids=list(settings["ends"]),
-                ignore_eos=True,  # the ends are those that are named, all of them
-                detokenize=False,
-                logprobs=0 if logps else None,  # 0: the chosen token's alone
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            yield f"{request['number']}/{sample}", request["prompt"], how
+    return SamplingParams(
+        temperature=settings["temperature"],
+        top_p=settings["top_p"],
+        seed=seed if settings["temperature"] else None,
+        max_tokens=max_tokens,
+        stop_token_ids=list(settings["ends"]),
+        ignore_eos=True,  # the ends are those that are named, all of them
+        detokenize=False,
+        logprobs=0 if logps else None,  # 0: the chosen token's alone
+        output_kind=RequestOutputKind.DELTA if growing else RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _finished(output: Any) -> list[Any]:
