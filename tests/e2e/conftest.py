@@ -9,13 +9,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import openai
 import psutil
 import pytest
 
-from tests.tiny import save_tiny
 from tests.waiting import PATIENCE, until
+
+if TYPE_CHECKING:  # what takes seconds is not loaded by a process that hands out tests
+    import openai
 
 SHORT_TIMES = {
     "ALLO_HEARTBEAT_SECONDS": "0.5",
@@ -43,6 +45,8 @@ class Service:
         return (self.folder / "api_key").read_text().strip()
 
     def client(self) -> openai.OpenAI:
+        import openai
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key)
 
     def processes(self, *words: str) -> list[psutil.Process]:
@@ -75,6 +79,8 @@ def stop(service: Service) -> list[psutil.Process]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    from tests.tiny import save_tiny
+
     folder = tmp_path_factory.mktemp("service")
     model = save_tiny(folder / "tiny-source", merges=[("q", "u")])  # GGUF has no place for a BPE that merges nothing
     running = start(folder / "data")

@@ -25,7 +25,6 @@ import pytest
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from openai.types.fine_tuning import FineTuningJobEvent
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allo_engine.exports.checking import difference, of_folder, outputs
@@ -266,6 +265,8 @@ def test_allo_drives_a_whole_job_and_its_exports_are_as_far_off_as_they_say(
     told = allo("export", job, "peft", "adapter.tar", "--rank", 32, "--json")
     with tarfile.open(tmp_path / "adapter.tar") as archive:
         archive.extractall(tmp_path / "adapter", filter="data")
+    from peft import PeftModel  # here: it takes seconds
+
     base = AutoModelForCausalLM.from_pretrained(service.folder.parent / "tiny-source")
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     assert off(adapted, aligned) == pytest.approx(json.loads(told)["figures"]["logits"], rel=0.01)

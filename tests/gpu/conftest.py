@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +19,8 @@ FIGURES: list[dict[str, Any]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch  # here: a process that hands out tests does without
+
     if torch.cuda.is_available():
         return
     for item in items:
@@ -36,6 +37,8 @@ def figures() -> list[dict[str, Any]]:
 def pytest_terminal_summary() -> None:
     if not FIGURES:
         return
+    import torch
+
     report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "figures": FIGURES}
     if path := os.environ.get("ALLO_GPU_REPORT"):
         Path(path).write_text(json.dumps(report, indent=2))
