@@ -9,9 +9,12 @@ import pytest
 
 from tests.s3 import s3_server
 
+import pytest
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays to the end: no collection looks at it again, and stages ask for many."""
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_stays() -> None:
+    """No collection looks again at what was imported or is shared by now: stages ask for many."""
     gc.collect()
     gc.freeze()
 

@@ -1,17 +1,14 @@
-"""One rank of a job's stages, one after the other: python -m tests.unit.engine.ranked ROOT RANK RANKS TRAIN
+"""One rank of a job's stages, one after the other.
 
-Inputs are what the first rank wrote below ROOT; the others write aside, as `python -m allo_engine` has it.
+Inputs are what the first rank wrote below the root; the others write aside, as `python -m allo_engine` has it.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
-from contextlib import nullcontext
+import io
 from pathlib import Path
 
-from allo_engine.__main__ import leave
-from allo_engine.launching import Place, joined
 from allo_engine.pipeline import Data, PlannedStage, plan
 from allo_engine.ranks import here
 from allo_engine.report import Report
@@ -34,24 +31,18 @@ def planned(train: str) -> list[PlannedStage]:
     return [*trained, *plan("allo", Data("preferences"), asked | tried, shorthand)]
 
 
-def run(root: Path, rank: int, size: int, train: str) -> None:
-    place, report = Place(rank, size, root / "meeting"), Report(sys.stdout)
-    with joined(place, report) if size > 1 else nullcontext():
-        for stage in planned(train):
-            given = {"training_file": root / ("problems" if stage.name == "sft" else "preferences")}
-            given["model"] = root / "model"
-            inputs = {
-                name: root / source.replace(".", "/") if "." in source else given[source]
-                for name, source in stage.inputs.items()
-            }
-            inputs["cache"] = root / "cache"
-            own = root if rank == 0 else root / f"aside{rank}"
-            work = own / "work" / stage.name
-            module = importlib.import_module(f"allo_engine.stages.{stage.name}")
-            module.run(stage.config, inputs, own / stage.name, work, report)
-            here().barrier()
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
-    leave(0)
+def run(root: Path, train: str) -> None:
+    rank, report = here().rank, Report(io.StringIO())
+    for stage in planned(train):
+        given = {"training_file": root / ("problems" if stage.name == "sft" else "preferences")}
+        given["model"] = root / "model"
+        inputs = {
+            name: root / source.replace(".", "/") if "." in source else given[source]
+            for name, source in stage.inputs.items()
+        }
+        inputs["cache"] = root / "cache"
+        own = root if rank == 0 else root / f"aside{rank}"
+        work = own / "work" / stage.name
+        module = importlib.import_module(f"allo_engine.stages.{stage.name}")
+        module.run(stage.config, inputs, own / stage.name, work, report)
+        here().barrier()

@@ -1,18 +1,15 @@
-"""One rank of some stages, one after the other: python -m tests.unit.engine.shared ROOT RANK RANKS
-
-ROOT/tasks.json lists them. Many in one process, as to start one is what takes long.
-"""
+"""Some stages, one after the other, on one rank."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from allo_engine.config import CONFIGS
-from allo_engine.launching import Place, joined
 from allo_engine.ranks import here
 from allo_engine.report import Report
 
@@ -38,10 +35,7 @@ def counted_together() -> None:
     assert second(0) == 0
 
 
-if __name__ == "__main__":
-    root, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    report = Report(sys.stdout)
-    with joined(Place(rank, size, root / "meeting"), report):
-        for task in json.loads((root / "tasks.json").read_text()):
-            run(task, root, report)
-        counted_together()
+def run_all(tasks: Sequence[dict[str, Any]], root: Path) -> None:
+    for task in tasks:
+        run(task, root, Report(io.StringIO()))
+    counted_together()

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.unit.engine.pipeline import write_problems
+from tests.unit.engine.processes import Program
 from tests.waiting import PATIENCE
 
 
@@ -26,13 +27,18 @@ def write_task(folder: Path, stage: str, config: dict[str, Any], inputs: dict[st
     return folder / "stage.json"
 
 
-def start(stage: str, config: Path) -> subprocess.Popen[str]:
+def start(stage: str, config: Path) -> Program:
+    return Program([stage, "--config", str(config)], config.with_name("errors"))
+
+
+def executed(stage: str, config: Path) -> subprocess.Popen[str]:
+    """As a program of its own, which loads the engine first."""
     command = [sys.executable, "-m", "allo_engine", stage, "--config", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, Any]]]:
+def finish(process: Program | subprocess.Popen[str]) -> tuple[int | None, list[dict[str, Any]]]:
     output, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, [json.loads(line) for line in output.splitlines()] or [{"type": errors}]
 
@@ -45,7 +51,6 @@ def test_a_stage_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path, model_f
     status, lines = finish(start("sft", whole))
     assert (status, lines[-1]["type"]) == (0, "result")
     process = start("sft", cut)
-    assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line).get("metrics", {}).get("step", 0) >= 30:
             process.send_signal(ending)
@@ -66,7 +71,6 @@ def test_sampling_that_was_ended_goes_on_to_the_same_responses(tmp_path: Path, m
     whole, cut = (write_task(tmp_path / name, "sample", config, inputs) for name in ("whole", "cut"))
     assert finish(start("sample", whole))[0] == 0
     process = start("sample", cut)
-    assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line).get("step", 0) >= 1:
             process.kill()
@@ -81,7 +85,7 @@ def test_sampling_that_was_ended_goes_on_to_the_same_responses(tmp_path: Path, m
 def test_a_stage_that_cannot_go_on_says_what_to_change(tmp_path: Path, model_folder: Path) -> None:
     inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
     config = write_task(tmp_path / "job", "sft", {"template": "no place for it"}, inputs)
-    status, lines = finish(start("sft", config))
+    status, lines = finish(executed("sft", config))
     assert status == 1
     assert lines[-1] == {
         "type": "error",
@@ -92,7 +96,7 @@ def test_a_stage_that_cannot_go_on_says_what_to_change(tmp_path: Path, model_fol
 
 def test_settings_that_are_wrong_are_told_by_field(tmp_path: Path, model_folder: Path) -> None:
     config = write_task(tmp_path / "job", "sft", {"learning_rate": -1}, {"model": model_folder})
-    status, lines = finish(start("sft", config))
+    status, lines = finish(executed("sft", config))
     assert status == 2
     assert "learning_rate" in lines[-1]["message"]
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,8 @@ from safetensors.numpy import load_file
 from allo_engine.ranks import Ranks, here
 from tests.tiny import save_tiny
 from tests.unit.engine.pipeline import aligned_folder, write_problems
+from tests.unit.engine.processes import Program, as_ranks
+from tests.unit.engine.ranked import run
 from tests.unit.engine.test_main import finish, start, write_task
 from tests.waiting import PATIENCE, until
 
@@ -52,16 +51,7 @@ def material(root: Path) -> Path:
 
 def ranked(root: Path, size: int, train: str) -> dict[str, dict[str, np.ndarray]]:
     """The weights that each trained stage leaves."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.engine.ranked", str(root), str(rank), str(size), train],
-            stdout=subprocess.DEVNULL,
-            env=environment,
-        )
-        for rank in range(size)
-    ]
-    assert [process.wait(PATIENCE) for process in processes] == [0] * size
+    as_ranks(size, root, run, root, train)
     folders = {stage: root / stage / "checkpoint" for stage in TRAINED} | {
         "improve": aligned_folder(root, root / "model")
     }
@@ -82,9 +72,8 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path: Path, train: str) -> 
 SFT: dict[str, Any] = {"learning_rate": 1e-3, "n_epochs": 40, "batch_size": 4, "checkpoint_seconds": 0.01}
 
 
-def begun(process: subprocess.Popen[str], step: int) -> list[psutil.Process]:
+def begun(process: Program, step: int) -> list[psutil.Process]:
     """The other ranks, once the training is behind that step."""
-    assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line).get("metrics", {}).get("step", 0) >= step:
             break

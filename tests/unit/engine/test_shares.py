@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from tests.tiny import save_tiny
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.masking.test_gradients import by_plain_autograd
 from tests.unit.engine.pipeline import write_problems
-from tests.unit.engine.shared import run
+from tests.unit.engine.processes import as_ranks
+from tests.unit.engine.shared import run, run_all
 from tests.unit.engine.stages.test_locate import save
 from tests.unit.engine.test_main import finish, start, write_task
 from tests.unit.engine.test_ranks import other_ranks
@@ -97,29 +95,17 @@ def tasks(root: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return tasks(tmp_path_factory.mktemp("shares"))
+
+
+@pytest.fixture(scope="module")
+def done(given: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """All tasks done by one process, and by two, in a folder each."""
-    root = tmp_path_factory.mktemp("shares")
-    given = tasks(root)
-    alone, shared = root / "alone", root / "shared"
-    for task in given:
-        run(task, alone, Report(Lines()))
-    shared.mkdir()
-    (shared / "tasks.json").write_text(json.dumps(given))
-    ranked(shared, 2)
+    alone, shared = (tmp_path_factory.mktemp(name) for name in ("alone", "shared"))
+    run_all(given, alone)
+    as_ranks(2, shared, run_all, given, shared)
     return alone, shared
-
-
-def ranked(folder: Path, size: int) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.engine.shared", str(folder), str(rank), str(size)],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(size)
-    ]
-    assert [process.wait(PATIENCE) for process in processes] == [0] * size
 
 
 def files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -135,8 +121,10 @@ def test_ranks_leave_the_bytes_that_one_process_leaves(done: tuple[Path, Path], 
     assert found == expected
 
 
-def test_by_gradient_the_masks_differ_at_most_where_rounding_decides(done: tuple[Path, Path]) -> None:
-    (task,) = [task for task in json.loads((done[1] / "tasks.json").read_text()) if task["name"] == "gradient"]
+def test_by_gradient_the_masks_differ_at_most_where_rounding_decides(
+    given: list[dict[str, Any]], done: tuple[Path, Path]
+) -> None:
+    (task,) = [task for task in given if task["name"] == "gradient"]
     inputs = {name: Path(folder) for name, folder in task["inputs"].items()}
     groups = locate.pair_groups(LocateConfig(**task["config"]), inputs, Report(Lines()))
     exact = by_plain_autograd(load_model(inputs["model"]), groups)
@@ -161,7 +149,6 @@ def test_what_ranks_drew_before_one_was_killed_others_go_on_from(tmp_path: Path,
     config = {**DRAWING, "n": 4, "max_response_tokens": 200}
     run({"name": "whole", "stage": "sample", "config": config, "inputs": inputs}, tmp_path, Report(Lines()))
     process = start("sample", write_task(tmp_path / "cut", "sample", {**config, "devices": 3}, inputs))
-    assert process.stdout is not None
     for line in process.stdout:
         if json.loads(line).get("step", 0) >= 6:
             other_ranks(process.pid)[-1].kill()

@@ -1,33 +1,25 @@
-"""One rank of trainings by TRL, one after the other: python -m tests.unit.engine.training.trl_ranked ROOT RANK RANKS
+"""Trainings by TRL, one after the other, on some ranks.
 
-ROOT holds a model, its data and cases<RANKS>.json. What is left of each case stands in ROOT/<name>: a checkpoint, what
-was reported, and what ended each rank.
+The root holds a model and its data. What is left of each case stands in the folder of its name: a checkpoint, what was
+reported, and what ended each rank.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from allo_engine.__main__ import leave
 from allo_engine.config import CONFIGS
-from allo_engine.launching import Place, joined
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.stages import sft, warmup
 from tests.tiny import save_tiny
 from tests.unit.engine.conftest import Lines
-from tests.waiting import PATIENCE
+from tests.unit.engine.processes import as_ranks
 
 SLOWLY: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 4, "n_epochs": 2, "epsilon": 1e-3}
 """Settings under which a rounding stays one: Adam's first steps are signs where epsilon is small."""
@@ -96,13 +88,13 @@ def write_material(root: Path) -> Path:
 
 def launch(root: Path, size: int, cases: Sequence[Case]) -> None:
     """Cases on so many processes, which have no compiler."""
-    (root / f"cases{size}.json").write_text(json.dumps([asdict(case) for case in cases]))
-    command = [sys.executable, "-m", "tests.unit.engine.training.trl_ranked", str(root)]
-    without = {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(root / "none"), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([*command, str(rank), str(size)], env={**os.environ, **without}) for rank in range(size)
-    ]
-    assert [process.wait(PATIENCE) for process in processes] == [0] * size
+    without = {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(root / "none")}
+    as_ranks(size, root / f"ranks{size}", _run_all, cases, root, environment=without)
+
+
+def _run_all(cases: Sequence[Case], root: Path) -> None:
+    for case in cases:
+        run(case, root)
 
 
 def run(case: Case, root: Path) -> None:
@@ -123,16 +115,3 @@ def run(case: Case, root: Path) -> None:
         (root / case.name).mkdir(exist_ok=True)
         (root / case.name / "lines.jsonl").write_text(report.stream.getvalue())
         (root / case.name / "endings.json").write_text(json.dumps(endings))
-
-
-def main(root: Path, rank: int, size: int) -> None:
-    torch.set_num_threads(1)
-    place = Place(rank, size, root / f"meeting{size}")
-    with joined(place, Report(sys.stderr)) if size > 1 else nullcontext():
-        for fields in json.loads((root / f"cases{size}.json").read_text()):
-            run(Case(**fields), root)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    leave(0)
