@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import httpx
@@ -48,6 +50,16 @@ class Place:
         return self.service
 
     def allo(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command, in this process: to load it takes longer than what it does."""
+        said, complaint = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complaint):
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            status = main([*arguments])
+        return subprocess.CompletedProcess(arguments, status, said.getvalue(), complaint.getvalue())
+
+    def executed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command, as a program of its own."""
         command = [*ALLO, *arguments]
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -81,9 +93,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place.close()
 
 
+def submission(place: Place, *options: str) -> tuple[str, ...]:
+    return "submit", str(place.data.parent / "train.jsonl"), "--model", "tiny", "--method", "supervised", *options
+
+
 def submit(place: Place, *options: str) -> subprocess.CompletedProcess[str]:
-    train = str(place.data.parent / "train.jsonl")
-    return place.allo("submit", train, "--model", "tiny", "--method", "supervised", *options)
+    return place.allo(*submission(place, *options))
 
 
 def test_the_first_key_is_kept_for_its_owner_alone(place):
@@ -92,16 +107,16 @@ def test_the_first_key_is_kept_for_its_owner_alone(place):
 
 
 def test_a_job_from_submit_to_a_verified_download(place, tmp_path):
-    done = submit(place, "--set", "sft.batch_size=2", "--watch")
+    done = place.executed(*submission(place, "--set", "sft.batch_size=2", "--watch"))
     assert done.returncode == 0, done.stderr
     job = re.search(r"ftjob-\w+", done.stdout)[0]
     assert "Stage sft: succeeded." in done.stdout
-    got = place.allo("download", job, str(tmp_path / "model"))
+    got = place.executed("download", job, str(tmp_path / "model"))
     assert got.returncode == 0, got.stderr
     weights = (tmp_path / "model" / "weights.json").read_text()
     (tmp_path / "model" / "weights.json").unlink()
     (tmp_path / "model" / "weights.json.part").write_text(weights[:10])
-    assert place.allo("download", job, str(tmp_path / "model")).returncode == 0
+    assert place.executed("download", job, str(tmp_path / "model")).returncode == 0
     assert (tmp_path / "model" / "weights.json").read_text() == weights
 
 
@@ -183,7 +198,7 @@ def test_what_cannot_be_says_why(place, capsys, arguments, complaint):
 
 
 def test_a_second_service_in_the_same_folder_is_refused(place):
-    refused = place.allo("up")
+    refused = place.executed("up")
     assert refused.returncode == 1
     assert "already serves" in refused.stderr
     assert place.allo("doctor").returncode == 0
@@ -230,7 +245,7 @@ def test_a_taken_port_is_refused(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        refused = Place(tmp_path).allo("up", "--port", str(taken.getsockname()[1]))
+        refused = Place(tmp_path).executed("up", "--port", str(taken.getsockname()[1]))
     assert refused.returncode == 1
     assert "--port" in refused.stderr
 

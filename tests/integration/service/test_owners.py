@@ -135,22 +135,23 @@ def body_of(found: Route) -> dict[str, Any]:
 FIELDS = [name for name in CreateJob.model_fields if name.endswith("_file") or name in ("model", "masks")]
 
 
-@pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("path", [JOBS, f"{JOBS}?dry_run=true", f"{JOBS}/estimate", SWEEPS])
 def test_a_job_cannot_begin_with_another_owners_thing(
-    stranger: TestClient, served: Domain, theirs: dict[str, str], path: str, field: str
+    stranger: TestClient, served: Domain, theirs: dict[str, str], path: str
 ) -> None:
     served.add_file("file-mine", owner="stranger")
-    kind = {"model": "name", "masks": "job_id"}.get(field, "file_id")
 
-    def submit(name: str) -> tuple[int, str]:
+    def submit(field: str, name: str) -> tuple[int, str]:
         body = {"model": "tiny", "training_file": "file-mine", "method": {"type": "allo"}, field: name}
         body |= {"sweep": {"seed": [0, 1]}} if path.startswith(SWEEPS) else {}
         answer = stranger.post(path, json=body)
         return answer.status_code, answer.text.replace(name, "…")
 
-    assert submit(theirs[kind]) == submit(ABSENT[kind])
-    assert submit(theirs[kind])[0] in (404, 422)
+    for field in FIELDS:
+        kind = {"model": "name", "masks": "job_id"}.get(field, "file_id")
+        there, absent = (submit(field, names_of[kind]) for names_of in (theirs, ABSENT))
+        assert there == absent, field
+        assert there[0] in (404, 422), field
 
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])
@@ -163,11 +164,8 @@ def test_another_owners_job_is_compared_with_nothing(stranger: TestClient, their
     assert asked(theirs["job_id"])[0] == 404
 
 
-@pytest.mark.parametrize("path", [JOBS, SWEEPS, "/v1/files", HOOKS])
-def test_another_owners_thing_is_no_place_to_go_on_after(
-    stranger: TestClient, theirs: dict[str, str], path: str
-) -> None:
-    kind = {JOBS: "job_id", SWEEPS: "sweep_id", "/v1/files": "file_id", HOOKS: "endpoint_id"}[path]
-    there, absent = (stranger.get(path, params={"after": found[kind]}) for found in (theirs, ABSENT))
-    assert there.status_code == absent.status_code
-    assert there.text.replace(theirs[kind], "…") == absent.text.replace(ABSENT[kind], "…")
+def test_another_owners_thing_is_no_place_to_go_on_after(stranger: TestClient, theirs: dict[str, str]) -> None:
+    for path, kind in {JOBS: "job_id", SWEEPS: "sweep_id", "/v1/files": "file_id", HOOKS: "endpoint_id"}.items():
+        there, absent = (stranger.get(path, params={"after": found[kind]}) for found in (theirs, ABSENT))
+        assert there.status_code == absent.status_code, path
+        assert there.text.replace(theirs[kind], "…") == absent.text.replace(ABSENT[kind], "…"), path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.tiny import save_tiny
 from tests.unit.engine.pipeline import aligned_folder, write_problems
 from tests.unit.engine.processes import Program, as_ranks
 from tests.unit.engine.ranked import run
+from tests.unit.engine.shared import run_all
 from tests.unit.engine.test_main import finish, start, write_task
 from tests.waiting import PATIENCE, until
 
@@ -89,11 +91,13 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "out" / "checkpoint" / "model.safetensors")
 
 
-def test_what_ends_one_rank_ends_all_and_loses_nothing(tmp_path: Path, model_folder: Path) -> None:
+def test_what_ends_one_rank_ends_all_and_as_many_fewer_or_more_go_on_from_there(
+    tmp_path: Path, model_folder: Path
+) -> None:
     inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
-    whole, cut = (write_task(tmp_path / name, "sft", {**SFT, "devices": 2}, inputs) for name in ("whole", "cut"))
-    assert finish(start("sft", whole))[0] == 0
-    for step, end in ((10, "a rank is killed"), (30, "the first is killed"), (50, "all are asked to stop")):
+    as_ranks(2, tmp_path, run_all, [{"name": "whole", "stage": "sft", "config": SFT, "inputs": inputs}], tmp_path)
+    whole, cut = weights_of(tmp_path / "whole"), write_task(tmp_path / "cut", "sft", {**SFT, "devices": 2}, inputs)
+    for step, end in ((10, "a rank is killed"), (20, "the first is killed"), (30, "all are asked to stop")):
         process = start("sft", cut)
         (other,) = begun(process, step)
         if end == "a rank is killed":
@@ -104,29 +108,26 @@ def test_what_ends_one_rank_ends_all_and_loses_nothing(tmp_path: Path, model_fol
         expected = {"a rank is killed": 1, "the first is killed": -signal.SIGKILL, "all are asked to stop": 75}
         assert process.returncode == expected[end]
         until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE)  # noqa: B023 - asked at once
+    shutil.copytree(tmp_path / "cut", tmp_path / "others")
+
     status, lines = finish(start("sft", cut))
     assert status == 0, lines[-1]
     assert any("Resumed" in line.get("message", "") for line in lines)
-    ours, uncut = weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole")
-    assert all(np.array_equal(weights, uncut[name]) for name, weights in ours.items())
+    ours = weights_of(tmp_path / "cut")
+    assert all(np.array_equal(ours[name], weights) for name, weights in whole.items()), "two end in the same bits"
 
-
-def test_what_two_ranks_saved_one_and_three_go_on_from(tmp_path: Path, model_folder: Path) -> None:
-    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
-    assert finish(start("sft", write_task(tmp_path / "alone", "sft", {**SFT, "devices": 1}, inputs)))[0] == 0
-    process = start("sft", write_task(tmp_path / "cut", "sft", {**SFT, "devices": 2}, inputs))
-    begun(process, 10)
+    process = start("sft", write_task(tmp_path / "others", "sft", {**SFT, "devices": 3}, inputs))
+    begun(process, 40)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE)
-    for devices in (3, 1):
-        process = start("sft", write_task(tmp_path / "cut", "sft", {**SFT, "devices": devices}, inputs))
-        if devices == 3:
-            begun(process, 20)
-            process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == (75 if devices == 3 else 0)
-    ours, expected = weights_of(tmp_path / "cut"), weights_of(tmp_path / "alone")
-    assert max(np.abs(ours[name] - expected[name]).max() for name in expected) < 1e-4
+    assert process.returncode == 75
+    alone = write_task(tmp_path / "others", "sft", {**SFT, "devices": 1}, inputs)
+    status, lines = finish(start("sft", alone))
+    assert status == 0, lines[-1]
+    (resumed,) = [line["data"]["step"] for line in lines if "Resumed" in line.get("message", "")]
+    assert resumed >= 40
+    ours = weights_of(tmp_path / "others")
+    assert max(np.abs(ours[name] - weights).max() for name, weights in whole.items()) < 1e-4
 
 
 def test_an_error_of_the_data_is_told_once_and_in_words(tmp_path: Path, model_folder: Path) -> None:

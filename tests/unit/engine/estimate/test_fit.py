@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from allo_engine.estimate.fit import TRAINED, Fit, fits, shape_by_config
+from allo_engine.estimate.fit import TRAINED, Fit, fits, main, shape_by_config
 from allo_engine.model.shape import shape_of
 from tests.tiny import tiny_model
 
@@ -124,8 +124,6 @@ def test_the_command_prints_every_stage(tmp_path: Path) -> None:
     assert {stage["stage"] for stage in answer["stages"]} >= set(TRAINED)
 
 
-def test_what_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "allo_engine.estimate", "fit", str(tmp_path / "nothing"), "--device-gb", "24"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "names no causal language model" in done.stderr
+def test_what_is_no_model_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing"), "--device-gb", "24"]) == 2
+    assert "names no causal language model" in capsys.readouterr().err

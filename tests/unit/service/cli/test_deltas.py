@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from allo_engine.checkpoints.__main__ import main as engine
 from allo_engine.checkpoints.delta import write_delta
 from allo_engine.checkpoints.folder import fingerprint
 from service.cli import main
@@ -51,6 +52,7 @@ def test_info_says_what_a_delta_holds(base: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_is_wrong_is_said_in_one_line(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the engine, here, and by the command, which asks it in a process of its own."""
     delta, missing = str(base.with_name("delta")), str(base.with_name("nowhere"))
     other = base.with_name("other")
     other.mkdir()
@@ -62,10 +64,13 @@ def test_what_is_wrong_is_said_in_one_line(base: Path, capsys: pytest.CaptureFix
         (["merge", str(base), delta, str(base)], "name another folder"),
         (["merge", str(other), delta, missing], "another base model"),
     ]:
-        assert main(command) == 1
+        asked = [*command, "float32"] if command[0] == "merge" else command
+        assert engine(asked) == 1
         (said,) = capsys.readouterr().err.splitlines()
         assert reason in said
     assert not Path(missing).exists()
+    assert main(command) == 1
+    assert capsys.readouterr().err.splitlines() == [f"error: {said}"]
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
