@@ -7,6 +7,7 @@ that has. Workers have their stages forked in the same way.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import multiprocessing
 import os
@@ -23,6 +24,8 @@ import allo_engine.stages
 from allo_engine.launching import Place, joined
 from allo_engine.report import Report
 from tests.waiting import PATIENCE
+
+PAGE = 4096  # bytes: the smallest a pipe can be
 
 _server = multiprocessing.get_context("forkserver")
 _stages = [f"allo_engine.stages.{module.name}" for module in pkgutil.iter_modules(allo_engine.stages.__path__)]
@@ -44,18 +47,19 @@ def as_ranks(
         for process, (_, speaker) in zip(processes, pairs, strict=True):
             process.start()
             speaker.close()
-        return [_heard(listener) for listener, _ in pairs]
+        heard = [_heard(listener) for listener, _ in pairs]
     finally:
         for process in processes:
             process.kill()
             process.join()
+    assert all(done for done, _ in heard), "\n".join(found for done, found in heard if not done)
+    return [found for _, found in heard]
 
 
-def _heard(listener: Connection) -> Any:
+def _heard(listener: Connection) -> tuple[bool, Any]:
     assert wait([listener], PATIENCE), "a rank hangs"
     done, found = listener.recv()
-    assert done, found
-    return found
+    return done, found
 
 
 def _rank(
@@ -77,10 +81,15 @@ def _rank(
 
 
 class Program:
-    """`python -m allo_engine` with these arguments, one thread and a file for its errors, to be asked as a Popen is."""
+    """`python -m allo_engine` with these arguments, one thread and a file for its errors, to be asked as a Popen is.
+
+    It is never more than a page of lines ahead of who reads them: what is read of step n finds it near step n, however
+    long that took.
+    """
 
     def __init__(self, arguments: Sequence[str], errors: Path) -> None:
         listener, speaker = _server.Pipe(duplex=False)
+        fcntl.fcntl(speaker, fcntl.F_SETPIPE_SZ, PAGE)
         self._errors = errors
         self._process = _server.Process(target=_program, args=(arguments, speaker, errors))
         self._process.start()

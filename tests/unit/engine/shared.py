@@ -23,6 +23,7 @@ def run(task: dict[str, Any], root: Path, report: Report) -> None:
     inputs = {name: Path(folder) for name, folder in task["inputs"].items()}
     module = importlib.import_module(f"allo_engine.stages.{task['stage']}")
     metrics = module.run(CONFIGS[task["stage"]](**task["config"]), inputs, outputs, work, report)
+    outputs.mkdir(parents=True, exist_ok=True)  # not every stage writes on every rank
     (outputs / "metrics.json").write_text(json.dumps(metrics))
 
 
