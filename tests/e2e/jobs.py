@@ -11,9 +11,11 @@ from openai.types.fine_tuning import FineTuningJobEvent
 from tests.waiting import until
 
 
-def submit(client: openai.OpenAI, files: dict[str, str], kind: str, stages: dict[str, Any], **more: Any) -> str:
+def submit(
+    client: openai.OpenAI, files: dict[str, str], kind: str, stages: dict[str, Any], seed: int = 1, **more: Any
+) -> str:
     method = {"type": kind, kind: {"stages": stages}}
-    job = client.fine_tuning.jobs.create(model="tiny", seed=1, **files, extra_body={"method": method, **more})
+    job = client.fine_tuning.jobs.create(model="tiny", seed=seed, **files, extra_body={"method": method, **more})
     return str(job.id)
 
 

@@ -26,12 +26,17 @@ def preferences(service: Service, tmp_path_factory: pytest.TempPathFactory) -> d
 def test_a_job_that_trl_trains_goes_on_where_its_worker_was_killed_and_is_evaluated(
     service: Service, client: openai.OpenAI, preferences: dict[str, str]
 ) -> None:
-    job_id = submit(client, preferences, "dpo", {"warmup": {**LONG, "checkpoint_seconds": 0.2}})
-    wait(client, job_id, lambda: (stages_of(client, job_id)["warmup"]["metrics"] or {}).get("step", 0) >= 50)
-    for process in service.processes("worker"):
-        process.kill()
-    wait(client, job_id, status_is(client, job_id, "succeeded"))
-    warmup = stages_of(client, job_id)["warmup"]
+    for seed in range(100):
+        job_id = submit(client, preferences, "dpo", {"warmup": {**LONG, "checkpoint_seconds": 0.2}}, seed)
+        wait(
+            client, job_id, lambda job=job_id: (stages_of(client, job)["warmup"]["metrics"] or {}).get("step", 0) >= 50
+        )
+        for process in service.processes("worker"):
+            process.kill()
+        wait(client, job_id, status_is(client, job_id, "succeeded"))
+        warmup = stages_of(client, job_id)["warmup"]
+        if warmup["attempt"] == 2:
+            break  # else, on a busy machine, it was over before it was killed
     assert warmup["attempt"] == 2
     assert warmup["metrics"]["steps"] == 600
     messages = [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100)]

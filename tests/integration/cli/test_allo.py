@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -21,12 +20,13 @@ import psutil
 import pytest
 
 from service.cli import main
+from tests import asking
 from tests.tiny import save_tiny
 from tests.waiting import PATIENCE, until
 
 STUB = Path(__file__).parents[1] / "worker" / "stub_engine.py"
 ALLO = (sys.executable, "-m", "service.cli")
-QUICK = {"HEARTBEAT": 0.2, "SELF_FENCE": 4, "LEASE": 5, "REDISPATCH": 3, "DISPATCH": 0.1, "GRACE": 3}
+QUICK = {"HEARTBEAT": 0.2, "SELF_FENCE": 8, "LEASE": 10, "REDISPATCH": 3, "DISPATCH": 0.1, "GRACE": 10}
 
 
 class Place:
@@ -66,7 +66,9 @@ class Place:
         )
 
     def behave(self, **behaviour: object) -> None:
-        (self.control / "behaviour").write_text(json.dumps(behaviour))
+        told = self.control / "behaviour"
+        told.with_suffix(".new").write_text(json.dumps(behaviour))
+        told.with_suffix(".new").replace(told)  # a trainer may be looking
 
     def close(self) -> None:
         if self.service is None:
@@ -219,26 +221,23 @@ def test_keys_are_made_listed_and_revoked(place):
     key_id = re.search(r"key-\w+", line)[0]
     headers = {"authorization": f"Bearer {secret}"}
     url = (place.data / "url").read_text().strip() + "/v1/models"
-    assert httpx.get(url, headers=headers).status_code == 200
+    assert asking.get(url, headers=headers).status_code == 200
     assert secret not in place.allo("keys", "list").stdout
     assert place.allo("keys", "revoke", key_id).returncode == 0
-    assert httpx.get(url, headers=headers).status_code == 401
+    until(lambda: asking.get(url, headers=headers).status_code == 401)  # a moment: keys are remembered
 
 
 def test_what_dies_is_started_again_and_the_job_goes_on(place):
-    place.behave(steps=30, seconds=0.1)
-    starts = place.control / "starts"
-    before = starts.read_text().count("\n")
+    place.behave(at={"2": "hold"})
     job = re.search(r"ftjob-\w+", submit(place, "--seed", "11").stdout)[0]
-    until(lambda: starts.read_text().count("\n") > before)
-    time.sleep(1)
+    until(lambda: json.loads(place.allo("jobs", job, "--json").stdout)["stages"][0]["progress"]["step"])
     broker, api, worker = psutil.Process(place.service.pid).children()
     for process in (broker, api, worker):
         process.kill()
-    place.behave(steps=30, seconds=0.01)
+    place.behave()
     watched = place.allo("watch", job)
     assert watched.returncode == 0, watched.stdout + watched.stderr
-    assert int(starts.read_text().split()[-1]) > 0, "it should have gone on from a checkpoint"
+    assert int((place.control / "starts").read_text().split()[-1]) > 0, "it should have gone on from a checkpoint"
 
 
 def test_a_taken_port_is_refused(tmp_path):
@@ -282,12 +281,12 @@ def test_a_job_is_checked_before_anything_is_uploaded(place, tmp_path):
 
 
 def test_a_job_is_managed_from_the_terminal(place):
-    place.behave(steps=3000, seconds=0.05)
+    place.behave(at={"1": "hold"})
     job = json.loads(submit(place, "--seed", "21", "--json").stdout)["id"]
     assert json.loads(place.allo("pause", job, "--json").stdout)["id"] == job
     until(lambda: json.loads(place.allo("jobs", job, "--json").stdout)["status"] == "paused")
     assert "has priority low" in place.allo("priority", job, "low").stdout
-    assert "queued" in place.allo("resume", job).stdout
+    assert re.search("queued|running", place.allo("resume", job).stdout)
     assert place.allo("cancel", job).returncode == 0
     story = place.allo("events", job, "--follow")
     assert story.stdout.splitlines()[-1].endswith("The job was cancelled.")

@@ -19,6 +19,7 @@ from service.jobs.submission import NewJob
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage.store import Blob, Store
+from tests import asking
 from tests.apps import on_a_port
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
@@ -46,7 +47,7 @@ class Hub:
         return HfApi(endpoint=self.endpoint, token=self.token)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        return httpx.get(f"{self.endpoint}{path}", headers={"authorization": f"Bearer {self.token}", **headers})
+        return asking.get(f"{self.endpoint}{path}", headers={"authorization": f"Bearer {self.token}", **headers})
 
 
 @contextmanager

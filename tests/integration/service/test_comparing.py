@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import httpx
 import pytest
 from sqlalchemy import update
 
@@ -15,6 +14,7 @@ from service.jobs.comparison import LARGEST_REPORTS, compare
 from service.jobs.errors import Conflict, DomainError, InvalidRequest, NotFound
 from service.jobs.running import attempts
 from service.jobs.tables import Artifact
+from tests import asking
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 
 CASES = [f"case-{number}" for number in range(8)]
@@ -142,9 +142,9 @@ def test_the_route_takes_several_runs_and_shows_nobody_elses(base_url: str, serv
     url, headers = f"{base_url}/fine_tuning/jobs/compare", {"authorization": f"Bearer {secret}"}
     asked: list[tuple[str, str | int | float | bool | None]] = [("ours", ours), ("ours", ours)]
     asked += [("theirs", theirs), ("theirs", f"{theirs}:sft")]
-    answer = httpx.get(url, params=asked, headers=headers)
+    answer = asking.get(url, params=asked, headers=headers)
     assert answer.status_code == 200
     assert [pair["theirs"] for pair in answer.json()["pairs"]] == [f"{theirs}:sft"] * 2
-    assert httpx.get(url, params={"ours": ours}, headers=headers).status_code == 422
-    unknown = httpx.get(url, params={"ours": ours, "theirs": "ftjob-x"}, headers=headers)
+    assert asking.get(url, params={"ours": ours}, headers=headers).status_code == 422
+    unknown = asking.get(url, params={"ours": ours, "theirs": "ftjob-x"}, headers=headers)
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "theirs")

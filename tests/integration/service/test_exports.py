@@ -28,6 +28,7 @@ from service.jobs.submission import NewJob
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage.store import Blob
+from tests import asking
 from tests.disk import blob_path
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
@@ -50,7 +51,7 @@ class Served:
 
     def get(self, path: str, key: str | None = None, **headers: str) -> httpx.Response:
         url = f"{self.url}/v1/models/{self.model}/{path}"
-        return httpx.get(url, headers={"authorization": f"Bearer {key or self.key}", **headers}, timeout=60)
+        return asking.get(url, headers={"authorization": f"Bearer {key or self.key}", **headers})
 
     def made(self, path: str) -> httpx.Response:
         """Asked for until it is there."""
@@ -178,7 +179,7 @@ def test_a_gguf_is_made_once_and_its_error_stated(served: Served, tmp_path: Path
     modelfile = served.get("export/gguf?type=q8_0&file=Modelfile").text
     assert modelfile.startswith("FROM ./model.gguf\n")
     assert served.get("export/gguf?type=q8_0", range="bytes=0-3").content == b"GGUF"
-    model = httpx.get(f"{served.url}/v1/models/{served.model}", headers={"authorization": f"Bearer {served.key}"})
+    model = asking.get(f"{served.url}/v1/models/{served.model}", headers={"authorization": f"Bearer {served.key}"})
     (told,) = [made for made in model.json()["exports"] if made["format"] == "gguf"]
     assert told["status"] == "ready"
     assert told["options"] == {"type": "q8_0"}
@@ -191,7 +192,7 @@ def test_what_cannot_be_exported_says_why(served: Served) -> None:
         ("llama", "delta", "no sparse delta"),
         ("llama", "peft", "no base to adapt"),
     ):
-        refused = httpx.get(f"{served.url}/v1/models/{name}/export/{format}", headers=headers)
+        refused = asking.get(f"{served.url}/v1/models/{name}/export/{format}", headers=headers)
         assert refused.status_code == 422
         assert message in refused.json()["error"]["message"]
     assert served.get("export/onnx").status_code == 404

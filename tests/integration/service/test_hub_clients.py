@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -22,6 +21,7 @@ from service.db import Database
 from service.jobs.access.keys import create_key
 from service.jobs.registry.models import read_model
 from service.jobs.submission import NewJob
+from tests import asking
 from tests.integration.service.domain import OWNER
 from tests.integration.service.hub import Hub, run, serving
 
@@ -98,7 +98,7 @@ def test_another_owners_repository_is_absent_and_no_key_opens_nothing(hub: Hub) 
         HfApi(endpoint=hub.endpoint, token=hub.stranger).model_info(hub.repository)
     assert theirs.value.response.status_code == 404
     for path in (f"/{hub.repository}/resolve/main/config.json", f"/api/models/{hub.repository}/tree/main"):
-        assert httpx.get(hub.endpoint + path, headers={"authorization": f"Bearer {hub.stranger}"}).status_code == 404
+        assert asking.get(hub.endpoint + path, headers={"authorization": f"Bearer {hub.stranger}"}).status_code == 404
     with pytest.raises(HfHubHTTPError) as unknown:
         HfApi(endpoint=hub.endpoint, token="hf_wrong").model_info(hub.repository)
     assert unknown.value.response.status_code == 401
@@ -158,6 +158,6 @@ def test_a_deleted_model_is_no_revision_any_more(hub: Hub) -> None:
     name = hub.domain.view(job).job.fine_tuned_model
     admin = create_key(hub.domain.database, OWNER).secret
     url = f"{hub.endpoint}/v1/models/{name}"
-    assert httpx.delete(url, headers={"authorization": f"Bearer {admin}"}).status_code == 200
+    assert asking.delete(url, headers={"authorization": f"Bearer {admin}"}).status_code == 200
     with pytest.raises(RevisionNotFoundError, match="none yet"):
         hub.api().model_info(f"jobs/{job}")

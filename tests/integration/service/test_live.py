@@ -20,6 +20,7 @@ from service.jobs import repository, service, story
 from service.jobs.access import keys
 from service.jobs.access.keys import create_key
 from service.jobs.progression import add_event
+from tests import asking
 from tests.e2e.jobs import streamed as streamed_by
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
 from tests.waiting import PATIENCE, until
@@ -158,8 +159,8 @@ def test_an_event_of_another_job_and_an_absent_job_are_refused(http: httpx.Clien
 def test_another_owners_job_has_no_stream(base_url: str, served: Domain) -> None:
     job = served.submit(SUPERVISED).job.id
     headers = STREAM | {"authorization": f"Bearer {create_key(served.database, 'stranger').secret}"}
-    assert httpx.get(f"{base_url}/fine_tuning/jobs/{job}/events", headers=headers).status_code == 404
-    assert httpx.get(f"{base_url}/fine_tuning/jobs/{job}/metrics", headers=headers).status_code == 404
+    assert asking.get(f"{base_url}/fine_tuning/jobs/{job}/events", headers=headers).status_code == 404
+    assert asking.get(f"{base_url}/fine_tuning/jobs/{job}/metrics", headers=headers).status_code == 404
 
 
 def test_owasp_api4_an_owner_has_so_many_streams_and_gets_them_back(

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 
 from service.api.shapes import ANSWERS
 from service.jobs.sweeping import sweeps
+from tests import asking
 from tests.integration.service.domain import SUPERVISED, Domain
 
 ERROR = {"$ref": "#/components/schemas/Error"}
@@ -107,7 +107,7 @@ def test_answers_are_as_the_document_says(base_url: str, served: Domain, secret:
         ("/metrics", ""),
     ]
     for path, name in asked:
-        answer = httpx.get(root + re.sub(r"{\w+}", name, path), headers={"authorization": f"Bearer {secret}"})
+        answer = asking.get(root + re.sub(r"{\w+}", name, path), headers={"authorization": f"Bearer {secret}"})
         documented = document["paths"][path]["get"]["responses"][str(answer.status_code)]["content"]
         kind = answer.headers["content-type"].partition(";")[0]
         assert kind in documented, path
@@ -119,14 +119,14 @@ def test_answers_are_as_the_document_says(base_url: str, served: Domain, secret:
 def test_the_documentation_is_served_without_a_key_and_without_the_network(base_url: str, served: Domain) -> None:
     root = base_url.removesuffix("/v1")
     for path in ("/docs", "/docs/operations"):
-        page = httpx.get(root + path)
+        page = asking.get(root + path)
         assert page.status_code == 200
         assert page.headers["content-security-policy"].startswith("default-src 'none'")
         assert not re.search(r"(src|href)=.?https?:", page.text)
-    assert "/v1/fine_tuning/jobs/{job_id}" in httpx.get(f"{root}/docs").text
-    assert httpx.get(f"{base_url}/openapi.json").json()["openapi"].startswith("3.1")
-    assert httpx.get(f"{root}/docs/..%2f..%2fsettings").status_code == 404
-    assert httpx.get(f"{root}/docs/nothing").json()["error"]["code"] == "not_found"
+    assert "/v1/fine_tuning/jobs/{job_id}" in asking.get(f"{root}/docs").text
+    assert asking.get(f"{base_url}/openapi.json").json()["openapi"].startswith("3.1")
+    assert asking.get(f"{root}/docs/..%2f..%2fsettings").status_code == 404
+    assert asking.get(f"{root}/docs/nothing").json()["error"]["code"] == "not_found"
 
 
 def test_the_example_of_an_estimate_is_one(document: dict[str, Any]) -> None:

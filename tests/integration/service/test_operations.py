@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.api.errors import envelope
 from service.jobs.access.keys import create_key
 from service.logs import JsonLines
+from tests import asking
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import SUPERVISED, Domain
 from tests.waiting import until
@@ -55,7 +56,7 @@ def test_a_request_is_one_line_with_whose_it_is_and_how_long_it_took(
     base_url: str, served: Domain, secret: str, lines: Lines
 ) -> None:
     job = served.submit(SUPERVISED).job.id
-    answer = httpx.get(f"{base_url}/fine_tuning/jobs/{job}", headers=key(secret))
+    answer = asking.get(f"{base_url}/fine_tuning/jobs/{job}", headers=key(secret))
     (line,) = until(lambda: lines.events("request"))
     assert line["request_id"] == answer.headers["x-request-id"]
     assert (line["method"], line["status"], line["owner"]) == ("GET", 200, "owner")
@@ -71,7 +72,7 @@ def test_an_error_of_ours_is_found_by_its_id_with_one_traceback(
     def broken() -> None:
         raise RuntimeError("the reason")
 
-    answer = httpx.get(f"{base_url}/broken", headers=key(secret))
+    answer = asking.get(f"{base_url}/broken", headers=key(secret))
     assert answer.status_code == 500
     (failed,) = lines.events("request_failed")
     assert failed["request_id"] == answer.headers["x-request-id"]
@@ -84,7 +85,7 @@ def test_a_content_that_cannot_be_read_is_in_the_log_with_the_request(
     base_url: str, served: Domain, secret: str, lines: Lines
 ) -> None:
     served.store.delete(served.data.sha256)
-    answer = httpx.get(f"{base_url}/files/file-train/content", headers=key(secret))
+    answer = asking.get(f"{base_url}/files/file-train/content", headers=key(secret))
     (failed,) = lines.events("part_failed")
     assert (answer.status_code, failed["request_id"]) == (500, answer.headers["x-request-id"])
     assert failed["request_id"] in answer.json()["error"]["message"]
@@ -96,15 +97,15 @@ def test_nobody_writes_a_line_of_the_log_and_no_key_is_in_it(
 ) -> None:
     forged = '1.2.3.4 - "GET /v1/models HTTP/1.1" 200 OK'
     headers = {"x-forwarded-for": forged, "x-request-id": forged, "user-agent": secret}
-    httpx.get(f"{base_url}/models?limit={secret}", headers=headers | key(secret))
-    httpx.get(f"{base_url}/files/{secret}%0aforged%1b[2K", headers=key(secret))
-    httpx.get(f"{base_url}/models", headers=key("allo-" + "x" * 43))
+    asking.get(f"{base_url}/models?limit={secret}", headers=headers | key(secret))
+    asking.get(f"{base_url}/files/{secret}%0aforged%1b[2K", headers=key(secret))
+    asking.get(f"{base_url}/models", headers=key("allo-" + "x" * 43))
     until(lambda: len(lines.events("request")) >= 3)
     assert not any(secret in text or "\x1b" in text or "x" * 43 in text or "\n" in text for text in lines.texts)
 
 
 def metrics(base_url: str, secret: str) -> dict[tuple[str, ...], float]:
-    answer = httpx.get(base_url.removesuffix("/v1") + "/metrics", headers=key(secret))
+    answer = asking.get(base_url.removesuffix("/v1") + "/metrics", headers=key(secret))
     assert answer.status_code == 200, answer.text
     families = text_string_to_metric_families(answer.text)
     return {(one.name, *map(str, one.labels.values())): one.value for family in families for one in family.samples}
@@ -114,7 +115,7 @@ def test_metrics_count_requests_stages_bytes_and_devices(base_url: str, served: 
     served.submit(SUPERVISED)
     served.finish(served.claim())
     meter = create_key(served.database, "operator", ("metrics",)).secret
-    httpx.get(f"{base_url}/models", headers=key(secret))
+    asking.get(f"{base_url}/models", headers=key(secret))
     found = until(lambda: (seen := metrics(base_url, meter)).get(("allo_http_bytes_total", "sent")) and seen)
     assert any(name[0] == "allo_http_requests_total" and name[-1] == "200" for name in found)
     assert found[("allo_queue_depth",)] == 1
@@ -130,13 +131,13 @@ def test_metrics_count_requests_stages_bytes_and_devices(base_url: str, served: 
 def test_metrics_want_their_scope(base_url: str, served: Domain) -> None:
     reader = create_key(served.database, "owner", ("read",)).secret
     url = base_url.removesuffix("/v1") + "/metrics"
-    assert httpx.get(url, headers=key(reader)).status_code == 403
-    assert httpx.get(url).status_code == 401
+    assert asking.get(url, headers=key(reader)).status_code == 403
+    assert asking.get(url).status_code == 401
 
 
 def test_paths_that_nobody_has_do_not_fill_the_metrics(base_url: str, served: Domain, secret: str) -> None:
     for number in range(20):
-        httpx.get(f"{base_url}/nothing/{number}", headers=key(secret))
+        asking.get(f"{base_url}/nothing/{number}", headers=key(secret))
     routes = {name[2] for name in metrics(base_url, secret) if name[0] == "allo_http_requests_total"}
     assert len(routes) < 3
 
@@ -153,12 +154,12 @@ def test_a_broker_that_hangs_holds_up_no_health_check_and_nobody_else(
     broker.ping = hang  # type: ignore[method-assign]
     ready = base_url.removesuffix("/v1") + "/readyz"
     answers: list[httpx.Response] = []
-    askers = [threading.Thread(target=lambda: answers.append(httpx.get(ready, timeout=60))) for _ in range(60)]
+    askers = [threading.Thread(target=lambda: answers.append(asking.get(ready))) for _ in range(60)]
     for asker in askers:
         asker.start()
     until(lambda: asked)
     try:
-        assert httpx.get(f"{base_url}/models", headers=key(secret), timeout=60).status_code == 200
+        assert asking.get(f"{base_url}/models", headers=key(secret)).status_code == 200
         for asker in askers:
             asker.join()
         assert {(answer.status_code, answer.json()["checks"]["broker"]) for answer in answers} == {(503, False)}
@@ -166,7 +167,7 @@ def test_a_broker_that_hangs_holds_up_no_health_check_and_nobody_else(
         assert len(asked) == 1
     finally:
         thawed.set()
-    until(lambda: httpx.get(ready).json()["checks"]["broker"])
+    until(lambda: asking.get(ready).json()["checks"]["broker"])
 
 
 def test_a_full_disk_is_told_in_its_own_words(app: FastAPI, base_url: str, secret: str) -> None:
@@ -174,7 +175,7 @@ def test_a_full_disk_is_told_in_its_own_words(app: FastAPI, base_url: str, secre
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    answer = httpx.get(f"{base_url}/full", headers=key(secret))
+    answer = asking.get(f"{base_url}/full", headers=key(secret))
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
 
 

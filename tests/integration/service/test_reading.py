@@ -13,7 +13,9 @@ from service.db import Database
 from service.jobs import service
 from service.jobs.access.keys import MOST_UNKNOWN, KeyRing, create_key, revoke_key
 from service.jobs.repository import Page
+from tests import asking
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
+from tests.waiting import PATIENCE
 
 
 def test_a_version_changes_with_every_commit_and_with_nothing_else(database: Database, domain: Domain) -> None:
@@ -30,7 +32,7 @@ def test_a_version_changes_with_every_commit_and_with_nothing_else(database: Dat
 
 def test_a_poll_shows_each_change_at_once(base_url: str, served: Domain, secret: str) -> None:
     job = served.submit(SUPERVISED).job.id
-    with httpx.Client(headers={"authorization": f"Bearer {secret}"}) as client:
+    with httpx.Client(headers={"authorization": f"Bearer {secret}"}, timeout=PATIENCE) as client:
 
         def shown() -> Any:
             return client.get(f"{base_url}/fine_tuning/jobs/{job}").json()
@@ -48,16 +50,16 @@ def test_a_poll_shows_each_change_at_once(base_url: str, served: Domain, secret:
 def test_one_owner_never_sees_what_was_kept_for_another(base_url: str, served: Domain, secret: str) -> None:
     job, stranger = served.submit(SUPERVISED).job.id, create_key(served.database, "stranger").secret
     url = f"{base_url}/fine_tuning/jobs/{job}"
-    assert httpx.get(url, headers={"authorization": f"Bearer {secret}"}).status_code == 200
-    assert httpx.get(url, headers={"authorization": f"Bearer {stranger}"}).status_code == 404
+    assert asking.get(url, headers={"authorization": f"Bearer {secret}"}).status_code == 200
+    assert asking.get(url, headers={"authorization": f"Bearer {stranger}"}).status_code == 404
 
 
 def test_a_list_has_the_stages_without_their_files(base_url: str, served: Domain, secret: str) -> None:
     job = served.submit(SUPERVISED).job.id
     served.run_all()
     headers = {"authorization": f"Bearer {secret}"}
-    listed = httpx.get(f"{base_url}/fine_tuning/jobs", headers=headers).json()["data"][0]
-    whole = httpx.get(f"{base_url}/fine_tuning/jobs/{job}", headers=headers).json()
+    listed = asking.get(f"{base_url}/fine_tuning/jobs", headers=headers).json()["data"][0]
+    whole = asking.get(f"{base_url}/fine_tuning/jobs/{job}", headers=headers).json()
     assert all(stage.pop("artifacts") for stage in whole["stages"])
     assert listed == whole
 

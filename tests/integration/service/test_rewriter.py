@@ -15,6 +15,7 @@ from service.jobs.registry import models
 from service.jobs.tables import Model
 from tests.integration.service.domain import ALLO, Domain
 from tests.tiny import tiny_tokenizer
+from tests.waiting import PATIENCE
 
 FIELD = "method.allo.stages.reward_model"
 
@@ -126,6 +127,8 @@ def test_only_the_operators_hosts_are_asked_for_corrections_and_judgements(
 def test_over_http_the_refusal_names_the_field(base_url: str, secret: str) -> None:
     stages = {"reward_model": {"corrections": {"base_url": "http://127.0.0.1:1/v1", "model": "t"}}}
     body = {"model": "tiny", "training_file": "file-train", "method": {"type": "allo", "allo": {"stages": stages}}}
-    answer = httpx.post(f"{base_url}/fine_tuning/jobs", json=body, headers={"authorization": f"Bearer {secret}"})
+    answer = httpx.post(
+        f"{base_url}/fine_tuning/jobs", json=body, headers={"authorization": f"Bearer {secret}"}, timeout=PATIENCE
+    )
     assert answer.status_code == 422
     assert answer.json()["error"]["param"] == f"{FIELD}.corrections.base_url"

@@ -25,6 +25,7 @@ from service.jobs.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from service.jobs.tables import Upload
 from service.storage import open_store
 from tests.integration.service.domain import OWNER, Domain
+from tests.waiting import PATIENCE
 
 LINES = b"".join(b'{"problem": "p%d", "solution": "s"}\n' % number for number in range(100))
 PARTS = [LINES[:1000], LINES[1000:1001], LINES[1001:]]
@@ -166,7 +167,7 @@ def test_a_strangers_upload_is_an_absent_one(client: OpenAI, served: Domain, bas
     part = client.uploads.parts.create(upload, data=LINES).id
     stranger = create_key(served.database, "stranger", ("admin",)).secret
     headers = {"authorization": f"Bearer {stranger}"}
-    with httpx.Client(base_url=base_url, headers=headers, trust_env=False) as theirs:
+    with httpx.Client(base_url=base_url, headers=headers, trust_env=False, timeout=PATIENCE) as theirs:
         for method, path, body in (
             ("GET", "", {}),
             ("GET", "/parts", {}),

@@ -12,10 +12,12 @@ import pytest
 
 from service.settings import Settings
 from tests.integration.worker.house import House, furnish
+from tests.waiting import PATIENCE
 from worker.starting import Warm
 
-QUICK = {"heartbeat_seconds": 0.2, "self_fence_seconds": 2, "lease_seconds": 3, "redispatch_seconds": 2}
-QUICK |= {"dispatch_seconds": 0.1, "grace_seconds": 2}
+QUICK = {"heartbeat_seconds": 0.2, "redispatch_seconds": 2, "dispatch_seconds": 0.1}
+QUICK |= {"self_fence_seconds": PATIENCE, "lease_seconds": 2 * PATIENCE}  # who is slow is not taken for dead
+SHORT_LEASE = {"self_fence_seconds": 8, "lease_seconds": 10, "grace_seconds": 2}
 
 COLD = (sys.executable, str(Path(__file__).with_name("stub_engine.py")))
 WARM = (sys.executable, "-m", "tests.integration.worker.stub_engine")

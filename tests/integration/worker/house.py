@@ -92,7 +92,9 @@ class House:
         return attempts.expire(self.database, lease.stage_id, lease.epoch, lease.beat)
 
     def behave(self, **behaviour: Any) -> None:
-        (self.control / "behaviour").write_text(json.dumps(behaviour))
+        told = self.control / "behaviour"
+        told.with_suffix(".new").write_text(json.dumps(behaviour))
+        told.with_suffix(".new").replace(told)  # a trainer may be looking
 
     def starts(self) -> list[tuple[str, int]]:
         """Each start of the trainer: its stage, and the step that it resumed from."""

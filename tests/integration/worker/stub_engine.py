@@ -3,9 +3,9 @@
     python stub_engine.py CONTROL STAGE --config stage.json
 
 CONTROL is a folder. `behaviour` in it, if there, is JSON {steps, seconds, at: {"<step>": <deed>}}, and `before` of what
-is done before that step is saved; every start appends a line to `starts`, `pid` and `child` name the present processes,
-and `devices` says which it sees. Its result is a function of its settings and inputs alone, so that a resumed run must
-equal an uninterrupted one.
+is done before that step is saved; with the deed "hold" it waits there until it is told otherwise, or to stop. Every
+start appends a line to `starts`, `pid` and `child` name the present processes, and `devices` says which it sees. Its
+result is a function of its settings and inputs alone, so that a resumed run must equal an uninterrupted one.
 """
 
 import ctypes
@@ -27,18 +27,22 @@ def forked_well() -> bool:
     return not (Path(sys.argv[1]) / "spoilt").exists()
 
 
-def main(arguments: list) -> int:
-    control, stage = Path(arguments[0]), json.loads(Path(arguments[3]).read_text())
+def told(control: Path) -> dict:
     behaviour = {"steps": 4, "seconds": 0.02, "at": {}, "before": {}}
     if (control / "behaviour").exists():
         behaviour |= json.loads((control / "behaviour").read_text())
+    return behaviour
+
+
+def main(arguments: list) -> int:
+    control, stage = Path(arguments[0]), json.loads(Path(arguments[3]).read_text())
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     (control / "child").write_text(str(child.pid))
     (control / "devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "whatever there is"))
     (control / "pid").write_text(str(os.getpid()))
-    return train(stage, behaviour, control, stopping)
+    return train(stage, told(control), control, stopping)
 
 
 def train(stage: dict, behaviour: dict, control: Path, stopping: list) -> int:
@@ -56,7 +60,10 @@ def train(stage: dict, behaviour: dict, control: Path, stopping: list) -> int:
         say(type="progress", step=state["step"], total=behaviour["steps"], metrics={"loss": 1 / state["step"]})
         if stopping:
             return 75
-        misbehave(behaviour["at"].get(str(state["step"]), ""), control)
+        deed = behaviour["at"].get(str(state["step"]), "")
+        while deed == "hold" and not stopping and told(control) == behaviour:
+            time.sleep(0.02)
+        misbehave(deed, control)
     for output in ("checkpoint", "report"):
         folder = Path(stage["outputs"]) / output
         folder.mkdir()

@@ -71,16 +71,16 @@ def patient(make_house, broker) -> House:
 def test_a_job_survives_sigkill_and_waits_for_no_lease_after_that_of_its(victim, patient):
     house = patient
     with working(house) as worker:
-        house.behave(steps=20, seconds=0.1)
+        house.behave(at={"2": "hold"})
         job = house.submit()
         parts = worker.parts()
-        until(lambda: house.stage(job).step)
+        until(lambda: house.stage(job).step == 2)
         os.kill(parts[victim], signal.SIGKILL)
         until(lambda: not alive(parts["trainer"]))
         if victim == "worker":
             worker.process.wait()
             worker.start()
-        house.behave(steps=20, seconds=0.01)
+        house.behave()
         assert succeeded_once(house, job)
         assert house.starts()[1][0] == "sft"
         assert house.starts()[1][1] > 0, "it should have gone on from a checkpoint"
@@ -100,17 +100,16 @@ def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, wor
 
 
 def test_a_paused_job_frees_its_slot_for_another_and_goes_on_from_its_checkpoint(house, worker):
-    house.behave(steps=40, seconds=0.1)
+    house.behave(at={"2": "hold"})
     first = house.submit(seed=1)
     worker.parts()
     until(lambda: house.stage(first).step)
     house.pause(first)
     until(lambda: house.stage(first).status == "waiting")
-    house.behave(steps=2, seconds=0.01)
+    house.behave()
     second = house.submit(seed=2)
     assert succeeded_once(house, second)
     assert house.status(first) == "paused"
-    house.behave(steps=40, seconds=0.01)
     house.resume(first)
     assert succeeded_once(house, first)
     assert house.stage(first).attempt == 1
@@ -133,13 +132,14 @@ def test_every_slot_has_a_device_of_its_own(make_house, broker):
 
 
 def test_the_same_message_a_hundred_times_is_one_run(house, worker):
-    house.behave(steps=10, seconds=0.05)
+    house.behave(at={"1": "hold"})
     job = house.submit()
     worker.parts()
     stage = house.stage(job)
     broker = CeleryBroker(house.settings.broker_url, house.settings.queue)
     for _ in range(100):
         broker.ring(house.worker, stage.id, 0)
+    house.behave()
     assert succeeded_once(house, job)
     assert house.starts() == [("sft", 0), ("evaluate", 0)]
 
@@ -157,7 +157,7 @@ def test_what_was_said_to_a_worker_that_is_gone_is_dropped(broker):
 
 
 def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
-    house.behave(steps=30, seconds=0.1)
+    house.behave(at={"2": "hold"})
     job = house.submit()
     worker.parts()
     until(lambda: house.stage(job).step)
@@ -165,20 +165,20 @@ def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
     assert worker.process.returncode == 0
     assert house.stage(job).attempt == 0
     assert leftovers(house) == []
-    house.behave(steps=30, seconds=0.01)
+    house.behave()
     worker.start()
     assert succeeded_once(house, job)
     assert house.stage(job).attempt == 1
 
 
 def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(house, broker, worker):
-    house.behave(steps=20, seconds=0.1)
+    house.behave(at={"1": "hold"})
     first, second = house.submit(seed=1), house.submit(seed=2)
     worker.parts()
     broker.kill()
+    house.behave()
     until(lambda: house.stage(first).status == "succeeded")
     broker.start()
-    house.behave(steps=2, seconds=0.01)
     assert succeeded_once(house, first)
     assert succeeded_once(house, second)
 

@@ -13,9 +13,9 @@ import pytest
 from service.db import Database
 from service.engines import Patience
 from service.jobs.running import attempts
-from tests.integration.worker.conftest import COLD, WARM
+from tests.integration.worker.conftest import COLD, SHORT_LEASE, WARM
 from tests.integration.worker.house import House, alive
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from worker.heart import Heart
 from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded
 from worker.runner import Runner
@@ -50,7 +50,7 @@ def in_thread(house: House, **kwargs):
     thread.start()
 
     def join():
-        thread.join(20)
+        thread.join(PATIENCE)
         return outcomes[0]
 
     return join
@@ -185,7 +185,7 @@ def test_a_cancel_reaches_a_silent_trainer_and_leaves_no_process(house):
 
 
 def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint(house):
-    house.behave(steps=10, seconds=0.2)
+    house.behave(at={"2": "hold"})
     job = house.submit()
     drain = threading.Event()
     join = in_thread(house, draining=drain.is_set)
@@ -195,6 +195,7 @@ def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint
     assert join() == Released()
     assert not any(map(alive, pids.values()))
     assert (house.stage(job).status, house.stage(job).attempt) == ("ready", 0)
+    house.behave()
     assert isinstance(run(house).run(*house.dispatch()), Succeeded)
     assert house.starts()[1][1] > 0
     assert house.stage(job).metrics["resumed"] is True
@@ -202,8 +203,7 @@ def test_a_drained_stage_is_given_back_uncounted_and_goes_on_from_its_checkpoint
 
 def test_a_paused_job_gives_its_device_back_uncounted_and_goes_on_to_the_same_bits(make_house):
     straight, pausing = make_house("straight"), make_house("pausing")
-    straight.behave(steps=10)
-    pausing.behave(steps=10, seconds=0.2)
+    pausing.behave(at={"2": "hold"})
     jobs = straight.submit(), pausing.submit()
     run(straight).run(*straight.dispatch())
     join = in_thread(pausing)
@@ -216,14 +216,14 @@ def test_a_paused_job_gives_its_device_back_uncounted_and_goes_on_to_the_same_bi
     assert (stage.status, stage.attempt, stage.worker) == ("waiting", 0, None)
     assert pausing.status(jobs[1]) == "paused"
     pausing.resume(jobs[1])
-    pausing.behave(steps=10)
+    pausing.behave()
     assert isinstance(run(pausing).run(*pausing.dispatch()), Succeeded)
     assert pausing.starts()[1][1] > 0
     assert pausing.artifact(jobs[1]) == straight.artifact(jobs[0])
 
 
 def test_a_cancel_of_a_job_that_is_pausing_ends_it(house):
-    house.behave(steps=100, seconds=0.2)
+    house.behave(at={"1": "hold"})
     job = house.submit()
     join = in_thread(house)
     house.trainer()
@@ -234,11 +234,12 @@ def test_a_cancel_of_a_job_that_is_pausing_ends_it(house):
 
 
 def test_a_stale_epoch_that_finishes_late_changes_nothing(house):
-    house.behave(steps=10, seconds=0.1)
+    house.behave(at={"1": "hold"})
     job = house.submit()
     stale = in_thread(house)
     house.trainer()
     house.expire()
+    house.behave()
     (house.control / "pid").unlink()
     fresh = in_thread(house)
     assert stale() == Abandoned()
@@ -247,19 +248,21 @@ def test_a_stale_epoch_that_finishes_late_changes_nothing(house):
     assert [event.message for event in house.events(job)].count("Stage sft: succeeded.") == 1
 
 
-def test_a_runner_that_reaches_no_database_ends_its_stage(house):
+def test_a_runner_that_reaches_no_database_ends_its_stage(make_house):
+    house = make_house(**SHORT_LEASE)
     house.behave(at={"1": "hang"})
     job = house.submit()
     join = in_thread(house)
     pids = house.trainer()
     path = house.settings.data_dir / "allo.db"
     until(lambda: house.starts())
-    path.rename(path.with_suffix(".away"))  # what is open stays open: the engine's pool must open anew
-    house.database.engine.dispose()
-    path.mkdir()
+    away, nowhere = path.with_suffix(".away"), path.with_suffix(".nowhere")
+    nowhere.symlink_to("nowhere/allo.db")
+    away.hardlink_to(path)
+    nowhere.replace(path)  # at once: a beat in between would make it anew
+    house.database.engine.dispose()  # what is open stays open: the engine's pool must open anew
     until(lambda: not any(map(alive, pids.values())))
-    path.rmdir()
-    path.with_suffix(".away").rename(path)
+    away.replace(path)
     assert join() == Released()
     assert house.stage(job).attempt == 0
 

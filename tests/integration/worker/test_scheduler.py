@@ -47,6 +47,12 @@ class RecordingBroker:
 
 
 @pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    """Its scheduler has a clock of the test's."""
+    return make_house(self_fence_seconds=2, lease_seconds=3)
+
+
+@pytest.fixture
 def hands(house: House) -> Hands:
     return Hands(house.database, house.store, RecordingBroker(), Clock())
 

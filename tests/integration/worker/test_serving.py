@@ -32,6 +32,7 @@ from service.client import Client
 from service.exchange import AnswerLost, Desk, Exchange, Seat
 from service.jobs.access.keys import create_key
 from service.settings import Settings
+from tests import asking
 from tests.apps import on_a_port
 from tests.integration.worker.house import OWNER, alive, furnish
 from tests.integration.worker.town import ALIGNED, HELLO, Town, asked, opened, served, suspended
@@ -324,7 +325,7 @@ def test_without_a_broker_or_a_worker_there_is_a_clear_answer(tmp_path: Path) ->
     headers = {"authorization": f"Bearer {create_key(house.database, OWNER, ('read',)).secret}"}
     with on_a_port(create_app(settings)) as port:
         asked = {"model": "tiny", "prompt": "x"}
-        refused = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked, headers=headers)
+        refused = asking.post(f"http://127.0.0.1:{port}/v1/completions", json=asked, headers=headers)
     house.database.close()
     assert refused.status_code == 503
     assert "broker" in refused.json()["error"]["message"]

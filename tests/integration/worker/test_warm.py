@@ -125,12 +125,14 @@ def test_a_trainer_that_crashes_hurts_neither_the_warm_process_nor_another_stage
 
 def test_sigkill_of_the_warm_process_hurts_no_stage_and_the_next_one_has_a_new_one(house):
     warm = Warm(WARM)
-    house.behave(steps=20, seconds=0.05)
+    house.behave(at={"1": "hold"})
     job = house.submit()
     join = in_thread(house, warm)
     pid_in(house, "pid")
     dead = warm.pid
     os.kill(dead, signal.SIGKILL)
+    until(lambda: not alive(dead))
+    house.behave()
     assert join() == Succeeded({"loss": 0.5})
     house.behave(at={"1": "hang"})
     (house.control / "pid").unlink()
