@@ -16,7 +16,10 @@ from service.app import create_app
 from service.broker import Broker
 from service.server import Bounds, config
 from service.settings import Settings
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
+
+NOBODY_DIES: dict[str, Any] = {"self_fence_seconds": PATIENCE, "lease_seconds": 10 * PATIENCE}
+"""Settings by which a worker that beat once lives for as long as the tests take."""
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def app_over(database: Path, root: Path, broker: Broker, **settings: Any) -> Ite
     data_dir = root / "data"
     data_dir.mkdir()
     shutil.copyfile(database, data_dir / "allo.db")
-    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, **settings), broker)
+    app = create_app(Settings(data_dir=data_dir, min_free_bytes=0, **NOBODY_DIES | settings), broker)
     try:
         yield app
     finally:

@@ -24,7 +24,7 @@ from service.app import create_app
 from service.jobs.access.keys import Scope, create_key
 from service.jobs.access.sessions import sign_in
 from service.settings import Settings
-from tests.apps import on_a_port
+from tests.apps import NOBODY_DIES, on_a_port
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
 from tests.waiting import PATIENCE, until
@@ -77,7 +77,11 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     nobody = "redis://127.0.0.1:1/0"
     settings = Settings(
-        data_dir=tmp_path_factory.mktemp("site"), min_free_bytes=0, max_active_jobs=1000, broker_url=nobody
+        data_dir=tmp_path_factory.mktemp("site"),
+        min_free_bytes=0,
+        max_active_jobs=1000,
+        broker_url=nobody,
+        **NOBODY_DIES,
     )
     app = create_app(settings, SilentBroker())
     domain = furnish(app.state.context.database, app.state.context.store)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from service.jobs.running.workers import beat
-from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits
-from tests.offers import an_offer
+from tests.browser.conftest import Visit, assert_accessible, assert_fits
 
 
-def test_models_are_asked_by_keyboard_and_each_column_says_why_nobody_answers(visit: Visit, site: Site) -> None:
-    beat(site.domain.database, "never-seen-before", "host", an_offer())  # any other may count as dead by now
+def test_models_are_asked_by_keyboard_and_each_column_says_why_nobody_answers(visit: Visit) -> None:
     page = visit("/ui/try?model=tiny&model=<b>none</b>")
     assert_accessible(page)
     page.get_by_label("Prompt").fill("<i>Hello</i>")

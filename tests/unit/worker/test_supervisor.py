@@ -50,7 +50,13 @@ class Family:
     """A supervisor over a command with a child and a daemon, each known by its pid."""
 
     def __init__(
-        self, notes: Path, seconds: float, *manners: str, lease: float = 30, grace: float = 0.5, by_runner: bool = False
+        self,
+        notes: Path,
+        seconds: float,
+        *manners: str,
+        lease: float = PATIENCE,
+        grace: float = 0.5,
+        by_runner: bool = False,
     ) -> None:
         times = ["--grace", str(grace), "--lease", str(lease)]
         supervisor = [sys.executable, "-m", "worker.supervisor", *times, "--"]
@@ -104,14 +110,14 @@ def test_the_commands_end_ends_what_it_started_and_gives_its_status(start):
 
 
 def test_a_signal_that_ended_the_command_shows_in_the_status(start):
-    family = start(60)
+    family = start(PATIENCE)
     os.kill(family.pids["command"], signal.SIGKILL)
     assert family.top.wait(PATIENCE) == 128 + signal.SIGKILL
     assert family.left() == set()
 
 
 def test_stop_gives_the_command_time_to_save(start, tmp_path):
-    family = start(60, "polite")
+    family = start(PATIENCE, "polite", grace=PATIENCE)
     family.say(b"stop")
     assert family.top.wait(PATIENCE) == 75
     assert (tmp_path / "saved").exists()
@@ -119,7 +125,7 @@ def test_stop_gives_the_command_time_to_save(start, tmp_path):
 
 
 def test_a_command_that_ignores_sigterm_is_killed_after_the_grace(start):
-    family = start(60, "stubborn")
+    family = start(PATIENCE, "stubborn")
     started = time.monotonic()
     family.top.send_signal(signal.SIGTERM)
     assert family.top.wait(PATIENCE) == 128 + signal.SIGKILL
@@ -135,8 +141,8 @@ def test_kill_waits_for_nobody(start):
 
 
 def test_no_beat_for_a_lease_kills_everything(start):
-    family = start(60, "polite", lease=3)
-    for _ in range(8):
+    family = start(PATIENCE, "polite", lease=5)
+    for _ in range(11):
         time.sleep(0.5)
         family.say(b"beat")
     assert family.left() == {"supervisor", "command", "child", "daemon"}
@@ -145,20 +151,20 @@ def test_no_beat_for_a_lease_kills_everything(start):
 
 
 def test_a_frozen_runner_loses_its_tree_with_its_lease(start):
-    family = start(60, lease=1, by_runner=True)
+    family = start(PATIENCE, lease=5, by_runner=True)
     family.top.send_signal(signal.SIGSTOP)
     until(lambda: family.left() <= {"supervisor"})  # a zombie until the runner thaws
     family.top.send_signal(signal.SIGCONT)
 
 
 def test_sigkill_of_the_runner_leaves_nothing(start):
-    family = start(60, "polite", by_runner=True)
+    family = start(PATIENCE, "polite", by_runner=True)
     family.top.kill()
     until(family.is_gone)
 
 
 def test_sigkill_of_the_supervisor_ends_the_command_and_a_sweep_the_rest(start):
-    family = start(60)
+    family = start(PATIENCE)
     os.kill(family.supervisor, signal.SIGKILL)
     until(lambda: not _alive(family.pids["command"]))
     assert family.left() == {"child", "daemon"}
@@ -167,7 +173,7 @@ def test_sigkill_of_the_supervisor_ends_the_command_and_a_sweep_the_rest(start):
 
 
 def test_a_sweep_ends_an_earlier_attempt_of_its_stage_and_no_other(start):
-    family = start(60, by_runner=True)
+    family = start(PATIENCE, by_runner=True)
     sweep("stage-of-another-job")
     assert len(family.left()) == 4
     sweep(family.stage_id)
