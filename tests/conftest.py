@@ -9,8 +9,6 @@ import pytest
 
 from tests.s3 import s3_server
 
-import pytest
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_is_there_stays() -> None:

@@ -124,6 +124,7 @@ def body_of(found: Route) -> dict[str, Any]:
         {
             "/v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": "fine_tuning.job.failed"}},
             "/v1/webhook_endpoints/{endpoint_id}": {"json": {"name": "y"}},
+            "/v1/fine_tuning/jobs/{job_id}/priority": {"json": {"priority": "low"}},
             "/v1/uploads/{upload_id}/parts": {"files": {"data": b"abc"}},
             "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part-1"]}},
         }.get(found.path, {})
