@@ -81,6 +81,8 @@ def webhook(client: TestClient) -> str:
     return HOOKS + "/" + str(client.post(HOOKS, json=HOOK).json()["id"])
 
 
+LOW = {"priority": "low"}
+
 STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}": lambda client: Asked(JOBS, json=BODY),
     f"DELETE {JOBS}/{{job_id}}": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}"),
@@ -88,7 +90,7 @@ STORM: dict[str, Callable[[TestClient], Asked]] = {
     f"POST {JOBS}/{{job_id}}/cancel": lambda client: Asked(f"{JOBS}/{job(client)}/cancel"),
     f"POST {JOBS}/{{job_id}}/pause": lambda client: Asked(f"{JOBS}/{job(client)}/pause"),
     f"POST {JOBS}/{{job_id}}/resume": lambda client: Asked(f"{JOBS}/{paused_job(client)}/resume"),
-    f"POST {JOBS}/{{job_id}}/priority": lambda client: Asked(f"{JOBS}/{job(client)}/priority", json={"priority": "low"}),
+    f"POST {JOBS}/{{job_id}}/priority": lambda client: Asked(f"{JOBS}/{job(client)}/priority", json=LOW),
     f"POST {JOBS}/{{job_id}}/retry": lambda client: Asked(f"{JOBS}/{cancelled_job(client)}/retry"),
     f"POST {SWEEPS}": lambda client: Asked(SWEEPS, json=SWEEP),
     f"POST {SWEEPS}/estimate": lambda client: Asked(f"{SWEEPS}/estimate", json=SWEEP),
