@@ -265,21 +265,31 @@ def test_in_the_terminal_a_conversation_goes_on_and_an_interrupt_stops_an_answer
 def test_at_a_terminal_an_interrupt_stops_the_answer_and_not_the_program(town: Town, client: OpenAI) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "service.cli", *allo(town, "tiny", ALIGNED)]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=heed_interrupts
+    ) as process:
         os.close(theirs)
-        screen = Screen(ours)
-        screen.wait_for("> ")
-        with suspended(town):  # it would have answered before the key is pressed
-            os.write(ours, b"Hello!\n")
-            screen.wait_for("…")
-            os.killpg(process.pid, signal.SIGINT)
-            screen.wait_for("[stopped]")
+        try:
+            screen = Screen(ours)
             screen.wait_for("> ")
-        os.write(ours, b"Hello!\n")
-        screen.wait_for("> ")
-        os.write(ours, b"\x04")
-        assert process.wait(PATIENCE) == 0
+            with suspended(town):  # it would have answered before the key is pressed
+                os.write(ours, b"Hello!\n")
+                screen.wait_for("…")
+                os.killpg(process.pid, signal.SIGINT)
+                screen.wait_for("[stopped]")
+                screen.wait_for("> ")
+            os.write(ours, b"Hello!\n")
+            screen.wait_for("> ")
+            os.write(ours, b"\x04")
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
     os.close(ours)
+
+
+def heed_interrupts() -> None:
+    """As at a terminal: what a script starts in the background is born deaf to them, with all its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass

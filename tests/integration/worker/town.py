@@ -141,8 +141,10 @@ def suspended(town: Town) -> Iterator[psutil.Process]:
     process = town.model_process()
     assert process is not None
     process.suspend()
-    yield process
-    process.resume()
+    try:
+        yield process
+    finally:
+        process.resume()
 
 
 def served(client: OpenAI) -> bool:
