@@ -263,6 +263,7 @@ def test_every_column_that_names_contents_is_known_as_their_holder() -> None:
         "files.report_sha256",
         "files.sha256",
         "jobs.sources",
+        "kept_checkpoints.files",
         "models.files",
         "upload_parts.sha256",
     }
