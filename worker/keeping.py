@@ -53,7 +53,8 @@ class Pace:
 
 
 class Keeper:
-    """Keeps what it `saw` of one attempt, from `with` to its end. `tell` takes a warning for the job's owner."""
+    """Keeps what it `saw` of one attempt, from `with` to its end. `tell` takes a warning for the job's owner; it
+    `hurries` while somebody waits for the last one."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Keeper:
         self._known: dict[str, tuple[Mark, Blob]] = {}
         self._checkpoints: set[str] = set()
         self._due, self._idle = threading.Event(), threading.Event()
-        self._hurries = self._ended = False
+        self.hurries = self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"keeper of {claim.stage_id}", daemon=True)
 
     def saw(self, step: int) -> None:
@@ -82,8 +83,8 @@ class Keeper:
     def last(self, seconds: float) -> None:
         """Keep the newest checkpoint, behind which nothing more comes, if that takes no longer than this."""
         if self._on:
-            self._hurries = True
             self._idle.clear()
+            self.hurries = True
             self._due.set()
             self._idle.wait(seconds)
 
@@ -101,11 +102,11 @@ class Keeper:
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux, of this thread alone
         while not self._ended:
-            behind = self._newest > self._kept
-            if behind and (self._hurries or not self._pace.wait()):
+            hurries = self.hurries  # as it is now: a copy that is under way when it is asked for may be an older one's
+            if self._newest > self._kept and (hurries or not self._pace.wait()):
                 self._keep(self._newest)
-            if self._hurries or not behind:
-                self._hurries = False
+            if hurries:
+                self.hurries = False
                 self._idle.set()
             self._due.wait(self._pace.wait() if self._newest > self._kept else None)
             self._due.clear()

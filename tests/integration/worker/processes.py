@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -84,12 +84,15 @@ def leftovers(house: House) -> list[int]:
 
 
 def kill_tree(pid: int) -> None:
-    """What a power cut does to a host."""
-    tree = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    for process in tree:
-        process.suspend()
-    for process in tree:
-        os.kill(process.pid, signal.SIGKILL)
+    """What a power cut does to a host; to what has ended already, nothing."""
+    tree: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        tree = [*top.children(recursive=True), top]
+    for deed in (psutil.Process.suspend, psutil.Process.kill):
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                deed(process)
     psutil.wait_procs(tree)
 
 
