@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.s3 import s3_server
+from tests.s3 import Wire, s3_server
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -22,3 +22,11 @@ def s3_endpoint() -> Iterator[str]:
     """A server that speaks S3."""
     with s3_server() as endpoint:
         yield endpoint
+
+
+@pytest.fixture
+def wire(s3_endpoint: str) -> Iterator[Wire]:
+    """A wire to it, of the test's own."""
+    wire = Wire(s3_endpoint)
+    yield wire
+    wire.close()

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 
 from service.storage.access import S3
+from tests.relay import Relay
 from tests.waiting import until
 
 BUCKET = "artifacts"
@@ -47,38 +47,22 @@ def settings_of(endpoint: str, prefix: str) -> dict[str, str]:
     return {"store_url": f"s3://{BUCKET}/{prefix}", "s3_endpoint": endpoint, **keys}
 
 
-class Wire:
+class Wire(Relay):
     """A port that leads to the server. `bytes_left` counts what still passes in each direction, None for all; what has
     used it up is cut. While it is `frozen`, nothing passes, and nobody is told."""
 
     def __init__(self, endpoint: str) -> None:
         _, host, port = re.split(r"[:/]+", endpoint)
-        self._there, self.frozen = (host, int(port)), False
-        self.bytes_left: dict[str, int | None] = {"in": None, "out": None}
-        self._loop = asyncio.new_event_loop()
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        self._there = (host, int(port))
+        self.mend()
+        super().__init__("127.0.0.1")
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def mend(self) -> None:
-        self.bytes_left, self.frozen = {"in": None, "out": None}, False
+        self.bytes_left: dict[str, int | None] = {"in": None, "out": None}
+        self.frozen = False
 
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _stop(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0.05)  # what was aborted is closed in a later turn of the loop
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
         try:
             back, forth = await asyncio.open_connection(*self._there)

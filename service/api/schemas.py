@@ -150,7 +150,7 @@ class Prioritise(Body):
     priority: Literal["low", "normal", "high"]
 
     def meant(self) -> Priority:
-        return Priority[self.priority.upper()]
+        return Priority.of(self.priority)
 
 
 class CreateJob(Body):
@@ -191,7 +191,7 @@ class CreateJob(Body):
             seed=self.seed or 0,
             suffix=self.suffix,
             metadata=self.metadata,
-            priority=Priority[(self.priority or "normal").upper()],
+            priority=Priority.of(self.priority or "normal"),
             integrations=[one.model_dump(mode="json", exclude_none=True) for one in self.integrations or ()],
         )
 

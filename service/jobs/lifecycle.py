@@ -23,6 +23,11 @@ class Priority(IntEnum):
         """As people and requests have it."""
         return self.name.lower()
 
+    @classmethod
+    def of(cls, word: str) -> Priority:
+        """The priority of that word. Raises KeyError."""
+        return {one.word: one for one in cls}[word]
+
 
 class JobStatus(StrEnum):
     """A job, as its owner sees it."""

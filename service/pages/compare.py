@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ from service.pages.charts import Bar
 from service.pages.measures import Measure, named, with_interval
 from service.pages.parts import part
 from service.pages.rendering import page
+from service.pages.words import setting_value
 
 router = APIRouter(prefix="/compare")
 
@@ -106,7 +106,7 @@ def show(
         results=list(_results(columns)),
         measures=_measures(columns),
         differences=[
-            (one.name, [written(value) for value in one.values])
+            (one.name, [setting_value(value) for value in one.values])
             for one in differences([column.view.job for column in columns])
         ],
         stages=_trained(columns),
@@ -117,15 +117,8 @@ def show(
 def name_of(job: Job) -> str:
     """What tells a job from others: its point of a sweep, its suffix or its id."""
     if job.sweep_point:
-        return ", ".join(f"{name} {written(value)}" for name, value in job.sweep_point.items())
+        return ", ".join(f"{name} {setting_value(value)}" for name, value in job.sweep_point.items())
     return job.suffix or job.id
-
-
-def written(value: Any) -> str:
-    """A setting's value."""
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _told_figure(run: Run) -> str | None:

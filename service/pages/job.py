@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -29,6 +28,7 @@ from service.pages.failures import wants_fragment
 from service.pages.parts import leads_to
 from service.pages.rendering import page
 from service.pages.timeline import bars
+from service.pages.words import setting_value
 
 router = APIRouter(prefix="/jobs/{job_id}")
 
@@ -132,10 +132,10 @@ def download(parts: Parts, key: Reader, artifact_id: str, request: Request) -> R
 async def _asked(request: Request) -> Priority:
     """The priority that the form has. Raises InvalidRequest."""
     word = str((await request.form()).get("priority", ""))
-    found = next((one for one in Priority if one.word == word), None)
-    if found is None:
-        raise InvalidRequest("A priority is low, normal or high.", "priority")
-    return found
+    try:
+        return Priority.of(word)
+    except KeyError:
+        raise InvalidRequest("A priority is low, normal or high.", "priority") from None
 
 
 @router.post("/cancel")
@@ -237,17 +237,11 @@ def _settings(stage: Stage, seed: int) -> dict[str, Any]:
     stages have of the job is no difference."""
     defaults = CONFIGS[kind_of(stage.name)]().model_dump(mode="json") | {"seed": seed}
     rows = [
-        (name, _told_value(value), _told_value(defaults.get(name)), value != defaults.get(name))
+        (name, setting_value(value), setting_value(defaults.get(name)), value != defaults.get(name))
         for name, value in stage.config.items()
     ]
     rows.sort(key=lambda row: not row[3])
     return {"name": stage.name, "rows": rows, "changed": sum(row[3] for row in rows)}
-
-
-def _told_value(value: Any) -> str:
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _events(parts: Context, key: ApiKey, job_id: str, before: int | None = None) -> dict[str, Any]:

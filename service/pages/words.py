@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -84,3 +85,10 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "share": share,
     "clipped": clipped,
 }
+
+
+def setting_value(value: Any) -> str:
+    """A setting's value."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

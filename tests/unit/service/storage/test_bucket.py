@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,6 @@ LARGE = os.urandom(9 * CHUNK + 5)
 SHA256 = hashlib.sha256(LARGE).hexdigest()
 SECONDS = 0.5
 Open = Callable[..., Store]
-
-
-@pytest.fixture
-def wire(s3_endpoint: str) -> Iterator[Wire]:
-    wire = Wire(s3_endpoint)
-    yield wire
-    wire.close()
 
 
 @pytest.fixture
