@@ -4,11 +4,10 @@
 
 `at` is seconds since the start, by this process's monotonic clock. `who` and what it notes:
 
-    chaos      trial (number, seed) · the name of a fault (part, seconds) · over
+    chaos      trial (seed) · the name of a fault (part, seconds) · over
     visitor    upload, submit, cancel, pause, resume, download: what it asked for, and the status that came back, which
                is null where no answer came
-    log        what a part wrote to its log of claims and their ends: event, stage_id, epoch, worker
-    database   job (id, status) · event (job, seq, message) at the end of a trial
+    database   job (job, status, error) · event (job, seq, message) at the end of a trial
     store      artifact (sha256, verified)
     system     orphan (pid, command) · unfinished (job)
 """
@@ -26,16 +25,22 @@ Line = dict[str, Any]
 
 
 class History:
-    """A file of lines, which several threads write."""
+    """A file of lines, which several threads write. `lines` are those of the trial that began last."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._began, self._lock = path.open("a", encoding="utf-8"), time.monotonic(), threading.Lock()
-        self.path = path
+        self.lines: list[Line] = []
+
+    def begin(self, seed: int) -> None:
+        """Another trial begins."""
+        self.lines.clear()
+        self.note("chaos", "trial", seed=seed)
 
     def note(self, who: str, did: str, **what: Any) -> None:
         """Note what somebody did."""
         with self._lock:
             line = {"at": round(time.monotonic() - self._began, 3), "who": who, "did": did, **what}
+            self.lines.append(line)
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
 

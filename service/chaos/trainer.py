@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from allo_engine.report import Report
+
 STEPS, STEP_SECONDS = 12, 0.08
 _STOPPED = 75  # EX_TEMPFAIL: it ended at a checkpoint
 
@@ -27,20 +29,21 @@ def main(arguments: list[str]) -> int:
     stage = json.loads(Path(arguments[-1]).read_text(encoding="utf-8"))
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
-    checkpoint = Path(stage["work"]) / "checkpoint.json"
+    report, checkpoint = Report(sys.stdout), Path(stage["work"]) / "checkpoint.json"
     step, digest = _resumed(checkpoint) or (0, _beginning(stage))
     while step < STEPS:
         time.sleep(STEP_SECONDS)
         step, digest = step + 1, hashlib.sha256(digest.encode()).hexdigest()
         _save(checkpoint, (step, digest))
-        _say(type="progress", step=step, total=STEPS, metrics={"loss": 1 / step})
+        report.checkpoint(step)
+        report.progress(step, STEPS, {"loss": 1 / step})
         if stopping:
             return _STOPPED
     for output in ("checkpoint", "report"):
         folder = Path(stage["outputs"]) / output
         folder.mkdir()
         (folder / "weights.json").write_text(digest, encoding="utf-8")
-    _say(type="result", metrics={"loss": 1 / STEPS})
+    report.result({"loss": 1 / STEPS})
     return 0
 
 
@@ -74,11 +77,6 @@ def _save(path: Path, state: State) -> None:
 
 def _check(state: State) -> str:
     return hashlib.sha256(f"{state[0]} {state[1]}".encode()).hexdigest()
-
-
-def _say(**line: Any) -> None:
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from random import Random
 
 from service.chaos.checker import violations
 from service.chaos.faults import FAULTS
-from service.chaos.history import History, Line, read
+from service.chaos.history import History, Line
 from service.chaos.system import OWNER, System
 from service.chaos.visitor import Visitor
 from service.jobs import service
@@ -43,11 +43,10 @@ def run(folder: Path, trials: int, seed: int, say: Callable[[str], None]) -> Sum
     with System(folder) as system:
         for number in range(seed, seed + trials):
             began, faults = time.monotonic(), _trial(system, history, number)
-            lines = _last_trial(history.path)
             summary.trials += 1
             summary.faults.update(faults)
-            summary.jobs += sum(line["who"] == "database" and line["did"] == "job" for line in lines)
-            found = violations(lines)
+            summary.jobs += sum(line["who"] == "database" and line["did"] == "job" for line in history.lines)
+            found = violations(history.lines)
             say(f"trial {number}: {', '.join(faults)}: {'; '.join(found) or 'ok'} ({time.monotonic() - began:.0f} s)")
             if found:
                 summary.violations[number] = found
@@ -58,7 +57,7 @@ def run(folder: Path, trials: int, seed: int, say: Callable[[str], None]) -> Sum
 
 def _trial(system: System, history: History, seed: int) -> list[str]:
     chance = Random(seed)  # noqa: S311 - to be had again, not to be secret
-    history.note("chaos", "trial", seed=seed)
+    history.begin(seed)
     visitor = Visitor(system.url, system.key, seed, _JOBS, history)
     visitor.start()
     done = [name for _ in range(chance.randint(1, 3)) for name in _break(system, history, chance)]
@@ -87,7 +86,7 @@ def _break(system: System, history: History, chance: Random) -> list[str]:
 
 def _settle(system: System, history: History) -> None:
     """Wait for the ends of all jobs, and note what is there then."""
-    ours = _jobs_of_trial(system, _last_trial(history.path))
+    ours = _jobs_of_trial(system, history.lines)
     end = time.monotonic() + _END_SECONDS
     while unfinished := [job for job in ours() if job.job.status not in JOB_ENDED]:
         if time.monotonic() > end:
@@ -131,12 +130,6 @@ def _verifies(system: System, sha256: str) -> bool:
     except StoreError:
         return False
     return True
-
-
-def _last_trial(path: Path) -> list[Line]:
-    lines = list(read(path))
-    first = max(number for number, line in enumerate(lines) if line["did"] == "trial")
-    return lines[first:]
 
 
 def written(summary: Summary) -> str:
