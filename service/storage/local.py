@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from service.storage import checksums
-from service.storage.checksums import Checksums, counted, read_file, verified
+from service.storage.behind import BehindWriter
+from service.storage.checksums import counted, read_file, verified
 from service.storage.store import CHUNK, Blob, BlobMissing, Chunk, Corrupt, DiskFull, Stored, Writer
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -40,12 +38,6 @@ _LEFT_SECONDS = 60.0
 
 _ASIDE_SECONDS = 30 * 86_400.0
 """For how long the bytes of a damaged blob are kept, at most."""
-
-_BEHIND = 2
-"""Chunks that wait to be hashed and written."""
-
-_FLUSH = 16 * CHUNK
-"""Bytes written between two hints to the kernel to begin with the disk: fsync then finds little left to do."""
 
 
 class LocalStore:
@@ -69,7 +61,7 @@ class LocalStore:
     def writing(self) -> Iterator[Writer]:
         with self._aside() as aside, _room(), aside.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with closing(_LocalWriter(self, aside, file)) as writer:
+            with closing(BehindWriter(self.publish, aside, file)) as writer:
                 yield writer
 
     def put(self, path: Path) -> Blob:
@@ -283,72 +275,6 @@ def check_name(sha256: str) -> str:
     if not _NAME.fullmatch(sha256):
         raise BlobMissing(sha256)
     return sha256
-
-
-class _LocalWriter:
-    """Fulfils `Writer`. Bytes are hashed and written in a thread of its own, a little behind whoever brings them: that
-    takes the disk and a processor but hardly the interpreter, so whoever checks what he writes goes on meanwhile."""
-
-    def __init__(self, store: LocalStore, aside: Path, file: IO[bytes]) -> None:
-        self.path, self.readable = aside, 0
-        self._store, self._file = store, file
-        self._digest, self._sums = hashlib.sha256(), Checksums()
-        self._flushed = 0
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._hand = ThreadPoolExecutor(1)
-        self._behind: deque[Future[None]] = deque()
-
-    def write(self, data: bytes) -> int:
-        place = 0
-        while len(data) - place >= CHUNK - self._held_bytes:
-            end = place + CHUNK - self._held_bytes
-            self._held.append(data[place:end])
-            self._hand_over()
-            place = end
-        self._held.append(data[place:])
-        self._held_bytes += len(data) - place
-        return len(data)
-
-    def settle(self) -> int:
-        while self._behind:
-            self._behind.popleft().result()
-        self._take(self._let_go())
-        return self.readable
-
-    def commit(self) -> Blob:
-        blob = Blob(size=self.settle(), sha256=self._digest.hexdigest())
-        self._store.publish(self.path, self._file, blob, self._sums.values())
-        return blob
-
-    def close(self) -> None:
-        """Waits until nothing is being written any more."""
-        self._hand.shutdown(cancel_futures=True)
-
-    def _hand_over(self) -> None:
-        """A whole chunk, whose checksum then is one of a piece."""
-        if len(self._behind) == _BEHIND:
-            self._behind.popleft().result()
-        self._behind.append(self._hand.submit(self._take, self._let_go()))
-
-    def _let_go(self) -> bytes:
-        data = b"".join(self._held)
-        self._held, self._held_bytes = [], 0
-        return data
-
-    def _take(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        self.readable += len(data)
-        self._digest.update(data)
-        self._sums.update(data)
-        if self.readable - self._flushed >= _FLUSH:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Linux begins to write what is dirty in the range, and keeps it in memory until that is done."""
-        os.posix_fadvise(self._file.fileno(), self._flushed, self.readable - self._flushed, os.POSIX_FADV_DONTNEED)
-        self._flushed = self.readable
 
 
 def _sums_of(path: Path) -> Path:
