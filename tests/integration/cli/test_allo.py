@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from service.cli import main
+from service.cli.terminal import err, out
 from tests import asking
 from tests.tiny import save_tiny
 from tests.waiting import PATIENCE, until
@@ -55,6 +56,9 @@ class Place:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complaint):
             for name, value in self.environment.items():
                 patch.setenv(name, value)
+            for console in (out, err):  # as wide as this whatever else has run in this process
+                patch.setattr(console, "_width", int(self.environment["COLUMNS"]))
+                patch.setattr(console, "_height", 50)
             status = main([*arguments])
         return subprocess.CompletedProcess(arguments, status, said.getvalue(), complaint.getvalue())
 
