@@ -6,6 +6,7 @@ import json
 import os
 import select
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -38,6 +39,7 @@ class Engine:
         options = ("--grace", str(grace), "--lease", str(lease))
         command = (*command, name, "--config", str(workspace.stage_file))
         (orders, self._orders), (self._words, words) = os.pipe(), os.pipe()
+        self._saying, self._over = threading.Lock(), False
         try:
             with workspace.log.open("ab") as log:
                 descriptors = (orders, words, log.fileno(), workspace.lock)
@@ -90,15 +92,18 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-        os.close(self._orders)
+        with self._saying:
+            self._over = True
+            os.close(self._orders)
         os.close(self._words)
         if self._supervisor.wait() < 0:
             sweep_outlived()
         self._supervisor.close()
 
     def _say(self, line: bytes) -> None:
-        with suppress(OSError):  # the supervisor has ended
-            os.write(self._orders, line)
+        with self._saying, suppress(OSError):  # the supervisor has ended
+            if not self._over:  # a heart beats on, and the pipe's number may be another file's by now
+                os.write(self._orders, line)
 
 
 def _parse(line: bytes) -> Mapping[str, Any] | None:
