@@ -153,7 +153,7 @@ class Model:
                 self._unsent.append(line)
                 return
             assert self._process.stdin is not None
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError, ValueError):  # it has just ended, and its pipe may be closed
                 self._process.stdin.write(json.dumps(line) + "\n")
                 self._process.stdin.flush()
 

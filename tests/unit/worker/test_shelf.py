@@ -107,6 +107,15 @@ def test_a_model_that_crashes_or_cannot_be_loaded_tells_whoever_waits_and_is_loa
     assert "it is bad" in bench.ask(bench.base("bad", "bad"), "hello")[-1]["message"]
 
 
+def test_who_asks_a_model_that_has_just_ended_is_told(bench: Bench) -> None:
+    base = bench.base("base")
+    bench.ask(base, "crash")
+    model = bench.shelf._models["base"]
+    until(lambda: model.over)
+    bench.shelf.ask(model, "late", base, {"prompt": "hello"})
+    assert bench.heard["late"][-1]["code"] == "model_failed"
+
+
 def test_the_model_is_told_that_nobody_waits(bench: Bench) -> None:
     bench.deaf.add("question-0")
     bench.ask(bench.base("base"), "wait")
