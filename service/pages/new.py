@@ -32,11 +32,12 @@ from service.pages.fields import shared_of, stages_of
 from service.pages.rendering import page
 from service.pages.samples import samples
 from service.pages.sending import sent_once
+from service.pages.words import short
 
 router = APIRouter(prefix="/new")
 
-MOST = 200
-"""Files and models that are offered, the newest; the address may name any other."""
+MOST = 50
+"""Files and models that are offered, the newest; where there are more, any other is put in by its name."""
 
 PATIENCE = 4.0
 """Seconds that a page waits for an estimate; it asks again while one is being worked out."""
@@ -48,9 +49,9 @@ Name = Annotated[str | None, Query(max_length=255)]
 
 
 async def filled(request: Request) -> Asked:
-    """The form as it came."""
-    form = await request.form()
-    return Asked({name: value.strip() for name, value in form.items() if isinstance(value, str) and value.strip()})
+    """The form as it came; what was put in goes before what was chosen in a field of the same name."""
+    form = (await request.form()).multi_items()
+    return Asked({name: value.strip() for name, value in form if isinstance(value, str) and value.strip()})
 
 
 Form = Annotated[Asked, Depends(filled)]
@@ -126,16 +127,19 @@ def _wrong(asked: Asked, error: Exception) -> Wrong:
 def _form(
     request: Request, parts: Context, key: ApiKey, asked: Asked, status: int = 200, wrong: Wrong | None = None
 ) -> Response:
-    kept, _ = files.read_files(parts.database, key.owner, Page(MOST), files.PURPOSE)
+    kept, more_files = files.read_files(parts.database, key.owner, Page(MOST), files.PURPOSE)
     usable = [file for file in kept if file.status == "processed"]
+    names = models.names(parts.database, key.owner, MOST)
     return page(
         request,
         "new.html",
         status,
         methods=METHODS,
-        models=[(name, name) for name in models.names(parts.database, key.owner, MOST)],
-        data=[(file.id, f"{file.filename} ({file.format}, {file.rows} rows)") for file in usable],
-        corrections=[(file.id, file.filename) for file in usable if file.format == "corrections"],
+        models=[(name, name) for name in names],
+        data=[(file.id, f"{short(file.filename)} ({file.format}, {file.rows} rows)") for file in usable],
+        corrections=[(file.id, short(file.filename)) for file in usable if file.format == "corrections"],
+        other_model=len(names) >= MOST and "Another model",
+        other_file=more_files and "Another file's id",
         trackers=[(kind, TITLES[kind], TRACKERS[kind]) for kind in read_places(parts.settings.trackers)],
         sending=secrets.token_urlsafe(16),
         **_settings(asked, wrong),

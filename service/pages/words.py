@@ -75,6 +75,11 @@ def clipped(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
 
 
+def short(name: str) -> str:
+    """A name of which many stand in a list: where it is long, how it begins and how it ends."""
+    return name if len(name) <= 60 else f"{name[:40]} … {name[-17:]}"
+
+
 FILTERS: Mapping[str, Callable[..., str]] = {
     "duration": duration,
     "moment": moment,

@@ -49,3 +49,8 @@ def test_numbers_are_told_in_four_digits_and_counts_whole() -> None:
     assert words.percent(0.426) == f"43{thin}%"
     assert words.moment(0) == "1970-01-01T00:00:00Z"
     assert words.when(None) == "–"
+
+
+def test_a_long_name_keeps_how_it_begins_and_how_it_ends() -> None:
+    assert words.short("a" * 60) == "a" * 60
+    assert words.short("train-" + "x" * 200 + "-part-3.jsonl") == "train-" + "x" * 34 + " … " + "xxxx-part-3.jsonl"
