@@ -93,6 +93,10 @@ class LocalStore:
             return verified(read_file(self._path(sha256)), sha256)
         return self._part(sha256, start, end)
 
+    def read_back(self, sha256: str) -> Iterator[Chunk]:
+        self.size(sha256)
+        return verified(read_file(self._path(sha256)), sha256)
+
     def fetch(self, sha256: str, destination: Path) -> None:
         self.size(sha256)
         source = self._path(sha256)

@@ -55,6 +55,9 @@ class BucketStore:
                 return self._far(found, start, found.size if end is None else min(end, found.size))
         return self._near(sha256, start, end)
 
+    def read_back(self, sha256: str) -> Iterator[Chunk]:
+        return self._whole(self._find(sha256))
+
     def fetch(self, sha256: str, destination: Path) -> None:
         if self._cache.use(sha256):
             try:

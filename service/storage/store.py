@@ -135,6 +135,10 @@ class Store(Protocol):
         """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; Corrupt before a damaged
         chunk."""
 
+    def read_back(self, sha256: str) -> Iterator[Chunk]:
+        """All of it as it lies in the store itself, whatever is kept of it at hand: to find out whether it is whole.
+        Raises BlobMissing; Corrupt before the end of a damaged one."""
+
     def fetch(self, sha256: str, destination: Path) -> None:
         """Puts the blob at `destination`, read-only, after verifying it. Raises BlobMissing or Corrupt."""
 

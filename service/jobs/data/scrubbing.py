@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from service.db import Database
 from service.jobs.repository import damaged
 from service.jobs.tables import Damage
-from service.storage.checksums import verified
 from service.storage.store import BlobMissing, Corrupt, Store, Stored
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def damage_in(store: Store, sha256: str, read: Callable[[int], object] = lambda 
     """Reads a content to its end; the name of what is damaged, which may be a part of it, or None. `read` hears how
     many bytes were."""
     try:
-        for chunk in verified(store.open(sha256), sha256):
+        for chunk in store.read_back(sha256):
             read(len(chunk))
     except BlobMissing:
         return None  # it was erased meanwhile; a part that lacks is found with the rows that want it

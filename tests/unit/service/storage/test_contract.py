@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allo_engine.checkpoints.merging import Recipe
+from service.jobs.data.scrubbing import damage_in
 from service.storage import Blob, BlobMissing, Corrupt, open_store
 from service.storage.store import CHUNK
 from tests.unit.service.storage.conftest import House, in_bucket
@@ -108,6 +109,22 @@ def test_damage_is_found_and_healed_when_the_content_comes_again(
         house.opened().fetch(sha256, tmp_path / "out")
     house.store.put_stream([content])
     assert b"".join(house.opened().open(sha256)) == content
+
+
+@pytest.mark.parametrize("content", [LARGE, b"short"])
+def test_reading_back_finds_damage_in_the_store_itself_though_a_whole_copy_is_at_hand(
+    house: House, content: bytes
+) -> None:
+    sha256 = house.store.put_stream([content]).sha256
+    assert b"".join(house.store.read_back(sha256)) == content
+    house.change(flipped(len(content) // 2))
+    assert damage_in(house.store, sha256) == sha256
+    assert house.store.set_aside(sha256, house.store.find(sha256).mark)
+    for store in (house.store, house.opened()):
+        with pytest.raises(BlobMissing):
+            store.read_back(sha256)
+    house.store.put_stream([content])
+    assert damage_in(house.store, sha256) is None
 
 
 def test_a_part_with_damage_in_its_chunks_is_never_given(house: House) -> None:
