@@ -96,8 +96,10 @@ def _stage(row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
 
 
 def _files(view: JobView, row: Stage) -> dict[str, Any]:
-    """What a stage wrote, where that was read."""
-    return {} if view.artifacts is None else {"artifacts": artifacts(view, row)}
+    """What a stage wrote, and how its attempts ended, where that was read."""
+    if view.artifacts is None:
+        return {}
+    return {"attempts": row.attempts or [], "artifacts": artifacts(view, row)}
 
 
 def artifacts(view: JobView, row: Stage) -> list[dict[str, Any]]:

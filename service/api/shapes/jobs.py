@@ -65,9 +65,21 @@ class Expected(TypedDict):
     disk_bytes: int
 
 
+class Attempt(TypedDict):
+    """How a run of a stage ended. `reason` is succeeded, paused, given_back, cancelled, or what it failed of: stalled,
+    worker_lost, killed, crashed, out_of_memory, diverged, disk_full, deadline, …"""
+
+    attempt: int
+    worker: str | None
+    began_at: int | None
+    ended_at: int
+    reason: str
+    message: str | None
+
+
 class Stage(TypedDict):
-    """A stage of a job; in lists of jobs, without its artifacts. Its `estimate` comes a little after the submit, where
-    a worker is calibrated."""
+    """A stage of a job; in lists of jobs, without its attempts and artifacts. Its `estimate` comes a little after the
+    submit, where a worker is calibrated."""
 
     id: str
     name: str
@@ -85,6 +97,7 @@ class Stage(TypedDict):
     devices: list[str] | None
     missing: str | None
     estimate: Expected | None
+    attempts: NotRequired[list[Attempt]]
     artifacts: NotRequired[list[Artifact]]
 
 

@@ -172,7 +172,7 @@ def stages(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
 def stages_shown(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
     """The same, without what only runs a stage: its settings, which the job shows, and its inputs."""
     query = select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.job_id, Stage.position)
-    return session.scalars(query.options(defer(Stage.config), defer(Stage.inputs))).all()
+    return session.scalars(query.options(defer(Stage.config), defer(Stage.inputs), defer(Stage.attempts))).all()
 
 
 def stages_under_way(session: Session, worker_id: str | None = None) -> Sequence[Stage]:

@@ -37,6 +37,9 @@ from service.jobs.running.keeping import Kept
 from service.jobs.tables import Job, Stage
 from service.storage.store import Store
 
+_TOLD = 20
+"""Attempts of a stage that are told of, the latest."""
+
 NOWHERE: Mapping[str, Any] = {"worker": None, "devices": None}
 """Where a stage is that waits to be placed."""
 
@@ -163,7 +166,8 @@ def finish(
     readies what waited for it. The last stage ends the job."""
     with database.transaction() as session:
         now = database.now()
-        found = _leave(session, stage_id, epoch, StageStatus.SUCCEEDED, finished_at=now, metrics=clean_json(metrics))
+        values = {"finished_at": now, "metrics": clean_json(metrics)}
+        found = _leave(session, stage_id, epoch, StageStatus.SUCCEEDED, _ended("succeeded", now), **values)
         if found is None:
             return False
         job, stage = found
@@ -206,7 +210,9 @@ def release(database: Database, stage_id: str, epoch: int) -> bool:
             return False
         if stopping(job):
             return _confirm(session, stage_id, epoch, now)
-        found = _leave(session, stage_id, epoch, _again_as(job), attempt=attempt, **NOWHERE)
+        again = _again_as(job)
+        reason = _ended("paused" if again is StageStatus.WAITING else "given_back", now)
+        found = _leave(session, stage_id, epoch, again, reason, attempt=attempt, **NOWHERE)
         if found is None:
             return False
         job, stage = found
@@ -249,12 +255,23 @@ def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int)
     )
 
 
-def _leave(session: Session, stage_id: str, epoch: int, target: StageStatus, **values: Any) -> tuple[Job, Stage] | None:
-    """Moves a running stage on, behind the fence. None where it is no longer the caller's."""
+def _ended(reason: str, now: int, message: str | None = None) -> dict[str, Any]:
+    """How an attempt ended, as it is told."""
+    return {"reason": reason, "message": message, "ended_at": now}
+
+
+def _leave(
+    session: Session, stage_id: str, epoch: int, target: StageStatus, ended: Mapping[str, Any], **values: Any
+) -> tuple[Job, Stage] | None:
+    """Moves a running stage on, behind the fence, and notes how its attempt ended. None where it is no longer the
+    caller's."""
     job = repository.lock_job_of(session, stage_id)
-    if job is None or not repository.guarded_update(
-        session, stage_id, epoch, [StageStatus.RUNNING], status=target, **values
-    ):
+    if job is None:
+        return None
+    stage = _stage(session, stage_id)
+    attempt = {"attempt": stage.attempt, "worker": stage.worker, "began_at": stage.claimed_at, **ended}
+    values |= {"status": target, "attempts": [*(stage.attempts or ()), attempt][-_TOLD:]}
+    if not repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], **values):
         return None
     if target in (StageStatus.SUCCEEDED, StageStatus.CANCELLED):
         drop_kept(session, [stage_id])
@@ -268,7 +285,7 @@ def _stage(session: Session, stage_id: str) -> Stage:
 
 
 def _confirm(session: Session, stage_id: str, epoch: int, now: int) -> bool:
-    found = _leave(session, stage_id, epoch, StageStatus.CANCELLED, finished_at=now)
+    found = _leave(session, stage_id, epoch, StageStatus.CANCELLED, _ended("cancelled", now), finished_at=now)
     if found is None:
         return False
     job, stage = found
@@ -293,7 +310,7 @@ def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message
     target = _again_as(job) if again else StageStatus.FAILED
     placed = NOWHERE if again else {}
     values = {"error": error, "finished_at": None if again else now, "fruitless": Stage.fruitless + 1, **placed}
-    found = _leave(session, stage_id, epoch, target, **values)
+    found = _leave(session, stage_id, epoch, target, _ended(code, now, error["message"]), **values)
     if found is None:
         return False
     job, stage = found
