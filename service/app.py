@@ -60,7 +60,7 @@ from service.jobs.forecast.expecting import Expectations
 from service.jobs.running.workers import Watch, offers
 from service.jobs.trying import Trying
 from service.migrating import migrate
-from service.pages.app import create_pages, home
+from service.pages.app import create_pages, home, prepare
 from service.settings import Settings
 from service.storage import open_store
 from service.trackers.courier import Teller
@@ -68,6 +68,9 @@ from service.webhooks.courier import Courier
 
 PATIENCE = Patience(connect=3, statement=10, lock=5)
 """Of requests, seconds: whoever asked would rather hear that it did not work."""
+
+REST = 2.0
+"""Seconds after the start in which requests have the interpreter for themselves."""
 
 WRITERS = 16
 """Threads that may wait to write, of the 40 that there are: the others are left to those who wait for nothing."""
@@ -83,15 +86,18 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
     context = _context(settings, database, broker)
+    pages = create_pages(context)
 
     @asynccontextmanager
     async def at_work(_: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(context.feed.run())
+        preparing = asyncio.create_task(_prepared(pages))
         with ExitStack() as couriers:
             couriers.enter_context(Courier(database, settings.webhook_private))
             for teller in _tellers(settings, database):
                 couriers.enter_context(teller)
             yield
+        preparing.cancel()
         context.feed.close()
         await looking
         context.close()
@@ -117,9 +123,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     )
     app.add_middleware(Access, meters=context.meters)  # the last one added is the outermost
     add_error_handlers(app)
-    _add_routes(app)
-    app.add_route("/", home, ["GET"], include_in_schema=False)
-    app.mount(PAGES, create_pages(context))
+    _add_routes(app, pages)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 
@@ -168,14 +172,23 @@ def _tellers(settings: Settings, database: Database) -> list[Teller]:
     return [Teller(database, name, allowed, folder) for name in read_places(allowed)]
 
 
-def _add_routes(app: FastAPI) -> None:
-    """Health comes first: routes are put together when a request first passes them, and it is to answer at once."""
+def _add_routes(app: FastAPI, pages: FastAPI) -> None:
+    """Health comes first: routes are put together when a request first passes them, and it is to answer at once; so are
+    pages."""
     app.include_router(health.router)
+    app.add_route("/", home, ["GET"], include_in_schema=False)
+    app.mount(PAGES, pages)
     parts = (files, uploads, estimate, jobs, sweeps, events, artifacts, exports, models, chat, webhooks, workers, keys)
     for router in (*(part.router for part in parts), keys.log, webhooks.tests, webhooks.types, insight.router):
         app.include_router(router, prefix="/v1")
     for router in (hub.router, metrics.router, docs.router, docs.document):
         app.include_router(router)
+
+
+async def _prepared(pages: FastAPI) -> None:
+    """Behind whoever waits for the process to start."""
+    await asyncio.sleep(REST)
+    await asyncio.to_thread(prepare, pages)
 
 
 def _operation_id(route: APIRoute) -> str:

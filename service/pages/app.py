@@ -12,12 +12,29 @@ from fastapi import Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
+from allo_engine.pipeline import METHODS
 from service.api.context import Context
 from service.api.guard import PAGES
 from service.api.limits import Rates
-from service.pages import assets, compare, entry, files, job, jobs, keys, learned, models, new, trying, usage, workers
+from service.pages import (
+    assets,
+    compare,
+    entry,
+    files,
+    job,
+    jobs,
+    keys,
+    learned,
+    models,
+    new,
+    rendering,
+    trying,
+    usage,
+    workers,
+)
 from service.pages.entry import signed_in
 from service.pages.failures import add_failure_handlers
+from service.pages.fields import settings_of
 from service.pages.headers import Headers
 
 PARTS = (jobs, job, learned, compare, files, models, new, trying, workers, keys, usage)
@@ -36,6 +53,18 @@ def create_pages(context: Context) -> FastAPI:
     for part in PARTS:
         pages.include_router(part.router, dependencies=[Depends(signed_in)])
     return pages
+
+
+def prepare(pages: FastAPI) -> None:
+    """Does what the first who asks for a page would wait for: routes are put together, templates and the fields of *New
+    job* are made."""
+    nowhere = {"type": "http", "method": "GET", "path": "", "root_path": "", "headers": []}
+    for route in pages.routes:
+        route.matches(nowhere)
+    for template in sorted(path.name for path in rendering.TEMPLATES.glob("*.html")):
+        rendering.template(template)
+    for method in METHODS:
+        settings_of(method)
 
 
 async def home(_: Request) -> RedirectResponse:

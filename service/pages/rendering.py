@@ -15,7 +15,7 @@ from service.api.guard import PAGES
 from service.pages import assets, words
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -40,17 +40,19 @@ def page(
     return HTMLResponse(render(request, template, **values), status_code, headers=dict(headers or {}))
 
 
-def render(request: Request, template: str, **values: Any) -> str:
+def render(request: Request, name: str, **values: Any) -> str:
     """The same, as text."""
     session = getattr(request.state, "session", None)
     scopes = session.key.scopes if session else ()
     may = {scope: scope in scopes or "admin" in scopes for scope in ("read", "submit", "admin")}
     entries = [(name, path, _is_at(request, path)) for name, path, scope in NAVIGATION if session and may[scope]]
-    return (
-        _environment()
-        .get_template(template)
-        .render(here=here(request), session=session, may=may, navigation=entries, **values)
-    )
+    return template(name).render(here=here(request), session=session, may=may, navigation=entries, **values)
+
+
+@cache
+def template(name: str) -> Template:
+    """Read and compiled when it is first asked for."""
+    return _environment().get_template(name)
 
 
 def here(request: Request) -> str:

@@ -11,6 +11,7 @@ from tests.benchmarks import (
     memory,
     merged,
     optimizer,
+    pages,
     pairs,
     ranks,
     rewards,
@@ -41,6 +42,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "merged": merged.CASES,
     "service": service.CASES,
     "streams": streams.CASES,
+    "pages": pages.CASES,
 }
 
 NAMED = {"transfers-10gb"}
