@@ -123,6 +123,13 @@ class Heart:
         self._thread.join(self._patience)  # a database that hangs must not hang us too
 
     def _run(self) -> None:
+        try:
+            self._beats()
+        except Exception:  # of whatever kind: without a heart the lease would be lost, and nobody would know why
+            log.exception("heart_broke stage_id=%s epoch=%s", *self._name())
+            self.interrupt = self.interrupt or Interrupt.BROKEN
+
+    def _beats(self) -> None:
         while True:
             self._due.wait(self._every)
             self._due.clear()  # before what is due is read: whatever comes later makes it due again

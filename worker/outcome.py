@@ -22,6 +22,7 @@ class Interrupt(Enum):
 
     CANCELLED = "the job was cancelled"
     FENCED = "another attempt owns the stage"
+    BROKEN = "the worker's own signs of life ended with an error that nobody foresaw"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,14 @@ def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
 
 def interrupted(interrupt: Interrupt) -> Outcome:
     """What becomes of an attempt that was interrupted."""
+    if interrupt is Interrupt.BROKEN:
+        return broken(interrupt.value)
     return Cancelled() if interrupt is Interrupt.CANCELLED else Abandoned()
+
+
+def broken(what: str) -> Failed:
+    """The attempt ended of the worker's own error."""
+    return Failed("worker_error", f"The worker failed, not the training: {what}. Its log has more.", retry=True)
 
 
 def _crash(ending: Ending) -> str:

@@ -41,6 +41,7 @@ from worker.outcome import (
     Released,
     Succeeded,
     Unreadable,
+    broken,
     interrupted,
     judge,
 )
@@ -90,6 +91,16 @@ class Runner:
                 return self._run(claim)
 
     def _run(self, claim: Claim) -> Outcome:
+        try:
+            return self._end_to_end(claim)
+        except Exception as error:  # of whatever kind: the attempt ends now and with its reason, not with its lease
+            log.exception("attempt_broke stage_id=%s epoch=%s", claim.stage_id, claim.epoch)
+            told = broken(f"{type(error).__name__}: {error}")
+            outcome = _failed_on_disk(error) if isinstance(error, OSError) else told
+            self._commit(claim, outcome, (), {})
+            return outcome
+
+    def _end_to_end(self, claim: Claim) -> Outcome:
         stage_id = claim.stage_id
         log.info("stage_claimed stage_id=%s epoch=%s name=%s", stage_id, claim.epoch, claim.name)
         sweep(stage_id)

@@ -17,7 +17,7 @@ from tests.integration.worker.conftest import COLD, SHORT_LEASE, WARM
 from tests.integration.worker.house import House, alive
 from tests.waiting import PATIENCE, until
 from worker.heart import Heart
-from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded
+from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded, broken, interrupted
 from worker.runner import Runner
 from worker.starting import start_cold
 
@@ -333,3 +333,35 @@ def test_the_engine_sees_no_secret_of_the_service(house, monkeypatch):
     join()
     assert "canary" not in environment.values()
     assert "ALLO_STAGE_ID" in environment
+
+
+def test_an_error_of_the_worker_that_nobody_foresaw_ends_the_attempt_with_its_reason(house):
+    def fails(launch):
+        raise RuntimeError("no process today")
+
+    job = house.submit()
+    outcome = Runner(house.settings, house.database, house.store, start=fails).run(*house.dispatch())
+    assert (outcome.code, outcome.retry) == ("worker_error", True)
+    assert "no process today" in house.stage(job).attempts[-1]["message"]
+    assert (house.stage(job).status, house.stage(job).attempt) == ("ready", 1)
+
+
+def test_a_workspace_that_cannot_be_made_ends_the_attempt_with_its_reason(house):
+    job = house.submit()
+    (house.settings.data_dir / "runs").write_text("no folder")
+    assert run(house).run(*house.dispatch()).code == "worker_io"
+    assert house.stage(job).attempts[-1]["reason"] == "worker_io"
+
+
+def test_a_heart_that_breaks_ends_the_attempt_and_says_so(house):
+    class Broken:
+        """A database whose every transaction fails in a way that nobody foresaw."""
+
+        def transaction(self):
+            raise ValueError("what is this?")
+
+    house.submit()
+    claim = attempts.claim(house.database, *house.dispatch(), house.worker)
+    with Heart(Broken(), claim, every=0.05, patience=60) as heart:
+        until(lambda: heart.interrupt)
+    assert interrupted(heart.interrupt) == broken(heart.interrupt.value)
