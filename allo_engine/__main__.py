@@ -25,6 +25,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_C
 import argparse
 import atexit
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     stream = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     report = Report(stream)
+    faulthandler.register(signal.SIGUSR1, file=2)  # whoever wonders why it is silent learns where it stands
     signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stop_requested", True))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not stand among the report's lines
         return _run(options, report)

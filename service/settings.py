@@ -153,6 +153,12 @@ class Settings(BaseModel):
     redispatch_seconds: Seconds = Field(
         default=8, description="A stage that was rung for and not claimed is rung again."
     )
+    stall_seconds: float = Field(
+        default=900,
+        ge=0,
+        description="A training that says nothing for this long, and for twenty times its own longest silence, is "
+        "ended and tried again; what is loaded before its first word may take four times as long. 0: never.",
+    )
     dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
     grace_seconds: Seconds = Field(
         default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."

@@ -76,6 +76,10 @@ class Engine:
         """Ask for a checkpoint and the end."""
         self._say(b"stop\n")
 
+    def stack(self) -> None:
+        """Have it write to its log where it stands."""
+        self._say(b"stack\n")
+
     def kill(self) -> None:
         """End everything at once."""
         self._say(b"kill\n")

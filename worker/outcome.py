@@ -71,13 +71,14 @@ Outcome = Succeeded | Failed | Unreadable | Released | Cancelled | Abandoned
 class Ending:
     """What is known of an engine that has ended. `last` is its last `result` or `error` line; `stopped`: it was asked
     to stop at a checkpoint; `starved`: the kernel has killed for want of memory since it began, None where it does not
-    say."""
+    say; `stalled`: it was killed for so many seconds without a word of progress."""
 
     status: int
     last: Mapping[str, Any] | None
     stopped: bool
     log_tail: str
     starved: bool | None = None
+    stalled: float | None = None
 
 
 def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
@@ -86,6 +87,8 @@ def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
         return interrupted(interrupt)
     if ending.last and ending.last["type"] == "result" and ending.status == 0:
         return Succeeded(ending.last.get("metrics", {}))
+    if ending.stalled is not None:
+        return Failed("stalled", _stalled(ending.stalled, ending.log_tail), retry=True)
     if ending.status in (EXIT_STOPPED, EXIT_LEASE_LOST) or ending.stopped:  # the fence tells whether it is ours to give
         return Released()
     if ending.last and ending.last["type"] == "error":
@@ -104,6 +107,13 @@ def interrupted(interrupt: Interrupt) -> Outcome:
 def broken(what: str) -> Failed:
     """The attempt ended of the worker's own error."""
     return Failed("worker_error", f"The worker failed, not the training: {what}. Its log has more.", retry=True)
+
+
+def _stalled(seconds: float, log_tail: str) -> str:
+    told = (
+        f"The training made no progress for {seconds:.0f} seconds, far longer than any step of it took, and was ended."
+    )
+    return f"{told} Where it stood:\n{log_tail}" if log_tail else told
 
 
 def _crash(ending: Ending) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ from worker.outcome import (
     interrupted,
     judge,
 )
+from worker.pace import SILENCE, Pace
 from worker.patience import patient
 from worker.starting import Start, start_cold
 from worker.sweep import sweep
@@ -56,6 +58,9 @@ log = logging.getLogger(__name__)
 _STOPS_AT = 0.75
 """The share of the self-fence after which a stage whose database is out of reach is stopped: the rest is for its
 checkpoint, before its supervisor ends it."""
+
+_STACK_SECONDS = 1.0
+"""For a stalled engine to write down where it stands."""
 
 _LET_GO_SECONDS = 5.0
 """Behind its drain, a model that answered here is gone by then, unless something is wrong with it."""
@@ -183,6 +188,7 @@ class Runner:
     def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
         last, stopped, killed_before = None, False, oom_kills()
+        pace = Pace(self._patience(claim.kind), time.monotonic())
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
         keeper = Keeper(self.database, self.store, claim, workspace, self.settings.keep_seconds, heart.warn_once)
@@ -191,18 +197,27 @@ class Runner:
             for line in engine.lines():
                 if line is not None:
                     last = _note(line, heart, keeper) or last
+                    pace.moved(time.monotonic())
                 elif heart.interrupt:
                     engine.kill()
                 elif self._gives_back(heart) and not stopped:
                     engine.beat()  # it is to have the time for a checkpoint
                     engine.stop()
                     stopped = True
-            status = engine.status()
+                elif not stopped and pace.stalls(time.monotonic()):
+                    engine.stack()
+                    time.sleep(_STACK_SECONDS)
+                    engine.kill()
+            status, tail = engine.status(), workspace.log_tail()
             starved = None if killed_before is None else oom_kills() != killed_before
-            outcome = judge(Ending(status, last, stopped, workspace.log_tail(), starved), heart.interrupt)
+            outcome = judge(Ending(status, last, stopped, tail, starved, pace.stalled), heart.interrupt)
             if isinstance(outcome, Released) and not heart.unreachable:
                 keeper.last(_LAST_SECONDS)
         return outcome
+
+    def _patience(self, kind: str) -> float:
+        """For how long a stage of this kind may be silent, in seconds."""
+        return (self.settings.stall_seconds or math.inf) * SILENCE.get(kind, 1)
 
     def _gives_back(self, heart: Heart) -> bool:
         """Whether the stage is to go on later, here or elsewhere: this worker drains, the job is paused, or the

@@ -8,6 +8,7 @@ Its standard input is a pipe from the runner: the runner's life, and its lease.
   suspended time too) means that another worker may own the stage by now: everything is killed;
 - a line `stop`, SIGTERM, or the end of the pipe (the runner is gone, however it went): SIGTERM to the command, which
   may write a checkpoint, and after `--grace` seconds SIGKILL to everything;
+- a line `stack`: SIGUSR1 to the command, which writes where it stands to its log;
 - a line `kill`: SIGKILL to everything, at once.
 
 "Everything" is a fact, not a hope: as a child subreaper the supervisor is the ancestor of all that the command starts,
@@ -77,6 +78,10 @@ class Supervision:
             self.kill_at = boot_seconds() + self.grace
             if self.status is None:
                 os.kill(self.command, signal.SIGTERM)
+
+    def stack(self) -> None:
+        if self.status is None:
+            os.kill(self.command, signal.SIGUSR1)
 
     def kill(self) -> None:
         self.kill_at = boot_seconds()
@@ -167,6 +172,7 @@ def _obey(supervision: Supervision) -> bool:
     received = os.read(sys.stdin.fileno(), 4096)
     *lines, supervision.unread = (supervision.unread + received).split(b"\n")
     orders = {b"beat": supervision.renew, b"stop": supervision.stop, b"kill": supervision.kill}
+    orders[b"stack"] = supervision.stack
     for line in lines:
         orders[line]()
     return bool(received)

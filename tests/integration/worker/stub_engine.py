@@ -9,6 +9,7 @@ result is a function of its settings and inputs alone, so that a resumed run mus
 """
 
 import ctypes
+import faulthandler
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ def told(control: Path) -> dict:
 def main(arguments: list) -> int:
     control, stage = Path(arguments[0]), json.loads(Path(arguments[3]).read_text())
     stopping = []
+    faulthandler.register(signal.SIGUSR1, file=2)
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     (control / "child").write_text(str(child.pid))

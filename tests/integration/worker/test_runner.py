@@ -335,6 +335,18 @@ def test_the_engine_sees_no_secret_of_the_service(house, monkeypatch):
     assert "ALLO_STAGE_ID" in environment
 
 
+def test_a_trainer_that_stands_still_is_ended_and_its_stack_told(make_house):
+    house = make_house(stall_seconds=2)
+    house.behave(at={"2": "hang"})
+    job = house.submit()
+    outcome = run(house).run(*house.dispatch())
+    assert (outcome.code, outcome.retry) == ("stalled", True)
+    assert "in misbehave" in outcome.message, "where it stood"
+    stage = house.stage(job)
+    assert (stage.status, stage.attempt, stage.attempts[-1]["reason"]) == ("ready", 1, "stalled")
+    assert "no progress" in house.events(job)[-1].message
+
+
 def test_an_error_of_the_worker_that_nobody_foresaw_ends_the_attempt_with_its_reason(house):
     def fails(launch):
         raise RuntimeError("no process today")
