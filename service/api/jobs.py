@@ -15,7 +15,7 @@ from service.api.once import Calling, Once
 from service.api.pages import Paging, listed, page_of
 from service.api.query import Prefixed
 from service.api.reading import reading, shown
-from service.api.schemas import CreateJob, Prioritise
+from service.api.schemas import CreateJob, Prioritise, Retry
 from service.jobs import comparison, service
 from service.jobs.access.repetition import Call, once
 from service.jobs.running.placement import Offer
@@ -120,9 +120,10 @@ def resume(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
 
 
 @router.post("/{job_id}/retry")
-def retry(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
-    """Runs a failed or cancelled job again; finished stages are kept."""
-    return _shown(parts, service.retry(parts.database, parts.store, key.owner, job_id))
+def retry(parts: Parts, key: Submitter, job_id: str, body: Retry | None = None) -> dict[str, Any]:
+    """Runs a failed or cancelled job again; finished stages are kept, but for those from a named one on."""
+    start = body.from_ if body else None
+    return _shown(parts, service.retry(parts.database, parts.store, key.owner, job_id, start))
 
 
 @router.get("/{job_id}/checkpoints")

@@ -153,6 +153,13 @@ class Prioritise(Body):
         return Priority.of(self.priority)
 
 
+class Retry(Body):
+    """POST /v1/fine_tuning/jobs/{id}/retry; the body may be left out. `from` names a stage: it and all that read what
+    it makes are computed anew."""
+
+    from_: Id | None = Field(default=None, alias="from")
+
+
 class CreateJob(Body):
     """POST /v1/fine_tuning/jobs. `corrections_file`, `retention_file` and `masks` are our additions; they arrive
     through the client's extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in

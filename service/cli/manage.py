@@ -32,6 +32,11 @@ example:
 
 Its models go, with their exports, and its events. What it was given stays, and what other jobs took over from it.
 """
+_RETRY_EPILOG = """\
+examples:
+  allo retry ftjob-…                    finished stages are kept: it begins where it ended
+  allo retry ftjob-… --from pair        stage pair and all that read of it are computed anew
+"""
 _PRIORITY_EPILOG = """\
 example:
   allo priority ftjob-… low
@@ -46,7 +51,6 @@ _VERBS: dict[str, tuple[str, str]] = {
         "The stage that runs leaves a checkpoint; `allo resume` goes on from it.",
     ),
     "resume": ("go on with a paused job", "It goes on from its checkpoint, to the same bits."),
-    "retry": ("run a failed or cancelled job again", "Finished stages are kept: it begins where it ended."),
 }
 
 
@@ -58,6 +62,9 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     for name, (summary, more) in _VERBS.items():
         verb = command(commands, name, summary, f"example:\n  allo {name} ftjob-…\n\n{more}\n", _verb(name))
         verb.add_argument("job", metavar="JOB", help="ftjob-…")
+    retry = command(commands, "retry", "run a failed or cancelled job again", _RETRY_EPILOG, _retry)
+    retry.add_argument("job", metavar="JOB", help="ftjob-…")
+    retry.add_argument("--from", dest="start", metavar="STAGE", help="compute this stage, and what follows, anew")
     priority = command(commands, "priority", "have a job go before others or behind", _PRIORITY_EPILOG, _priority)
     priority.add_argument("job", metavar="JOB", help="ftjob-…")
     priority.add_argument("priority", choices=PRIORITIES, metavar="PRIORITY", help=", ".join(PRIORITIES))
@@ -91,6 +98,14 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         return 0
 
     return run
+
+
+def _retry(args: argparse.Namespace) -> int:
+    asked = {"from": args.start} if args.start else {}
+    with connect(args) as client:
+        job = client.post(f"/v1/fine_tuning/jobs/{args.job}/retry", asked)
+    shown(args, job, lambda: f"{job['id']} is {job['status']}.")
+    return 0
 
 
 def _priority(args: argparse.Namespace) -> int:

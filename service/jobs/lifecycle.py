@@ -75,7 +75,7 @@ STAGE_MOVES: Mapping[StageStatus, frozenset[StageStatus]] = {
     S.READY: frozenset({S.DISPATCHED, S.WAITING, S.SUCCEEDED, S.CANCELLED}),  # waiting, here and below: paused
     S.DISPATCHED: frozenset({S.DISPATCHED, S.RUNNING, S.WAITING, S.CANCELLED}),  # dispatched: rung again
     S.RUNNING: frozenset({S.READY, S.WAITING, S.SUCCEEDED, S.FAILED, S.CANCELLED}),  # ready: another attempt
-    S.SUCCEEDED: frozenset({S.WAITING}),  # what it made is damaged, and a stage that waits for it cannot read it
+    S.SUCCEEDED: frozenset({S.WAITING}),  # what it made is damaged and waited for; or retry from it, or what it needs
     S.FAILED: frozenset({S.WAITING}),  # retry
     S.CANCELLED: frozenset({S.WAITING}),  # retry
 }

@@ -69,8 +69,11 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
 
 
 def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:
-    """Takes over the result of an earlier stage of the owner's with the same digest, where all of it still exists."""
+    """Takes over the result of an earlier stage of the owner's with the same digest, where all of it still exists;
+    never for a stage that is to be computed anew."""
     assert stage.digest is not None
+    if stage.anew:
+        return False
     found = _earlier_result(session, store, job.owner, stage.digest)
     if found is not None:
         _take_over(session, job, stage, *found, now)

@@ -14,10 +14,18 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.jobs import repository
+from service.jobs.again import check_sources, following, reset
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.estimates import known_seconds
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, Priority, StageStatus, move
-from service.jobs.progression import add_event, advance, cancel_unstarted, hold_unstarted, settle
+from service.jobs.progression import (
+    add_event,
+    advance,
+    cancel_unstarted,
+    checkpoint_model,
+    hold_unstarted,
+    settle,
+)
 from service.jobs.repository import Page, holdings, looking, tracked
 from service.jobs.repository.looking import Wanted
 from service.jobs.running.placement import Offer
@@ -183,8 +191,10 @@ def prioritise(database: Database, owner: str, job_id: str, priority: Priority, 
         return _view(session, job)
 
 
-def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
-    """Runs a failed or cancelled job again from where it ended. Raises Conflict for any other job."""
+def retry(database: Database, store: Store, owner: str, job_id: str, start: str | None = None) -> JobView:
+    """Runs a failed or cancelled job again from where it ended. From stage `start` on, that stage and whatever reads of
+    it are computed anew, though their results be there. Raises Conflict for any other job, InvalidRequest for a stage
+    that it has not."""
     with database.transaction() as session:
         job, now = _locked(session, owner, job_id), database.now()
         stages = repository.stages(session, [job.id])
@@ -192,13 +202,18 @@ def retry(database: Database, store: Store, owner: str, job_id: str) -> JobView:
             raise Conflict(f"The job is {job.status.value}: only a failed or cancelled job can be retried.")
         if any(stage.status is StageStatus.RUNNING for stage in stages):
             raise Busy("A stage of the job is still stopping: retry in a moment.")
-        _check_sources(store, job, stages)
+        anew = [] if start is None else following(stages, start)
+        check_sources(store, job, [stage for stage in stages if stage not in anew])
         job.status, job.finished_at, job.error = move(job.status, JobStatus.QUEUED), None, None
         job.cancel_requested = False
+        models = [checkpoint_model(job, stage.name) for stage in anew]
+        holdings.drop_results(session, [stage.id for stage in anew], models)
         for stage in stages:
-            _reset(stage)
+            reset(stage, stage in anew)
         session.flush()
-        add_event(session, job, now, "info", "The job runs again from where it ended.", {})
+        names = " and ".join(stage.name for stage in anew)
+        how = f": {names} computed anew" if anew else " from where it ended"
+        add_event(session, job, now, "info", f"The job runs again{how}.", {})
         tracked.hurry(session, job.id, now)
         advance(session, store, job, now)
         return _view(session, job)
@@ -243,22 +258,6 @@ def _unended(session: Session, owner: str, job_id: str, verb: str) -> Job:
 def _running(session: Session, job: Job) -> list[str]:
     """The names of the stages that a worker has claimed."""
     return [stage.name for stage in repository.stages(session, [job.id]) if stage.status is StageStatus.RUNNING]
-
-
-def _check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
-    """Raises Conflict where something that the job goes on from was deleted."""
-    began = (sha256 for files in job.sources.values() for _, sha256, _ in files)
-    erased = [stage.name for stage in stages if stage.status is StageStatus.SUCCEEDED and stage.digest is None]
-    if erased or not all(map(store.exists, began)):
-        what = f"what stage {erased[0]} made" if erased else "a file or model that it began with"
-        raise Conflict(f"The job cannot go on: {what} was deleted or damaged. Bring it again, or submit the job anew.")
-
-
-def _reset(stage: Stage) -> None:
-    if stage.status in (StageStatus.FAILED, StageStatus.CANCELLED):
-        stage.status = move(stage.status, StageStatus.WAITING)
-        stage.attempt, stage.fruitless, stage.error, stage.finished_at = 0, 0, None, None
-        stage.step = stage.total = stage.resumed_step = stage.saved_step = None
 
 
 def _view(session: Session, job: Job) -> JobView:

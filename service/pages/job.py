@@ -138,6 +138,11 @@ async def _asked(request: Request) -> Priority:
         raise InvalidRequest("A priority is low, normal or high.", "priority") from None
 
 
+async def _start(request: Request) -> str | None:
+    """The stage from which the job is to be computed anew, where the form names one."""
+    return str((await request.form()).get("from", "")) or None
+
+
 @router.post("/cancel")
 def cancel(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
     return _shown(request, parts, service.cancel(parts.database, key.owner, job_id))
@@ -162,8 +167,10 @@ def resume(request: Request, parts: Parts, key: Submitter, job_id: str) -> Respo
 
 
 @router.post("/retry")
-def retry(request: Request, parts: Parts, key: Submitter, job_id: str) -> Response:
-    return _shown(request, parts, service.retry(parts.database, parts.store, key.owner, job_id))
+def retry(
+    request: Request, parts: Parts, key: Submitter, job_id: str, start: Annotated[str | None, Depends(_start)]
+) -> Response:
+    return _shown(request, parts, service.retry(parts.database, parts.store, key.owner, job_id, start))
 
 
 @router.post("/delete")

@@ -156,6 +156,13 @@ def erase_checkpoints(session: Session, model: Model) -> None:
     session.execute(update(Stage).where(Stage.id.in_(emptied)).values(digest=None))
 
 
+def drop_results(session: Session, stages: Sequence[str], models: Sequence[str]) -> None:
+    """Forgets what these stages made, and the models of these names with their exports."""
+    session.execute(delete(Artifact).where(Artifact.stage_id.in_(stages)))
+    session.execute(delete(Export).where(Export.model.in_(models)))
+    session.execute(delete(Model).where(Model.id.in_(models)))
+
+
 def drop_job(session: Session, job: Job) -> None:
     """Forgets a job and everything that is there for it alone."""
     stages, models = select(Stage.id).where(Stage.job_id == job.id), select(Model.id).where(Model.job_id == job.id)

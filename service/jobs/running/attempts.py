@@ -48,8 +48,9 @@ NOWHERE: Mapping[str, Any] = {"worker": None, "devices": None}
 class Claim:
     """A stage that is this worker's alone, until its lease is lost. `epoch` goes with every later verb.
 
-    `devices` are those that it may see; None on a worker that has none. `kept` are its checkpoints in the store, the
-    furthest first.
+    `devices` are those that it may see; None on a worker that has none. `work` is the name of its resume checkpoints:
+    the owner's own, or who goes on from another's would know of them; what is computed anew goes on from none that were
+    there before. `kept` are those in the store, the furthest first.
     """
 
     stage_id: str
@@ -62,17 +63,13 @@ class Claim:
     digest: str
     inputs: dict[str, InputFiles]
     devices: tuple[str, ...] | None
+    work: str
     kept: tuple[Kept, ...] = ()
 
     @property
     def kind(self) -> str:
         """What is run, whatever the round."""
         return kind_of(self.name)
-
-    @property
-    def work(self) -> str:
-        """The name of its resume checkpoints: the owner's own, or who goes on from another's would know of them."""
-        return _work(self.owner, self.digest)
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,8 @@ def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim |
         assert stage.digest is not None
         devices = None if stage.devices is None else tuple(stage.devices)
         name = (stage_id, job.id, job.owner, stage.name, stage.epoch, stage.attempt)
-        kept = keeping.of_work(session, _work(job.owner, stage.digest))
-        return Claim(*name, stage.config, stage.digest, files, devices, kept)
+        work = _work(job.owner, stage)
+        return Claim(*name, stage.config, stage.digest, files, devices, work, keeping.of_work(session, work))
 
 
 def heartbeat(
@@ -228,8 +225,9 @@ def confirm_cancelled(database: Database, stage_id: str, epoch: int) -> bool:
         return _confirm(session, stage_id, epoch, database.now())
 
 
-def _work(owner: str, digest: str) -> str:
-    return hashlib.sha256(f"{owner}\0{digest}".encode()).hexdigest()
+def _work(owner: str, stage: Stage) -> str:
+    anew = f"\0{stage.id}\0{stage.anew}" if stage.anew else ""
+    return hashlib.sha256(f"{owner}\0{stage.digest}{anew}".encode()).hexdigest()
 
 
 def _again_as(job: Job) -> StageStatus:

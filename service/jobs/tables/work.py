@@ -182,7 +182,8 @@ class Stage(Base):
     `needs` is what it must find on a worker (see the engine's needs.py); `worker` and `devices` say where it was placed
     last; `code` is the version of the engine that its digest names, the only one that may compute it. `saved_step` is
     the furthest that a checkpoint of it ever was, by its own count, and `fruitless` how many attempts have ended badly
-    since. `attempts` tells of those that have ended, the latest.
+    since. `anew` counts how often it was asked to be computed though its result was there; `attempts` tells of
+    those that have ended, the latest.
     """
 
     __tablename__ = "stages"
@@ -206,6 +207,7 @@ class Stage(Base):
     total: Mapped[int | None] = mapped_column(BigInteger)
     resumed_step: Mapped[int | None] = mapped_column(BigInteger)
     saved_step: Mapped[int | None] = mapped_column(BigInteger)
+    anew: Mapped[int] = mapped_column(default=0, server_default="0")
     attempts: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     fruitless: Mapped[int] = mapped_column(default=0, server_default="0")  # an older process writes stages, too
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)

@@ -1,0 +1,44 @@
+"""What a job that is retried keeps, and what of it is computed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.jobs.errors import Conflict, InvalidRequest
+from service.jobs.lifecycle import StageStatus, move
+from service.jobs.progression import needs
+from service.jobs.tables import Job, Stage
+from service.storage.store import Store
+
+
+def check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
+    """Raises Conflict where something that the job goes on from was deleted."""
+    began = (sha256 for files in job.sources.values() for _, sha256, _ in files)
+    erased = [stage.name for stage in stages if stage.status is StageStatus.SUCCEEDED and stage.digest is None]
+    if erased or not all(map(store.exists, began)):
+        what = f"what stage {erased[0]} made" if erased else "a file or model that it began with"
+        raise Conflict(f"The job cannot go on: {what} was deleted or damaged. Bring it again, or submit the job anew.")
+
+
+def following(stages: Sequence[Stage], start: str) -> list[Stage]:
+    """The stage of this name and all that read what it makes. Raises InvalidRequest where there is none."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.name == start or found.keys() & needs(stage):
+            found[stage.name] = stage
+    if not found:
+        names = ", ".join(stage.name for stage in stages)
+        raise InvalidRequest(f"The job has no stage {start!r:.70}: its stages are {names}.", "from")
+    return list(found.values())
+
+
+def reset(stage: Stage, anew: bool) -> None:
+    """As it was before it ever ran, for a stage that has yet to run; `anew`, whatever came of it."""
+    if anew:
+        stage.anew += 1
+        stage.digest = stage.reused_from = stage.started_at = None
+        stage.metrics = {}
+    if anew or stage.status in (StageStatus.FAILED, StageStatus.CANCELLED):
+        stage.status = move(stage.status, StageStatus.WAITING)
+        stage.attempt, stage.fruitless, stage.error, stage.finished_at = 0, 0, None, None
+        stage.step = stage.total = stage.resumed_step = stage.saved_step = None
