@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -56,8 +56,8 @@ def patience_of(settings: Settings) -> Patience:
 
 
 class Heart:
-    """Beats from `with` to its end; `interrupt` says why the attempt must end, once it must, and `paused` that it is to
-    be given back.
+    """Beats from `with` to its end; `interrupt` says why the attempt must end, once it must, `paused` that it is to be
+    given back, and `over` that the job's time is.
 
     `every` and `patience` are seconds: between beats, and without a successful one until the database is
     `unreachable`.
@@ -65,7 +65,7 @@ class Heart:
 
     def __init__(self, database: Database, claim: attempts.Claim, every: float, patience: float) -> None:
         self.interrupt: Interrupt | None = None
-        self.paused = False
+        self.paused = self.over = False
         self.renewed: Callable[[], None] = lambda: None
         self._database, self._claim, self._every, self._patience = database, claim, every, patience
         self._progress = Progress()
@@ -73,7 +73,7 @@ class Heart:
         self._metrics: Event | None = None
         self._warned: set[str] = set()
         self._metrics_at = 0.0
-        self._last_success = boot_seconds()
+        self._last_success = self._counted = boot_seconds()
         self._due, self._ended = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=f"heart of {claim.stage_id}", daemon=True)
 
@@ -148,14 +148,17 @@ class Heart:
                 self._renew()  # the lease is still ours: whoever could take it would have to write
 
     def _send(self) -> None:
-        answer = attempts.heartbeat(self._database, *self._name(), *astuple(self._progress))
+        at = boot_seconds()
+        ran = at - self._counted
+        answer = attempts.heartbeat(self._database, *self._name(), **asdict(self._progress), ran=ran)
+        self._counted = at
         if not answer.alive:
             self.interrupt = self.interrupt or Interrupt.FENCED
             return
         self._renew()
         if answer.cancel:
             self.interrupt = self.interrupt or Interrupt.CANCELLED
-        self.paused = self.paused or answer.pause
+        self.paused, self.over = self.paused or answer.pause, self.over or answer.over
         self._send_events()
 
     def _renew(self) -> None:

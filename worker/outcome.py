@@ -67,17 +67,28 @@ class Abandoned:
 Outcome = Succeeded | Failed | Unreadable | Released | Cancelled | Abandoned
 
 
+OVER = Failed(
+    "deadline",
+    "The job's stages have run for its max_seconds. What finished ones made is kept, and so is this one's last "
+    "checkpoint: a retry goes on from there, with all of that time or with a max_seconds of its own.",
+    retry=False,
+)
+"""The job's time is over."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """What is known of an engine that has ended. `last` is its last `result` or `error` line; `stopped`: it was asked
     to stop at a checkpoint; `starved`: the kernel has killed for want of memory since it began, None where it does not
-    say; `stalled`: it was killed for so many seconds without a word of progress."""
+    say; `over`: it was asked to stop because the job's time is over; `stalled`: it was killed for so many seconds
+    without a word of progress."""
 
     status: int
     last: Mapping[str, Any] | None
     stopped: bool
     log_tail: str
     starved: bool | None = None
+    over: bool = False
     stalled: float | None = None
 
 
@@ -87,6 +98,8 @@ def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
         return interrupted(interrupt)
     if ending.last and ending.last["type"] == "result" and ending.status == 0:
         return Succeeded(ending.last.get("metrics", {}))
+    if ending.over:
+        return OVER
     if ending.stalled is not None:
         return Failed("stalled", _stalled(ending.stalled, ending.log_tail), retry=True)
     if ending.status in (EXIT_STOPPED, EXIT_LEASE_LOST) or ending.stopped:  # the fence tells whether it is ours to give

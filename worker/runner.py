@@ -33,6 +33,7 @@ from worker.keeping import Keeper
 from worker.memory import oom_kills
 from worker.offer import worker_id
 from worker.outcome import (
+    OVER,
     Abandoned,
     Cancelled,
     Ending,
@@ -145,6 +146,8 @@ class Runner:
         for _ in workspace.materialise(self._patient(heart), claim.kind, claim.config, claim.inputs):
             if heart.interrupt:
                 return interrupted(heart.interrupt)
+            if heart.over:
+                return OVER
             if self._gives_back(heart):
                 return Released()
         return self._resume(claim, workspace, heart)
@@ -200,7 +203,7 @@ class Runner:
                     pace.moved(time.monotonic())
                 elif heart.interrupt:
                     engine.kill()
-                elif self._gives_back(heart) and not stopped:
+                elif (self._gives_back(heart) or heart.over) and not stopped:
                     engine.beat()  # it is to have the time for a checkpoint
                     engine.stop()
                     stopped = True
@@ -210,7 +213,8 @@ class Runner:
                     engine.kill()
             status, tail = engine.status(), workspace.log_tail()
             starved = None if killed_before is None else oom_kills() != killed_before
-            outcome = judge(Ending(status, last, stopped, tail, starved, pace.stalled), heart.interrupt)
+            over = heart.over and not heart.paused
+            outcome = judge(Ending(status, last, stopped, tail, starved, over, pace.stalled), heart.interrupt)
             if isinstance(outcome, Released) and not heart.unreachable:
                 keeper.last(_LAST_SECONDS)
         return outcome

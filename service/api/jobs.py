@@ -122,8 +122,9 @@ def resume(parts: Parts, key: Submitter, job_id: str) -> dict[str, Any]:
 @router.post("/{job_id}/retry")
 def retry(parts: Parts, key: Submitter, job_id: str, body: Retry | None = None) -> dict[str, Any]:
     """Runs a failed or cancelled job again; finished stages are kept, but for those from a named one on."""
-    start = body.from_ if body else None
-    return _shown(parts, service.retry(parts.database, parts.store, key.owner, job_id, start))
+    asked = body or Retry()
+    job = (parts.database, parts.store, key.owner, job_id)
+    return _shown(parts, service.retry(*job, asked.from_, asked.max_seconds))
 
 
 @router.get("/{job_id}/checkpoints")

@@ -54,6 +54,8 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "error": row.error,
         "cancel_requested": row.cancel_requested,
         "priority": Priority(row.priority).word,
+        "max_seconds": row.max_seconds,
+        "ran_seconds": round(sum(stage.ran_seconds for stage in view.stages), 1),
         "eta_seconds": eta,
         "progress": _job_progress(view),
         "stages": [

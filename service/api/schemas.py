@@ -65,6 +65,10 @@ Swept = Annotated[
 ]
 
 
+RunTime = Annotated[int, Field(ge=1, le=10 * 365 * 86_400)]
+"""Seconds that a job's stages may run for."""
+
+
 class Body(BaseModel):
     """A request body: strict about names."""
 
@@ -155,9 +159,10 @@ class Prioritise(Body):
 
 class Retry(Body):
     """POST /v1/fine_tuning/jobs/{id}/retry; the body may be left out. `from` names a stage: it and all that read what
-    it makes are computed anew."""
+    it makes are computed anew. `max_seconds` is the job's limit from now on."""
 
     from_: Id | None = Field(default=None, alias="from")
+    max_seconds: RunTime | None = None
 
 
 class CreateJob(Body):
@@ -165,7 +170,8 @@ class CreateJob(Body):
     through the client's extra_body. `masks` is the id of an earlier job, or of any file of its masks: the job trains in
     those, of a job that located anew in each round in the last ones, and locates none of its own. `retention_file` is a
     second held-out file, about something else than the job trains on: it tells what the model lost of that. Of jobs
-    that wait, those of a higher `priority` go first; `high` takes a key with scope admin."""
+    that wait, those of a higher `priority` go first; `high` takes a key with scope admin. A job whose stages have run
+    for `max_seconds`, together and whatever the time of day, has failed of its deadline; what they made is kept."""
 
     model: ModelName
     training_file: Id
@@ -180,6 +186,7 @@ class CreateJob(Body):
     metadata: Metadata | None = None
     integrations: Annotated[list[Integration], Field(max_length=3)] | None = None
     priority: Literal["low", "normal", "high"] | None = None
+    max_seconds: RunTime | None = None
 
     def asked(self) -> NewJob:
         """The job in the domain's terms. Without a method it is supervised, as OpenAI has it."""
@@ -198,6 +205,7 @@ class CreateJob(Body):
             seed=self.seed or 0,
             suffix=self.suffix,
             metadata=self.metadata,
+            max_seconds=self.max_seconds,
             priority=Priority.of(self.priority or "normal"),
             integrations=[one.model_dump(mode="json", exclude_none=True) for one in self.integrations or ()],
         )

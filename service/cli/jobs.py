@@ -87,6 +87,7 @@ def add_job(parser: argparse.ArgumentParser) -> None:
         help="a job for each value of a setting, or of seed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
+    parser.add_argument("--max-seconds", type=int, metavar="N", help="end it once its stages have run for so long")
     parser.add_argument("--priority", choices=PRIORITIES, help="before or behind other jobs that wait (normal)")
     parser.add_argument("--suffix", help="a part of the aligned model's name")
 
@@ -178,7 +179,7 @@ def _body(args: argparse.Namespace) -> dict[str, Any]:
     settings = {"hyperparameters": hyperparameters, "stages": stages}
     body = {"model": args.model, "seed": args.seed, "method": {"type": args.method, args.method: settings}}
     optional = {"suffix": args.suffix, "masks": args.masks, "sweep": parse_sweep(args.sweep)}
-    optional |= {"priority": args.priority}
+    optional |= {"priority": args.priority, "max_seconds": args.max_seconds}
     return body | {key: value for key, value in optional.items() if value}
 
 

@@ -36,6 +36,7 @@ _RETRY_EPILOG = """\
 examples:
   allo retry ftjob-…                    finished stages are kept: it begins where it ended
   allo retry ftjob-… --from pair        stage pair and all that read of it are computed anew
+  allo retry ftjob-… --max-seconds 7200
 """
 _PRIORITY_EPILOG = """\
 example:
@@ -65,6 +66,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     retry = command(commands, "retry", "run a failed or cancelled job again", _RETRY_EPILOG, _retry)
     retry.add_argument("job", metavar="JOB", help="ftjob-…")
     retry.add_argument("--from", dest="start", metavar="STAGE", help="compute this stage, and what follows, anew")
+    retry.add_argument("--max-seconds", type=int, metavar="N", help="what its stages may run for from now on")
     priority = command(commands, "priority", "have a job go before others or behind", _PRIORITY_EPILOG, _priority)
     priority.add_argument("job", metavar="JOB", help="ftjob-…")
     priority.add_argument("priority", choices=PRIORITIES, metavar="PRIORITY", help=", ".join(PRIORITIES))
@@ -101,9 +103,11 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _retry(args: argparse.Namespace) -> int:
-    asked = {"from": args.start} if args.start else {}
+    asked = {"from": args.start, "max_seconds": args.max_seconds}
     with connect(args) as client:
-        job = client.post(f"/v1/fine_tuning/jobs/{args.job}/retry", asked)
+        job = client.post(
+            f"/v1/fine_tuning/jobs/{args.job}/retry", {name: value for name, value in asked.items() if value}
+        )
     shown(args, job, lambda: f"{job['id']} is {job['status']}.")
     return 0
 

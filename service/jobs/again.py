@@ -34,6 +34,7 @@ def following(stages: Sequence[Stage], start: str) -> list[Stage]:
 
 def reset(stage: Stage, anew: bool) -> None:
     """As it was before it ever ran, for a stage that has yet to run; `anew`, whatever came of it."""
+    stage.ran_seconds = 0.0
     if anew:
         stage.anew += 1
         stage.digest = stage.reused_from = stage.started_at = None

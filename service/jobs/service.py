@@ -191,10 +191,17 @@ def prioritise(database: Database, owner: str, job_id: str, priority: Priority, 
         return _view(session, job)
 
 
-def retry(database: Database, store: Store, owner: str, job_id: str, start: str | None = None) -> JobView:
-    """Runs a failed or cancelled job again from where it ended. From stage `start` on, that stage and whatever reads of
-    it are computed anew, though their results be there. Raises Conflict for any other job, InvalidRequest for a stage
-    that it has not."""
+def retry(
+    database: Database,
+    store: Store,
+    owner: str,
+    job_id: str,
+    start: str | None = None,
+    max_seconds: int | None = None,
+) -> JobView:
+    """Runs a failed or cancelled job again from where it ended, with all of its time; with `max_seconds`, with so much.
+    From stage `start` on, that stage and whatever reads of it are computed anew, though their results be there. Raises
+    Conflict for any other job, InvalidRequest for a stage that it has not."""
     with database.transaction() as session:
         job, now = _locked(session, owner, job_id), database.now()
         stages = repository.stages(session, [job.id])
@@ -205,7 +212,7 @@ def retry(database: Database, store: Store, owner: str, job_id: str, start: str 
         anew = [] if start is None else following(stages, start)
         check_sources(store, job, [stage for stage in stages if stage not in anew])
         job.status, job.finished_at, job.error = move(job.status, JobStatus.QUEUED), None, None
-        job.cancel_requested = False
+        job.cancel_requested, job.max_seconds = False, max_seconds or job.max_seconds
         models = [checkpoint_model(job, stage.name) for stage in anew]
         holdings.drop_results(session, [stage.id for stage in anew], models)
         for stage in stages:

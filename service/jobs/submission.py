@@ -28,7 +28,8 @@ from service.storage.store import Store
 @dataclass(frozen=True)
 class NewJob:
     """A job as it is asked for. `masks` names an earlier job, or masks that it made, to train in; `stages` and
-    `hyperparameters` are checked by the pipeline itself."""
+    `hyperparameters` are checked by the pipeline itself. `max_seconds` is how long its stages may run, together: time
+    on workers, so that neither a queue nor a pause nor a clock ends it."""
 
     model: str
     training_file: str
@@ -44,6 +45,7 @@ class NewJob:
     metadata: Mapping[str, str] | None = None
     integrations: Sequence[Integration] = ()
     priority: Priority = Priority.NORMAL
+    max_seconds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     job.retention_file = new.retention_file
     job.sources, job.seed, job.suffix = dict(admitted.sources), new.seed, new.suffix
     job.user_metadata = dict(new.metadata) if new.metadata is not None else None
-    job.priority = new.priority
+    job.priority, job.max_seconds = new.priority, new.max_seconds
     job.integrations = [dict(one) for one in new.integrations] or None
     job.method = {"type": new.method, "hyperparameters": dict(new.hyperparameters), "stages": settings_of(new, planned)}
     job.result_files, job.cancel_requested, job.event_count = [], False, 0

@@ -13,6 +13,7 @@ from service.pages.fields import LEFT_OUT, OPTIONAL, settings_of
 
 FILES = ("training_file", "validation_file", "corrections_file", "retention_file")
 PLAIN = ("model", *FILES, "masks", "suffix", "priority")
+NUMBERS = ("seed", "max_seconds")
 
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "mlflow": ("experiment", "run_name"),
@@ -38,8 +39,7 @@ class Asked:
         body["method"] = {"type": self.method}
         if settings := self._settings():
             body["method"][self.method] = settings
-        if "seed" in self.typed:
-            body["seed"] = _number(self.typed["seed"])
+        body |= {name: _number(self.typed[name]) for name in NUMBERS if name in self.typed}
         if "metadata" in self.typed:
             body["metadata"] = _pairs(self.typed["metadata"])
         if told := [one for kind in TITLES if (one := self._integration(kind))]:
@@ -79,7 +79,7 @@ class Asked:
             kind = kinds[int(told[1])] if int(told[1]) < len(kinds) else ""
             name = told[2] if told[2].startswith(f"{kind}.") else f"{kind}.{TRACKERS.get(kind, ('',))[0]}"
         name = re.sub(r"^metadata\..*", "metadata", name)
-        known = {*PLAIN, "method", "seed", "metadata", *settings_of(self.method)}
+        known = {*PLAIN, *NUMBERS, "method", "metadata", *settings_of(self.method)}
         known |= {f"{kind}.{field}" for kind, fields in TRACKERS.items() for field in fields}
         while name and name not in known:
             name = name.rpartition(".")[0]
@@ -90,6 +90,7 @@ def like(job: Mapping[str, Any]) -> dict[str, str]:
     """The form's fields of a job that is there: whatever of it is not as it would be anyway."""
     method: Method = job["method"]["type"]
     typed = {name: str(job[name]) for name in PLAIN if job.get(name)} | {"method": method, "seed": str(job["seed"])}
+    typed |= {"max_seconds": str(job["max_seconds"])} if job.get("max_seconds") else {}
     typed.pop("suffix", None)
     if typed.get("priority") != "low":
         typed.pop("priority", None)

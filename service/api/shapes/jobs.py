@@ -137,6 +137,8 @@ class Job(TypedDict):
     error: Json | None
     cancel_requested: bool
     priority: Literal["low", "normal", "high"]
+    max_seconds: int | None
+    ran_seconds: float
     eta_seconds: int | None
     progress: JobProgress
     stages: list[Stage]

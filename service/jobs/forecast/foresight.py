@@ -155,9 +155,19 @@ def notes(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
             f"How long {', '.join(slow)} will take is not known, because no worker that could run it has measured how "
             "fast it is: a worker does once it has rested for a while. `allo workers` shows which have."
         )
+    found += _of_time(plan.admitted.new.max_seconds, total(stages))
     if not plan.past.stages:
         found.append("No stage of yours that was estimated has ended yet, so that nothing tells how far off this is.")
     return found
+
+
+def _of_time(limit: int | None, taking: Taking | None) -> list[str]:
+    """Whether a job's limit looks too short."""
+    if limit is None or taking is None or taking.seconds is None or taking.seconds.high <= limit:
+        return []
+    expected, high = round(taking.seconds.expected), round(taking.seconds.high)
+    will = "will most likely not be done" if expected > limit else "may not be done"
+    return [f"The job {will} within max_seconds = {limit}: {expected} seconds are expected, and {high} possible."]
 
 
 def _by_merit(needs: Needs, offers: Mapping[str, Offer]) -> tuple[str, ...]:

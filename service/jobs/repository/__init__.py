@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, literal, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session, defer
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
 
 from service.db import Base
 from service.jobs.errors import NotFound
@@ -114,11 +114,16 @@ def lock_job_of(session: Session, stage_id: str) -> Job | None:
     return None if job_id is None else lock_job(session, job_id)
 
 
-def wishes(session: Session, stage_id: str) -> tuple[bool, bool]:
-    """Of the stage's job: whether it was cancelled or has ended, and whether it is paused."""
-    query = select(Job.cancel_requested, Job.status).join(Stage, Stage.job_id == Job.id).where(Stage.id == stage_id)
-    cancelled, status = session.execute(query).one()
-    return cancelled or status in JOB_ENDED, status is JobStatus.PAUSED
+def wishes(session: Session, stage_id: str) -> tuple[bool, bool, bool]:
+    """Of the stage's job: whether it was cancelled or has ended, whether it is paused, and whether its stages have run
+    for as long as they may."""
+    each = aliased(Stage)
+    ran = select(func.sum(each.ran_seconds)).where(each.job_id == Job.id).scalar_subquery()
+    query = select(Job.cancel_requested, Job.status, ran >= Job.max_seconds)
+    cancelled, status, over = session.execute(
+        query.join(Stage, Stage.job_id == Job.id).where(Stage.id == stage_id)
+    ).one()
+    return cancelled or status in JOB_ENDED, status is JobStatus.PAUSED, bool(over)
 
 
 def count_active_jobs(session: Session, owner: str) -> int:

@@ -75,11 +75,12 @@ class Claim:
 @dataclass(frozen=True)
 class Beat:
     """The answer to a heartbeat: `alive` False means that the stage is no longer this worker's; `pause` that it should
-    stop at a checkpoint and be given back."""
+    stop at a checkpoint and be given back; `over` that it should stop there because the job's time is over."""
 
     alive: bool
     cancel: bool
     pause: bool = False
+    over: bool = False
 
 
 def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim | None:
@@ -112,14 +113,15 @@ def heartbeat(
     total: int | None = None,
     metrics: Mapping[str, Any] | None = None,
     saved: int | None = None,
+    ran: float = 0.0,
 ) -> Beat:
-    """A sign of life, with how far the stage is and behind which step it left its last checkpoint. Brings back whether
-    it should stop, and how.
+    """A sign of life, with how far the stage is, behind which step it left its last checkpoint, and the seconds since
+    the last sign. Brings back whether it should stop, and how.
 
     A checkpoint that is further than every one before, on whatever worker, is progress: attempts are counted anew.
     """
     with database.transaction() as session:
-        progress: dict[str, Any] = {"beat": Stage.beat + 1}
+        progress: dict[str, Any] = {"beat": Stage.beat + 1, "ran_seconds": Stage.ran_seconds + ran}
         if step is not None:
             progress |= {"step": step, "total": total, "resumed_step": func.coalesce(Stage.resumed_step, step)}
         if metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, SmallInteger, String, UniqueConstraint, text
+from sqlalchemy import JSON, BigInteger, Double, Enum, ForeignKey, Index, SmallInteger, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -137,8 +137,9 @@ class Job(Base):
 
     `sources` holds what comes from outside the job, the model, the uploaded files and the masks of an earlier job, each
     as [path, sha256, bytes] of its files: the job goes on when they are deleted, and stays about the content that it
-    was submitted with. `estimate` is what was expected of its stages, by their names (see foresight.py), once that was
-    worked out. `sweep_point` holds the settings in which the job differs from others of the same `sweep_id`.
+    was submitted with. `max_seconds` is what its stages may run for, together. `estimate` is what was expected of its
+    stages, by their names (see foresight.py), once that was worked out. `sweep_point` holds the settings in which the
+    job differs from others of the same `sweep_id`.
     """
 
     __tablename__ = "jobs"
@@ -166,6 +167,7 @@ class Job(Base):
     user_metadata: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     integrations: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     priority: Mapped[int] = mapped_column(SmallInteger, default=0, server_default="0")
+    max_seconds: Mapped[int | None] = mapped_column(BigInteger)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
     result_files: Mapped[list[str]] = mapped_column(JSON)
@@ -182,8 +184,8 @@ class Stage(Base):
     `needs` is what it must find on a worker (see the engine's needs.py); `worker` and `devices` say where it was placed
     last; `code` is the version of the engine that its digest names, the only one that may compute it. `saved_step` is
     the furthest that a checkpoint of it ever was, by its own count, and `fruitless` how many attempts have ended badly
-    since. `anew` counts how often it was asked to be computed though its result was there; `attempts` tells of
-    those that have ended, the latest.
+    since. `ran_seconds` is how long its workers have had it, by their own clocks; `anew` counts how often it was asked
+    to be computed though its result was there; `attempts` tells of those that have ended, the latest.
     """
 
     __tablename__ = "stages"
@@ -207,6 +209,7 @@ class Stage(Base):
     total: Mapped[int | None] = mapped_column(BigInteger)
     resumed_step: Mapped[int | None] = mapped_column(BigInteger)
     saved_step: Mapped[int | None] = mapped_column(BigInteger)
+    ran_seconds: Mapped[float] = mapped_column(Double, default=0.0, server_default="0")
     anew: Mapped[int] = mapped_column(default=0, server_default="0")
     attempts: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     fruitless: Mapped[int] = mapped_column(default=0, server_default="0")  # an older process writes stages, too

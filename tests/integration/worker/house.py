@@ -51,9 +51,9 @@ class House:
         """The name of this house's worker."""
         return worker_id(self.settings)
 
-    def submit(self, seed: int = 0) -> str:
+    def submit(self, seed: int = 0, **values: Any) -> str:
         """A supervised job with a validation file: the stages sft and evaluate."""
-        new = service.NewJob("tiny", "file-train", "file-heldout", method="supervised", seed=seed)
+        new = service.NewJob("tiny", "file-train", "file-heldout", method="supervised", seed=seed, **values)
         return service.submit(self.database, self.store, new, service.Sender(OWNER)).job.id
 
     def view(self, job_id: str) -> service.JobView:

@@ -12,9 +12,10 @@ import pytest
 
 from service.db import Database
 from service.engines import Patience
+from service.jobs import service
 from service.jobs.running import attempts
 from tests.integration.worker.conftest import COLD, SHORT_LEASE, WARM
-from tests.integration.worker.house import House, alive
+from tests.integration.worker.house import OWNER, House, alive
 from tests.waiting import PATIENCE, until
 from worker.heart import Heart
 from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded, broken, interrupted
@@ -345,6 +346,22 @@ def test_a_trainer_that_stands_still_is_ended_and_its_stack_told(make_house):
     stage = house.stage(job)
     assert (stage.status, stage.attempt, stage.attempts[-1]["reason"]) == ("ready", 1, "stalled")
     assert "no progress" in house.events(job)[-1].message
+
+
+def test_a_job_whose_time_is_over_has_failed_of_it_and_goes_on_from_its_checkpoint_when_retried(house):
+    house.behave(steps=10_000, seconds=0.05)
+    job = house.submit(max_seconds=1)
+    join = in_thread(house)
+    pids = house.trainer()
+    outcome = join()
+    assert (outcome.code, outcome.retry) == ("deadline", False)
+    assert not any(map(alive, pids.values()))
+    assert (house.status(job), house.view(job).job.error["code"]) == ("failed", "deadline")
+    done = house.stage(job).step
+    house.behave(steps=done + 2)
+    service.retry(house.database, house.store, OWNER, job, max_seconds=10_000)
+    assert isinstance(run(house).run(*house.dispatch()), Succeeded)
+    assert house.starts()[1][1] >= done
 
 
 def test_an_error_of_the_worker_that_nobody_foresaw_ends_the_attempt_with_its_reason(house):
