@@ -40,7 +40,7 @@ def page(
     return HTMLResponse(render(request, template, **values), status_code, headers=dict(headers or {}))
 
 
-def render(request: Request, name: str, **values: Any) -> str:
+def render(request: Request, name: str, /, **values: Any) -> str:
     """The same, as text."""
     session = getattr(request.state, "session", None)
     scopes = session.key.scopes if session else ()
