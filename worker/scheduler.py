@@ -70,7 +70,8 @@ def tick(scheduler: Scheduler, hands: Hands) -> None:
 
 def look(database: Database) -> Snapshot:
     """The stages that are not at rest. Running ones are read last: what was claimed meanwhile is merely seen twice."""
-    hosts, ready = dispatch.hosts(database), dispatch.ready_stages(database)
+    hosts = dispatch.hosts(database)
+    ready = dispatch.ready_stages(database, max(1, sum(host.offer.slots for host in hosts)))
     return Snapshot(ready, dispatch.dispatched_stages(database), dispatch.running_stages(database), hosts)
 
 

@@ -5,6 +5,8 @@ Everything here runs inside a verb's transaction, with the job's row locked.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -65,7 +67,14 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
     found = _digest(stage.name, stage.config, files)
     if stage.digest != found:  # what was saved of another result is no way of this one
         stage.digest, stage.saved_step = found, None
+    stage.line = line_of(job, stage)
     return files
+
+
+def line_of(job: Job, stage: Stage) -> str:
+    """The line that the stage waits in: of stages that the dispatcher cannot tell apart but by their age."""
+    told = json.dumps([job.owner, job.priority, stage.code, stage.needs], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:

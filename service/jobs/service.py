@@ -24,6 +24,7 @@ from service.jobs.progression import (
     cancel_unstarted,
     checkpoint_model,
     hold_unstarted,
+    line_of,
     settle,
 )
 from service.jobs.repository import Page, holdings, looking, tracked
@@ -187,6 +188,8 @@ def prioritise(database: Database, owner: str, job_id: str, priority: Priority, 
         job = _unended(session, owner, job_id, "moved")
         if job.priority != priority:
             job.priority = priority
+            for stage in repository.stages(session, [job.id]):
+                stage.line = line_of(job, stage)
             add_event(session, job, database.now(), "info", f"The job's priority is {priority.word} now.", {})
         return _view(session, job)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, String, cast, func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session, aliased, defer
 
 from service.jobs.lifecycle import StageStatus
@@ -22,18 +22,27 @@ def stages_by_status(session: Session, status: StageStatus) -> Sequence[tuple[St
 
 def ready_stages(session: Session, most: int) -> Sequence[Row[Any]]:
     """(id, epoch, needs, code, digest, owner, priority), oldest job first, without those whose very result another
-    stage of the owner's is making at this moment; of those that differ in none of owner, priority, needs and code the
-    first `most`."""
+    stage of the owner's is making at this moment; the first `most` of each line, however long it is."""
+    found = [row for line in (*_lines(session), None) for row in _of_line(session, line, most)]
+    return sorted(found, key=lambda row: (row.job_id, row.position))
+
+
+def _lines(session: Session) -> Sequence[str]:
+    """The lines in which stages wait: the next one is looked up behind the last, so that none is read through."""
+    waits = Stage.status == StageStatus.READY
+    lines = select(func.min(Stage.line).label("line")).where(waits).cte(recursive=True)
+    behind = select(func.min(Stage.line)).where(waits, Stage.line > lines.c.line).scalar_subquery()
+    lines = lines.union_all(select(behind).where(lines.c.line.is_not(None)))
+    return session.scalars(select(lines.c.line).where(lines.c.line.is_not(None))).all()
+
+
+def _of_line(session: Session, line: str | None, most: int) -> Sequence[Row[Any]]:
     other, others = aliased(Stage), aliased(Job)
     being_made = select(other.id).join(others, others.id == other.job_id)
     being_made = being_made.where(
         other.digest == Stage.digest, other.status.in_(IN_FLIGHT), others.owner == Job.owner
     ).correlate(Stage, Job)
-    line = (Job.owner, Job.priority, Stage.code, cast(Stage.needs, String))
-    order = (Stage.job_id, Stage.position)
-    place = func.row_number().over(partition_by=line, order_by=order).label("place")
-    ready = select(Stage.id, Job.owner, Job.priority, place).join(Job, Job.id == Stage.job_id)
-    lines = ready.where(Stage.status == StageStatus.READY, ~being_made.exists()).subquery()
-    columns = (Stage.id, Stage.epoch, Stage.needs, Stage.code, Stage.digest, lines.c.owner, lines.c.priority)
-    found = select(*columns).join(lines, lines.c.id == Stage.id).where(lines.c.place <= most)
-    return session.execute(found.order_by(*order)).all()
+    columns = (Stage.id, Stage.epoch, Stage.needs, Stage.code, Stage.digest, Stage.job_id, Stage.position)
+    ready = select(*columns, Job.owner, Job.priority).join(Job, Job.id == Stage.job_id)
+    ready = ready.where(Stage.status == StageStatus.READY, Stage.line == line, ~being_made.exists())
+    return session.execute(ready.order_by(Stage.job_id, Stage.position).limit(most)).all()

@@ -19,14 +19,11 @@ from service.jobs.running.workers import busy
 from service.jobs.tables import Stage
 from service.storage.store import Store
 
-_OF_A_LINE = 64
-"""More stages of one owner, priority and need than are given at one look; the rest is not read."""
 
-
-def ready_stages(database: Database, most: int = _OF_A_LINE) -> tuple[Waiting, ...]:
-    """Stages that could run now, oldest job first: of each line of like ones the first `most`. Of
-    several of an owner's that would compute the same, the first of the highest priority alone; none while it is being
-    computed: the others will find its result."""
+def ready_stages(database: Database, most: int = 64) -> tuple[Waiting, ...]:
+    """Stages that could run now, oldest job first: of each line of like ones the first `most`. Of several of an owner's
+    that would compute the same, the first of the highest priority alone; none while it is being computed: the others
+    will find its result."""
     with database.snapshot() as session:
         rows = placing.ready_stages(session, most)
         first: dict[tuple[str, str | None], str] = {}

@@ -182,14 +182,19 @@ class Stage(Base):
     """A stage of a job. `epoch` is the fencing token: whoever holds an older one changes nothing.
 
     `needs` is what it must find on a worker (see the engine's needs.py); `worker` and `devices` say where it was placed
-    last; `code` is the version of the engine that its digest names, the only one that may compute it. `saved_step` is
-    the furthest that a checkpoint of it ever was, by its own count, and `fruitless` how many attempts have ended badly
+    last; `code` is the version of the engine that its digest names, the only one that may compute it. `line` names
+    those that wait like it (see `progression.line_of`); None where an older process readied it. `saved_step` is the
+    furthest that a checkpoint of it ever was, by its own count, and `fruitless` how many attempts have ended badly
     since. `ran_seconds` is how long its workers have had it, by their own clocks; `anew` counts how often it was asked
     to be computed though its result was there; `attempts` tells of those that have ended, the latest.
     """
 
     __tablename__ = "stages"
-    __table_args__ = (UniqueConstraint("job_id", "position"), Index(None, "status"), Index(None, "digest"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "position"),
+        Index(None, "status", "line", "job_id", "position"),
+        Index(None, "digest"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -204,6 +209,7 @@ class Stage(Base):
     digest: Mapped[str | None] = mapped_column(String(64))
     code: Mapped[str | None] = mapped_column(String(64))
     needs: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    line: Mapped[str | None] = mapped_column(String(16))
     reused_from: Mapped[str | None] = mapped_column(String(64))
     step: Mapped[int | None] = mapped_column(BigInteger)
     total: Mapped[int | None] = mapped_column(BigInteger)

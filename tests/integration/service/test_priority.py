@@ -12,6 +12,7 @@ from service.jobs import service
 from service.jobs.access.keys import create_key
 from service.jobs.errors import Conflict, Forbidden, NotFound
 from service.jobs.lifecycle import Priority
+from service.jobs.progression import line_of
 from service.jobs.running import attempts, dispatch
 from service.jobs.tables import Job, Stage
 from tests.integration.service.domain import OWNER, SUPERVISED, WORKER, Domain, in_order
@@ -45,10 +46,22 @@ def test_of_a_long_line_a_part_is_read_and_nothing_else_is_hidden_behind_it(doma
     other = domain.submit(with_priority(Priority.LOW, 4)).stages[0].id
     special = domain.submit(with_priority(Priority.NORMAL, 5))
     with domain.database.transaction() as session:
-        needs = {"packages": ["vllm"]}
-        session.execute(update(Stage).where(Stage.id == special.stages[0].id).values(needs=needs))
+        stage = session.get_one(Stage, special.stages[0].id)
+        stage.needs = {"packages": ["vllm"]}
+        stage.line = line_of(special.job, stage)
     ready = [stage.stage_id for stage in dispatch.ready_stages(domain.database, 2)]
     assert ready == [*line[:2], other, special.stages[0].id]
+
+
+def test_what_changes_its_priority_changes_its_line_and_what_stands_in_none_is_seen(domain: Domain) -> None:
+    """An older process readies stages without a line, while a service is upgraded."""
+    line = [domain.submit(with_priority(Priority.NORMAL, seed)) for seed in range(3)]
+    service.prioritise(domain.database, OWNER, line[1].job.id, Priority.LOW, False)
+    assert len(dispatch.ready_stages(domain.database, 1)) == 2
+    with domain.database.transaction() as session:
+        session.execute(update(Stage).where(Stage.job_id == line[2].job.id).values(line=None))
+    ready = [stage.stage_id for stage in dispatch.ready_stages(domain.database, 1)]
+    assert ready == [job.stages[0].id for job in line]
 
 
 def test_a_high_priority_takes_an_admins_key(domain: Domain) -> None:
