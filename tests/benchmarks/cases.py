@@ -14,6 +14,7 @@ from tests.benchmarks import (
     pages,
     pairs,
     ranks,
+    recovery,
     rewards,
     sample,
     sample_vllm,
@@ -43,10 +44,11 @@ CASES: dict[str, tuple[Case, ...]] = {
     "service": service.CASES,
     "streams": streams.CASES,
     "pages": pages.CASES,
+    "recovery": recovery.CASES,
 }
 
-NAMED = {"transfers-10gb"}
-"""Those that run only where they are named: they take the disk for minutes."""
+NAMED = {"transfers-10gb", "recovery"}
+"""Those that run only where they are named: they take the disk, or wait, for minutes."""
 
 if importlib.util.find_spec("vllm"):
     CASES["sample-vllm"] = sample_vllm.CASES

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "v0024"
-down_revision = "v0023"
+revision = "v0027"
+down_revision = "v0026"
 branch_labels = None
 depends_on = None
 
