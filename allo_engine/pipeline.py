@@ -11,8 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 from allo_engine.checks import (
@@ -32,9 +30,10 @@ from allo_engine.checks import (
     did_you_mean,
     shown,
 )
-from allo_engine.config import SampleConfig, SftConfig, StageConfig
+from allo_engine.config import CONFIGS, SampleConfig, SftConfig, StageConfig
 from allo_engine.rounds import kind_of, named, round_of, seed_of
 from allo_engine.settings import Settings
+from allo_engine.source import stage_code
 
 __all__ = [
     "METHODS",
@@ -46,12 +45,12 @@ __all__ = [
     "Method",
     "PlanError",
     "PlannedStage",
-    "code_version",
     "did_you_mean",
     "digest",
     "model_source",
     "plan",
     "shown",
+    "stage_codes",
     "warnings",
 ]
 
@@ -149,28 +148,19 @@ def model_source(names: Sequence[str]) -> str:
 
 
 def digest(kind: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[tuple[str, str]]]) -> str:
-    """The name of a stage's result: sha256 of the engine's code, the settings and every input file.
+    """The name of a stage's result: sha256 of the code that it runs, its settings and every input file.
 
     `inputs` maps each input to its files as (relative path, sha256). Settings that never change a result are left out.
     """
     settings = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
     files = {name: sorted(map(list, pairs)) for name, pairs in inputs.items()}
-    text = json.dumps([code_version(), kind, settings, files], sort_keys=True)
+    text = json.dumps([stage_code(kind), kind, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@cache
-def code_version() -> str:
-    """sha256 of this package's source: results of other code are never taken for results of this one.
-
-    What estimates or exports changes no result.
-    """
-    root = Path(__file__).parent
-    estimates, exports = ((root / room).rglob("*.py") for room in ("estimate", "exports"))
-    total = hashlib.sha256()
-    for path in sorted(set(root.rglob("*.py")) - {root / "needs.py", *estimates, *exports}):
-        total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return total.hexdigest()
+def stage_codes() -> frozenset[str]:
+    """The code of every stage, as results name it (see source.py)."""
+    return frozenset(map(stage_code, CONFIGS))
 
 
 _WITHOUT_EFFECT = {"checkpoint_seconds", "devices", "zero", "offload", "rounds", "later_rounds"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from allo_engine.estimate.rates import Calibration
-from allo_engine.pipeline import code_version
+from allo_engine.pipeline import stage_codes
+from allo_engine.source import code_version
 from service.jobs.running.placement import Device, Offer
 
 GIB = 2**30
@@ -19,4 +20,6 @@ def an_offer(
         Device(str(place), bytes=None if gib is None else round(gib * GIB)) for place, gib in enumerate(devices)
     )
     versions = dict.fromkeys(packages, "1.0")
-    return Offer(found, 8, round(host * GIB), slots or len(devices) or 1, versions, code or code_version())
+    codes = () if code else tuple(stage_codes())
+    sizes = (8, round(host * GIB), slots or len(devices) or 1)
+    return Offer(found, *sizes, versions, code or code_version(), codes=codes)

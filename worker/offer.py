@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from allo_engine.pipeline import code_version
+from allo_engine.pipeline import stage_codes
+from allo_engine.source import code_version
 from service.jobs.running.placement import Offer
 from service.settings import Settings
 from worker.devices import devices
@@ -43,6 +44,7 @@ def offer(settings: Settings) -> Offer:
         slots=settings.slots or len(found) or 1,
         packages=_versions(),
         code=code_version(),
+        codes=tuple(sorted(stage_codes())),
     )
 
 

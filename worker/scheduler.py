@@ -24,7 +24,7 @@ from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from allo_engine.pipeline import code_version
+from allo_engine.pipeline import stage_codes
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
 from service.jobs.data.erasing import Eraser, keeping_of
@@ -113,7 +113,7 @@ def _ring(given: Give, scheduler: Scheduler, hands: Hands) -> None:
 def policy_of(settings: Settings) -> Policy:
     """Our patience, as the settings have it. A gap of a few looks in a row is blindness, an ordinary one is not."""
     blind = max(5.0, 2 * _STANDBY_LOOKS * settings.dispatch_seconds)
-    return Policy(code_version(), settings.redispatch_seconds, settings.lease_seconds, blind)
+    return Policy(stage_codes(), settings.redispatch_seconds, settings.lease_seconds, blind)
 
 
 @dataclass

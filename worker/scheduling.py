@@ -31,10 +31,10 @@ from worker.sharing import Shares
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient the scheduler is, in seconds, and the version of the engine that it plans for; `rise` and `half_life`
+    """How patient the scheduler is, in seconds, and the code of every stage that it plans for; `rise` and `half_life`
     are those of fair shares (see `worker.sharing`)."""
 
-    code: str
+    codes: frozenset[str]
     ring_again: float = 60.0
     lease: float = 60.0
     blind: float = 5.0
@@ -142,8 +142,8 @@ class Scheduler:
         held = _held([*snapshot.running, *stay], living)
         again = [Give(placed.stage, placed.worker or "", placed.devices) for placed in stay if self._at(placed) is None]
         silent = {placed.stage: placed.worker for placed in astray}
-        codes = {offer.code for offer in living.values()}
-        anew = self.policy.code in codes
+        codes = {code for offer in living.values() for code in offer.runs}
+        anew = self.policy.codes <= codes
         foreign = [stage for stage in (*silent, *snapshot.ready) if anew and stage.code not in codes]
         found: list[Action] = [*again, *map(PlanAnew, foreign)]
         under_way = _under_way([*snapshot.running, *stay])
@@ -179,7 +179,7 @@ def _assign(
     for stage in turns:
         if kept == living.keys():
             return
-        could = able(stage.needs, {name: offer for name, offer in living.items() if offer.code == stage.code})
+        could = able(stage.needs, {name: offer for name, offer in living.items() if stage.code in offer.runs})
         share = max(1, -(-rivals // max(1, len(could))))
         rivals -= stage.needs.devices != 0
         seats = {name: seat(stage.needs, living[name], held[name], share) for name in could if name not in kept}

@@ -22,7 +22,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
-from allo_engine.pipeline import code_version
+from allo_engine.source import code_version
 from worker import supervisor
 from worker.procfs import with_room, with_space
 from worker.sweep import STAGE_MARK

@@ -30,7 +30,7 @@ from typing import Any
 
 from allo_engine.__main__ import leave
 from allo_engine.orphans import die_with
-from allo_engine.pipeline import code_version
+from allo_engine.source import code_version
 from worker import supervisor
 from worker.procfs import ROOM, has_room, show_command, show_marks
 from worker.sweep import STAGE_MARK

@@ -20,11 +20,11 @@ from allo_engine.data.statistics import pass_at_k
 from allo_engine.evaluating.bench import Bench, Candidate, Evaluation, Line, names, share
 from allo_engine.evaluating.options import on_options
 from allo_engine.model.loading import dtype_of
-from allo_engine.pipeline import code_version
 from allo_engine.report import StageError, Tick
 from allo_engine.sampling import Request, Settings
 from allo_engine.sampling.kept import answers
 from allo_engine.sampling.known import Known
+from allo_engine.source import stage_code
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Questions:
         kept = bench.work / f"{bench.kept}{candidate.name}{'.samples' if samples else ''}.jsonl"
         known = None
         if dtype == torch.float32:
-            model = f"{candidate.weights()}/{sampling.chosen(config.backend)}/{code_version()}"
+            model = f"{candidate.weights()}/{sampling.chosen(config.backend)}/{stage_code('evaluate')}"
             known = Known(bench.cache, model, drawn)
         found = answers(requests, drawn, opened, kept, bench.report, tick, known)
         texts = [[bench.encoder.decode(one.ids) for one in found[request.number]] for request in requests]

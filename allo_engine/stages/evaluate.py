@@ -32,10 +32,9 @@ from allo_engine.evaluating.chats import on_chats
 from allo_engine.evaluating.harness import on_harness
 from allo_engine.evaluating.preferences import on_preferences
 from allo_engine.evaluating.problems import on_problems
-from allo_engine.pipeline import MODELS
 from allo_engine.ranks import here
 from allo_engine.report import Report, Stopped, Tick
-from allo_engine.rounds import kind_of, round_of
+from allo_engine.rounds import TITLES, kind_of, round_of
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:
@@ -145,7 +144,7 @@ def _judged(judge: Judge, rows: list[Line], cache: Path, report: Report) -> Line
 
 def _models(inputs: Inputs) -> Iterator[Candidate]:
     """Each model, round by round. Sparse checkpoints are values of the model that alignment started from."""
-    kinds = ("base", *MODELS)
+    kinds = tuple(TITLES)
     made = [name for name in inputs if kind_of(name) in kinds]
     for name in sorted(made, key=lambda name: (round_of(name), kinds.index(kind_of(name)))):
         if (inputs[name] / FILE).exists():

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from sqlalchemy.orm import Session
 
-from allo_engine.pipeline import MODELS, PlannedStage, code_version, digest, model_source
+from allo_engine.pipeline import MODELS, PlannedStage, digest, model_source
 from allo_engine.rounds import kind_of
+from allo_engine.source import stage_code
 from service.jobs import repository
 from service.jobs.access import webhooks
 from service.jobs.clean import clean_json, clean_text
@@ -58,12 +59,12 @@ def stopping(job: Job) -> bool:
 def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFiles]:
     """Gives the stage the digest that it has with this process's engine, and returns the files of each input.
 
-    The stage notes that engine's code: only a worker of the same code may claim it (see `attempts.claim`), so that a
-    result never bears the name of code that did not compute it.
+    The stage notes which code of it that is: only a worker that runs the same may claim it (see `attempts.claim`), so
+    that a result never bears the name of code that did not compute it.
     """
     made = {other.name: other.id for other in repository.stages(session, [job.id])}
     files = {name: _source_files(session, job.sources, made, source) for name, source in stage.inputs.items()}
-    stage.code = code_version()
+    stage.code = stage_code(kind_of(stage.name))
     found = _digest(stage.name, stage.config, files)
     if stage.digest != found:  # what was saved of another result is no way of this one
         stage.digest, stage.saved_step = found, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from allo_engine.pipeline import code_version
+from allo_engine.source import code_version
 from service.api import render
 from service.api.context import Admin, Parts
 from service.api.reading import reading

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from sqlalchemy import case, func
 from sqlalchemy.orm import Session
 
-from allo_engine.pipeline import code_version
 from allo_engine.rounds import kind_of
+from allo_engine.source import stage_code
 from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
@@ -240,7 +240,7 @@ def _again_as(job: Job) -> StageStatus:
 def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int) -> bool:
     """The compare-and-set: of all who try, one."""
     stage = _stage(session, stage_id)
-    if stage.worker != worker or stage.code != code_version():
+    if stage.worker != worker or stage.code != stage_code(kind_of(stage.name)):
         return False
     return repository.move_stage(
         session,

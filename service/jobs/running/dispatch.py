@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from allo_engine.needs import Needs
-from allo_engine.pipeline import code_version
 from service.db import Database
 from service.jobs import repository
 from service.jobs.lifecycle import StageStatus
@@ -60,7 +59,7 @@ def at_rest(database: Database, worker_id: str, offer: Offer) -> bool:
     """Whether no stage is under way on a worker, and none waits that it could run."""
     if busy(database, worker_id):
         return False
-    return not any(stage.code == offer.code and seat(stage.needs, offer) for stage in ready_stages(database))
+    return not any(stage.code in offer.runs and seat(stage.needs, offer) for stage in ready_stages(database))
 
 
 def place(
@@ -86,8 +85,8 @@ def place(
 
 
 def plan_anew(database: Database, stage_id: str, epoch: int) -> bool:
-    """Plans a stage for this process's code, which the workers run that there are; the code that it was planned for is
-    gone. The job's owner is told."""
+    """Plans a stage for the code that this process has of it, which workers run that are there; the code that it was
+    planned for is gone. The job's owner is told."""
     with database.transaction() as session:
         job = repository.lock_job_of(session, stage_id)
         stage = repository.stage(session, stage_id)
@@ -96,10 +95,11 @@ def plan_anew(database: Database, stage_id: str, epoch: int) -> bool:
             return False
         planned = stage.code
         name_result(session, job, stage)
-        found = f"by version {code_version()[:8]} of the engine"
+        assert stage.code is not None
+        found = f"by version {stage.code[:8]} of its code"
         other = planned[:8] if planned else "another"
         message = f"Stage {stage.name}: will run {found}; it was planned for {other}, which no worker has."
-        data = {"stage": stage.name, "planned": planned, "code": code_version()}
+        data = {"stage": stage.name, "planned": planned, "code": stage.code}
         add_event(session, job, database.now(), "warn", message, data)
         return True
 
@@ -121,4 +121,4 @@ def _offer(session: Session, worker_id: str) -> Offer | None:
 def _has_room(session: Session, offer: Offer, stage: Stage, worker_id: str, devices: Sequence[str]) -> bool:
     others = [other for other in repository.stages_under_way(session, worker_id) if other.id != stage.id]
     held = [Held(Needs.read(other.needs), tuple(other.devices or ())) for other in others]
-    return stage.code == offer.code and fits(Needs.read(stage.needs), offer, held, devices)
+    return stage.code in offer.runs and fits(Needs.read(stage.needs), offer, held, devices)

@@ -32,8 +32,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a worker has. At most `slots` stages run on it at once; `packages` holds versions by name, `rates` how fast
-    it is (the engine's Calibration), once that was measured."""
+    """What a worker has. At most `slots` stages run on it at once; `packages` holds versions by name, `code`
+    is the engine's version, `rates` how fast it is (the engine's Calibration), once that was measured, and `codes` are
+    those of the stages that it runs (see the engine's source.py)."""
 
     devices: tuple[Device, ...]
     cores: int
@@ -42,15 +43,22 @@ class Offer:
     packages: Mapping[str, str]
     code: str
     rates: Mapping[str, float] | None = None
+    codes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Offer:
         """As `write` wrote it, here or in another version."""
         devices = tuple(Device(**known(Device, device)) for device in written["devices"])
-        return cls(**{**known(cls, written), "devices": devices})
+        return cls(**{**known(cls, written), "devices": devices, "codes": tuple(written.get("codes", ()))})
 
     def write(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """What a stage may be planned for to run on it: a code of a stage. A worker of a version before there were such
+        runs what was planned for its whole engine."""
+        return self.codes or (self.code,)
 
     @property
     def precisions(self) -> tuple[str, ...]:

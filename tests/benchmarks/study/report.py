@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.data.statistics import bootstrap_difference, holm
-from allo_engine.pipeline import code_version
+from allo_engine.source import code_version
 from tests.benchmarks.study.arms import ARMS, BASELINE, STRONG, Scale
 from tests.benchmarks.study.gates import arm_gates, points, sft_gate
 from tests.benchmarks.study.plot import plot

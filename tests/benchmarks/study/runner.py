@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from allo_engine.pipeline import code_version
+from allo_engine.source import code_version
 from service.client import Client
 from tests.benchmarks.study import task
 from tests.benchmarks.study.arms import ARMS, Scale, method

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from allo_engine.model.shape import Shape
-from allo_engine.pipeline import code_version
+from allo_engine.source import code_version, stage_code
 from service.db import Database
 from service.jobs.access.keys import create_key
 from service.jobs.running import attempts, dispatch, workers
@@ -137,7 +137,7 @@ def test_a_worker_of_other_code_neither_gets_nor_claims_a_stage(domain: Domain) 
     domain.submit(SUPERVISED)
     workers.beat(domain.database, "newer", "host", an_offer(code="f" * 64))
     stage = dispatch.ready_stages(domain.database)[0]
-    assert stage.code == code_version()
+    assert stage.code == stage_code("sft")
     assert not place(domain, "newer")
     message = domain.dispatch()
     planned_for(domain, "f" * 64)
@@ -152,7 +152,7 @@ def test_a_stage_whose_code_is_gone_is_planned_anew_and_its_owner_told(domain: D
     assert dispatch.plan_anew(domain.database, stage.stage_id, stage.epoch)
     assert stage_by_name(domain, job, "sft").digest == named
     event = domain.events(job)[-1]
-    assert (event.level, event.data["planned"], event.data["code"]) == ("warn", "f" * 64, code_version())
+    assert (event.level, event.data["planned"], event.data["code"]) == ("warn", "f" * 64, stage_code("sft"))
     assert f"was planned for {'f' * 8}, which no worker has" in event.message
     domain.run_all()
     assert domain.view(job).job.status == "succeeded"

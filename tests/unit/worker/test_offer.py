@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from allo_engine.pipeline import code_version
+from allo_engine.pipeline import stage_codes
+from allo_engine.source import code_version
 from service.settings import Settings
 from worker.offer import host_bytes, offer, worker_id
 
@@ -21,7 +22,7 @@ def test_slots_are_as_many_as_devices_unless_told_otherwise(tmp_path: Path) -> N
 
 def test_a_worker_has_its_code_and_what_is_installed(tmp_path: Path) -> None:
     found = offer(Settings(data_dir=tmp_path))
-    assert found.code == code_version()
+    assert (found.code, set(found.runs)) == (code_version(), stage_codes())
     assert found.packages["bitsandbytes"] == metadata.version("bitsandbytes")
     assert found.cores >= 1
     assert 0 < found.host_bytes <= psutil.virtual_memory().total

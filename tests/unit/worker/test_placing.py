@@ -87,7 +87,7 @@ class Placing(RuleBasedStateMachine):
         self.now, self.made = 0.0, 0
         self.workers: dict[str, Worker] = {}
         self.ready: list[Waiting] = []
-        self.scheduler = Scheduler(Policy(CODES[0]))
+        self.scheduler = Scheduler(Policy(frozenset(CODES[:1])))
 
     @precondition(lambda self: len(self.workers) < MOST_WORKERS)
     @rule(offer=offers)

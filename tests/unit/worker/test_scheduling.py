@@ -13,7 +13,7 @@ from tests.offers import an_offer
 from worker.scheduling import Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
 CODE, OTHER_CODE = "a" * 64, "b" * 64
-POLICY = Policy(CODE, ring_again=60, lease=60)
+POLICY = Policy(frozenset({CODE}), ring_again=60, lease=60)
 SLOTS = 2
 A, B, C = (Waiting(f"stage-{letter}", 0, code=CODE) for letter in "abc")
 

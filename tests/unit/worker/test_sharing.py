@@ -99,7 +99,7 @@ def test_every_ready_stage_is_given_a_place_within_a_bound(slots, arrivals, take
     """Arrivals come one a second, faster than they are done. A line waits for three rises, and then for one stage of
     each line before it; a stage waits for as many turns of its line as there are stages before it in that."""
     rise = 20.0
-    scheduler, lines = Scheduler(Policy(CODE, lease=1e9, blind=1e9, rise=rise)), 3 * len(OWNERS)
+    scheduler, lines = Scheduler(Policy(frozenset({CODE}), lease=1e9, blind=1e9, rise=rise)), 3 * len(OWNERS)
     bound = 3 * rise + lines * takes + takes
     ready: list[Waiting] = []
     running: dict[Running, int] = {}

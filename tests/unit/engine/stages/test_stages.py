@@ -23,11 +23,13 @@ from allo_engine.data.shown import SHOWN
 from allo_engine.masking.selection import count_of, positions
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.model.sequences import singles
-from allo_engine.pipeline import Data
+from allo_engine.pipeline import Data, plan
 from allo_engine.report import Report, StageError
+from allo_engine.source import ROOT, Source
 from allo_engine.stages import evaluate, forget, improve, reward_model
 from tests.unit.engine.conftest import Lines
-from tests.unit.engine.pipeline import THINGS, aligned_folder, run_job, write_problems
+from tests.unit.engine.loading import loaded_by
+from tests.unit.engine.pipeline import THINGS, aligned_folder, run_job, whole_input, write_problems
 
 SETTINGS: dict[str, Any] = {
     "sft": {"learning_rate": 1e-2, "n_epochs": 25, "batch_size": 4, "share": 1},
@@ -41,6 +43,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+QUICK: dict[str, Any] = {stage: {"n_epochs": 1} if "n_epochs" in given else {} for stage, given in SETTINGS.items()} | {
+    "sample": {"n": 2, "max_response_tokens": 4},
+    "evaluate": {"max_response_tokens": 4},
+}
+
+
 def weights_of(root: Path, stage: str) -> dict[str, np.ndarray]:
     described = stage in ("forget", "improve")
     folder = aligned_folder(root, root / "sft" / "checkpoint", stage) if described else root / stage / "checkpoint"
@@ -48,8 +56,8 @@ def weights_of(root: Path, stage: str) -> dict[str, np.ndarray]:
 
 
 class Job:
-    def __init__(self, root: Path, metrics: dict[str, dict[str, float]]) -> None:
-        self.root, self.metrics = root, metrics
+    def __init__(self, root: Path, metrics: dict[str, dict[str, float]], start: Path) -> None:
+        self.root, self.metrics, self.start = root, metrics, start
 
     def weights(self, stage: str) -> dict[str, np.ndarray]:
         return weights_of(self.root, stage)
@@ -66,7 +74,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Job:
     data = write_problems(root / "data")
     given = {"model": model_folder, "training_file": data, "validation_file": data}
     metrics = run_job(root, "allo", Data("problems", validation="problems"), given, SETTINGS, Report(Lines()))
-    return Job(root, metrics)
+    return Job(root, metrics, model_folder)
 
 
 def test_every_stage_left_what_the_next_one_needs(job: Job) -> None:
@@ -75,6 +83,21 @@ def test_every_stage_left_what_the_next_one_needs(job: Job) -> None:
     ]  # fmt: skip
     assert job.metrics["pair"]["pairs"] > 0
     assert 0 < job.metrics["token_rewards"]["unaligned_share"] < 1
+
+
+def test_a_stage_loads_no_more_of_the_engine_than_its_name_covers(job: Job, tmp_path: Path) -> None:
+    data = job.root / "data"
+    given = {"model": job.start, "training_file": data, "validation_file": data}
+    for stage in plan("allo", Data("problems", validation="problems"), QUICK):
+        inputs = {name: whole_input(source, job.root, given) for name, source in stage.inputs.items()}
+        task = {"stage": stage.name, "config": stage.config.model_dump(mode="json")}
+        task |= {"inputs": {name: str(folder) for name, folder in (inputs | {"cache": tmp_path / "cache"}).items()}}
+        task |= {"outputs": str(tmp_path / stage.name), "work": str(tmp_path / "work" / stage.name)}
+        path = tmp_path / f"{stage.name}.json"
+        path.write_text(json.dumps(task))
+        loaded = loaded_by(path)
+        assert f"allo_engine.stages.{stage.name}" in loaded
+        assert loaded <= Source(ROOT).closure(stage.name)
 
 
 def test_masks_hold_exactly_their_share_and_are_nested(job: Job) -> None:

@@ -26,8 +26,8 @@ def given(
 ) -> list[tuple[str, str, tuple[str, ...]]]:
     """(stage, worker, devices) of each of these stages that gets a place; stages are called 0, 1, …"""
     ready = tuple(Waiting(str(place), 0, needs, CODE) for place, needs in enumerate(wanted))
-    hosts = tuple(Host(name, 0, replace(offer, code=CODE)) for name, offer in workers.items())
-    actions = Scheduler(Policy(CODE)).decide(Snapshot(ready, (), running, hosts), 0)
+    hosts = tuple(Host(name, 0, replace(offer, code=CODE, codes=())) for name, offer in workers.items())
+    actions = Scheduler(Policy(frozenset({CODE}))).decide(Snapshot(ready, (), running, hosts), 0)
     return [(action.stage.stage_id, action.worker, action.devices) for action in actions if isinstance(action, Give)]
 
 
