@@ -25,6 +25,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_C
 import argparse
 import atexit
 import contextlib
+import errno
 import faulthandler
 import gc
 import importlib
@@ -129,7 +130,9 @@ def _guarded(
         return 1
     except Exception as error:
         traceback.print_exc()
-        if is_out_of_memory(error):
+        if _is_full(error):
+            report.error("disk_full", "The disk has no room for what this stage writes.")
+        elif is_out_of_memory(error):
             report.error(
                 "out_of_memory",
                 "The device's memory is full even with one sequence at a time: take a smaller model, lower "
@@ -137,6 +140,15 @@ def _guarded(
             )
         return 1
     return 0
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether it, or what it came of, is a full disk; a library that is no Python says so in its words alone."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:

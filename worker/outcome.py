@@ -13,6 +13,9 @@ from worker.supervisor import EXIT_LEASE_LOST
 EXIT_STOPPED = 75
 """The engine's exit status after SIGTERM, with a checkpoint to resume from (EX_TEMPFAIL)."""
 
+DISK_FULL = "disk_full"
+"""The engine's code for a disk that had no room for what it wrote."""
+
 RETRIED = frozenset({"internal", "out_of_memory"})
 """The engine's own error codes that another attempt may cure; all others are the user's to cure."""
 
@@ -55,6 +58,11 @@ class Released:
 
 
 @dataclass(frozen=True)
+class NoRoom:
+    """Its worker's disk is full: it is given back once there is room."""
+
+
+@dataclass(frozen=True)
 class Cancelled:
     """Ended because its job was cancelled."""
 
@@ -64,7 +72,7 @@ class Abandoned:
     """Not ours any more: there is nothing to write."""
 
 
-Outcome = Succeeded | Failed | Unreadable | Released | Cancelled | Abandoned
+Outcome = Succeeded | Failed | Unreadable | Released | NoRoom | Cancelled | Abandoned
 
 
 OVER = Failed(
@@ -106,6 +114,8 @@ def judge(ending: Ending, interrupt: Interrupt | None) -> Outcome:
         return Released()
     if ending.last and ending.last["type"] == "error":
         code = str(ending.last.get("code", "internal"))
+        if code == DISK_FULL:
+            return NoRoom()
         return Failed(code, str(ending.last.get("message", "")), retry=code in RETRIED)
     return Failed("killed" if ending.status == 128 + signal.SIGKILL else "crashed", _crash(ending), retry=True)
 

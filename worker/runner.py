@@ -39,6 +39,7 @@ from worker.outcome import (
     Ending,
     Failed,
     Interrupt,
+    NoRoom,
     Outcome,
     Released,
     Succeeded,
@@ -49,6 +50,7 @@ from worker.outcome import (
 )
 from worker.pace import SILENCE, Pace
 from worker.patience import patient
+from worker.room import wait_for_room
 from worker.starting import Start, start_cold
 from worker.sweep import sweep
 from worker.turns import training
@@ -114,6 +116,8 @@ class Runner:
             began, resumed = time.monotonic(), workspace.resumes() or bool(claim.kept)
             with Heart(self.database, claim, self._every, _STOPS_AT * self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
+                if isinstance(outcome, NoRoom):
+                    outcome = self._given_room(heart)
             if heart.interrupt is Interrupt.FENCED:  # told by its last beat at the latest: what came of it is nobody's
                 outcome = Abandoned()
             took = {"seconds": round(time.monotonic() - began, 3), "resumed": resumed}
@@ -228,6 +232,12 @@ class Runner:
         database is out of reach."""
         return self.draining() or heart.paused or heart.unreachable
 
+    def _given_room(self, heart: Heart) -> Outcome:
+        """Wait for room; what becomes of the attempt then."""
+        folders = (self.settings.data_dir, self.store.scratch)
+        wait_for_room(folders, heart.warn_once, lambda: heart.interrupt or self._gives_back(heart))
+        return interrupted(heart.interrupt) if heart.interrupt else Released()
+
     def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts, took: Mapping[str, Any]) -> bool:
         """Write the outcome and what it took, trying again while the database, or the store that its next stage looks
         into, is away; a worker that drains, for no longer than a lease. Without them it has nothing else to do, and
@@ -251,7 +261,7 @@ class Runner:
                 return attempts.fail(self.database, *name, code, message, retry)
             case Unreadable(sha256):
                 return losses.lose(self.database, self.store, *name, sha256)
-            case Released():
+            case Released() | NoRoom():
                 return attempts.release(self.database, *name)
             case Cancelled():
                 return attempts.confirm_cancelled(self.database, *name)
@@ -292,9 +302,7 @@ def _object(line: Mapping[str, Any], field: str, heart: Heart) -> Mapping[str, A
     return {}
 
 
-def _failed_on_disk(error: OSError) -> Failed:
+def _failed_on_disk(error: OSError) -> NoRoom | Failed:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failed(
-            "disk_full", f"The worker's disk is full: free some space, then retry the job. ({error})", retry=False
-        )
+        return NoRoom()
     return Failed("worker_io", f"The worker could not read or write its files: {error}.", retry=True)

@@ -6,23 +6,38 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
 
 import psutil
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from service import embedded
-from service.chaos.system import TRAINER, Part, System
+from service.chaos.part import Part
+from service.chaos.system import TRAINER, System
+from service.chaos.wire import Wire
 
 Fault = Callable[[System, Random], AbstractContextManager[str]]
 """Gives what it was done to, for the history."""
 
 
+_DAY = 86_400
+_AHEAD = (-30 * _DAY, -3 * 3600, -60, 60, 3 * 3600, 30 * _DAY)
+_LEFT = (0, 4096, 65_536, 300_000)
+
+
 def _any_part(system: System, chance: Random) -> Part:
     return chance.choice(system.parts)
+
+
+def _mortal_part(system: System, chance: Random) -> Part:
+    return chance.choice([part for part in system.parts if part.mortal])
 
 
 def _worker(system: System, chance: Random) -> Part:
@@ -65,7 +80,8 @@ def _within(how: signal.Signals, role: str, system: System, chance: Random) -> I
 @contextmanager
 def _flushed(system: System, chance: Random) -> Iterator[str]:  # noqa: ARG001 - one signature for all
     """Whatever was said and not heard yet is lost."""
-    with redis.Redis(unix_socket_path=str(embedded.socket_path(system.folder)), socket_timeout=5) as server:
+    path = str(embedded.socket_path(system.folder))
+    with redis.Redis(unix_socket_path=path, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as server:
         with suppress(redis.RedisError, OSError):
             server.flushall()
         yield "broker"
@@ -73,14 +89,18 @@ def _flushed(system: System, chance: Random) -> Iterator[str]:  # noqa: ARG001 -
 
 @contextmanager
 def _locked(system: System, chance: Random) -> Iterator[str]:  # noqa: ARG001
-    """Another program holds the database's write lock."""
-    connection = sqlite3.connect(system.folder / "allo.db", timeout=20, isolation_level=None)
-    try:
-        with suppress(sqlite3.OperationalError):
-            connection.execute("BEGIN IMMEDIATE")
+    """Another program holds the database's write lock; PostgreSQL's is of the tables that every stage needs."""
+    with ExitStack() as held:
+        if system.ground.sqlite is not None:
+            connection = held.enter_context(closing(sqlite3.connect(system.ground.sqlite, timeout=20)))
+            connection.isolation_level = None
+            with suppress(sqlite3.OperationalError):
+                connection.execute("BEGIN IMMEDIATE")
+        else:
+            engine = held.enter_context(system.database.engine.connect())
+            with suppress(DBAPIError):
+                engine.execute(text("LOCK TABLE jobs, stages IN ACCESS EXCLUSIVE MODE"))
         yield "database"
-    finally:
-        connection.close()
 
 
 @contextmanager
@@ -92,6 +112,51 @@ def _flipped(system: System, chance: Random) -> Iterator[str]:
         with suppress(OSError):
             _flip(path, chance)
     yield str(path and path.relative_to(system.folder))
+
+
+@contextmanager
+def _misled(system: System, chance: Random) -> Iterator[str]:
+    """A part's wall clock jumps, and back."""
+    part = chance.choice([part for part in system.parts if part.told])
+    ahead = chance.choice(_AHEAD)
+    assert part.told is not None
+    part.told.tell(ahead=ahead)
+    yield f"{part.name} by {ahead} s"
+    part.told.tell()
+
+
+@contextmanager
+def _unsynced(system: System, chance: Random) -> Iterator[str]:
+    """The next one or two fsyncs of a part, or of what it started, fail."""
+    part = chance.choice([part for part in (system.api, *system.workers) if part.told])
+    failing = chance.choice((1, 2))
+    assert part.told is not None
+    part.told.tell(failing=failing)
+    yield f"{part.name}: {failing}"
+    part.told.tell()
+
+
+@contextmanager
+def _filled(system: System, chance: Random) -> Iterator[str]:
+    """A disk has no room left, or next to none."""
+    disk, left = chance.choice(system.disks), chance.choice(_LEFT)
+    with disk.full(left):
+        yield f"{disk.folder.name}: {left} bytes left"
+
+
+@contextmanager
+def _wire(how: Callable[[Wire, Random], object], system: System, chance: Random) -> Iterator[str]:
+    """A part is cut off from a server, or reaches it badly."""
+    wire = chance.choice(system.wires)
+    did = how(wire, chance)
+    yield f"{wire.name}{did or ''}"
+    wire.mend()
+
+
+def _slow(wire: Wire, chance: Random) -> str:
+    seconds = chance.choice((0.05, 0.3, 1.0))
+    wire.slow(seconds)
+    return f" by {seconds} s"
 
 
 @contextmanager
@@ -131,7 +196,7 @@ def _command(process: psutil.Process) -> str:
 
 
 FAULTS: Mapping[str, Fault] = {
-    "kill a part": partial(_killed, _any_part),
+    "kill a part": partial(_killed, _mortal_part),
     "kill a worker": partial(_killed, _worker),
     "freeze a part": partial(_frozen, _any_part),
     "freeze a worker": partial(_frozen, _worker),
@@ -146,4 +211,21 @@ FAULTS: Mapping[str, Fault] = {
     "flush the broker": _flushed,
     "lock the database": _locked,
     "flip a bit": _flipped,
+    "set a clock": _misled,
+    "fail an fsync": _unsynced,
+    "fill a disk": _filled,
+    "cut a wire": partial(_wire, lambda wire, _: wire.cut()),
+    "clog a wire": partial(_wire, lambda wire, _: wire.stick("out", "in")),
+    "deafen a wire": partial(_wire, lambda wire, _: wire.stick("in")),
+    "slow a wire": partial(_wire, _slow),
 }
+
+
+def possible(system: System) -> list[str]:
+    """The names of those that can be done here, in their order."""
+    missing = set[str]()
+    if not any(part.told for part in system.parts):
+        missing |= {"set a clock", "fail an fsync"}
+    if not system.disks:
+        missing |= {"fill a disk"}
+    return sorted(FAULTS.keys() - missing)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from service import embedded
+from service.chaos import disk, preload
+from service.chaos.ground import embedded_ground, grown_ground
+from service.chaos.part import Part
 from service.chaos.visitor import MODEL
+from service.chaos.wire import Wire
 from service.db import Database
 from service.jobs.access.keys import SCOPES, create_key
 from service.jobs.tables import Model
@@ -38,85 +37,42 @@ SCALED: Mapping[str, float] = {
 """A seventh of the times of production, in the same order."""
 
 
-@dataclass
-class Part:
-    """A program, and its process. `folder` has its log."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    folder: Path
-    ready: Callable[[], None] = lambda: None
-    pass_fds: tuple[int, ...] = ()
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    def start(self) -> None:
-        """Start it, unless it runs."""
-        if self.process is None or self.process.poll() is not None:
-            with (self.folder / f"{self.name}.log").open("ab") as log:
-                self.process = subprocess.Popen(
-                    self.command,
-                    env=dict(self.environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=self.pass_fds,
-                )
-            self.ready()
-
-    def tree(self) -> list[psutil.Process]:
-        """Its process and all that descend from it; empty where it does not run."""
-        try:
-            process = psutil.Process(self.process.pid if self.process else 0)
-            return [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
-
-    def kill(self) -> None:
-        """End it as a power cut does."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
-            self.process.wait()
-
-
 class System:
-    """A context manager: everything runs within it, and nothing after it."""
+    """A context manager: everything runs within it, and nothing after it.
 
-    def __init__(self, folder: Path) -> None:
+    `wires` lead from whom they are named after to a server; `disks` are those that can be filled. What there is none of
+    here, such as disks where nobody may mount, is empty.
+    """
+
+    def __init__(self, folder: Path, grown: bool = False) -> None:
         self.folder = folder
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        shared: dict[str, Any] = {
-            "database_url": f"sqlite:///{folder / 'allo.db'}",
-            "store_url": (folder / "store").as_uri(),
-            "broker_url": embedded.broker_url(folder),
-            "engine": f"{sys.executable} -m {TRAINER}",
-            "log_format": "json",
-            "min_free_bytes": 0,
-            **SCALED,
-        }
-        self.settings = [Settings.model_validate({"data_dir": folder / name, **shared}) for name in ("one", "two")]
-        for settings in self.settings:
-            settings.open_data_dir()
-        migrate(self.settings[0].database)
-        self.database, self.store = Database(self.settings[0].database), open_store(self.settings[0].store)
+        found = [disk.mounted(folder / name) for name in ("shared", "one", "two")]
+        self.disks = [one for one in found if one is not None]
+        self.ground = (grown_ground if grown else embedded_ground)(folder / "shared")
+        self.wires: list[Wire] = []
+        straight = self._settings("shared", None)
+        settings = {name: self._settings("one" if name == "api" else name, self._wired(name)) for name in _REACHING}
+        for part in self.ground.parts:
+            part.start()
+        migrate(straight.database)
+        self.database, self.store = Database(straight.database), open_store(straight.store, straight.s3)
         self.key = create_key(self.database, OWNER, SCOPES).secret
         self._register()
-        self.broker = Part("broker", embedded.command(folder), os.environ, folder, self._broker_ready)
         python, fd = (sys.executable, "-m"), self._listener.fileno()
         api = [*python, "service.server", "--fd", str(fd)]
-        self.api = Part("api", api, self._environment(self.settings[0]), folder, pass_fds=(fd,))
+        self.api = Part("api", api, self._environment(settings["api"]), folder, pass_fds=(fd,))
         self.workers = [
-            Part(f"worker-{settings.data_dir.name}", [*python, "worker"], self._environment(settings), folder)
-            for settings in self.settings
+            Part(f"worker-{name}", [*python, "worker"], self._environment(settings[name]), folder)
+            for name in ("one", "two")
         ]
+        self._preload()
 
     @property
     def parts(self) -> list[Part]:
         """In the order in which they are started."""
-        return [self.broker, self.api, *self.workers]
+        return [*self.ground.parts, self.api, *self.workers]
 
     def __enter__(self) -> System:
         self.heal()
@@ -131,6 +87,11 @@ class System:
             part.kill()
         self.database.close()
         self._listener.close()
+        for wire in self.wires:
+            wire.close()
+        for one in self.disks:
+            one.close()
+        self.ground.close()
 
     def heal(self) -> None:
         """Let everything run that should."""
@@ -148,6 +109,29 @@ class System:
                     found.append(process)
         return found
 
+    def _settings(self, name: str, ports: Mapping[str, int] | None) -> Settings:
+        shared = {"engine": f"{sys.executable} -m {TRAINER}", "log_format": "json", "min_free_bytes": 0, **SCALED}
+        settings = Settings.model_validate(
+            {"data_dir": self.folder / name, **shared, **self.ground.settings(ports)},
+        )
+        settings.open_data_dir()
+        return settings
+
+    def _wired(self, name: str) -> Mapping[str, int]:
+        """The ports by which the part reaches each server."""
+        ports = {}
+        for server, address in self.ground.servers.items():
+            self.wires.append(Wire(f"{name} to {server}", address))
+            ports[server] = self.wires[-1].port
+        return ports
+
+    def _preload(self) -> None:
+        library = preload.built(self.folder)
+        if library is not None:
+            for part in self.parts:
+                if part.user is None:  # another user cannot read it
+                    part.told = preload.Told(library, self.folder / f"{part.name}.told")
+
     def _environment(self, settings: Settings) -> Mapping[str, str]:
         return os.environ | settings.to_environment()
 
@@ -158,5 +142,6 @@ class System:
         with self.database.transaction() as session:
             session.add(Model(id=MODEL, owner=None, created_at=0, files=[weights]))
 
-    def _broker_ready(self) -> None:
-        embedded.wait_until_ready(self.folder)
+
+_REACHING = ("api", "one", "two")
+"""Who reaches the servers: each over wires of its own."""

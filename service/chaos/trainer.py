@@ -7,6 +7,7 @@ What it makes is a function of its inputs alone, so that a stage which was resum
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,18 @@ def main(arguments: list[str]) -> int:
     stage = json.loads(Path(arguments[-1]).read_text(encoding="utf-8"))
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
-    report, checkpoint = Report(sys.stdout), Path(stage["work"]) / "checkpoint.json"
+    report = Report(sys.stdout)
+    try:
+        return _trained(stage, report, stopping)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            report.error("disk_full", str(error))
+            return 1
+        raise
+
+
+def _trained(stage: dict[str, Any], report: Report, stopping: list[bool]) -> int:
+    checkpoint = Path(stage["work"]) / "checkpoint.json"
     step, digest = _resumed(checkpoint) or (0, _beginning(stage))
     while step < STEPS:
         time.sleep(STEP_SECONDS)

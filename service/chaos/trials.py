@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from service.chaos.checker import violations
-from service.chaos.faults import FAULTS
+from service.chaos.faults import FAULTS, possible
 from service.chaos.history import History, Line
 from service.chaos.system import OWNER, System
 from service.chaos.visitor import Visitor
@@ -37,10 +37,10 @@ class Summary:
     violations: dict[int, list[str]] = field(default_factory=dict)
 
 
-def run(folder: Path, trials: int, seed: int, say: Callable[[str], None]) -> Summary:
+def run(folder: Path, trials: int, seed: int, say: Callable[[str], None], grown: bool = False) -> Summary:
     """Run the trials, trial number n with the seed `seed` + n; ends with the first in which a rule was broken."""
     summary, history = Summary(), History(folder / "history.jsonl")
-    with System(folder) as system:
+    with System(folder, grown) as system:
         for number in range(seed, seed + trials):
             began, faults = time.monotonic(), _trial(system, history, number)
             summary.trials += 1
@@ -73,7 +73,7 @@ def _trial(system: System, history: History, seed: int) -> list[str]:
 def _break(system: System, history: History, chance: Random) -> list[str]:
     """One fault, or two at once, for a while that is sometimes longer than a lease."""
     time.sleep(chance.uniform(0, 2))
-    names = chance.sample(sorted(FAULTS), k=chance.choice((1, 1, 2)))
+    names = chance.sample(possible(system), k=chance.choice((1, 1, 2)))
     seconds = chance.choice((0.1, 1.0, 2.5, 5.0))
     with ExitStack() as faults:
         for name in names:

@@ -14,11 +14,13 @@ examples:
   allo chaos                            ten trials
   allo chaos --trials 300 --seed 1      as many as a release takes, some 50 minutes on two cores
   allo chaos --trials 1 --seed 57       the faults of trial 57 again
+  allo chaos --grown                    on PostgreSQL and a bucket (of packages: pip install 'allo[dev]')
 
 A service of its own runs in a folder of its own, with two workers, and a stand-in for the engine. In every trial a
-client submits jobs, pauses, cancels and downloads while parts are killed, frozen, flushed, locked and damaged as the
-seed says. Then every accepted job must end well, with one commit a stage, events without a gap, artifacts that verify,
-and no process left. The history is in the folder: history.jsonl, a line for whatever anybody did or saw.
+client submits jobs, pauses, cancels and downloads while parts are killed, frozen, cut off, misled about the time, and
+so on, as the seed says. Disks are filled where this user may mount, clocks set where there is a C compiler. Then every
+accepted job must end well, with one commit a stage, events without a gap, artifacts that verify, and no process left.
+The history is in the folder: history.jsonl, a line for whatever anybody did or saw.
 """
 
 
@@ -28,6 +30,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--trials", type=int, default=10, help="how many (10)")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next one has the next (0)")
+    parser.add_argument("--grown", action="store_true", help="on PostgreSQL and a bucket, not on SQLite and a folder")
     parser.add_argument("--folder", type=Path, help="a new folder, where all of it runs (a temporary one)")
     parser.set_defaults(run=run)
 
@@ -38,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
 
     folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="allo-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    summary = trials.run(folder, args.trials, args.seed, lambda text: out.print(text, markup=False, highlight=False))
+
+    def say(text: str) -> None:
+        out.print(text, markup=False, highlight=False)
+
+    summary = trials.run(folder, args.trials, args.seed, say, args.grown)
     (folder / "summary.json").write_text(trials.written(summary) + "\n", encoding="utf-8")
     broken = ", ".join(map(str, summary.violations))
     result = f"rules were broken in trial {broken}" if broken else "no rule was broken"

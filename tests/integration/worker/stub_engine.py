@@ -9,6 +9,7 @@ result is a function of its settings and inputs alone, so that a resumed run mus
 """
 
 import ctypes
+import errno
 import faulthandler
 import hashlib
 import json
@@ -44,7 +45,13 @@ def main(arguments: list) -> int:
     (control / "child").write_text(str(child.pid))
     (control / "devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "whatever there is"))
     (control / "pid").write_text(str(os.getpid()))
-    return train(stage, told(control), control, stopping)
+    try:
+        return train(stage, told(control), control, stopping)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        say(type="error", code="disk_full", message=str(error))
+        return 1
 
 
 def train(stage: dict, behaviour: dict, control: Path, stopping: list) -> int:

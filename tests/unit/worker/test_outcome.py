@@ -3,7 +3,7 @@
 import pytest
 
 from worker.memory import oom_kills
-from worker.outcome import Abandoned, Cancelled, Ending, Failed, Interrupt, Released, Succeeded, judge
+from worker.outcome import Abandoned, Cancelled, Ending, Failed, Interrupt, NoRoom, Released, Succeeded, judge
 from worker.supervisor import EXIT_LEASE_LOST
 
 RESULT = {"type": "result", "metrics": {"loss": 1.0}}
@@ -25,6 +25,7 @@ def ending(status=0, last=None, stopped=False, log_tail="", starved=None):
         (ending(137, stopped=True), Released()),
         (ending(1, USERS_ERROR), Failed("no_pairs", "Sample more.", retry=False)),
         (ending(1, MEMORY_ERROR), Failed("out_of_memory", "Lower batch_size.", retry=True)),
+        (ending(1, {"type": "error", "code": "disk_full", "message": "No room."}), NoRoom()),
         (ending(EXIT_LEASE_LOST), Released()),
     ],
 )

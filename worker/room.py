@@ -1,0 +1,30 @@
+"""A stage whose worker's disk is full waits there for room, and says so: that is no failure, and no attempt."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_LEAST_BYTES = 2**24
+_LOOK_SECONDS = 0.5
+_LONGEST_SECONDS = 600.0
+"""After that the stage is tried again all the same: it may need less than what was freed."""
+
+FULL = "The worker's disk is full ({} MB are free): the stage waits until there is room, and then goes on by itself."
+
+
+def wait_for_room(folders: Iterable[Path], tell: Callable[[str], None], over: Callable[[], object]) -> None:
+    """Return once twice as much is free as is now where the least is, at least 16 MiB; or it is `over` for another
+    reason. What the stage wrote so far lies there meanwhile: only what others free counts."""
+    folders = list(folders)
+    free = _free(folders)
+    tell(FULL.format(free >> 20))
+    wanted, end = max(_LEAST_BYTES, 2 * free), time.monotonic() + _LONGEST_SECONDS
+    while _free(folders) < wanted and not over() and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _free(folders: Iterable[Path]) -> int:
+    return min(shutil.disk_usage(folder).free for folder in folders)
