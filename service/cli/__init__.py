@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from service.cli import (
     api,
+    backup,
     chaos,
     chat,
     comparing,
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     workers.add(commands)
     _add_bench(commands)
     doctor.add(commands)
+    backup.add(commands)
     chaos.add(commands)
     api.add(commands)
     completion.add(commands, parser)

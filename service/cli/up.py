@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(name, lambda *_: stopped.set())
     settings = _settings(args)
     settings.open_data_dir()
-    with _sole_owner(settings.data_dir), _listening(args.host, args.port) as listener:
+    with sole_owner(settings.data_dir), _listening(args.host, args.port) as listener:
         migrate(settings.database)
         keeper = Keeper(say=lambda text: err.print(text, markup=False))
         try:
@@ -161,7 +161,7 @@ def _url(host: str, listener: socket.socket) -> str:
 
 
 @contextmanager
-def _sole_owner(data_dir: Path) -> Iterator[None]:
+def sole_owner(data_dir: Path) -> Iterator[None]:
     """One `allo up` a data folder; the lock ends with its holder, however that ended."""
     with (data_dir / "lock").open("a+") as lock:
         try:

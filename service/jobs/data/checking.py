@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from service.db import Database
 from service.jobs.data.erasing import Keeping, held_contents
 from service.jobs.data.scrubbing import damage_in, quarantine
+from service.jobs.data.sparing import Spared
 from service.jobs.tables import Damage
 from service.storage.store import Store, Stored
 
@@ -72,12 +73,14 @@ def verify(
 
 def mend(database: Database, store: Store, keeping: Keeping, found: Findings) -> Mended:
     """Sets aside what is damaged, notes what is gone, so that the stages that made it make it again when it is needed,
-    and erases what nobody has held for the grace. What has changed since it was found is left as it is."""
+    and, unless a backup is being made, erases what nobody has held for the grace. What has changed since it was found
+    is left as it is."""
+    erasable = () if Spared(database).look() else found.erasable
     aside = sum(quarantine(database, store, sha256) for sha256 in found.damaged)
     held = held_contents(database, store, keeping)
     gone = [sha256 for sha256 in found.missing if sha256 in held and not store.exists(sha256)]
     with database.transaction() as session:
         for sha256 in gone:
             session.merge(Damage(id=sha256, bytes=0, found_at=database.now()))
-    over = [blob for blob in found.erasable if blob.sha256 not in held and store.delete(blob.sha256, blob.mark)]
+    over = [blob for blob in erasable if blob.sha256 not in held and store.delete(blob.sha256, blob.mark)]
     return Mended(aside, len(gone), len(over), sum(blob.size for blob in over))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from service.db import Database
+from service.jobs.data.sparing import Spared
 from service.jobs.repository import holdings, kept
 from service.settings import Settings
 from service.storage.store import Store
@@ -53,9 +54,15 @@ class Eraser:
     keeping: Keeping
     clock: Callable[[], float] = time.monotonic
     _unheld: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _spared: Spared = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._spared = Spared(self.database, self.clock)
 
     def look(self) -> Erased:
-        """Forget what is over, and erase what has been without a holder for the grace."""
+        """Forget what is over, and erase what has been without a holder for the grace, unless a backup is being
+        made."""
+        spared = self._spared.look()  # first: a backup that begins from here on copies rows that name none of it
         rows = drop_expired(self.database, self.keeping)
         held, now = held_contents(self.database, self.store, self.keeping), self.clock()
         unheld, blobs, size = {}, 0, 0
@@ -64,7 +71,8 @@ class Eraser:
                 continue
             mark, since = self._unheld.get(blob.sha256, (blob.mark, now))
             since = since if mark == blob.mark else now
-            if now - since >= self.keeping.grace and self.store.delete(blob.sha256, blob.mark):
+            is_over = now - since >= self.keeping.grace and not spared
+            if is_over and self.store.delete(blob.sha256, blob.mark):
                 blobs, size = blobs + 1, size + blob.size
             else:
                 unheld[blob.sha256] = (blob.mark, since)

@@ -243,6 +243,17 @@ def lock_worker(session: Session, worker_id: str) -> Worker | None:
     return session.scalar(query.execution_options(populate_existing=True))
 
 
+def lease(session: Session, name: str) -> Lease:
+    """The lease's row, which a migration made."""
+    return session.scalars(select(Lease).where(Lease.name == name)).one()
+
+
+def share_lease(session: Session, name: str) -> Lease:
+    """The same, and nobody takes it or gives it back until this transaction ends."""
+    query = select(Lease).where(Lease.name == name).with_for_update(read=True)
+    return session.scalars(query.execution_options(populate_existing=True)).one()
+
+
 def lock_lease(session: Session, name: str) -> Lease:
     """The lease's present row, which a migration made; nobody else takes it until this transaction ends."""
     query = select(Lease).where(Lease.name == name).with_for_update()

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.jobs import repository
+from service.jobs.data.sparing import BACKUP
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import StageStatus
 from service.jobs.progression import InputFiles
@@ -38,8 +39,9 @@ def of_work(session: Session, work: str) -> tuple[Kept, ...]:
 def keep(database: Database, stage_id: str, epoch: int, work: str, checkpoint: Kept) -> set[str] | None:
     """Names a checkpoint that is whole in the store, and lets go of those that are older than the one before it.
 
-    The contents that nothing needs any more, for whoever calls to remove; None, and nothing done, where the stage is no
-    longer the caller's.
+    The contents that nothing needs any more, for whoever calls to remove: none while a backup is being made, which may
+    be about to copy them; the sweep finds them later. None, and nothing done, where the stage is no longer the
+    caller's.
     """
     with database.transaction() as session:
         if not repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], epoch=Stage.epoch):
@@ -52,6 +54,8 @@ def keep(database: Database, stage_id: str, epoch: int, work: str, checkpoint: K
         _forget(session, [*again, *older])
         session.add(row)
         session.flush()
+        if repository.share_lease(session, BACKUP).holder:
+            return set()
         return kept.unheld(session, {sha256 for other in (*again, *older) for _, sha256, _ in other.files})
 
 

@@ -23,6 +23,13 @@ class Sign:
 NOBODY = Sign("", -1)
 
 
+def read(database: Database, name: str) -> Sign:
+    """Who holds the lease, as far as anybody can tell."""
+    with database.snapshot() as session:
+        lease = repository.lease(session, name)
+        return Sign(lease.holder, lease.beat)
+
+
 def take(database: Database, name: str, holder: str, silent: Sign | None = None) -> Sign:
     """Takes or renews the lease where it is the holder's own, nobody's, or still at the sign that was silent for too
     long; who holds it now."""

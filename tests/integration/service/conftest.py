@@ -51,8 +51,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     base: str = request.getfixturevalue("postgres")
     url = base.replace("/postgres?", "/migrated?")
     with psycopg.connect(url, autocommit=True) as connection:
-        tables = reversed(Base.metadata.sorted_tables)
+        tables = [table for table in reversed(Base.metadata.sorted_tables) if table.name != "leases"]
         connection.execute("; ".join(str(table.delete()) for table in tables))  # TRUNCATE makes files anew
+        connection.execute("UPDATE leases SET holder = '', beat = 0")  # their rows a migration made
     yield url
 
 
