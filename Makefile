@@ -19,8 +19,8 @@ check: setup
 	$(BIN)/lint-imports
 
 # A process a core, of a thread each, and two more, as many tests wait; the tests of a file stay together, for they share
-# what is slow to make.
-SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 2) --dist loadfile
+# what is slow to make. The longest files begin first, as tests/conftest.py has it.
+SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
 test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
