@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SCALE := .venv-scale/bin
 
-.PHONY: setup check test test-scale demo bench study gpu fuzz
+.PHONY: setup check test test-scale demo bench study gpu fuzz mutations
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -61,3 +61,7 @@ study: setup
 # Ten minutes of requests that nobody thought of; `make test` has twelve seconds of them.
 fuzz: setup
 	ALLO_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/integration/service/test_fuzz.py
+
+# Takes each fence away in a copy of the code, and demands that the test which is named for it goes red.
+mutations: setup
+	$(BIN)/python -m tests.mutations

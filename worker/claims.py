@@ -37,16 +37,19 @@ def held(data_dir: Path, stage_id: str, epoch: int) -> Iterator[None]:
 def bury(data_dir: Path, lost: Callable[[str, int], object]) -> None:
     """Tell of each claim whose process is gone, and forget it, unless telling raises."""
     for path in (data_dir / "claims").glob("*"):
-        if path.suffix != _UNLOCKED and not _lives(path):
-            stage_id, epoch = json.loads(path.read_bytes())
+        words = None if path.suffix == _UNLOCKED else _left(path)
+        if words:
+            stage_id, epoch = json.loads(words)
             lost(str(stage_id), int(epoch))
+        if words is not None:  # a power cut may keep the name and lose the words: its lease tells
             path.unlink(missing_ok=True)
 
 
-def _lives(path: Path) -> bool:
+def _left(path: Path) -> bytes | None:
+    """What stands in a claim whose process is gone; None of one that is held, or was let go just now."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError):  # held, or let go just now
-        return True
-    return False
+            return file.read() if os.fstat(file.fileno()).st_nlink else None
+    except (BlockingIOError, FileNotFoundError):
+        return None

@@ -105,6 +105,8 @@ class Runner:
             log.exception("attempt_broke stage_id=%s epoch=%s", claim.stage_id, claim.epoch)
             told = broken(f"{type(error).__name__}: {error}")
             outcome = _failed_on_disk(error) if isinstance(error, OSError) else told
+            if isinstance(outcome, NoRoom):
+                time.sleep(self.settings.lease_seconds / 4)  # it would come back at once, and find no more room
             self._commit(claim, outcome, (), {})
             return outcome
 
@@ -235,8 +237,10 @@ class Runner:
     def _given_room(self, heart: Heart) -> Outcome:
         """Wait for room; what becomes of the attempt then."""
         folders = (self.settings.data_dir, self.store.scratch)
-        wait_for_room(folders, heart.warn_once, lambda: heart.interrupt or self._gives_back(heart))
-        return interrupted(heart.interrupt) if heart.interrupt else Released()
+        wait_for_room(folders, heart.warn_once, lambda: heart.interrupt or heart.over or self._gives_back(heart))
+        if heart.interrupt:
+            return interrupted(heart.interrupt)
+        return OVER if heart.over else Released()
 
     def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts, took: Mapping[str, Any]) -> bool:
         """Write the outcome and what it took, trying again while the database, or the store that its next stage looks

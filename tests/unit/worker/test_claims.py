@@ -58,6 +58,14 @@ def _away(stage_id: str, epoch: int) -> None:
     raise ConnectionError(f"nobody to tell of {stage_id} {epoch}")
 
 
+def test_a_claim_whose_words_a_power_cut_took_holds_up_nobody(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    (tmp_path / "claims" / "tmpempty").touch(mode=0o600)
+    holder.kill()
+    holder.wait()
+    assert buried(tmp_path) == [("stage-1", 3)]
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
 def test_a_claim_that_ends_well_leaves_nothing_and_no_name_is_a_path(tmp_path: Path) -> None:
     with held(tmp_path, "../../etc/passwd", 1):
         (file,) = (tmp_path / "claims").iterdir()

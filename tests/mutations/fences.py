@@ -1,0 +1,279 @@
+"""The fences, and what stands there without each. A text that the code no longer has is an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_VERBS = "tests/integration/service/test_verbs.py"
+_RUNNER = "tests/integration/worker/test_runner.py"
+_SCHEDULER = "tests/integration/worker/test_scheduler.py"
+_SCHEDULING = "tests/unit/worker/test_scheduling.py"
+_SUPERVISOR = "tests/unit/worker/test_supervisor.py"
+_CLAIMS = "tests/unit/worker/test_claims.py"
+_KEEPING = "tests/integration/worker/test_keeping.py"
+_STORE = "tests/unit/service/storage/test_local.py"
+_STALE = f"{_VERBS}::test_a_stale_epoch_changes_nothing"
+
+_ATTEMPTS = "service/jobs/running/attempts.py"
+_NOW = "_stage(session, stage_id).epoch"
+"""Whatever epoch the stage has: so every caller has the right one."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What keeps a promise: its name, the text of a file that it is, what stands there without it, and its test."""
+
+    name: str
+    path: str
+    text: str
+    without: str
+    test: str
+
+
+FENCES = (
+    Fence(
+        "epoch in a claim",
+        _ATTEMPTS,
+        "        stage_id,\n        epoch,\n        StageStatus.RUNNING,\n",
+        "        stage_id,\n        stage.epoch,\n        StageStatus.RUNNING,\n",
+        f"{_RUNNER}::test_a_made_up_message_is_dropped",
+    ),
+    Fence(
+        "epoch in a beat",
+        _ATTEMPTS,
+        "alive = repository.guarded_update(session, stage_id, epoch,",
+        f"alive = repository.guarded_update(session, stage_id, {_NOW},",
+        _STALE,
+    ),
+    Fence(
+        "epoch in an event",
+        _ATTEMPTS,
+        "stage is None or stage.epoch != epoch or",
+        "stage is None or",
+        _STALE,
+    ),
+    Fence(
+        "epoch in a finish",
+        _ATTEMPTS,
+        "_leave(session, stage_id, epoch, StageStatus.SUCCEEDED,",
+        f"_leave(session, stage_id, {_NOW}, StageStatus.SUCCEEDED,",
+        _STALE,
+    ),
+    Fence(
+        "epoch in a failure",
+        _ATTEMPTS,
+        "_leave(session, stage_id, epoch, target,",
+        f"_leave(session, stage_id, {_NOW}, target,",
+        _STALE,
+    ),
+    Fence(
+        "epoch in giving back",
+        _ATTEMPTS,
+        "_leave(session, stage_id, epoch, again,",
+        f"_leave(session, stage_id, {_NOW}, again,",
+        _STALE,
+    ),
+    Fence(
+        "epoch in a stop",
+        _ATTEMPTS,
+        "_leave(session, stage_id, epoch, StageStatus.CANCELLED,",
+        f"_leave(session, stage_id, {_NOW}, StageStatus.CANCELLED,",
+        _STALE,
+    ),
+    Fence(
+        "epoch of a kept checkpoint",
+        "service/jobs/running/keeping.py",
+        "guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], epoch=Stage.epoch)",
+        "guarded_update(session, stage_id, 1, [StageStatus.RUNNING], epoch=Stage.epoch) and False",
+        f"{_KEEPING}::test_a_stage_that_lost_its_claim_names_no_checkpoint",
+    ),
+    Fence(
+        "one commit: the status in every write",
+        "service/jobs/repository/__init__.py",
+        "where(Stage.id == stage_id, Stage.epoch == epoch, Stage.status.in_(statuses))",
+        "where(Stage.id == stage_id, Stage.epoch == epoch)",
+        f"{_VERBS}::test_a_result_is_committed_once",
+    ),
+    Fence(
+        "a beat that came between looking and taking",
+        _ATTEMPTS,
+        "if stage is None or stage.beat != beat:",
+        "if stage is None:",
+        f"{_VERBS}::test_a_lost_lease_counts_and_a_beat_keeps_it",
+    ),
+    Fence(
+        "self-kill: a supervisor whose lease is over",
+        "worker/supervisor.py",
+        "self.lease_lost or now - self.renewed > self.lease",
+        "self.lease_lost",
+        f"{_SUPERVISOR}::test_no_beat_for_a_lease_kills_everything",
+    ),
+    Fence(
+        "self-kill: a supervisor whose runner is gone",
+        "worker/supervisor.py",
+        "            watched.remove(orders)\n            supervision.stop()\n",
+        "            watched.remove(orders)\n",
+        f"{_SUPERVISOR}::test_sigkill_of_the_runner_leaves_nothing",
+    ),
+    Fence(
+        "self-kill: a command whose supervisor is gone",
+        "worker/supervisor.py",
+        "        preexec_fn=partial(die_with, os.getpid()),",
+        "        preexec_fn=None,",
+        f"{_SUPERVISOR}::test_sigkill_of_the_supervisor_ends_the_command_and_a_sweep_the_rest",
+    ),
+    Fence(
+        "a supervisor is the ancestor of all that it starts",
+        "worker/supervisor.py",
+        "    adopt()\n",
+        "",
+        f"{_SUPERVISOR}::test_the_commands_end_ends_what_it_started_and_gives_its_status",
+    ),
+    Fence(
+        "a worker that reaches no database gives its stage back",
+        "worker/heart.py",
+        "return boot_seconds() - self._last_success > self._patience",
+        "return False",
+        f"{_RUNNER}::test_a_runner_that_reaches_no_database_ends_its_stage",
+    ),
+    Fence(
+        "a database that nobody can write to costs no lease",
+        "worker/heart.py",
+        "self._renew()  # the lease is still ours",
+        "pass  # the lease is still ours",
+        f"{_RUNNER}::test_a_lock_that_another_program_holds_on_the_database_costs_no_lease",
+    ),
+    Fence(
+        "ring again",
+        "worker/scheduling.py",
+        "(rung is None or now - rung < self.policy.ring_again)",
+        "True",
+        f"{_SCHEDULING}::test_an_unclaimed_stage_is_rung_for_again_after_a_minute",
+    ),
+    Fence(
+        "ring again, in a world of every fault",
+        "worker/scheduling.py",
+        "(rung is None or now - rung < self.policy.ring_again)",
+        "True",
+        f"{_SCHEDULING}::TestWorld",
+    ),
+    Fence(
+        "a silent owner loses its stage",
+        "worker/scheduling.py",
+        "if self._leases.still(_sign(stage), now) >= self.policy.lease]",
+        "if False]",
+        f"{_SCHEDULING}::TestWorld",
+    ),
+    Fence(
+        "a lease is waited out",
+        "worker/scheduling.py",
+        "if self._leases.still(_sign(stage), now) >= self.policy.lease]",
+        "if self._leases.still(_sign(stage), now) >= 0]",
+        f"{_SCHEDULING}::TestWorld",
+    ),
+    Fence(
+        "time in which nobody looked is no evidence",
+        "worker/scheduling.py",
+        "        if gap > self.policy.blind:\n",
+        "        if False:\n",
+        f"{_SCHEDULING}::test_time_in_which_nobody_looked_is_no_evidence",
+    ),
+    Fence(
+        "a broker that hangs is no blindness",
+        "worker/scheduling.py",
+        '        could have beaten in it."""\n        self._looked = now\n',
+        '        could have beaten in it."""\n',
+        f"{_SCHEDULER}::test_a_broker_that_hangs_on_every_ring_is_no_blindness",
+    ),
+    Fence(
+        "leadership: a silent leader is succeeded",
+        "worker/leader.py",
+        "self._seen if silent else None)",
+        "None)",
+        f"{_SCHEDULER}::test_a_leader_that_is_silent_for_a_lease_leads_no_more_and_finds_out",
+    ),
+    Fence(
+        "leadership: a leader that beats is not",
+        "worker/leader.py",
+        "self._seen if silent else None)",
+        "self._seen)",
+        f"{_SCHEDULER}::test_a_leader_that_beats_leads_on_whatever_the_others_clocks_say",
+    ),
+    Fence(
+        "leadership: its lease is a compare-and-set",
+        "service/jobs/running/leases.py",
+        'if lease.holder in ("", holder) or Sign(lease.holder, lease.beat) == silent:',
+        "if True:",
+        f"{_SCHEDULER}::test_of_two_schedulers_one_acts_until_it_ends",
+    ),
+    Fence(
+        "claims' locks",
+        "worker/claims.py",
+        "        fcntl.flock(descriptor, fcntl.LOCK_EX)\n",
+        "",
+        f"{_CLAIMS}::test_a_claim_lives_as_long_as_its_process",
+    ),
+    Fence(
+        "a work folder has one user",
+        "worker/workspace.py",
+        "        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "        pass\n",
+        "tests/unit/worker/test_workspace.py::test_two_stages_with_the_same_digest_never_share_a_work_folder_at_once",
+    ),
+    Fence(
+        "verify on read",
+        "service/storage/checksums.py",
+        "    if digest.hexdigest() != sha256:\n        raise Corrupt(sha256)\n    if held:",
+        "    if held:",
+        f"{_STORE}::test_a_flipped_bit_and_a_cut_file_are_found",
+    ),
+    Fence(
+        "verify on reading a part",
+        "service/storage/local.py",
+        "if checksums.of(chunk) != sums[place // CHUNK]:",
+        "if False:",
+        f"{_STORE}::test_a_part_with_damage_in_its_chunks_is_never_given",
+    ),
+    Fence(
+        "the checkpoint before the newest is kept",
+        "service/jobs/running/keeping.py",
+        "KEPT = 2\n",
+        "KEPT = 1\n",
+        f"{_KEEPING}::test_where_the_newest_is_damaged_the_one_before_is_gone_on_from",
+    ),
+    Fence(
+        "who sweeps takes no blob that came again",
+        "service/storage/local.py",
+        "if mark is not None and _mark(path.stat()) != mark:",
+        "if False:",
+        f"{_STORE}::test_a_blob_stored_again_outlives_who_meant_the_earlier_one",
+    ),
+    Fence(
+        "attempts count only without progress",
+        _ATTEMPTS,
+        'progress["fruitless"] = case((further, 0), else_=Stage.fruitless)',
+        "pass",
+        f"{_RUNNER}::test_a_stage_that_gets_further_each_time_is_never_failed_for_its_deaths",
+    ),
+    Fence(
+        "a full disk is waited for",
+        "worker/outcome.py",
+        "        if code == DISK_FULL:\n            return NoRoom()\n",
+        "",
+        "tests/integration/worker/test_room.py",
+    ),
+    Fence(
+        "a stage that stands still is ended",
+        "worker/runner.py",
+        "elif not stopped and pace.stalls(time.monotonic()):",
+        "elif False:",
+        f"{_RUNNER}::test_a_trainer_that_stands_still_is_ended_and_its_stack_told",
+    ),
+    Fence(
+        "times that break fencing are refused",
+        "service/settings.py",
+        "        if fence >= lease:\n",
+        "        if False:\n",
+        "tests/unit/service/test_settings.py::test_times_that_break_fencing_are_refused_together",
+    ),
+)
