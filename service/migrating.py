@@ -1,7 +1,14 @@
-"""Brings a database to this version's tables. Alembic is loaded only where there is something to do."""
+"""Brings a database to this version's tables. Alembic is loaded only where there is something to do.
+
+Versions run beside one another while they are exchanged. A migration adds, and what it adds may be left out by whoever
+does not know it: older processes run on upon newer tables, and start again there. One that takes something away comes
+after the code that does without, and names that code's newest migration as its `oldest`; the tables keep the newest of
+these, and a process that is older still refuses to start.
+"""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from contextlib import suppress
@@ -17,12 +24,19 @@ from service.engines import make_engine
 if TYPE_CHECKING:
     from alembic.config import Config
 
+log = logging.getLogger(__name__)
+
 _LOCK_NUMBER = 4117
 _LOCK_SECONDS = 30.0
 
 
+class TablesTooNew(Exception):
+    """The database is of a newer version, which does not bear processes as old as this one."""
+
+
 def migrate(url: str) -> None:
-    """Brings the database at `url` to this version's tables, making it where it is absent.
+    """Brings the database at `url` to this version's tables, making it where it is absent. One of a newer version is
+    left as it is. Raises TablesTooNew where that does not bear this version.
 
     Processes that start together may all call this: the first one migrates while the others wait.
     """
@@ -30,8 +44,11 @@ def migrate(url: str) -> None:
     try:
         if engine.dialect.name == "sqlite":
             _prepare_sqlite(engine)
-        if _version(engine) != newest():
+        found = _version(engine)
+        if found is None or found < newest():
             _upgrade(engine)
+        elif found > newest():
+            _run_beside(engine, found)
     finally:
         engine.dispose()
 
@@ -79,11 +96,27 @@ def _version(engine: Engine) -> str | None:
 
 def _upgrade(engine: Engine) -> None:
     from alembic import command
+    from alembic.script import ScriptDirectory
 
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
-        command.upgrade(alembic_config(connection), "head")
+        config = alembic_config(connection)
+        command.upgrade(config, "head")
+        every = ScriptDirectory.from_config(config).walk_revisions()
+        if oldest := max((getattr(one.module, "oldest", "") for one in every), default=""):
+            connection.execute(text("UPDATE compatibility SET oldest = :oldest"), {"oldest": oldest})
+
+
+def _run_beside(engine: Engine, found: str) -> None:
+    with engine.execution_options(read_only=True).connect() as connection:
+        oldest = connection.scalar(text("SELECT oldest FROM compatibility")) or ""
+    if oldest > newest():
+        raise TablesTooNew(
+            f"The database's tables are of {found} and take processes of {oldest} or later; this one is of {newest()}: "
+            "start the newer version here, too."
+        )
+    log.info("tables_newer found=%s known=%s", found, newest())
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -31,3 +31,11 @@ class Damage(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
     found_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Compatibility(Base):
+    """Whom the tables bear: one row. A process whose newest migration is older than `oldest` may not start on them."""
+
+    __tablename__ = "compatibility"
+
+    oldest: Mapped[str] = mapped_column(String(32), primary_key=True)
