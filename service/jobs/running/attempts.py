@@ -18,7 +18,7 @@ from allo_engine.source import stage_code
 from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
-from service.jobs.lifecycle import JobStatus, StageStatus, another_attempt, move
+from service.jobs.lifecycle import MAX_ATTEMPTS, JobStatus, StageStatus, another_attempt, move
 from service.jobs.progression import (
     InputFiles,
     Level,
@@ -316,8 +316,11 @@ def _end_attempt(session: Session, stage_id: str, epoch: int, code: str, message
     job, stage = found
     data = {"stage": stage.name, "attempt": stage.attempt, "code": code}
     if again:
-        add_event(session, job, now, "warn", f"Stage {stage.name}: attempt {stage.attempt} ended. {message}", data)
+        where = "from its start" if stage.saved_step is None else "from its last checkpoint"
+        told = f"Stage {stage.name}: attempt {stage.attempt} ended; another one goes on {where}. {message}"
+        add_event(session, job, now, "warn", told, data)
     else:
+        tried = f" {MAX_ATTEMPTS} attempts ended with no progress between them, and there is no other." if retry else ""
         job.error = {**error, "param": None, "stage": stage.name}
-        end(session, job, JobStatus.FAILED, now, "error", f"Stage {stage.name} failed. {message}")
+        end(session, job, JobStatus.FAILED, now, "error", f"Stage {stage.name} failed.{tried} {message}")
     return True

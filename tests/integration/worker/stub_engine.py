@@ -97,6 +97,9 @@ def misbehave(deed: str, control: Path) -> None:
     if deed == "no_pairs":
         say(type="error", code="no_pairs", message="Sample more responses.")
         sys.exit(1)
+    if deed.startswith("error:"):
+        say(type="error", code=deed.removeprefix("error:"), message="Said by the engine.")
+        sys.exit(1)
     if deed == "babble":
         print("progress: 50%|####", flush=True)
         sys.stdout.buffer.write(b"\xff\xfe\n[1]\n{}\n")

@@ -342,7 +342,7 @@ def test_a_trainer_that_stands_still_is_ended_and_its_stack_told(make_house):
     job = house.submit()
     outcome = run(house).run(*house.dispatch())
     assert (outcome.code, outcome.retry) == ("stalled", True)
-    assert "in misbehave" in outcome.message, "where it stood"
+    assert "most recent call first" in outcome.message, "where it stood"
     stage = house.stage(job)
     assert (stage.status, stage.attempt, stage.attempts[-1]["reason"]) == ("ready", 1, "stalled")
     assert "no progress" in house.events(job)[-1].message
