@@ -188,7 +188,11 @@ def _supervisor_behind(channel: socket.socket) -> Started | None:
     _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     if not descriptors:
         return None
-    channel.send(b"go")
+    try:
+        channel.send(b"go")
+    except OSError:
+        os.close(descriptors[0])
+        raise
     return Started(descriptors[0], partial(_last_word, channel))
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from anyio import to_thread
 from fastapi import Request
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -95,7 +96,7 @@ class Guard:
                 await self._find_session(request)
                 return None
             key = await self._key(secret.strip()) if scheme.lower() == "bearer" else None
-        except OperationalError:
+        except (OperationalError, PoolTimeout):
             return answer(request, 503, MESSAGES[503], code="database_unavailable")
         if key is None:
             wrong = "is not valid: it is unknown, revoked or expired" if secret else "is missing"

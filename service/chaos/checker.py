@@ -69,7 +69,10 @@ def _answers(lines: list[Line]) -> Iterator[str]:
 
 
 def _bytes(lines: list[Line]) -> Iterator[str]:
-    """Every artifact and every download verifies."""
+    """Every artifact and every download verifies, and every file that was accepted is there, and does too."""
+    for line in _of(lines, "store", "file"):
+        if not line["verified"]:
+            yield f"{line['file']} was accepted and is lost, or does not verify"
     for line in _of(lines, "store", "artifact"):
         if not line["verified"]:
             yield f"artifact {line['sha256']} does not verify"

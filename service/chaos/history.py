@@ -7,8 +7,9 @@
     chaos      trial (seed) · the name of a fault (part, seconds) · over
     visitor    upload, submit, cancel, pause, resume, download: what it asked for, and the status that came back, which
                is null where no answer came
-    database   job (job, status, error) · event (job, seq, message) at the end of a trial
-    store      artifact (sha256, verified)
+    database   job (job, status, error) · stage (job, name, status, epoch, attempt, beat) · event (job, seq, message) at
+               the end of a trial
+    store      artifact (sha256, verified) · file (file, sha256, verified)
     system     orphan (pid, command) · unfinished (job)
 """
 

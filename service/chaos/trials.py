@@ -17,10 +17,13 @@ from service.chaos.history import History, Line
 from service.chaos.system import OWNER, System
 from service.chaos.visitor import Visitor
 from service.jobs import service
+from service.jobs.data import files
+from service.jobs.errors import NotFound
 from service.jobs.lifecycle import JOB_ENDED
 from service.jobs.repository import Page
 from service.storage.store import StoreError
 
+_OK = 200
 _JOBS = 3
 _END_SECONDS = 180.0
 """Long, for a busy machine: a job takes three seconds."""
@@ -96,6 +99,9 @@ def _settle(system: System, history: History) -> None:
         time.sleep(0.2)
     for view in ours():
         _note_job(system, history, view.job.id)
+    for line in history.lines.copy():
+        if line["did"] == "upload" and line["status"] == _OK:
+            _note_file(system, history, line["file"])
     end = time.monotonic() + _ORPHAN_SECONDS
     while (left := system.trainers()) and time.monotonic() < end:
         time.sleep(0.2)
@@ -105,7 +111,7 @@ def _settle(system: System, history: History) -> None:
 
 def _jobs_of_trial(system: System, lines: list[Line]) -> Callable[[], list[service.JobView]]:
     """Those of the trial, whether the visitor heard of them or not: no earlier one is unfinished."""
-    known = {line["job"] for line in lines if line["did"] == "submit" and line["status"] == 200}
+    known = {line["job"] for line in lines if line["did"] == "submit" and line["status"] == _OK}
 
     def found() -> list[service.JobView]:
         page = service.read_page(system.database, OWNER, Page(limit=4 * _JOBS))[0]
@@ -117,10 +123,21 @@ def _jobs_of_trial(system: System, lines: list[Line]) -> Callable[[], list[servi
 def _note_job(system: System, history: History, job: str) -> None:
     view = service.read(system.database, OWNER, job)
     history.note("database", "job", job=job, status=view.job.status.value, error=view.job.error)
+    for stage in view.stages:
+        state = {"status": stage.status.value, "epoch": stage.epoch, "attempt": stage.attempt, "beat": stage.beat}
+        history.note("database", "stage", job=job, name=stage.name, **state)
     for event in service.read_events(system.database, OWNER, job, Page(limit=1000, order="asc"))[0]:
         history.note("database", "event", job=job, seq=event.seq, message=event.message)
     for artifact in view.artifacts or ():
         history.note("store", "artifact", job=job, sha256=artifact.sha256, verified=_verifies(system, artifact.sha256))
+
+
+def _note_file(system: System, history: History, file: str) -> None:
+    try:
+        sha256 = files.read_file(system.database, OWNER, file).sha256
+    except NotFound:
+        sha256 = None
+    history.note("store", "file", file=file, sha256=sha256, verified=sha256 is not None and _verifies(system, sha256))
 
 
 def _verifies(system: System, sha256: str) -> bool:

@@ -17,6 +17,9 @@ _SECONDS = 5.0
 _TRIES = 60
 _LATER = (429, 503, 507)
 """What is said again later; a 500 is a violation."""
+_MAKING = {"submit": "job", "upload": "file"}
+"""What is made, by what it is noted as."""
+
 _CANCELS = 0.3
 _JOBS = "/v1/fine_tuning/jobs"
 
@@ -106,15 +109,15 @@ class Visitor(threading.Thread):
 
     def _asked(self, method: str, path: str, did: str | None = None, **more: Any) -> httpx.Response | None:
         """The answer; None where it was a refusal, or there was none before the end. What is done, is noted."""
-        noted = {name: more.pop(name) for name in ("key", "job") if name in more}
+        noted: dict[str, Any] = {name: more.pop(name) for name in ("key", "job") if name in more}
         for _ in range(_TRIES):
             try:
                 answer = self._http.request(method, path, **more)
             except httpx.HTTPError:
                 answer = None
             if did is not None:
-                if did == "submit" and answer is not None and answer.is_success:
-                    noted["job"] = answer.json()["id"]
+                if did in _MAKING and answer is not None and answer.is_success:
+                    noted[_MAKING[did]] = answer.json()["id"]
                 self._history.note("visitor", did, **noted, status=answer and answer.status_code)
             if answer is not None and answer.status_code not in _LATER:
                 return answer if answer.is_success else None

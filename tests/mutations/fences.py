@@ -10,6 +10,7 @@ _SCHEDULER = "tests/integration/worker/test_scheduler.py"
 _SCHEDULING = "tests/unit/worker/test_scheduling.py"
 _SUPERVISOR = "tests/unit/worker/test_supervisor.py"
 _CLAIMS = "tests/unit/worker/test_claims.py"
+_WORKERS = "tests/integration/service/test_workers.py"
 _KEEPING = "tests/integration/worker/test_keeping.py"
 _STORE = "tests/unit/service/storage/test_local.py"
 _STALE = f"{_VERBS}::test_a_stale_epoch_changes_nothing"
@@ -37,6 +38,20 @@ FENCES = (
         "        stage_id,\n        epoch,\n        StageStatus.RUNNING,\n",
         "        stage_id,\n        stage.epoch,\n        StageStatus.RUNNING,\n",
         f"{_RUNNER}::test_a_made_up_message_is_dropped",
+    ),
+    Fence(
+        "a claim by whom it was given to",
+        _ATTEMPTS,
+        "if stage.worker != worker or stage.code",
+        "if stage.code",
+        f"{_WORKERS}::test_a_stage_is_claimed_by_the_worker_that_it_was_given_to_and_no_other",
+    ),
+    Fence(
+        "a claim by the code that it was planned for",
+        _ATTEMPTS,
+        "stage.worker != worker or stage.code != stage_code(kind_of(stage.name)):",
+        "stage.worker != worker:",
+        f"{_WORKERS}::test_a_worker_of_other_code_neither_gets_nor_claims_a_stage",
     ),
     Fence(
         "epoch in a beat",
@@ -134,7 +149,7 @@ FENCES = (
         "worker/heart.py",
         "return boot_seconds() - self._last_success > self._patience",
         "return False",
-        f"{_RUNNER}::test_a_runner_that_reaches_no_database_ends_its_stage",
+        f"{_RUNNER}::test_a_heart_without_a_database_says_so_after_its_patience",
     ),
     Fence(
         "a database that nobody can write to costs no lease",
@@ -149,13 +164,6 @@ FENCES = (
         "(rung is None or now - rung < self.policy.ring_again)",
         "True",
         f"{_SCHEDULING}::test_an_unclaimed_stage_is_rung_for_again_after_a_minute",
-    ),
-    Fence(
-        "ring again, in a world of every fault",
-        "worker/scheduling.py",
-        "(rung is None or now - rung < self.policy.ring_again)",
-        "True",
-        f"{_SCHEDULING}::TestWorld",
     ),
     Fence(
         "a silent owner loses its stage",
@@ -268,6 +276,20 @@ FENCES = (
         "elif not stopped and pace.stalls(time.monotonic()):",
         "elif False:",
         f"{_RUNNER}::test_a_trainer_that_stands_still_is_ended_and_its_stack_told",
+    ),
+    Fence(
+        "what was done is remembered with it",
+        "service/jobs/access/repetition.py",
+        "            _remember(session, call, answer, now)\n",
+        "",
+        "tests/integration/service/test_repetition.py::test_an_idempotency_key_makes_one_job",
+    ),
+    Fence(
+        "what an earlier attempt left is ended before the next begins",
+        "worker/runner.py",
+        "        sweep(stage_id)\n",
+        "",
+        f"{_KEEPING}::test_what_a_frozen_runner_holds_is_gone_on_from_all_the_same",
     ),
     Fence(
         "times that break fencing are refused",

@@ -12,8 +12,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
@@ -71,6 +73,16 @@ def test_a_statement_that_computes_too_long_is_ended_by_the_server(postgres: str
     with pytest.raises(OperationalError, match="statement timeout"), database.snapshot() as session:
         session.execute(text("SELECT pg_sleep(600)"))
     database.close()
+
+
+def test_a_key_that_cannot_be_looked_up_while_one_asks_for_all_is_told_to_come_again(app: FastAPI, secret: str) -> None:
+    asked = {"authorization": f"Bearer {secret}"}
+    gone = OperationalError("SELECT", {}, psycopg.OperationalError("server closed the connection unexpectedly"))
+    with suppress(OperationalError), app.state.context.database._gate.reader():
+        raise gone
+    with TestClient(app) as client:
+        answer = client.get("/v1/files", headers=asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unavailable")
 
 
 def test_a_full_disk_of_the_database_is_told_from_a_database_that_is_away(tmp_path: Path) -> None:

@@ -39,15 +39,18 @@ class Worker:
 class Rivals(RuleBasedStateMachine):
     """Time is a number; each scheduler reads it on its own, with an offset that never changes, as two hosts do."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(stages=st.integers(1, 3), under_way=st.integers(0, 3))
+    def begin(self, stages: int, under_way: int) -> None:
         self.now = 0.0
-        self.rows: dict[str, Row] = {}
+        self.rows = {f"stage-{number}": Row() for number in range(stages)}
         self.workers = {name: Worker() for name in WORKERS}
         self.mail: list[tuple[str, str, int]] = []
         self.owners: dict[tuple[str, int], str] = {}
         self.rivals = [Scheduler(POLICY), Scheduler(POLICY)]
         self.undone: list[tuple[int, Action]] = []
+        self.look(0, at_once=True, broker_works=True)
+        while self.mail and len(self.owners) < under_way:
+            self.claim(*self.mail.pop())
 
     @rule()
     def submit(self) -> None:
@@ -179,4 +182,4 @@ class Rivals(RuleBasedStateMachine):
 
 
 TestRivals = Rivals.TestCase
-TestRivals.settings = settings(max_examples=20, stateful_step_count=25)
+TestRivals.settings = settings(max_examples=60, stateful_step_count=25)

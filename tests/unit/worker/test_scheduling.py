@@ -125,13 +125,16 @@ class Row:
 class World(RuleBasedStateMachine):
     """Rows with compare-and-set, a broker that drops, doubles, delays and reorders, workers that die and freeze."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(stages=st.integers(1, 3), under_way=st.integers(0, 3))
+    def begin(self, stages: int, under_way: int) -> None:
         self.now = 0.0
-        self.rows: dict[str, Row] = {}
+        self.rows = {f"stage-{number}": Row() for number in range(stages)}
         self.mail: list[Waiting] = []
         self.owners: dict[Waiting, bool] = {}  # (stage, epoch) → whether its heartbeats arrive
         self.scheduler = Scheduler(POLICY)
+        self.look(broker_works=True)
+        while self.mail and len(self.owners) < under_way:
+            self.claim(self.mail.pop())
 
     @rule()
     def submit(self) -> None:

@@ -24,10 +24,11 @@ UNHEARD = line("visitor", "submit", key="k", status=None)
 ENDED = line("database", "job", job=JOB, status="succeeded", error=None)
 EVENTS = [event(1, "Created."), event(2, "Stage sft: succeeded."), event(3, "Stage evaluate: succeeded.")]
 ARTIFACT = line("store", "artifact", job=JOB, sha256="0" * 64, verified=True)
+FILE = line("store", "file", file="file-1", sha256="0" * 64, verified=True)
 READ = line("visitor", "download", name="weights", status=200, verified=True)
 NOT_READ = line("visitor", "download", name="weights", status=None, verified=False)
 
-WELL = [UNHEARD, SUBMIT, *EVENTS, ENDED, ARTIFACT, READ, NOT_READ]
+WELL = [UNHEARD, SUBMIT, *EVENTS, ENDED, ARTIFACT, FILE, READ, NOT_READ]
 
 
 def test_a_history_in_which_all_went_well_breaks_no_rule() -> None:
@@ -52,6 +53,7 @@ def test_a_job_that_was_cancelled_may_end_so_and_one_that_is_refused_may_succeed
         ([*WELL, line("visitor", "cancel", job=JOB, status=200)], "succeeded after its cancel was acknowledged"),
         ([*WELL, line("visitor", "pause", job=JOB, status=500)], "pause was answered with 500"),
         ([*WELL, {**ARTIFACT, "verified": False}], "does not verify"),
+        ([*WELL, {**FILE, "verified": False}], "was accepted and is lost"),
         ([*WELL, {**READ, "verified": False}], "was served with other bytes"),
         ([*WELL, line("system", "orphan", pid=1, command="trainer")], "outlived its stage"),
         ([*WELL, line("system", "unfinished", job=JOB, status="running")], "did not end"),
