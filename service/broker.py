@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+from service.brokers import for_celery, for_redis, told
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -69,13 +71,13 @@ class CeleryBroker:
             with Redis.from_url(for_redis(self._url), retry=Retry(NoBackoff(), 0), **seconds) as client:
                 client.ping()
         except (RedisError, OSError) as error:
-            raise BrokerDown(str(error)) from error
+            raise BrokerDown(told(error)) from error
 
     @cached_property
     def _celery(self) -> Celery:
         from celery import Celery
 
-        celery = Celery(broker=self._url, set_as_current=False)
+        celery = Celery(broker=for_celery(self._url), set_as_current=False)
         celery.conf.update(
             task_serializer="json",
             task_ignore_result=True,
@@ -98,9 +100,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (OperationalError, OSError) as error:
-        raise BrokerDown(str(error)) from error
-
-
-def for_redis(url: str) -> str:
-    """The URL as Redis' own client writes it: kombu says `redis+socket` for a unix socket."""
-    return url.replace("redis+socket://", "unix://", 1)
+        raise BrokerDown(told(error)) from error

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
 
 _MIGRATION_LOCK_SECONDS = 30.0
 
@@ -37,6 +38,19 @@ def make_engine(url: str, patience: Patience | None) -> Engine:
 
         event.listen(engine, "do_connect", connector(patience))
     return engine
+
+
+def told(error: SQLAlchemyError) -> str:
+    """Why a database cannot be reached, and what to do about it. Knows no password."""
+    words = " ".join(str(error.__cause__ or error).split())
+    if "no encryption" in words or "server closed the connection unexpectedly" in words:
+        return f"{words} Where the server takes connections by TLS alone, ALLO_DATABASE_URL says ?sslmode=verify-full"
+    if any(sign in words for sign in ("SSL error", "certificate")):
+        return (
+            f"{words}: ALLO_DATABASE_URL must have the host's name as the server's certificate does, and the file of "
+            "whoever signed it, sslrootcert=FILE (or sslrootcert=system)"
+        )
+    return words
 
 
 def _with_psycopg(url: str) -> str:

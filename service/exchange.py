@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from service.broker import TIMEOUT_SECONDS, BrokerDown, for_redis
+from service.broker import TIMEOUT_SECONDS, BrokerDown
+from service.brokers import for_redis, told
 
 if TYPE_CHECKING:
     import redis
@@ -186,4 +187,4 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise BrokerDown(str(error)) from error
+        raise BrokerDown(told(error)) from error

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 import migrations
-from service.engines import make_engine
+from service.engines import make_engine, told
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -30,27 +30,28 @@ _LOCK_NUMBER = 4117
 _LOCK_SECONDS = 30.0
 
 
-class TablesTooNew(Exception):
-    """The database is of a newer version, which does not bear processes as old as this one."""
+class NoDatabase(Exception):
+    """The database is not one to start with, for this reason."""
+
+
+class TablesTooNew(NoDatabase):
+    """It is of a newer version, which does not bear processes as old as this one."""
 
 
 def migrate(url: str) -> None:
     """Brings the database at `url` to this version's tables, making it where it is absent. One of a newer version is
-    left as it is. Raises TablesTooNew where that does not bear this version.
+    left as it is. Raises TablesTooNew where that does not bear this version, NoDatabase where it cannot be reached.
 
     Processes that start together may all call this: the first one migrates while the others wait.
     """
-    engine = make_engine(url, None)
     try:
-        if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
-        found = _version(engine)
-        if found is None or found < newest():
-            _upgrade(engine)
-        elif found > newest():
-            _run_beside(engine, found)
-    finally:
-        engine.dispose()
+        engine = make_engine(url, None)
+        try:
+            _bring(engine)
+        finally:
+            engine.dispose()
+    except (OperationalError, ArgumentError) as error:
+        raise NoDatabase(told(error)) from error
 
 
 def version(url: str) -> str | None:
@@ -82,6 +83,16 @@ def alembic_config(connection: Connection) -> Config:
     config.set_main_option("script_location", migrations.__path__[0].replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
+
+
+def _bring(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        _prepare_sqlite(engine)
+    found = _version(engine)
+    if found is None or found < newest():
+        _upgrade(engine)
+    elif found > newest():
+        _run_beside(engine, found)
 
 
 def _version(engine: Engine) -> str | None:

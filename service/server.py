@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.api.errors import envelope
 from service.api.scope import new_request_id
 from service.logs import configure
+from service.migrating import NoDatabase
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--fd", type=int)
     args = parser.parse_args()
-    serve(Settings.from_environment(), args.host, args.port, args.fd)
+    try:
+        serve(Settings.from_environment(), args.host, args.port, args.fd)
+    except NoDatabase as error:
+        log.critical("not_started error=%s", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
+from service.brokers import checked
 from service.storage.access import S3
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -38,11 +39,15 @@ OF_OTHERS = {"ALLO_API_KEY", "ALLO_URL", HARNESS_TASKS, TEACHER_KEY}
 class Settings(BaseModel):
     """Where things are, how much is allowed, and how long anything may take. The defaults need no other service."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # some are secret
 
     data_dir: Path = Field(default=Path("allo-data"), description="Folder of the database, the artifacts and the key.")
-    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder.")
-    broker_url: str = Field(default="redis://127.0.0.1:6379/0", description="Any Redis-protocol server.")
+    database_url: str = Field(default="", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder.")
+    broker_url: Annotated[str, AfterValidator(checked)] = Field(
+        default="redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Any Redis-protocol server: redis://user:password@host:6379/0, with TLS rediss://…?ssl_ca_certs=FILE.",
+    )
     store_url: str = Field(default="", description="file:///folder or s3://bucket/prefix; empty: the data folder.")
     store_cache_bytes: Bytes = Field(
         default=20 * 2**30,

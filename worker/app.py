@@ -19,6 +19,7 @@ from celery.signals import setup_logging, worker_process_init, worker_shutting_d
 
 from allo_engine.orphans import die_with
 from service.broker import queue_of
+from service.brokers import for_celery
 from service.db import Database
 from service.logs import configure
 from service.settings import Settings
@@ -31,7 +32,7 @@ from worker.starting import Warm, start_cold
 
 settings = Settings.from_environment()
 
-app = Celery("worker", broker=settings.broker_url, include=["worker.tasks"])
+app = Celery("worker", broker=for_celery(settings.broker_url), include=["worker.tasks"])
 app.conf.update(
     # A message is acknowledged as it is taken: a late acknowledgement makes the visibility timeout run a long task
     # twice. What is lost with a worker is rung for again.

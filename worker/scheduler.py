@@ -32,7 +32,7 @@ from service.jobs.data.scrubbing import Scrubber
 from service.jobs.running import attempts, dispatch, workers
 from service.jobs.running.placement import Offer
 from service.logs import configure
-from service.migrating import migrate
+from service.migrating import NoDatabase, migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store, StoreAway
@@ -206,7 +206,11 @@ def main() -> None:
     nudges = Nudges(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
     settings.open_data_dir()
-    migrate(settings.database)
+    try:
+        migrate(settings.database)
+    except NoDatabase as error:
+        log.critical("not_started error=%s", error)
+        sys.exit(1)
     database = Database(settings.database, patience=patience_of(settings))
     hands = Hands(database, open_store(settings.store, settings.s3), CeleryBroker(settings.broker_url, settings.queue))
     draining = partial(readable, int(sys.argv[2]))

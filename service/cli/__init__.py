@@ -34,6 +34,7 @@ from service.cli.commands import sentence
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
+from service.migrating import NoDatabase
 
 _EPILOG = """\
 first steps:
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args) or 0)
-    except (CommandError, ClientError, DomainError) as error:
+    except (CommandError, ClientError, DomainError, NoDatabase) as error:
         err.print(f"error: {error}", style="red", markup=False)
     except ValidationError as error:
         for problem in error.errors():

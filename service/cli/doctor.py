@@ -20,6 +20,7 @@ from service.cli import checkup
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.db import Database
+from service.engines import told
 from service.jobs.data import scrubbing
 from service.jobs.data.erasing import keeping_of, tally
 from service.jobs.running.workers import WorkerView, read_workers
@@ -90,7 +91,7 @@ def _database(settings: Settings) -> str:
     try:
         found = version(settings.database)
     except SQLAlchemyError as error:
-        return str(error.__cause__ or error)
+        return told(error)
     if found is not None and found < newest():
         return f"its tables are of {found}, this version's of {newest()}: any process of the service brings them there"
     return ""

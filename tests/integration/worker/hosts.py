@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-
-from tests.relay import Relay
 
 
 @dataclass(frozen=True)
@@ -50,29 +46,3 @@ def second_host() -> Iterator[SecondHost]:
 
 def _ran(*command: str) -> bool:
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
-
-
-class SocketRelay(Relay):
-    """A TCP port that leads to a unix socket: how a server of this machine is reached from the second host."""
-
-    def __init__(self, address: str, socket: Path) -> None:
-        self._socket = socket
-        super().__init__(address)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_unix_connection(self._socket)
-        try:
-            await asyncio.gather(_copy(reader, forth), _copy(back, writer))
-        finally:
-            forth.close()
-            writer.close()
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(2**16):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        pass
-    writer.close()

@@ -20,9 +20,10 @@ from service.embedded import socket_path
 from service.jobs.running import workers
 from service.jobs.tables import KeptCheckpoint, Model
 from service.settings import Settings
-from tests.integration.worker.hosts import SecondHost, SocketRelay, second_host
+from tests.integration.worker.hosts import SecondHost, second_host
 from tests.integration.worker.house import House
 from tests.integration.worker.processes import Valkey, Worker, kill_tree, leftovers
+from tests.relay import SocketRelay
 from tests.waiting import PATIENCE, until
 
 OF_3B = Shape(3_000_000_000, 12_000_000_000, 28, 3072, 8192, 24, 8, 128, 128256, True, 128256 * 3072)

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from allo_engine.checkpoints.delta import describe, merge, write_delta
 from allo_engine.data.prompts import Encoder
 from service.app import create_app
-from service.broker import for_redis
+from service.brokers import for_redis
 from service.embedded import broker_url
 from service.jobs.access.keys import create_key
 from service.jobs.running import workers
