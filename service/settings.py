@@ -142,6 +142,15 @@ class Settings(BaseModel):
     log_format: Literal["text", "json"] = Field(default="text", description="A line an event, for people or programs.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="From which level on.")
 
+    log_bytes: Bytes = Field(
+        default=2**26,
+        description="A log in DIR/logs that is larger is begun anew, and four earlier ones stay; all together take "
+        "32 times as much at most.",
+    )
+    log_days: float = Field(
+        default=30, ge=0, description="For how long logs stay that nobody writes to any more; 0: while there is room."
+    )
+
     heartbeat_seconds: Seconds = Field(
         default=2, description="Between two signs of life of a running stage; a cancel comes back with the next one."
     )

@@ -33,6 +33,7 @@ from service.jobs.running import attempts, dispatch, workers
 from service.jobs.running.placement import Offer
 from service.logs import configure
 from service.migrating import NoDatabase, migrate
+from service.rotation import Logs
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store, StoreAway
@@ -46,6 +47,9 @@ from worker.offer import offer, worker_id
 from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
 log = logging.getLogger(__name__)
+
+_LOGS_SECONDS, _LOGS = 60.0, 32
+"""Between two looks at the logs, and how many of the largest size they may be together."""
 
 _STANDBY_LOOKS = 4
 """Whoever leads looks so many times as often as whoever stands by."""
@@ -114,6 +118,12 @@ def policy_of(settings: Settings) -> Policy:
     """Our patience, as the settings have it. A gap of a few looks in a row is blindness, an ordinary one is not."""
     blind = max(5.0, 2 * _STANDBY_LOOKS * settings.dispatch_seconds)
     return Policy(stage_codes(), settings.redispatch_seconds, settings.lease_seconds, blind)
+
+
+def logs_of(settings: Settings) -> Logs:
+    """The logs of this worker's folder."""
+    folder, most = settings.data_dir, settings.log_bytes
+    return Logs(folder / "logs", folder / "runs", most, _LOGS * most, settings.log_days * 86_400)
 
 
 @dataclass
@@ -224,6 +234,9 @@ def main() -> None:
     if settings.scrub_days:
         scrubber = Scrubber(database, hands.store, settings.scrub_days * 86_400, settings.scrub_bytes_per_second)
         chores.add("scrubbing", scrubber.look)
+    logs = Chores(_LOGS_SECONDS)
+    logs.add("logs", logs_of(settings).look)
+    logs.tell(leads=True)  # each worker's own, whoever leads
     leader = Leadership(database, name, settings.heartbeat_seconds, settings.lease_seconds / 2)
     serve(settings, leader, hands, nudges, here, chores.tell)
     here.leave()
