@@ -329,7 +329,7 @@ def test_training_comes_first_and_the_model_is_gone_before_its_stage_begins(town
 
 
 def test_without_a_broker_or_a_worker_there_is_a_clear_answer(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path / "data", broker_url=f"unix://{tmp_path}/none", min_free_bytes=0)
+    settings = Settings(data_dir=tmp_path / "data", broker_url=f"redis+socket://{tmp_path}/none", min_free_bytes=0)
     settings.open_data_dir()
     house = furnish(settings, tmp_path)
     headers = {"authorization": f"Bearer {create_key(house.database, OWNER, ('read',)).secret}"}
