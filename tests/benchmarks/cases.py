@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from tests.benchmarks import (
+    bookkeeping,
     delta,
     job,
     locate,
@@ -45,6 +46,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "streams": streams.CASES,
     "pages": pages.CASES,
     "recovery": recovery.CASES,
+    "bookkeeping": bookkeeping.CASES,
 }
 
 NAMED = {"transfers-10gb", "recovery"}
