@@ -1,6 +1,7 @@
-"""Every stage that trains, the real engine, killed at random moments: it ends in the bits of the run that was not.
+"""Every stage that trains, the real engine, killed and paused at random moments: it ends in the bits of the run that
+was not.
 
-KILLS in the environment says how often each is killed, and KILLS_SEED at which moments.
+KILLS in the environment says how often each is ended, by a kill and by a pause in turn, KILLS_SEED at which moments.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -22,6 +23,7 @@ from allo_engine.pipeline import Data, PlannedStage, plan
 from tests.tiny import save_tiny
 from tests.unit.engine.pipeline import whole_input, write_problems
 from worker.engine import DEFAULT_COMMAND
+from worker.outcome import EXIT_STOPPED
 from worker.starting import Launch, Warm
 
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -41,6 +43,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SAVES = {"checkpoint_seconds": 1e-6}
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a stage is ended, so many seconds behind so many things that it said."""
+
+    way: Literal["killed", "paused"]
+    said: int
+    seconds: float
+
+
 @dataclass
 class Bench:
     """A job's stages, and a warm process that they are forked from."""
@@ -50,9 +61,8 @@ class Bench:
     stages: Mapping[str, PlannedStage]
     warm: Warm
 
-    def run(self, name: str, root: Path, kill_at: tuple[int, float] | None = None) -> int:
-        """Run a stage with its outputs in a folder, to its end, or until it has said so many things and some moments
-        have passed; how many it said."""
+    def run(self, name: str, root: Path, ending: Ending | None = None) -> int:
+        """Run a stage with its outputs in a folder, to its end, or until it is ended; how many things it said."""
         stage, folder = self.stages[name], root / name
         folder.mkdir(parents=True, exist_ok=True)
         inputs = {key: str(whole_input(source, self.root, self.given)) for key, source in stage.inputs.items()}
@@ -60,9 +70,9 @@ class Bench:
         task = {"stage": name, "config": config, "inputs": inputs | {"cache": str(self.root / "cache")}}
         task |= {"outputs": str(root / name), "work": str(root / "work" / name)}
         (root / f"{name}.json").write_text(json.dumps(task))
-        return self._started((*DEFAULT_COMMAND, name, "--config", str(root / f"{name}.json")), root, kill_at)
+        return self._started((*DEFAULT_COMMAND, name, "--config", str(root / f"{name}.json")), root, ending)
 
-    def _started(self, command: tuple[str, ...], folder: Path, kill_at: tuple[int, float] | None) -> int:
+    def _started(self, command: tuple[str, ...], folder: Path, ending: Ending | None) -> int:
         (orders, ours), (heard, words) = os.pipe(), os.pipe()
         log, lock = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), os.open(folder, os.O_RDONLY)
         options = ("--grace", "5", "--lease", "600")
@@ -73,13 +83,17 @@ class Bench:
         with os.fdopen(heard) as lines:
             for line in lines:  # to the end: then whoever could say more is gone
                 said.append(line)
-                if kill_at is not None and len(said) == kill_at[0]:
-                    time.sleep(kill_at[1])
-                    signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)  # its program dies with its supervisor
+                if ending is not None and len(said) == ending.said:
+                    time.sleep(ending.seconds)
+                    if ending.way == "killed":
+                        signal.pidfd_send_signal(started.pidfd, signal.SIGKILL)  # its program dies with its supervisor
+                    else:
+                        os.write(ours, b"stop\n")
         status = started.wait()
         started.close()
         os.close(ours)
-        assert status == 0 or kill_at is not None, said[-1]
+        ends = {"killed": -signal.SIGKILL, "paused": EXIT_STOPPED}
+        assert status in (0, ending and ends[ending.way]), said[-1]
         return len(said)
 
 
@@ -99,7 +113,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_every_trained_stage_that_is_killed_at_random_moments_ends_in_the_same_bits(bench: Bench) -> None:
+def test_every_trained_stage_that_is_killed_and_paused_at_random_moments_ends_in_the_same_bits(bench: Bench) -> None:
     moments = random.Random(SEED)
     for name in bench.stages:
         said = bench.run(name, bench.root)
@@ -107,9 +121,10 @@ def test_every_trained_stage_that_is_killed_at_random_moments_ends_in_the_same_b
             continue
         again = bench.root / "again"
         for kill in range(KILLS):
-            moment = moments.randint(1, max(1, said - 2)), moments.uniform(0, 0.01)
-            bench.run(name, again, moment)
-            print(f"{name}: killed {kill + 1} times, at {moment}", file=sys.stderr)
+            way: Literal["killed", "paused"] = "paused" if kill % 2 else "killed"
+            ending = Ending(way, moments.randint(1, max(1, said - 2)), moments.uniform(0, 0.01))
+            bench.run(name, again, ending)
+            print(f"{name}: {ending}", file=sys.stderr)
         bench.run(name, again)
         whole = outputs(bench.root / name)
         assert any(path.endswith(".safetensors") for path in whole)
