@@ -7,6 +7,9 @@ from allo_engine.report import StageError
 MOST = 3
 """So many such steps in a row send a training back to its last checkpoint; once."""
 
+WENT_BACK = f" {MOST} steps in a row gave no finite loss; where that happens again, the stage ends."
+"""What is told of it."""
+
 
 class Strikes:
     """Steps in a row that gave no finite loss.

@@ -29,7 +29,7 @@ from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
 from allo_engine.training.averaging import Averaging
 from allo_engine.training.descent import Descent, Parted, Whole
-from allo_engine.training.divergence import Strikes, diverged
+from allo_engine.training.divergence import WENT_BACK, Strikes, diverged
 from allo_engine.training.feed import Feed, Packed, cut
 from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
@@ -240,19 +240,19 @@ class Trainer:
         said = self._ranks.gathered((self._report.stop_requested, cadence.due()))
         return any(stop for stop, _ in said), any(due for _, due in said)
 
-    def _resumed(self) -> tuple[int, Totals]:
+    def _resumed(self, why: str = "") -> tuple[int, Totals]:
         """Where an earlier run was cut: the next step, and the figures so far."""
         step, sums = self._checkpoints.load() or (0, {})
         totals = Totals()
         totals.sums.update(self._validation.resumed(sums))
         if step:
             self._written()
-            self._report.message(f"Resumed behind step {step}.", data={"step": step})
+            self._report.message(f"Resumed behind step {step}.{why}", "warn" if why else "info", {"step": step})
         return step, totals
 
     def _went_back(self) -> tuple[int, Totals]:
         """The last checkpoint's step and figures; without a checkpoint there is nowhere to go back to."""
-        step, totals = self._resumed()
+        step, totals = self._resumed(WENT_BACK)
         if not step:
             raise diverged()
         return step, totals
