@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -103,6 +103,14 @@ def test_a_stage_goes_to_workers_of_its_own_code_alone():
     foreign = Waiting("stage-a", 0, code=OTHER_CODE)
     hosts = [host("v"), host("w", code=OTHER_CODE)]
     assert Scheduler(POLICY).decide(seen([foreign], hosts=hosts), 0) == [Give(foreign, "w")]
+
+
+def test_a_stage_goes_to_any_worker_that_has_its_code_whatever_else_of_the_engine_differs():
+    stages = [Waiting("stage-a", 0, code="evaluate, later"), Waiting("stage-b", 0, code="sft")]
+    offers = {"older": ("sft", "evaluate"), "newer": ("sft", "evaluate, later")}
+    hosts = [Host(name, 0, replace(an_offer(slots=1, code=name), codes=codes)) for name, codes in offers.items()]
+    given = Scheduler(Policy(frozenset(offers["newer"]))).decide(seen(stages, hosts=hosts), 0)
+    assert {give.stage: give.worker for give in given} == dict(zip(stages, ("newer", "older"), strict=True))
 
 
 def test_a_stage_whose_code_no_worker_runs_is_planned_anew_where_they_run_ours():
