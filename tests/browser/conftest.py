@@ -1,7 +1,8 @@
 """The dashboard in a real Chromium, over a real socket.
 
 Chromium is Debian's (`apt-get install chromium`). Without one the tests are skipped, and fail where REQUIRE_BROWSER is
-set, as it is in continuous integration. With SCREENSHOTS=folder they leave pictures there.
+set, as it is in continuous integration. With SCREENSHOTS=folder they leave pictures there: `make pictures` renews those
+that the README shows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,8 +60,8 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class Site:
-    """The dashboard's app behind a real server; one for all tests of a session, so that none may count on it being
-    empty. `domain` is what lies behind it, and a worker's hands."""
+    """The dashboard's app behind a real server; one for several tests, so that none may count on it being empty.
+    `domain` is what lies behind it, and a worker's hands."""
 
     app: FastAPI
     address: str
@@ -73,21 +75,22 @@ class Site:
         return made.token
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    nobody = "redis://127.0.0.1:1/0"
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("site"),
-        min_free_bytes=0,
-        max_active_jobs=1000,
-        broker_url=nobody,
-        **NOBODY_DIES,
-    )
-    app = create_app(settings, SilentBroker())
+@contextmanager
+def site_in(folder: Path, **settings: Any) -> Iterator[Site]:
+    """A dashboard with a data folder of its own."""
+    here = {"min_free_bytes": 0, "max_active_jobs": 1000, "broker_url": "redis://127.0.0.1:1/0"}
+    app = create_app(Settings(**{"data_dir": folder, **here, **NOBODY_DIES, **settings}), SilentBroker())
     domain = furnish(app.state.context.database, app.state.context.store)
     with on_a_port(app) as port:
         yield Site(app, f"http://127.0.0.1:{port}", domain)
         app.state.context.feed.close()  # a server waits for what is open
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """With nobody who answers at its broker's address."""
+    with site_in(tmp_path_factory.mktemp("site")) as site:
+        yield site
 
 
 Browse = Callable[..., Page]
@@ -154,8 +157,11 @@ def assert_fits(page: Page) -> None:
     page.set_viewport_size(DESK)  # type: ignore[arg-type]
 
 
-def photograph(page: Page, name: str, **options: Any) -> None:
-    """Leaves a picture of the page, where somebody asked for pictures."""
+def photograph(page: Page, name: str, top: str = "body", height: int = 720) -> None:
+    """Leaves a picture of the page from an element on, where somebody asked for pictures: one for a README."""
     folder = os.environ.get("SCREENSHOTS")
     if folder:
-        page.screenshot(path=Path(folder) / f"{name}.png", **options)
+        page.set_viewport_size({"width": 1120, "height": height})
+        page.locator(top).evaluate("element => element.scrollIntoView({block: 'start', behavior: 'instant'})")
+        page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
+        page.set_viewport_size(DESK)  # type: ignore[arg-type]

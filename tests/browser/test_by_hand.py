@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Browse, photograph
+from tests.browser.conftest import Browse
 from tests.e2e.conftest import Service, start, stop
 from tests.tiny import save_tiny
 from tests.unit.engine.pipeline import write_problems
@@ -79,7 +79,6 @@ def test_a_job_is_brought_from_a_file_to_the_aligned_models_answer(
         for name, value in settings.items():
             put(page, stage, name, value)
     expect(page.locator("#estimate dl")).not_to_contain_text(before)
-    photograph(page, "new-job")
     page.get_by_role("button", name="Submit the job").click()
 
     page.wait_for_url("**/ui/jobs/ftjob-*")
@@ -114,7 +113,6 @@ def test_a_job_is_brought_from_a_file_to_the_aligned_models_answer(
     expect(answers.last).to_contain_text("The answer is")
     for answer in answers.all():
         assert int(answer.get_attribute("data-pieces") or 0) > 1
-    photograph(page, "try")
 
 
 def assert_answers(archive: Path, folder: Path) -> None:

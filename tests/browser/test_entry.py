@@ -7,7 +7,7 @@ import hashlib
 from playwright.sync_api import expect
 
 from service.jobs.access.keys import create_key
-from tests.browser.conftest import AXE, Site, Visit, assert_accessible, assert_fits, photograph
+from tests.browser.conftest import AXE, Site, Visit, assert_accessible, assert_fits
 
 
 def test_somebody_signs_in_sees_the_jobs_and_signs_out_by_keyboard_alone(site: Site, visit: Visit) -> None:
@@ -15,7 +15,6 @@ def test_somebody_signs_in_sees_the_jobs_and_signs_out_by_keyboard_alone(site: S
     expect(page).to_have_title("Sign in · ALLO")
     assert_accessible(page)
     assert_fits(page)
-    photograph(page, "login")
     page.keyboard.type("allo-wrong")  # the field has the focus
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_have_text("This key is not valid: it is unknown, revoked or expired.")

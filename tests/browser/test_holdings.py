@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits
+from tests.browser.conftest import Browse, Site, Visit, assert_accessible, assert_fits, site_in
+from tests.integration.pages.furnished import furnished, pages
 from tests.integration.service.domain import SUPERVISED
 
 
@@ -44,3 +47,13 @@ def test_a_key_is_made_by_keyboard_copied_and_revoked(visit: Visit) -> None:
     row.get_by_role("button", name="Revoke").click()
     expect(page.get_by_role("row").filter(has_text="guest")).to_contain_text("revoked")
     expect(page.locator("#secret")).to_have_count(0)
+
+
+def test_on_no_page_is_a_name_more_than_text(browse: Browse, tmp_path: Path) -> None:
+    with site_in(tmp_path / "data") as site:
+        found = list(pages(site.app, *furnished(site.domain, 3)))
+        page = browse(site.address, "/ui/jobs", site.token())
+        for route, address in found:
+            page.goto(address)
+            expect(page.locator("h1, h2, h3, article, li, .empty").first).to_be_attached()
+            assert page.locator("img, [onerror], script:not([src])").count() == 0, route

@@ -55,7 +55,7 @@ def test_what_a_job_learned_is_looked_at_and_paged_through(site: Site, visit: Vi
     expect(page.locator("#responses .gone").nth(1)).to_have_attribute("title", "P 0.430, weight 1.00")
     assert_accessible(page)
     assert_fits(page)
-    photograph(page, "learned", full_page=True)
+    photograph(page, "learned", "h2:has-text('Where the mask lies')")
     page.get_by_role("navigation", name="Pages of answers").get_by_role("link", name="After").click()
     expect(page.locator("#answers .answer")).to_have_count(8)
     page.get_by_label("Which").select_option("lost")
@@ -85,7 +85,6 @@ def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(visit: Visit, tmp_pa
     expect(page.get_by_role("heading", name="Data")).to_be_visible()
     assert "bad <b>" not in page.locator("main").inner_text()
     assert_accessible(page)
-    photograph(page, "data")
 
 
 def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: Site, visit: Visit) -> None:
@@ -109,6 +108,7 @@ def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: S
     expect(page.get_by_role("checkbox", checked=True)).to_have_count(3)
     assert_accessible(page)
     assert_fits(page)
+    photograph(page, "jobs", height=600)
     page.get_by_role("button", name="Compare").click()
     plot = page.locator("#plot")
     expect(plot).to_have_attribute(
@@ -122,7 +122,7 @@ def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: S
     expect(page.locator("#plot canvas")).to_be_visible()
     assert_accessible(page)
     assert_fits(page)
-    photograph(page, "compare", full_page=True)
+    photograph(page, "compare", "h2:has-text('Settings that differ')")
     page.get_by_role("button", name="Compare", exact=True).last.click()
     expect(page.locator("#paired")).to_contain_text("On 24 cases that both were put to.")
     assert_accessible(page)

@@ -15,10 +15,10 @@ from service.jobs import service
 from service.jobs.running import attempts
 from service.jobs.tables import Event, Model
 from tests.integration.pages.conftest import SignIn, send
+from tests.integration.pages.furnished import EVIL
 from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, Domain, stage_by_name
 
 HTMX = {"hx-request": "true", "sec-fetch-site": "same-origin"}
-EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
 class Tags(HTMLParser):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from service.jobs.access.keys import create_key
 from service.jobs.running import attempts
 from service.jobs.tables import Model
 from tests.integration.service.domain import Domain
+from tests.pages import python
 
 PROBLEMS = b"".join(
     json.dumps({"problem": f"{n} + 1?", "solution": f"It is {n + 1}.", "answer": n + 1}).encode() + b"\n"
@@ -48,11 +48,9 @@ def test_a_retention_file_is_named_in_the_clients_extra_body(
     assert [path for path, *_ in served.claim().inputs["retention"]] == ["data.jsonl"]
 
 
-def test_the_readmes_python_is_right(
-    base_url: str, secret: str, served: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readme = Path(__file__).parents[3] / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+@pytest.fixture
+def reader(served: Domain, secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who has what the documentation's examples begin with: a model, a key and a file, in this folder."""
     with served.database.transaction() as session:
         files = [{"path": "model.safetensors", "bytes": served.data.size, "sha256": served.data.sha256}]
         session.add(Model(id="smollm2", owner=None, created_at=0, files=files))
@@ -60,11 +58,36 @@ def test_the_readmes_python_is_right(
     (tmp_path / "allo-data" / "api_key").write_text(f"{secret}\n")
     (tmp_path / "train.jsonl").write_bytes(PROBLEMS)
     monkeypatch.chdir(tmp_path)
+
+
+def typed(code: str, known: dict[str, Any]) -> None:
+    """Runs an example."""
+    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # it leaves files to Python
+        exec(code, known)  # noqa: S102 - our own documentation
+
+
+@pytest.mark.usefixtures("reader")
+def test_the_readmes_python_is_right(base_url: str, served: Domain) -> None:
     found: dict[str, Any] = {}
-    with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # the example leaves files to Python
-        exec(code.replace("http://127.0.0.1:8000/v1", base_url), found)  # noqa: S102 - our own README
+    typed(python("README.md", "A first job").replace("http://127.0.0.1:8000/v1", base_url), found)
     assert found["job"].status in ("queued", "running")
     assert set(served.statuses(found["job"].id)) > {"sft", "sample", "improve"}
+
+
+@pytest.mark.usefixtures("reader")
+def test_the_python_of_the_page_of_clients_is_right(
+    base_url: str, served: Domain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: dict[str, Any] = {"meanwhile": served.run_all}
+    code = python("service/clients.md", "The openai client").replace("http://127.0.0.1:8000/v1", base_url)
+    typed(code.replace("time.sleep(5)", "meanwhile()"), found)
+    model = found["job"].fine_tuned_model
+    assert model
+    assert capsys.readouterr().out == f"{model}\n"
+    typed(python("service/clients.md", "Watching"), found)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [event.message for event in served.events(found["job"].id)]
+    assert told[-1] == f"The job succeeded: {model}."
 
 
 def test_files_are_created_listed_read_and_deleted(client: OpenAI) -> None:

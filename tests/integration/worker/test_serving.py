@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -36,6 +37,7 @@ from tests import asking
 from tests.apps import on_a_port
 from tests.integration.worker.house import OWNER, alive, furnish
 from tests.integration.worker.town import ALIGNED, HELLO, Town, asked, opened, served, suspended
+from tests.pages import python
 from tests.waiting import PATIENCE, until
 from worker import turns
 from worker.serving import read
@@ -75,6 +77,16 @@ def test_a_streamed_answer_is_the_whole_one_in_pieces(town: Town, client: OpenAI
     assert chunks[-1].choices == []
     assert chunks[-1].usage == asked(client, ALIGNED).usage
     assert {chunk.usage for chunk in chunks[:-1]} == {None}
+
+
+def test_the_page_of_clients_shows_how_a_model_is_tried(
+    town: Town, client: OpenAI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = python("service/clients.md", "Trying a model").replace("stream=True", "stream=True, seed=1, max_tokens=20")
+    exec(code, {"client": client, "job": SimpleNamespace(fine_tuned_model=ALIGNED)})  # noqa: S102 - our own page
+    said = [{"role": "user", "content": "What is 6 times 7?"}]
+    whole = client.chat.completions.create(model=ALIGNED, messages=said, seed=1, max_tokens=20)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == whole.choices[0].message.content
 
 
 def test_a_text_is_gone_on_with_streamed_and_whole_and_the_same_seed_gives_the_same(client: OpenAI) -> None:
