@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         out.print(text, markup=False, highlight=False)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever runs ends with this command
     summary = trials.run(folder, args.trials, args.seed, say, args.grown)
     (folder / "summary.json").write_text(trials.written(summary) + "\n", encoding="utf-8")
     broken = ", ".join(map(str, summary.violations))

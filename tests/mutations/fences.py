@@ -201,10 +201,17 @@ FENCES = (
         f"{_SCHEDULER}::test_a_leader_that_is_silent_for_a_lease_leads_no_more_and_finds_out",
     ),
     Fence(
-        "leadership: a leader that beats is not",
+        "leadership: a lease is waited out",
         "worker/leader.py",
         "self._seen if silent else None)",
         "self._seen)",
+        f"{_SCHEDULER}::test_a_leader_that_is_silent_for_a_lease_leads_no_more_and_finds_out",
+    ),
+    Fence(
+        "leadership: a beat renews it",
+        "service/jobs/running/leases.py",
+        "lease.holder, lease.beat = holder, lease.beat + 1",
+        "lease.holder, lease.beat = holder, 1",
         f"{_SCHEDULER}::test_a_leader_that_beats_leads_on_whatever_the_others_clocks_say",
     ),
     Fence(
@@ -247,7 +254,7 @@ FENCES = (
         "service/jobs/running/keeping.py",
         "KEPT = 2\n",
         "KEPT = 1\n",
-        f"{_KEEPING}::test_where_the_newest_is_damaged_the_one_before_is_gone_on_from",
+        f"{_KEEPING}::test_two_are_kept_at_a_time_and_their_contents_are_held",
     ),
     Fence(
         "who sweeps takes no blob that came again",
@@ -289,7 +296,7 @@ FENCES = (
         "worker/runner.py",
         "        sweep(stage_id)\n",
         "",
-        f"{_KEEPING}::test_what_a_frozen_runner_holds_is_gone_on_from_all_the_same",
+        f"{_KEEPING}::test_what_an_earlier_attempt_left_running_is_ended_before_the_next_begins",
     ),
     Fence(
         "times that break fencing are refused",

@@ -34,6 +34,7 @@ from worker.offer import offer
 from worker.outcome import Outcome, Released, Succeeded
 from worker.runner import Runner
 from worker.starting import Warm
+from worker.sweep import STAGE_MARK
 from worker.workspace import Workspace, open_workspace
 
 KEEPS = {"keep_seconds": 0.001, "self_fence_seconds": PATIENCE, "lease_seconds": 2 * PATIENCE}
@@ -338,6 +339,20 @@ def test_what_a_frozen_runner_holds_is_gone_on_from_all_the_same(tmp_path: Path)
         assert fourth.reached == 9, "whoever thaws is behind"
         fourth.forget_work()
     assert not any((tmp_path / "work").iterdir())
+
+
+def test_what_an_earlier_attempt_left_running_is_ended_before_the_next_begins(house: House) -> None:
+    stage = house.stage(house.submit())
+    command = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(3600)"]
+    marked = {**os.environ, STAGE_MARK: stage.id}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=marked, start_new_session=True) as left:
+        assert left.stdout
+        left.stdout.readline()
+        try:
+            Runner(house.settings, house.database, house.store).run(*house.dispatch())
+            assert left.poll() == -signal.SIGKILL
+        finally:
+            left.kill()
 
 
 def test_a_name_never_leads_out_of_the_work_folder(tmp_path: Path, house: House) -> None:
