@@ -106,6 +106,18 @@ class Settings(BaseModel):
         default=604_800,
         description="For how long a failed or cancelled job keeps the content that it began with, to be retried.",
     )
+    intermediate_jobs: int = Field(
+        default=0,
+        ge=0,
+        description="What stages made on the way to a job's result stays for the latest so many ended jobs of an "
+        "owner's; 0: for all. What is let go is computed again where another job wants it.",
+    )
+    intermediate_days: float = Field(default=0, ge=0, description="The same, for so many days; 0: for ever.")
+    intermediate_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="The same, as far as it takes so many bytes, the latest first; 0: whatever it takes.",
+    )
     scrub_days: float = Field(
         default=30,
         ge=0,

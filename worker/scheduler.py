@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from allo_engine.pipeline import stage_codes
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
+from service.jobs.data import retention
 from service.jobs.data.erasing import Eraser, keeping_of
 from service.jobs.data.scrubbing import Scrubber
 from service.jobs.running import attempts, dispatch, workers
@@ -231,6 +232,8 @@ def main() -> None:
     here.beat()
     chores = Chores(settings.sweep_seconds)
     chores.add("erasing", Eraser(database, hands.store, keeping_of(settings)).look)
+    if policy := retention.policy_of(settings):
+        chores.add("retention", retention.Retention(database, policy, settings.keep_sources_seconds).look)
     if settings.scrub_days:
         scrubber = Scrubber(database, hands.store, settings.scrub_days * 86_400, settings.scrub_bytes_per_second)
         chores.add("scrubbing", scrubber.look)

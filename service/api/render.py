@@ -94,6 +94,7 @@ def _stage(row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "worker": row.worker,
         "devices": row.devices,
         "missing": _missing(row, read, offers),
+        "let_go": row.let_go,
     }
 
 

@@ -14,7 +14,7 @@ from service.storage.store import Store
 def check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
     """Raises Conflict where something that the job goes on from was deleted."""
     began = (sha256 for files in job.sources.values() for _, sha256, _ in files)
-    erased = [stage.name for stage in stages if stage.status is StageStatus.SUCCEEDED and stage.digest is None]
+    erased = [stage.name for stage in stages if _erased(stage)]
     if erased or not all(map(store.exists, began)):
         what = f"what stage {erased[0]} made" if erased else "a file or model that it began with"
         raise Conflict(f"The job cannot go on: {what} was deleted or damaged. Bring it again, or submit the job anew.")
@@ -32,14 +32,21 @@ def following(stages: Sequence[Stage], start: str) -> list[Stage]:
     return list(found.values())
 
 
+def _erased(stage: Stage) -> bool:
+    """Whether its owner deleted what it made; what was let go is computed again."""
+    return stage.status is StageStatus.SUCCEEDED and stage.digest is None and stage.let_go is None
+
+
 def reset(stage: Stage, anew: bool) -> None:
-    """As it was before it ever ran, for a stage that has yet to run; `anew`, whatever came of it."""
+    """As it was before it ever ran, for a stage that has yet to run, and one whose result was let go; `anew`, whatever
+    came of it, and its result is not taken over from another."""
     stage.ran_seconds = 0.0
-    if anew:
-        stage.anew += 1
+    stage.anew += anew
+    lost, stage.let_go = anew or stage.let_go is not None, None
+    if lost:
         stage.digest = stage.reused_from = stage.started_at = None
         stage.metrics = {}
-    if anew or stage.status in (StageStatus.FAILED, StageStatus.CANCELLED):
+    if lost or stage.status in (StageStatus.FAILED, StageStatus.CANCELLED):
         stage.status = move(stage.status, StageStatus.WAITING)
         stage.attempt, stage.fruitless, stage.error, stage.finished_at = 0, 0, None, None
         stage.step = stage.total = stage.resumed_step = stage.saved_step = None

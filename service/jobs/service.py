@@ -216,8 +216,9 @@ def retry(
         check_sources(store, job, [stage for stage in stages if stage not in anew])
         job.status, job.finished_at, job.error = move(job.status, JobStatus.QUEUED), None, None
         job.cancel_requested, job.max_seconds = False, max_seconds or job.max_seconds
-        models = [checkpoint_model(job, stage.name) for stage in anew]
-        holdings.drop_results(session, [stage.id for stage in anew], models)
+        lost = [stage for stage in stages if stage in anew or stage.let_go]
+        models = [checkpoint_model(job, stage.name) for stage in lost]
+        holdings.drop_results(session, [stage.id for stage in lost], models)
         for stage in stages:
             reset(stage, stage in anew)
         session.flush()

@@ -77,6 +77,15 @@ class Attempt(TypedDict):
     message: str | None
 
 
+class LetGo(TypedDict):
+    """What a stage made and the service's policy did not keep: the retry of its job, or another job that wants it,
+    computes it again."""
+
+    at: int
+    files: int
+    bytes: int
+
+
 class Stage(TypedDict):
     """A stage of a job; in lists of jobs, without its attempts and artifacts. Its `estimate` comes a little after the
     submit, where a worker is calibrated."""
@@ -96,6 +105,7 @@ class Stage(TypedDict):
     worker: str | None
     devices: list[str] | None
     missing: str | None
+    let_go: LetGo | None
     estimate: Expected | None
     attempts: NotRequired[list[Attempt]]
     artifacts: NotRequired[list[Artifact]]

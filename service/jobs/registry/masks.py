@@ -64,5 +64,12 @@ def _of_artifact(session: Session, artifact: Artifact) -> list[Any]:
 
 
 def _files(session: Session, stage_id: str) -> list[Any]:
+    stage = repository.stage(session, stage_id)
+    if stage is not None and stage.let_go is not None:
+        raise InvalidRequest(
+            f"The masks of job {stage.job_id} were let go, for the service keeps what is on the way to a result for a "
+            "time: name a later job, or leave masks out to locate them here.",
+            MASKS,
+        )
     rows = repository.artifacts(session, [stage_id])
     return [[row.path, row.sha256, row.bytes] for row in rows if row.output == MASKS]

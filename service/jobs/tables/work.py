@@ -187,6 +187,7 @@ class Stage(Base):
     furthest that a checkpoint of it ever was, by its own count, and `fruitless` how many attempts have ended badly
     since. `ran_seconds` is how long its workers have had it, by their own clocks; `anew` counts how often it was asked
     to be computed though its result was there; `attempts` tells of those that have ended, the latest.
+    `let_go` is {at, files, bytes} of what it made and the policy did not keep (see retention.py).
     """
 
     __tablename__ = "stages"
@@ -218,6 +219,7 @@ class Stage(Base):
     ran_seconds: Mapped[float] = mapped_column(Double, default=0.0, server_default="0")
     anew: Mapped[int] = mapped_column(default=0, server_default="0")
     attempts: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    let_go: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     fruitless: Mapped[int] = mapped_column(default=0, server_default="0")  # an older process writes stages, too
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

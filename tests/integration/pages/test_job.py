@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.jobs import service
+from service.jobs.data.retention import Policy, Retention
 from service.jobs.running import attempts
 from service.jobs.tables import Event, Model
 from tests.integration.pages.conftest import SignIn, send
@@ -96,6 +97,15 @@ def test_a_stage_that_was_reused_says_so(browser: TestClient, served: Domain) ->
     served.run_all()
     page = browser.get(address(served.submit(SUPERVISED).job.id)).text
     assert page.count("reused: nothing of it has changed") >= 2
+
+
+def test_what_was_let_go_is_said_where_it_stood(browser: TestClient, served: Domain) -> None:
+    job_id = served.submit(ALLO).job.id
+    served.run_all()
+    assert "let go" not in browser.get(address(job_id)).text
+    done = Retention(served.database, Policy(bytes=1), 0).look()
+    assert done.stages > 0
+    assert browser.get(address(job_id)).text.count(" let go on ") == done.stages
 
 
 def test_a_job_that_failed_says_why(browser: TestClient, served: Domain, job_id: str) -> None:
