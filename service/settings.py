@@ -183,7 +183,8 @@ class Settings(BaseModel):
         default=900,
         ge=0,
         description="A training that says nothing for this long, and for twenty times its own longest silence, is "
-        "ended and tried again; what is loaded before its first word may take four times as long. 0: never.",
+        "ended and tried again, unless it reads or writes large files meanwhile; before its first word it has four "
+        "times as long. 0: never.",
     )
     dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
     grace_seconds: Seconds = Field(

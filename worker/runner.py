@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -53,6 +54,7 @@ from worker.patience import patient
 from worker.room import wait_for_room
 from worker.starting import Start, start_cold
 from worker.sweep import sweep
+from worker.traffic import traffic
 from worker.turns import training
 from worker.workspace import Workspace, open_workspace
 
@@ -197,7 +199,7 @@ class Runner:
     def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
         last, stopped, killed_before = None, False, oom_kills()
-        pace = Pace(self._patience(claim.kind), time.monotonic())
+        pace = Pace(self._patience(claim.kind), time.monotonic(), partial(traffic, claim.stage_id))
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
         keeper = Keeper(self.database, self.store, claim, workspace, self.settings.keep_seconds, heart.warn_once)

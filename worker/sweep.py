@@ -44,6 +44,11 @@ def _kill_all(condemned: Callable[[Mapping[str, str]], bool]) -> int:
     return len(found)
 
 
+def marked(stage_id: str) -> list[int]:
+    """The processes of this stage."""
+    return [pid for pid in psutil.pids() if _environment(pid).get(STAGE_MARK) == stage_id]
+
+
 def _environment(pid: int) -> Mapping[str, str]:
     try:
         return dict(psutil.Process(pid).environ())

@@ -54,6 +54,14 @@ def test_what_goes_on_at_a_pace_of_its_own_is_never_stalled(gaps: list[float]) -
         pace.moved(now)
 
 
+def test_one_that_reads_or_writes_large_files_works() -> None:
+    moved = iter([0, 2**20, 2**20, 2**21, 2**21, 2**21])
+    pace = Pace(10, began=0, traffic=lambda: next(moved))
+    pace.moved(1)
+    assert watched(pace, 1, 1000) == 1 + 3 * 11
+    assert pace.stalled == 11
+
+
 def test_without_patience_set_nothing_is_stalled() -> None:
     pace = Pace(float("inf"), began=0)
     pace.moved(1)
