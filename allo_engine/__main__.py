@@ -9,7 +9,8 @@ stage.json names the stage's settings and its folders:
      "work": "/results/sft.work"}
 
 Every input is a folder; an uploaded file is a folder that holds data.jsonl. An input "cache" may be added: there stages
-leave log-probabilities for one another. Each output becomes a folder under `outputs`. `work` keeps what a later run
+leave log-probabilities for one another. With "code", the stage's code (see source.py), it runs only if that is what it
+has. Each output becomes a folder under `outputs`. `work` keeps what a later run
 needs to go on where this one was stopped. Progress goes to standard output, one JSON object a line. Exit status: 0
 done, 75 stopped on SIGTERM and resumable, 1 failed, 2 wrong usage.
 """
@@ -48,6 +49,7 @@ from allo_engine.held import peak_bytes
 from allo_engine.launching import Place, launched
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.source import stage_code
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -69,6 +71,7 @@ def preload() -> None:
     import allo_engine.stages
 
     for module in pkgutil.iter_modules(allo_engine.stages.__path__):
+        stage_code(module.name)  # of what is loaded here, whatever lies there once a stage is forked
         importlib.import_module(f"allo_engine.stages.{module.name}")
 
 
@@ -101,6 +104,9 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         report.error("bad_config", f"{path} is no settings file of stage {stage}: {error}")
         return 2
+    if task.get("code", stage_code(stage)) != stage_code(stage):  # its result would bear the name of other code
+        report.error("other_code", "The engine was replaced beside its running worker: start the worker again.")
+        return 1
     if place:  # what another rank writes, it writes aside
         work = work / "ranks" / str(place.rank)
         outputs = work / "outputs"

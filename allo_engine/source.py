@@ -140,9 +140,20 @@ def _source() -> Source:
 
 @cache
 def code_version() -> str:
-    """sha256 of this package's every byte, but for what estimates or exports, which changes no result."""
-    estimates, exports = ((ROOT / room).rglob("*.py") for room in ("estimate", "exports"))
+    """sha256 of this package's every byte, as this process first found it."""
+    return version_of(ROOT)
+
+
+def replaced() -> bool:
+    """Whether the package's files are others by now: a process that is started from here would run other code than this
+    one knows of."""
+    return version_of(ROOT) != code_version()
+
+
+def version_of(root: Path) -> str:
+    """sha256 of every byte of a package but what estimates or exports, which changes no result."""
+    estimates, exports = ((root / room).rglob("*.py") for room in ("estimate", "exports"))
     total = hashlib.sha256()
-    for path in sorted(set(ROOT.rglob("*.py")) - {ROOT / "needs.py", *estimates, *exports}):
-        total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    for path in sorted(set(root.rglob("*.py")) - {root / "needs.py", *estimates, *exports}):
+        total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return total.hexdigest()

@@ -16,7 +16,7 @@ EXIT_STOPPED = 75
 DISK_FULL = "disk_full"
 """The engine's code for a disk that had no room for what it wrote."""
 
-RETRIED = frozenset({"internal", "out_of_memory"})
+RETRIED = frozenset({"internal", "other_code", "out_of_memory"})
 """The engine's own error codes that another attempt may cure; all others are the user's to cure."""
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from allo_engine import source
 from service.db import Database
 from service.jobs.data.scrubbing import quarantine
 from service.jobs.running import attempts, losses
@@ -81,17 +82,22 @@ Artifacts = Sequence[tuple[str, str, str, int]]
 @dataclass(frozen=True)
 class Runner:
     """Runs stages, one at a time. `draining` turns true when this worker is to give its stage back and end; `start`
-    brings a stage's supervisor to life."""
+    brings a stage's supervisor to life; `replaced` says that the engine's files are no longer those that this worker
+    knows: it takes no stage, for what it would start is other code."""
 
     settings: Settings
     database: Database
     store: Store
     draining: Callable[[], bool] = lambda: False
     start: Start = start_cold
+    replaced: Callable[[], bool] = source.replaced
 
     def run(self, stage_id: str, epoch: int) -> Outcome | None:
         """Run the stage, if it is this worker's to be had at this epoch; None where the ring was doubled, late or made
         up."""
+        if self.replaced():
+            log.warning("code_replaced stage_id=%s epoch=%s", stage_id, epoch)
+            return None
         with held(self.settings.data_dir, stage_id, epoch + 1):
             claim = attempts.claim(self.database, stage_id, epoch, worker_id(self.settings))
             if claim is None:

@@ -24,6 +24,7 @@ from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from allo_engine import source
 from allo_engine.pipeline import stage_codes
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
@@ -130,7 +131,8 @@ def logs_of(settings: Settings) -> Logs:
 @dataclass
 class Presence:
     """What tells the others that this worker is there, and what it has. `every`: seconds between two signs of life;
-    `draining` says that it takes no more stages, `measured` how fast it is, once that is known."""
+    `draining` says that it takes no more stages, `measured` how fast it is, once that is known, and `replaced` that the
+    engine's files are no longer those that it knows: it is to be started again."""
 
     database: Database
     worker: str
@@ -138,12 +140,16 @@ class Presence:
     every: float
     draining: Callable[[], bool] = lambda: False
     measured: Callable[[], Mapping[str, float] | None] = lambda: None
+    replaced: Callable[[], bool] = source.replaced
     _due: float = field(default=0.0, init=False)
 
     def beat(self) -> None:
-        """Give a sign of life, where one is due; none any more, once the worker drains."""
+        """Give a sign of life, where one is due; none any more, once the worker drains or has other code beside it."""
         now, rates = time.monotonic(), self.measured()
-        if self.draining() and self._due < math.inf:
+        replaced = now >= self._due and self.replaced()
+        if replaced:
+            log.warning("code_replaced worker=%s", self.worker)
+        if (self.draining() or replaced) and self._due < math.inf:
             workers.leave(self.database, self.worker)
             self._due = math.inf
         elif now >= self._due:

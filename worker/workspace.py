@@ -25,6 +25,7 @@ from typing import Any
 
 from allo_engine.checkpoints.merging import DESCRIBED, Recipe
 from allo_engine.resumable import CHECKPOINT, resumable
+from allo_engine.source import stage_code
 from service.jobs.running.keeping import Kept
 from service.storage.checksums import verified
 from service.storage.store import Blob, Store
@@ -109,6 +110,7 @@ class Workspace:
         inputs = {source: str(self.run / "inputs" / source) for source in files} | {"cache": str(self.cache)}
         return {
             "stage": name,
+            "code": stage_code(name),
             "config": config,
             "inputs": inputs,
             "outputs": str(self.outputs),

@@ -116,6 +116,14 @@ def test_a_made_up_message_is_dropped(house):
     assert house.starts() == []
 
 
+def test_a_worker_whose_engine_was_replaced_beside_it_starts_nothing(house):
+    job = house.submit()
+    message = house.dispatch()
+    assert run(house, replaced=lambda: True).run(*message) is None
+    assert (house.stage(job).status, house.starts()) == ("dispatched", [])
+    assert run(house).run(*message) is not None
+
+
 def test_a_crash_is_tried_again_from_its_checkpoint_and_equals_an_uninterrupted_run(make_house):
     straight, crashing = make_house("straight"), make_house("crashing")
     crashing.behave(at={"2": "once:crash"})

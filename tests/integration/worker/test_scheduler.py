@@ -216,3 +216,14 @@ def test_a_worker_that_drains_takes_leave_at_once_and_does_not_come_back(house):
     for _ in range(3):
         here.beat()
         assert workers.read_workers(house.database) == []
+
+
+def test_a_worker_whose_engine_was_replaced_beside_it_takes_leave_and_does_not_come_back(house):
+    other = threading.Event()
+    here = Presence(house.database, house.worker, offer(house.settings), every=0, replaced=other.is_set)
+    here.beat()
+    assert workers.read_workers(house.database)
+    other.set()
+    for _ in range(3):
+        here.beat()
+        assert workers.read_workers(house.database) == []

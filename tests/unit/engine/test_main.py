@@ -94,6 +94,14 @@ def test_a_stage_that_cannot_go_on_says_what_to_change(tmp_path: Path, model_fol
     }
 
 
+def test_a_stage_that_was_planned_for_other_code_does_not_run(tmp_path: Path, model_folder: Path) -> None:
+    config = write_task(tmp_path / "job", "sft", {}, {"model": model_folder})
+    config.write_text(json.dumps({**json.loads(config.read_text()), "code": "0" * 64}))
+    status, lines = finish(start("sft", config))
+    assert (status, lines[-1]["code"]) == (1, "other_code")
+    assert not (tmp_path / "job" / "out").exists()
+
+
 def test_settings_that_are_wrong_are_told_by_field(tmp_path: Path, model_folder: Path) -> None:
     config = write_task(tmp_path / "job", "sft", {"learning_rate": -1}, {"model": model_folder})
     status, lines = finish(executed("sft", config))

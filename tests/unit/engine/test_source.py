@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from allo_engine.config import CONFIGS
-from allo_engine.source import ROOT, Module, Source, asides
+from allo_engine.source import ROOT, Module, Source, asides, replaced, version_of
 
 TEXTS = {path: path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
@@ -69,6 +69,13 @@ def test_a_stage_s_own_module_is_its_own_alone(copy: Path, before: dict[str, str
         module.write_text(f"{text}\n_ANOTHER = 1\n")
         assert changed(before, copy) == {stage}
         module.write_text(text)
+
+
+def test_that_files_were_replaced_is_seen(copy: Path) -> None:
+    assert not replaced()
+    assert version_of(copy) == version_of(ROOT)
+    add(copy / "stages" / "sft.py", "# a word")
+    assert version_of(copy) != version_of(ROOT), "what is loaded may be told from what lies there by any byte"
 
 
 @pytest.mark.parametrize("room", ["estimate", "exports", "answering", "needs.py", "pipeline.py"])
