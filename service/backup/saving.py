@@ -104,8 +104,8 @@ def contents_of(folder: Path, name: str) -> list[str]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """The folder is this process's, which closes it to every other user: what it holds is all that the service holds.
-    Raises DumpError where another is at work there."""
+    """The folder is this process's. What lies in it is closed to every other user, for it is all that the service
+    holds. Raises DumpError where another is at work there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         try:
@@ -145,9 +145,12 @@ def _next_name(folder: Path) -> str:
 
 @contextmanager
 def _aside(folder: Path, name: str) -> Iterator[Path]:
-    """Where a backup is made; at the end it gets its name."""
+    """Where a backup is made; at the end it gets its name. What a killed one left goes."""
+    (folder / "backups").mkdir(mode=0o700, exist_ok=True)
+    for left in (folder / "backups").glob(".*"):
+        shutil.rmtree(left)
     aside = folder / "backups" / f".{name}"
-    aside.mkdir(parents=True)
+    aside.mkdir(mode=0o700)
     try:
         yield aside
         for path in (*aside.iterdir(), aside):

@@ -97,6 +97,7 @@ def test_a_service_at_rest_is_restored_as_it_was(domain: Domain, elsewhere: str,
     job = domain.submit(SUPERVISED).job.id
     domain.run_all()
     before = rows(domain.database)
+    (tmp_path / "backup").mkdir(mode=0o755)  # as a disk is mounted
     backed_up(domain, tmp_path / "backup")
     assert rows(domain.database) == before, "it changes nothing"
     back = restored(domain, tmp_path / "backup", elsewhere, open_store((tmp_path / "other").as_uri()))
@@ -109,7 +110,8 @@ def test_a_service_at_rest_is_restored_as_it_was(domain: Domain, elsewhere: str,
         assert after == before
         assert contents(back.store) == contents(domain.store)
         assert all(damage_in(back.store, sha256) is None for sha256 in contents(back.store))
-        assert (tmp_path / "backup").stat().st_mode & 0o077 == 0, "it holds what the service holds"
+        for held in ("store", "backups"):
+            assert (tmp_path / "backup" / held).stat().st_mode & 0o077 == 0, "they hold what the service holds"
 
 
 def test_what_was_under_way_goes_on_and_the_old_systems_claims_are_void(
@@ -247,6 +249,7 @@ def test_a_backup_that_is_cut_off_leaves_the_one_before(domain: Domain, tmp_path
         raise Torn
 
     name = backed_up(domain, tmp_path / "backup")
+    (tmp_path / "backup" / "backups" / ".of one that was killed").mkdir()
     with pytest.raises(Torn):
         save(url_of(domain), domain.store, KEEPING, tmp_path / "backup", 7, tear)
     assert list(made(tmp_path / "backup")) == [name]
