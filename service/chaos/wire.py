@@ -53,15 +53,20 @@ class Wire:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
-        with suppress(OSError):
-            if not self._is_cut:
-                back, forth = await self._reach()
-                ends.append(forth)
-                self._open.update(ends)
-                await self._copy_both((reader, forth, "out"), (back, writer, "in"))
-        self._open.difference_update(ends)
-        for end in ends:
-            end.close()  # what it has taken, it still sends
+        self._open.add(writer)
+        try:
+            with suppress(OSError):
+                if not self._is_cut:
+                    back, forth = await self._reach()
+                    ends.append(forth)
+                    self._open.add(forth)
+                    await self._copy_both((reader, forth, "out"), (back, writer, "in"))
+        finally:
+            for end in ends:
+                end.close()  # what it has taken, it still sends
+            with suppress(OSError):
+                await asyncio.gather(*(end.wait_closed() for end in ends))
+            self._open.difference_update(ends)
 
     async def _copy_both(self, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter, str]) -> None:
         """Until either side closes."""
@@ -92,6 +97,7 @@ class Wire:
 
     async def _stop(self) -> None:
         self._listener.close()
+        self._abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
