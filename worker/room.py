@@ -15,13 +15,19 @@ _LONGEST_SECONDS = 600.0
 FULL = "The worker's disk is full ({} MB are free): the stage waits until there is room, and then goes on by itself."
 
 
-def wait_for_room(folders: Iterable[Path], tell: Callable[[str], None], over: Callable[[], object]) -> None:
+def wait_for_room(
+    folders: Iterable[Path], pause: float, tell: Callable[[str], None], over: Callable[[], object]
+) -> None:
     """Return once twice as much is free as is now where the least is, at least 16 MiB; or it is `over` for another
-    reason. What the stage wrote so far lies there meanwhile: only what others free counts."""
+    reason. What the stage wrote so far lies there meanwhile: only what others free counts. Where that much is free
+    already, others may have freed it meanwhile, or it is too little for this stage: it is tried again after `pause`
+    seconds.
+    """
     folders = list(folders)
     free = _free(folders)
     tell(FULL.format(free >> 20))
-    wanted, end = max(_LEAST_BYTES, 2 * free), time.monotonic() + _LONGEST_SECONDS
+    wanted = max(_LEAST_BYTES, 2 * free)
+    end = time.monotonic() + (pause if free >= _LEAST_BYTES else _LONGEST_SECONDS)
     while _free(folders) < wanted and not over() and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
 

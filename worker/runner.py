@@ -245,7 +245,8 @@ class Runner:
     def _given_room(self, heart: Heart) -> Outcome:
         """Wait for room; what becomes of the attempt then."""
         folders = (self.settings.data_dir, self.store.scratch)
-        wait_for_room(folders, heart.warn_once, lambda: heart.interrupt or heart.over or self._gives_back(heart))
+        pause = 3 * self.settings.lease_seconds
+        wait_for_room(folders, pause, heart.warn_once, lambda: heart.interrupt or heart.over or self._gives_back(heart))
         if heart.interrupt:
             return interrupted(heart.interrupt)
         return OVER if heart.over else Released()
