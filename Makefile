@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SCALE := .venv-scale/bin
 
-.PHONY: setup check test test-scale demo bench study gpu fuzz mutations
+.PHONY: setup check test test-grown test-scale demo bench study gpu fuzz mutations
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -24,6 +24,12 @@ SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-re
 test: export OMP_NUM_THREADS = 1
 test: check
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# The same integration tests on what a service grows to: PostgreSQL and Valkey behind passwords and TLS, a store in S3.
+test-grown: export OMP_NUM_THREADS = 1
+test-grown: export TEST_PARTS = grown
+test-grown: setup
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/integration/worker tests/integration/service tests/integration/pages
 
 # vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
 test-scale: export OMP_NUM_THREADS = 1

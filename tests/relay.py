@@ -6,7 +6,6 @@ import asyncio
 import threading
 from contextlib import suppress
 from pathlib import Path
-from weakref import WeakSet
 
 
 class Relay:
@@ -15,7 +14,7 @@ class Relay:
 
     def __init__(self, address: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self.ends: WeakSet[asyncio.StreamWriter] = WeakSet()
+        self.ends: set[asyncio.StreamWriter] = set()
         self._server = self._loop.run_until_complete(asyncio.start_server(self._carry, address, 0))
         self.port: int = self._server.sockets[0].getsockname()[1]
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -60,8 +59,8 @@ class SocketRelay(Relay):
         try:
             await asyncio.gather(_copy(reader, forth), _copy(back, writer))
         finally:
-            forth.close()
-            writer.close()
+            _end(forth)
+            _end(writer)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,4 +70,10 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
     except OSError:
         pass
-    writer.close()
+    _end(writer)
+
+
+def _end(writer: asyncio.StreamWriter) -> None:
+    """Close it once: what ends TLS twice is never closed."""
+    if not writer.is_closing():
+        writer.close()

@@ -51,12 +51,12 @@ class Wire(Relay):
     """A port that leads to the server. `bytes_left` counts what still passes in each direction, None for all; what has
     used it up is cut. While it is `frozen`, nothing passes, and nobody is told."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, address: str = "127.0.0.1") -> None:
         _, host, port = re.split(r"[:/]+", endpoint)
         self._there = (host, int(port))
         self.mend()
-        super().__init__("127.0.0.1")
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        super().__init__(address)
+        self.endpoint = f"http://{address}:{self.port}"
 
     def mend(self) -> None:
         self.bytes_left: dict[str, int | None] = {"in": None, "out": None}

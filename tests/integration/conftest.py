@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.migrating import migrate
+from tests.parts import GROWN, Parts, embedded
+from tests.parts import grown as grown_parts
 from tests.servers import Grown, grown, postgres_server, valkey_server
 from tests.tls import make_certificates
 
@@ -40,3 +42,11 @@ def secured(postgres: str, valkey: Path, tmp_path_factory: pytest.TempPathFactor
     certificates = make_certificates(tmp_path_factory.mktemp("certificates"))
     with grown("127.0.0.1", postgres, valkey, certificates) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def parts(request: pytest.FixtureRequest) -> Parts:
+    """What tests that do not say otherwise have for a database, a broker and a store."""
+    if not GROWN:
+        return embedded
+    return grown_parts(request.getfixturevalue("secured"), request.getfixturevalue("s3_endpoint"))

@@ -15,6 +15,7 @@ from service.jobs.access.keys import Scope, create_key
 from tests.apps import app_over
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
+from tests.parts import Parts
 
 ORIGIN = "http://testserver"
 
@@ -22,8 +23,8 @@ SignIn = Callable[..., TestClient]
 
 
 @pytest.fixture
-def app(tmp_path: Path, sqlite: Path) -> Iterator[FastAPI]:
-    with app_over(sqlite, tmp_path, SilentBroker()) as app:
+def app(tmp_path: Path, sqlite: Path, parts: Parts) -> Iterator[FastAPI]:
+    with parts() as named, app_over(sqlite, tmp_path, SilentBroker(), **named) as app:
         yield app
 
 

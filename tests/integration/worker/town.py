@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -87,10 +87,11 @@ def generated(folder: Path) -> list[int]:
 
 
 @contextmanager
-def opened(root: Path, backend: str = "auto", **tiny: Any) -> Iterator[Town]:
-    """`tiny`: what `save_tiny` makes the base with."""
+def opened(root: Path, backend: str = "auto", named: Mapping[str, str] | None = None, **tiny: Any) -> Iterator[Town]:
+    """`named`: settings of the parts that are not embedded; `tiny`: what `save_tiny` makes the base with."""
     valkey = Valkey(root / "broker")
-    settings = Settings(data_dir=root / "data", broker_url=broker_url(root / "broker"), min_free_bytes=0)
+    where = {"broker_url": broker_url(root / "broker")} | dict(named or {})
+    settings = Settings.model_validate({"data_dir": root / "data", "min_free_bytes": 0, **where})
     settings = settings.model_copy(update={"drain_seconds": 0.5, "lease_seconds": PATIENCE, "devices": ""})
     settings = settings.model_copy(update={"serve_backend": backend})
     settings.open_data_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -52,6 +53,40 @@ def test_the_variables_of_a_service_are_settings(service: str) -> None:
     ours = {name for name in SERVICES[service]["environment"] if name.startswith(PREFIX)}
     assert ours
     assert {name.removeprefix(PREFIX).lower() for name in ours} <= set(Settings.model_fields)
+
+
+def filled(text: str, given: dict[str, str]) -> str:
+    """The text as compose fills it in: `${NAME:-otherwise}`, the inner ones first."""
+    while (found := re.sub(r"\$\{(\w+):-([^${}]*)\}", lambda name: given.get(name[1]) or name[2], text)) != text:
+        text = found
+    return text
+
+
+@pytest.mark.parametrize("service", BUILT)
+def test_settings_are_those_of_its_own_parts_or_of_what_is_given(service: str) -> None:
+    def settings(given: dict[str, str]) -> Settings:
+        environment = {name: filled(value, given) for name, value in SERVICES[service]["environment"].items()}
+        return Settings.from_environment(environment)
+
+    own = settings({"POSTGRES_PASSWORD": "other"})
+    assert (own.database, own.broker_url) == ("postgresql://allo:other@postgres:5432/allo", "redis://redis:6379/0")
+    assert own.store == "file:///data/store"
+    elsewhere = {
+        "ALLO_DATABASE_URL": "postgresql://db/allo?sslmode=verify-full",
+        "ALLO_BROKER_URL": "rediss://:secret@broker:6380/0",
+        "ALLO_STORE_URL": "s3://bucket/prefix",
+        "ALLO_S3_ENDPOINT": "https://s3.example",
+        "ALLO_S3_ACCESS_KEY": "ours",
+        "ALLO_S3_SECRET_KEY": "secret",
+    }
+    given = settings(elsewhere).to_environment()
+    assert {name: given[name] for name in elsewhere} == elsewhere
+
+
+def test_whatever_it_names_of_ours_is_a_setting_or_its_own() -> None:
+    named = set(re.findall(r"\bALLO_[A-Z0-9_]+", (ROOT / "docker-compose.yml").read_text()))
+    ours = {name.removeprefix(PREFIX).lower() for name in named - {"ALLO_WORKERS", "ALLO_BIND", "ALLO_PORT"}}
+    assert ours <= set(Settings.model_fields)
 
 
 def test_services_wait_for_services_that_tell_how_they_are() -> None:
