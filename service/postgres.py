@@ -31,6 +31,8 @@ def connector(patience: Patience) -> Callable[..., Any]:
     """For SQLAlchemy's `do_connect`: opens a connection that is as patient as that, and no more."""
     wait = {"connect_timeout": max(2, round(patience.connect)), "tcp_user_timeout": round(patience.connect * 1000)}
     limits = {"statement_timeout": patience.statement, "lock_timeout": patience.lock}
+    # Who is cut off or loses its power between two statements would hold its rows for hours: TCP finds out that late.
+    limits["idle_in_transaction_session_timeout"] = 2 * patience.statement
 
     def connect(_dialect: Any, _record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         connection = _Connection.connect(*arguments, **wait | options)

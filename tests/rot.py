@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from service.storage.local import LocalStore
 from service.storage.merged import MergingStore
 from service.storage.store import Store
@@ -22,5 +24,6 @@ def flip_a_bit(store: Store, sha256: str) -> None:
 def path_of(store: Store, sha256: str) -> Path:
     """Where a content lies in a folder."""
     assert isinstance(store, MergingStore)
-    assert isinstance(store._under, LocalStore)
+    if not isinstance(store._under, LocalStore):
+        pytest.skip("this damage is done in folders: the store is elsewhere")
     return store._under._path(sha256)

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from service.db import Database, is_full, nobody_writes
 from service.engines import Patience
@@ -66,6 +66,20 @@ def test_a_postgresql_that_freezes_is_given_up_after_a_statements_patience(postg
     assert not nobody_writes(raised.value)
     database.ping()
     database.close()
+
+
+def test_whoever_falls_silent_in_the_middle_of_a_transaction_holds_up_nobody_for_long(postgres: str) -> None:
+    silent, other = Database(postgres, patience=Patience(statement=0.5)), Database(postgres, patience=Patience(lock=60))
+    taken = text("SELECT pg_advisory_xact_lock(1)")
+    connection = silent.engine.connect()
+    connection.execute(taken)
+    with other.transaction() as session:
+        session.execute(taken)
+    with pytest.raises(DBAPIError, match="idle-in-transaction timeout"):
+        connection.execute(text("SELECT 1"))
+    connection.close()
+    for database in (silent, other):
+        database.close()
 
 
 def test_a_statement_that_computes_too_long_is_ended_by_the_server(postgres: str) -> None:

@@ -53,6 +53,12 @@ def programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+@pytest.fixture
+def named() -> dict[str, str]:
+    """Of embedded parts and a plain PostgreSQL: the programs of the package that brings it speak no TLS."""
+    return {}
+
+
 def url_of(domain: Domain) -> str:
     return domain.database.engine.url.render_as_string(hide_password=False)
 
