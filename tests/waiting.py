@@ -10,10 +10,16 @@ PATIENCE = 600.0
 """Seconds. Far more than anything here takes on a busy machine: it ends a test that would never end."""
 
 
+OFTEN, SELDOM = 0.02, 0.1
+"""Seconds between two looks: at first, and where a twentieth of the wait is as long. A look may cost as much as the
+machine has to spare."""
+
+
 def until(true: Callable[[], Any]) -> Any:
     """What `true()` returns once that is truthy; fails the test where it never becomes so."""
-    end = time.monotonic() + PATIENCE
+    start = time.monotonic()
     while not (value := true()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
+        waited = time.monotonic() - start
+        assert waited < PATIENCE, "it did not happen"
+        time.sleep(min(max(OFTEN, waited / 20), SELDOM))
     return value

@@ -34,11 +34,11 @@ def cut_off(text: str) -> None:
 def test_a_study_that_was_cut_off_goes_on_and_computes_no_point_twice(service: Service, tmp_path: Path) -> None:
     with Client(service.url, service.key) as client:
         with pytest.raises(CutOff):
-            Runner(client, SCALE, tmp_path, cut_off, wait=0.05).run(POINTS[:2])
-        found = Runner(client, SCALE, tmp_path, wait=0.05).run(POINTS)
+            Runner(client, SCALE, tmp_path, cut_off, wait=0.2).run(POINTS[:2])
+        found = Runner(client, SCALE, tmp_path, wait=0.2).run(POINTS)
         assert [len(found[point].cases) for point in POINTS] == [3, 3, 3]
 
-        again = Runner(client, SCALE, tmp_path, cut_off, wait=0.05)
+        again = Runner(client, SCALE, tmp_path, cut_off, wait=0.2)
         assert again.outcomes() == found
         assert again.run(POINTS) == found
         assert len(list(again._pages())) == len(POINTS)
@@ -54,7 +54,7 @@ def test_a_study_whose_task_is_too_hard_says_so_reports_it_and_compares_nothing(
     service: Service, tmp_path: Path
 ) -> None:
     with Client(service.url, service.key) as client, pytest.raises(StudyError, match="A gate failed"):
-        run(Runner(client, SCALE, tmp_path, wait=0.05), tmp_path)
+        run(Runner(client, SCALE, tmp_path, wait=0.2), tmp_path)
     page = (tmp_path / "tiny-study.md").read_text()
     assert "FAILED: SFT answers 30% to 60% rightly: 0.0%" in page
     assert "| A |" not in page

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -180,13 +180,20 @@ def test_a_warm_process_ends_with_its_owner(tmp_path):
     until(lambda: not alive(pid))
 
 
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Warm]:
+    """A warm process with the real engine."""
+    warm = Warm(DEFAULT_COMMAND)
+    yield warm
+    warm.close()
+
+
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_stage_computes_the_same_bits_forked_and_executed(devices, tmp_path):
+def test_a_stage_computes_the_same_bits_forked_and_executed(devices, engine, tmp_path):
     """Of several ranks, the first is forked and the others are executed."""
     inputs = {"model": save_tiny(tmp_path / "model"), "examples": write_problems(tmp_path / "data")}
     config = {"learning_rate": 1e-2, "n_epochs": 3, "batch_size": 4, "devices": devices}
-    warm = Warm(DEFAULT_COMMAND)
-    ways: dict[str, Start] = {"cold": start_cold, "warm": warm.start}
+    ways: dict[str, Start] = {"cold": start_cold, "warm": engine.start}
     for name, start in ways.items():
         task = write_task(tmp_path / name, "sft", config, inputs)
         assert _status_of(start, ("sft", "--config", str(task)), tmp_path / name) == 0
@@ -196,7 +203,6 @@ def test_a_stage_computes_the_same_bits_forked_and_executed(devices, tmp_path):
     )
     assert any(path.suffix == ".safetensors" for path in forked)
     assert forked == executed
-    warm.close()
 
 
 def test_a_forked_program_has_its_devices_before_anything_asks_which_it_sees(tmp_path):

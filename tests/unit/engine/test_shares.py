@@ -146,7 +146,7 @@ def mask_of(path: Path, weights: dict[str, torch.Tensor]) -> np.ndarray:
 
 def test_what_ranks_drew_before_one_was_killed_others_go_on_from(tmp_path: Path, model_folder: Path) -> None:
     inputs = {"model": model_folder, "problems": write_problems(tmp_path / "data")}
-    config = {**DRAWING, "n": 4, "max_response_tokens": 200}
+    config = {**DRAWING, "n": 4, "max_response_tokens": 100}
     run({"name": "whole", "stage": "sample", "config": config, "inputs": inputs}, tmp_path, Report(Lines()))
     process = start("sample", write_task(tmp_path / "cut", "sample", {**config, "devices": 3}, inputs))
     for line in process.stdout:
