@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SCALE := .venv-scale/bin
 
-.PHONY: setup check test test-grown test-scale demo bench study gpu fuzz mutations
+.PHONY: setup check suite test test-grown test-scale demo bench study gpu fuzz mutations
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -21,9 +21,14 @@ check: setup
 # A process a core, of a thread each, and two more, as many tests wait; the tests of a file stay together, for they share
 # what is slow to make. The longest files begin first, as tests/conftest.py has it.
 SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
-test: export OMP_NUM_THREADS = 1
-test: check
+suite: export OMP_NUM_THREADS = 1
+suite: export PYTHONDONTWRITEBYTECODE = # hundreds of processes are started: what one has compiled the next one finds
+suite: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# The types are checked beside the tests: that takes one core, and minutes.
+test: setup
+	$(MAKE) --jobs=2 check suite
 
 # The same integration tests on what a service grows to: PostgreSQL and Valkey behind passwords and TLS, a store in S3.
 test-grown: export OMP_NUM_THREADS = 1
