@@ -28,7 +28,7 @@ class Visitor(threading.Thread):
     """Submits `jobs` jobs, and now and then pauses, resumes, cancels, uploads and downloads; then it ends."""
 
     def __init__(self, url: str, key: str, seed: int, jobs: int, history: History) -> None:
-        super().__init__(name="visitor")
+        super().__init__(name="visitor", daemon=True)
         headers = {"authorization": f"Bearer {key}"}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=_SECONDS, trust_env=False)
         self._random, self._seed, self._jobs, self._history = random.Random(seed), seed, jobs, history  # noqa: S311
