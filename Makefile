@@ -76,3 +76,11 @@ fuzz: setup
 # Takes each fence away in a copy of the code, and demands that the test which is named for it goes red.
 mutations: setup
 	$(BIN)/python -m tests.mutations
+
+# The pictures that the README shows, taken anew by the tests that drive the dashboard in Chromium.
+.PHONY: pictures
+pictures: export SCREENSHOTS = $(CURDIR)/tests/browser/pictures
+pictures: setup
+	mkdir -p $(SCREENSHOTS)
+	REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/unit/test_pictures.py

@@ -1,10 +1,12 @@
-"""What this process holds of memory: of the accelerator's where there is one, else of the machine's. In bytes.
+"""What this process has of its device: the memory that it holds, in bytes, and how busy it keeps it. That is the
+accelerator where there is one, else the machine.
 
 Free of torch, which it finds where the process has loaded it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,6 +29,19 @@ def peak_bytes() -> int:
     """The most that it has held at once."""
     cuda = _accelerator()
     return int(cuda.max_memory_allocated()) if cuda else _counted("VmHWM")
+
+
+def device_use(spent: float, seconds: float) -> float | None:
+    """The share of the device that was in use, 0 to 1: of the cores that this process may use, where it `spent` so much
+    of the processor's time in so many seconds; of an accelerator what its driver counts of the last moment, None where
+    it tells nothing."""
+    cuda = _accelerator()
+    if cuda is None:
+        return min(spent / seconds / len(os.sched_getaffinity(0)), 1.0)
+    try:
+        return float(cuda.utilization()) / 100
+    except Exception:  # whatever the driver, or its library that is not there, raises: a curve less
+        return None
 
 
 def _accelerator() -> Any:

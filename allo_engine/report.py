@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from allo_engine.held import held_bytes
+from allo_engine.held import device_use, held_bytes
 
 Metrics = Mapping[str, float | int]
 
@@ -42,7 +42,7 @@ class Report:
     def __init__(self, stream: TextIO, every_seconds: float = 0.5) -> None:
         self._stream, self._every, self._last = stream, every_seconds, 0.0
         self._kept = 0.0
-        self._measured: tuple[int, float] | None = None
+        self._measured: tuple[int, float, float] | None = None
         self.stop_requested = False
         self.before = 0
         """Work that an earlier part of the stage has done: it is counted in all progress from then on."""
@@ -58,11 +58,14 @@ class Report:
             self._write("progress", step=self.before + step, total=self.before + total, metrics=figures)
 
     def _pace(self, step: int, now: float) -> dict[str, float | int]:
-        """Work a second since the last step that had metrics, and the memory that is held now."""
-        before, self._measured = self._measured, (step, now)
+        """Work a second and the use of the device since the last step that had metrics, and the memory that is held
+        now."""
+        before, self._measured = self._measured, (step, now, time.process_time())
         figures: dict[str, float | int] = {"memory_bytes": held_bytes()}
         if before is not None and now > before[1] and step > before[0]:
             figures["tokens_per_second"] = round((step - before[0]) / (now - before[1]), 1)
+            use = device_use(self._measured[2] - before[2], now - before[1])
+            figures |= {} if use is None else {"device_use": round(use, 3)}
         return figures
 
     def checkpoint(self, step: int) -> None:

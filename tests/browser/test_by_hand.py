@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Browse
+from tests.browser.conftest import Browse, photograph
 from tests.e2e.conftest import Service, start, stop
 from tests.tiny import save_tiny
 from tests.unit.engine.pipeline import write_problems
@@ -79,6 +79,7 @@ def test_a_job_is_brought_from_a_file_to_the_aligned_models_answer(
         for name, value in settings.items():
             put(page, stage, name, value)
     expect(page.locator("#estimate dl")).not_to_contain_text(before)
+    photograph(page, "new-job", height=640)
     page.get_by_role("button", name="Submit the job").click()
 
     page.wait_for_url("**/ui/jobs/ftjob-*")

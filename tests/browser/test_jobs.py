@@ -49,7 +49,7 @@ class Hands:
         loss = 0.7 / (1 + step / 12) + 0.02 * (step * 7 % 5)
         figures = {"loss": loss, "reward_margin": step / 30, "gradient_norm": 1 + 0.2 * (step * 3 % 4)}
         figures |= {"learning_rate": 5e-6 * (1 - step / 61), "tokens_per_second": 1800.0 + 9 * (step % 7)}
-        figures["memory_bytes"] = 2_400_000_000 + 10**7 * (step % 5)
+        figures |= {"memory_bytes": 2_400_000_000 + 10**7 * (step % 5), "device_use": 0.9 + step % 5 / 100}
         self.tell(claimed, "", step=step, steps=60, **figures)
         attempts.heartbeat(self.domain.database, claimed.stage_id, claimed.epoch, step * 1000, 60_000)
 
@@ -113,7 +113,7 @@ def test_a_job_is_followed_live_by_two_browsers_and_acted_on_in_one(visit: Visit
     one, other = (visit(f"/ui/jobs/{job.job_id}") for _ in range(2))
     for page in (one, other):
         expect(page.locator("#link")).to_have_text("live")
-        expect(page.locator(".curve")).to_have_count(6)
+        expect(page.locator(".curve")).to_have_count(7)
         expect(page.get_by_label("Stage", exact=True)).to_have_value("improve")
     assert_accessible(one)
     assert_fits(one)

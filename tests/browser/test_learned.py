@@ -55,7 +55,7 @@ def test_what_a_job_learned_is_looked_at_and_paged_through(site: Site, visit: Vi
     expect(page.locator("#responses .gone").nth(1)).to_have_attribute("title", "P 0.430, weight 1.00")
     assert_accessible(page)
     assert_fits(page)
-    photograph(page, "learned", "h2:has-text('Where the mask lies')")
+    photograph(page, "learned", "h2:has-text('Where the mask lies')", 900)
     page.get_by_role("navigation", name="Pages of answers").get_by_role("link", name="After").click()
     expect(page.locator("#answers .answer")).to_have_count(8)
     page.get_by_label("Which").select_option("lost")

@@ -6,7 +6,7 @@ from playwright.sync_api import expect
 
 from service.jobs import service
 from service.jobs.repository import Page
-from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits, photograph
+from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits
 
 
 def test_a_job_is_made_by_hand(site: Site, visit: Visit) -> None:
@@ -32,7 +32,6 @@ def test_a_job_is_made_by_hand(site: Site, visit: Visit) -> None:
     rate.fill("0.001")
     told.get_by_text("Python", exact=True).click()
     expect(told.locator("#sample-Python")).to_contain_text("'learning_rate': 0.001")
-    photograph(page, "new-job")
     page.get_by_role("button", name="Submit the job").click()
     page.wait_for_url("**/ui/jobs/ftjob-*")
     ((view,), _) = service.read_page(site.domain.database, "maker", Page(10))

@@ -122,7 +122,12 @@ def test_all_models_of_a_job_are_asked_side_by_side(page: Page) -> None:
     expect(page.locator("#state")).to_have_text("5 of 5 answered.")
     assert page.locator("#talks .said").all_inner_texts() == list(SAID.values())
     assert_accessible(page)
-    photograph(page, "try", "label[for=prompt]", 680)
+    page.get_by_role("button", name="New conversation").click()
+    for number in (3, 4):
+        page.get_by_label(f"Model {number}").fill("")
+    ask(page, QUESTION)
+    expect(page.locator("#state")).to_have_text("3 of 3 answered.")
+    photograph(page, "try", "label[for=prompt]", 390)
 
 
 def test_an_answer_that_is_markup_is_text(page: Page) -> None:

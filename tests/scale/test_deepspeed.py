@@ -59,7 +59,8 @@ def lines_of(root: Path, name: str) -> list[dict[str, Any]]:
 def steps_of(root: Path, name: str) -> list[dict[str, float]]:
     """Their figures, but for the machine's own."""
     told = [line["metrics"] for line in lines_of(root, name) if line["type"] == "progress" and line["metrics"]]
-    return [{name: step[name] for name in step if name not in ("memory_bytes", "tokens_per_second")} for step in told]
+    machines = ("memory_bytes", "tokens_per_second", "device_use")
+    return [{name: step[name] for name in step if name not in machines} for step in told]
 
 
 def furthest(ours: Weights, theirs: Weights) -> float:

@@ -8,7 +8,7 @@ const address = job.dataset.address;
 // --- curves
 
 const MOST_POINTS = 1500;
-const ORDER = ["loss", "validation_loss", "reward_margin", "reward_accuracy", "gradient_norm", "learning_rate", "tokens_per_second", "memory_bytes"];
+const ORDER = ["loss", "validation_loss", "reward_margin", "reward_accuracy", "gradient_norm", "learning_rate", "tokens_per_second", "memory_bytes", "device_use"];
 const curves = new Map(); // stage → {steps, figures: Map of name → values}
 const drawn = new Map(); // figure → {plot, output}
 const choice = document.getElementById("stage");
@@ -52,6 +52,7 @@ function names(found) {
 function figure(name, value) {
   if (value === null || value === undefined) return "–";
   if (name.endsWith("_bytes")) return `${(value / 1e9).toFixed(2)} GB`;
+  if (name === "device_use") return `${Math.round(100 * value)} %`;
   const size = Math.abs(value);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
 }

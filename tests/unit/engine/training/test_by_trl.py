@@ -69,7 +69,8 @@ def furthest(first: Weights, second: Weights) -> float:
 def steps(stream: Lines) -> list[dict[str, float]]:
     """Their figures, but for the machine's own."""
     told = [line["metrics"] for line in stream.lines() if line["type"] == "progress" and "loss" in line["metrics"]]
-    return [{name: step[name] for name in step if name not in ("memory_bytes", "tokens_per_second")} for step in told]
+    machines = ("memory_bytes", "tokens_per_second", "device_use")
+    return [{name: step[name] for name in step if name not in machines} for step in told]
 
 
 def steps_in(file: Path) -> list[dict[str, float]]:
