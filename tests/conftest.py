@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.s3 import Wire, s3_server
 
+E2E = "tests/e2e/"
 LONGEST = (
-    *("tests/e2e/", "tests/browser/test_by_hand.py", "tests/integration/worker/", "tests/unit/engine/test_ranks.py"),
+    *(E2E, "tests/browser/test_by_hand.py", "tests/integration/worker/", "tests/unit/engine/test_ranks.py"),
     *("tests/unit/engine/test_shares.py", "tests/integration/engine/", "tests/integration/service/test_fuzz.py"),
     *("tests/browser/", "tests/integration/cli/", "tests/unit/engine/training/"),
 )
@@ -24,6 +26,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, path in enumerate(LONGEST) if item.nodeid.startswith(path)), len(LONGEST))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side, the end-to-end tests stay together as those of a file do: they share one service."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return E2E if nodeid.startswith(E2E) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True, scope="module")
