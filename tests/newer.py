@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
+_COMPILED = shutil.ignore_patterns("__pycache__")  # other processes write there, and move what they wrote
+
 _MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
@@ -31,7 +33,7 @@ def newer_version(folder: Path, oldest: str | None = None) -> Path:
     for package in ("service", "worker"):
         (folder / package).symlink_to(ROOT / package)
     for package in ("allo_engine", "migrations"):
-        shutil.copytree(ROOT / package, folder / package)
+        shutil.copytree(ROOT / package, folder / package, ignore=_COMPILED)
     with (folder / "allo_engine" / "stages" / "evaluate.py").open("a") as module:
         module.write("\n_ANOTHER = 1\n")
     last = max(path.name for path in (folder / "migrations" / "versions").glob("v*.py")).partition("_")[0]
