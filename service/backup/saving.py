@@ -12,7 +12,6 @@ already is not copied again. The manifest gets its name last: a backup is whole,
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -33,7 +32,8 @@ from service.jobs.data.sparing import spared
 from service.jobs.repository import holdings
 from service.migrating import newest, version
 from service.storage import open_store
-from service.storage.checksums import read_file
+from service.storage.checksums import counted, read_file
+from service.storage.local import sync
 from service.storage.store import Blob, BlobMissing, Corrupt, Store
 
 FORMAT = 1
@@ -154,9 +154,9 @@ def _aside(folder: Path, name: str) -> Iterator[Path]:
     try:
         yield aside
         for path in (*aside.iterdir(), aside):
-            _sync(path)
+            sync(path)
         aside.rename(folder / "backups" / name)
-        _sync(folder / "backups")
+        sync(folder / "backups")
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -196,16 +196,4 @@ def _prune(folder: Path, target: Store, keep: int) -> int:
 
 def sha256_of(path: Path) -> str:
     """Of a file."""
-    digest = hashlib.sha256()
-    for chunk in read_file(path):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """A file or folder survives a power cut from here on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return counted(read_file(path))[0].sha256

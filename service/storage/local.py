@@ -173,8 +173,8 @@ class LocalStore:
             os.fsync(file.fileno())
             with self._locked(fcntl.LOCK_SH):
                 aside.replace(path)
-        _sync_folder(path.parent)
-        _sync_folder(self._notes)
+        sync(path.parent)
+        sync(self._notes)
 
     def noted(self, sha256: str) -> bytes | None:
         with suppress(FileNotFoundError):
@@ -205,8 +205,8 @@ class LocalStore:
         with self._locked(fcntl.LOCK_SH):
             aside.replace(path)
             self._note(path, sums)
-        _sync_folder(path.parent)
-        _sync_folder(self._blobs)
+        sync(path.parent)
+        sync(self._blobs)
 
     def _outlived(self, damaged: Path) -> bool:
         """Removes a damaged blob that a whole one has replaced, or that nobody came for; whether it did."""
@@ -318,9 +318,9 @@ def _make_private(root: Path) -> None:
                 path.chmod(path.stat().st_mode & 0o700)
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename survives a power cut once its folder is flushed."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """A file survives a power cut from here on, and the names in a folder do."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
