@@ -34,18 +34,19 @@ def write(logs: Logs, name: str, size: int, at: float) -> Path:
 
 
 def test_a_log_is_emptied_where_it_lies_and_its_writer_goes_on(logs: Logs) -> None:
-    logs, lines = replace(logs, total=10**9), 20_000
-    program = f"for line in range({lines}): print(f'line {{line:05}}', flush=True)"
+    logs = replace(logs, total=10**9)
+    program = "for line in range(20_000): print(f'line {line:05}', flush=True)\ninput()\nprint('the last')"
+    whole, seen = logs.folder / "api.log.1", b""
     with (logs.folder / "api.log").open("ab") as log:
-        writer = subprocess.Popen([sys.executable, "-c", program], stdout=log)
-    whole = logs.folder / "api.log.1"
-    seen = b""
-    while writer.poll() is None or not seen:
-        if logs.look().rotated:
-            seen += whole.read_bytes()
+        writer = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=log)
+    with writer:
+        while not seen:
+            if logs.look().rotated:  # what is written while it is emptied may be lost
+                seen += whole.read_bytes()
+        writer.communicate(b"\n")
     seen += (logs.folder / "api.log").read_bytes()
     assert seen.startswith(b"line 00000\nline 00001\n")
-    assert seen.endswith(b"line %05d\n" % (lines - 1))
+    assert seen.endswith(b"the last\n")
     assert b"\0" not in seen
     assert len(list(logs.folder.iterdir())) <= 1 + EARLIER
 
