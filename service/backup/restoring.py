@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from service.backup import dumps
 from service.backup.dumps import DumpError
-from service.backup.saving import DATABASE, Manifest, Told, alone, contents_of, copy, made, sha256_of, store_in
+from service.backup.saving import DATABASE, Manifest, Told, alone, contents_of, copy_all, made, sha256_of, store_in
 from service.db import Database
 from service.jobs.data.scrubbing import damage_in
 from service.jobs.running.anew import begin_anew
 from service.migrating import migrate, newest
-from service.storage.store import BlobMissing, Corrupt, Store
+from service.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def restore(
         name, manifest = _chosen(folder, name, url)
         dumps.check_empty(url)
         named = contents_of(folder, name)
-        copied, lacking = _bring(store_in(folder), store, named, told)
+        copied, _, lacking = copy_all(store_in(folder), store, named, partial(_whole, store), told)
         if lacking and not anyway:
             raise DumpError(
                 f"{len(lacking)} of {len(named)} contents are damaged or missing in the backup, {lacking[0]} for one. "
@@ -73,24 +74,6 @@ def _chosen(folder: Path, name: str | None, url: str) -> tuple[str, Manifest]:
     if sha256_of(folder / "backups" / name / DATABASE) != manifest.sha256:
         raise DumpError(f"The database of the backup {name} is damaged: take another one.")
     return name, manifest
-
-
-def _bring(source: Store, target: Store, named: Sequence[str], told: Told) -> tuple[int, list[str]]:
-    """Has the target hold them, whole; (how many were copied, those that could not be had)."""
-    count, lacking = 0, list[str]()
-    for place, sha256 in enumerate(named):
-        told(place, len(named))
-        if not _whole(target, sha256):
-            try:
-                copy(source, target, sha256)
-                count += 1
-            except (BlobMissing, Corrupt):
-                lacking.append(sha256)
-            else:
-                if target.made_of(sha256) and not _whole(target, sha256):  # its recipe is not what was written
-                    lacking.append(sha256)
-    told(len(named), len(named))
-    return count, lacking
 
 
 def _whole(store: Store, sha256: str) -> bool:

@@ -80,7 +80,7 @@ def save(url: str, store: Store, keeping: Keeping, folder: Path, keep: int, told
             with _aside(folder, name) as aside, spared(database, f"{socket.gethostname()}.{os.getpid()}"[-64:]):
                 with dumps.dumped(url, aside / DATABASE) as session:
                     named = _named(session, store, database.now() - int(keeping.retriable))
-                copied, size, lacking = _copy_all(store, target, named, told)
+                copied, size, lacking = copy_all(store, target, named, target.exists, told)
                 dump = (dumps.kind_of(url), newest(), sha256_of(aside / DATABASE))
                 made_at = name.partition("-")[2]
                 manifest = Manifest(FORMAT, made_at, *dump, len(named), lacking)
@@ -120,7 +120,29 @@ def store_in(folder: Path) -> Store:
     return open_store((folder / "store").absolute().as_uri())
 
 
-def copy(source: Store, target: Store, sha256: str) -> int:
+def copy_all(
+    source: Store, target: Store, named: Sequence[str], there: Callable[[str], bool], told: Told
+) -> tuple[int, int, list[str]]:
+    """Has the target hold them: (contents copied, because they were not `there`; their bytes; those that could not be
+    had)."""
+    count, size, lacking = 0, 0, list[str]()
+    for place, sha256 in enumerate(named):
+        told(place, len(named))
+        if there(sha256):
+            continue
+        try:
+            size += _copy(source, target, sha256)
+        except (BlobMissing, Corrupt):
+            lacking.append(sha256)
+            continue
+        count += 1
+        if target.made_of(sha256) and not there(sha256):  # its recipe is not what was written
+            lacking.append(sha256)
+    told(len(named), len(named))
+    return count, size, lacking
+
+
+def _copy(source: Store, target: Store, sha256: str) -> int:
     """Has the target hold a content, verified as it is read; the bytes that were copied. What is made of others is
     named by its recipe. Raises BlobMissing, Corrupt."""
     recipe = source.recipe(sha256)
@@ -165,21 +187,6 @@ def _named(session: Session, store: Store, retriable_since: int) -> list[str]:
     """What the rows name and what that is made of, parts before what is made of them."""
     held = {sha256 for _, sha256 in holdings.holders(session, retriable_since)}
     return list(dict.fromkeys(name for sha256 in sorted(held) for name in (*store.made_of(sha256)[::-1], sha256)))
-
-
-def _copy_all(source: Store, target: Store, named: Sequence[str], told: Told) -> tuple[int, int, list[str]]:
-    """(contents copied, their bytes, those that could not be had)."""
-    count, size, lacking = 0, 0, list[str]()
-    for place, sha256 in enumerate(named):
-        told(place, len(named))
-        if not target.exists(sha256):
-            try:
-                size += copy(source, target, sha256)
-                count += 1
-            except (BlobMissing, Corrupt):
-                lacking.append(sha256)
-    told(len(named), len(named))
-    return count, size, lacking
 
 
 def _prune(folder: Path, target: Store, keep: int) -> int:
