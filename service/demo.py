@@ -62,13 +62,23 @@ print(tokenizer.decode(answer[0, ids.input_ids.shape[1]:], skip_special_tokens=T
 """What a user would write to load the downloaded model: transformers and nothing of ours."""
 
 
-def run(args: argparse.Namespace) -> int:  # noqa: ARG001 - the command has no options
+PREPARED = """\
+{folder} holds a model and two files of problems. With `allo up` running in another terminal:
+
+  allo models add smollm2 {folder}/model
+  allo submit {folder}/train.jsonl --model smollm2 --set n_epochs=1 --watch"""
+
+
+def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
     began = time.monotonic()
     folder = FOLDER.absolute()
     folder.mkdir(exist_ok=True)
     prepare_model(folder / "model")
     files = [_write(folder, name, count, held_out) for name, count, held_out in _FILES]
+    if args.prepare:
+        out.print(PREPARED.format(folder=FOLDER), markup=False)
+        return 0
     with serving(folder) as client:
         allo("models", "add", MODEL, str(folder / "model"), "--data-dir", str(folder))
         training, validation = [client.upload(path)["id"] for path in files]

@@ -1,7 +1,8 @@
 """/docs: the documentation, served by the service itself, so that it is there without any network.
 
-The reference is the OpenAPI document, written out. The pages are the Markdown files that stand beside the code that
-they explain, anywhere in our packages: `service/operations.md` is /docs/operations.
+The reference is the OpenAPI document, written out, and the settings are the fields of the classes that read them. The
+other pages are the Markdown files that stand beside the code that they explain, anywhere in our packages:
+`service/operations.md` is /docs/operations.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
+from allo_engine.config import CONFIGS, HARNESS_TASKS, TEACHER_KEY
 from service.jobs.errors import NotFound
+from service.settings import Settings
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
 document = APIRouter(include_in_schema=False)
@@ -32,11 +35,24 @@ border: 1px solid #8885; padding: .2rem .6rem; text-align: left; vertical-align:
 details { margin: .4rem 0; padding-left: .5rem; border-left: 2px solid #8885 } nav { margin-bottom: 2rem }
 """
 
+_OF_THE_SERVICE = f"""<h1>Settings</h1><h2>Of the service</h2><p>Environment variables, all optional. One that is
+misspelt is refused at the start. Stages read two more: {TEACHER_KEY}, the key of teachers and judges, and
+{HARNESS_TASKS}, the folder of the tasks of lm-evaluation-harness that jobs may name.</p>"""
+_OF_STAGES = """<h2>Of each stage</h2><p>Given in <code>method.&lt;type&gt;.stages.&lt;stage&gt;</code>, or by
+<code>allo submit --set STAGE.FIELD=VALUE</code>; without the stage's name, or in <code>hyperparameters</code>, for
+every stage that has the field.</p>"""
+
 
 @router.get("")
 def reference(request: Request) -> HTMLResponse:
     """Every route, with what it takes and answers."""
     return _page("API", _reference_of(request.app))
+
+
+@router.get("/settings")
+def settings() -> HTMLResponse:
+    """Every setting of the service and of every stage."""
+    return _page("Settings", _settings())
 
 
 @document.get("/v1/openapi.json")
@@ -62,7 +78,7 @@ def _document_of(app: FastAPI) -> bytes:
 def page(name: str) -> HTMLResponse:
     """One page. Raises NotFound."""
     if name not in pages():
-        raise NotFound(f"There is no page {name:.60}. There are: {', '.join(pages())}.")
+        raise NotFound(f"There is no page {name:.60}. There are: {', '.join(('settings', *pages()))}.")
     return _page(name.capitalize(), _html(pages()[name]))
 
 
@@ -81,11 +97,35 @@ def _html(path: Path) -> str:
 
 
 def _page(title: str, body: str) -> HTMLResponse:
-    links = "".join(f' · <a href="/docs/{name}">{name}</a>' for name in pages())
+    links = "".join(f' · <a href="/docs/{name}">{name}</a>' for name in ("settings", *pages()))
     nav = f'<nav><a href="/docs">API</a>{links} · <a href="/v1/openapi.json">openapi.json</a></nav>'
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>ALLO · {title}</title>'
     text = f"<!doctype html><html lang=en><head>{head}<style>{_STYLE}</style></head><body>{nav}{body}</body></html>"
     return HTMLResponse(text, headers={"content-security-policy": _POLICY, "referrer-policy": "no-referrer"})
+
+
+@cache
+def _settings() -> str:
+    variables = Settings.model_json_schema()["properties"].items()
+    parts = [_OF_THE_SERVICE, _fields({f"ALLO_{name.upper()}": field for name, field in variables}), _OF_STAGES]
+    objects: dict[str, Any] = {}
+    for name, config in CONFIGS.items():
+        objects[name] = config.model_json_schema()
+    for schema in list(objects.values()):
+        objects |= {name: one for name, one in schema.pop("$defs", {}).items() if "properties" in one}
+    for name, schema in objects.items():
+        told = f"<summary><code>{name}</code> — {escape(schema['description'])}</summary>"
+        parts.append(f'<details id="{name}">{told}{_fields(schema["properties"])}</details>')
+    return "".join(parts)
+
+
+def _fields(properties: Mapping[str, Any]) -> str:
+    rows = []
+    for name, field in properties.items():
+        default = escape(json.dumps(field["default"])) if "default" in field else ""
+        kind = _type({key: value for key, value in field.items() if key != "default"})
+        rows.append((f"<code>{escape(name)}</code>", kind, default, escape(field.get("description", ""))))
+    return _table(("Setting", "type", "default", ""), rows)
 
 
 def _reference(document: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from service.cli import (
     webhooks,
     workers,
 )
-from service.cli.commands import sentence
+from service.cli.commands import Commands, described
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -47,13 +47,22 @@ first steps:
 `allo COMMAND --help` shows a command's options and examples.
 """
 
+_DEMO_EPILOG = """\
+examples:
+  allo demo                             the whole of it: minutes on two cores, without a network
+  allo demo --prepare                   the model and the files alone, to try the other commands with
+
+It makes SmolLM2-135M-Instruct, from a wheel, and generated problems of arithmetic in ./allo-demo; starts a service of
+its own there, on any free port, and ends it; runs every stage, downloads the aligned model and loads it.
+"""
 
 _BENCH_EPILOG = """\
 examples:
   allo bench                            every benchmark, in a clone of the project
   allo bench optimizer --json           one of improve, warmup, memory, memory-formula, optimizer, locate,
                                         token-rewards, sample, delta, ranks, trainers, job, transfers,
-                                        merged, service, streams; by name alone: transfers-10gb
+                                        merged, service, streams, pages, bookkeeping, and where vLLM is
+                                        sample-vllm; by name alone: transfers-10gb, recovery
 
 Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the sides take
 turns: those of all figures that share one of them. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of
@@ -63,7 +72,7 @@ problems to take instead of generated ones.
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     try:
         return int(args.run(args) or 0)
     except (CommandError, ClientError, DomainError, NoDatabase) as error:
@@ -77,16 +86,17 @@ def main(argv: list[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
+    allo = argparse.ArgumentParser(
         prog="allo",
         description="Align language models: upload data, submit a job, watch it, download the aligned model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = allo.add_subparsers(required=True, metavar="COMMAND")
     up.add(commands)
-    _add_module(commands, "demo", "align a real small model on this machine, start to end", "service.demo")
+    _add_demo(commands)
     jobs.add_submit(commands)
     estimate.add(commands)
     jobs.add_watch(commands)
@@ -107,23 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     backup.add(commands)
     chaos.add(commands)
     api.add(commands)
-    completion.add(commands, parser)
-    return parser
+    completion.add(commands, allo)
+    return allo
 
 
-def _add_module(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, module: str
-) -> None:
-    """A command that lives in a module of its own, loaded when it is called: its `run(args)`."""
-    parser = commands.add_parser(name, help=summary, description=sentence(summary))
-    parser.set_defaults(run=lambda args: _load(name, module).run(args))
+def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
+    demo = described(commands, "demo", "align a real small model on this machine, start to end", _DEMO_EPILOG)
+    demo.add_argument("--prepare", action="store_true", help="make the model and the files, and end")
+    demo.set_defaults(run=lambda args: _load("demo", "service.demo").run(args))
 
 
-def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    _add_module(commands, "bench", "measure this machine's speed against named rivals", "tests.benchmarks")
-    bench = commands.choices["bench"]
-    bench.epilog = _BENCH_EPILOG
-    bench.formatter_class = argparse.RawDescriptionHelpFormatter
+def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
+    bench = described(commands, "bench", "measure this machine's speed against named rivals", _BENCH_EPILOG)
+    bench.set_defaults(run=lambda args: _load("bench", "tests.benchmarks").run(args))
     bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (all)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each side, in turn (5)")
     bench.add_argument("--json", action="store_true", help="print JSON instead of a table")

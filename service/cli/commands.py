@@ -46,5 +46,13 @@ def command(
 def verbs(
     commands: Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str, description: str | None = None
 ) -> Commands[argparse.ArgumentParser]:
-    """A command that has verbs."""
-    return described(commands, name, summary, epilog, description).add_subparsers(required=True, metavar="VERB")
+    """A command that has verbs, of which `list` is the one without a word."""
+    parser = described(commands, name, summary, epilog, description)
+    found = parser.add_subparsers(metavar="[VERB]")
+
+    def listed(_: argparse.Namespace) -> int:
+        args = found.choices["list"].parse_args([])
+        return int(args.run(args))
+
+    parser.set_defaults(run=listed)
+    return found

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import embedded
 from service.broker import BrokerDown, CeleryBroker
 from service.cli import checkup
+from service.cli.commands import Commands, described
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.db import Database
@@ -28,14 +29,18 @@ from service.migrating import newest, version
 from service.settings import Settings
 from service.storage import StoreAway, open_store
 
+_EPILOG = """\
+examples:
+  allo doctor                           disk, database, broker, store, engine and workers: a line each
+  allo doctor --verify                  and every stored content against its hash, which reads all of them
+  allo doctor --mend                    says what would put right what --verify finds, asks, and does it
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "doctor",
-        help="check that this machine can run the service",
-        description="Check disk, database, broker and engine, and show who registered as a worker. The exit status is "
-        "0 where all is well. It changes nothing but with --mend.",
-    )
+The exit status is 0 where all is well. It changes nothing but with --mend.
+"""
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = described(commands, "doctor", "check that this machine can run the service", _EPILOG)
     add_data_dir(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument("--verify", action="store_true", help="read all that is stored, and compare it with the rows")

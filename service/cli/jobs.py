@@ -34,7 +34,7 @@ examples:
   allo submit train.jsonl --model llama-8b --method allo --set train=mask --set mask_ratio=0.02
   allo submit pairs.jsonl --model smollm2 --method allo --without forget --set locate.importance=random
   allo submit train.jsonl --model qwen-7b --method allo --set reward_model.model=qwen-0.5b
-  allo submit train.jsonl --validation heldout.jsonl --model smollm2 --method allo --watch \
+  allo submit train.jsonl --validation heldout.jsonl --model smollm2 --method allo --watch \\
       --sweep improve.learning_rate=1e-5,5e-5 --sweep seed=0,1,2         six jobs, shared stages computed once, a table
 
 Training files are JSON lines, a JSON array or Parquet, also with gzip or zstd: problems {"problem", "solution",

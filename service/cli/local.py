@@ -24,10 +24,10 @@ from service.storage import open_store
 
 _KEYS_EPILOG = """\
 examples:
-  allo keys create --owner alice                     a key that may read and submit
-  allo keys create --owner ci --scopes read --days 7 a key that reads, for a week
+  allo keys create --owner alice                       a key that may read and submit
+  allo keys create --owner ci --scopes read --days 7   a key that reads, for a week
   allo keys list
-  allo keys rotate key-…                             another secret for the same key, such as after a leak
+  allo keys rotate key-…                               another secret for the same key, such as after a leak
   allo keys revoke key-…
 
 Everything that a key makes belongs to its owner; other owners do not see it.
@@ -98,8 +98,10 @@ def _opened(args: argparse.Namespace, makes: bool = False) -> Iterator[tuple[Set
     settings = local_settings(args)
     if not settings.database_url and not (settings.data_dir / "allo.db").exists():
         if not makes:
-            where = "give --data-dir DIR, or set ALLO_DATA_DIR"
-            raise CommandError(f"{settings.data_dir} is no service's data folder: it has no database; {where}.")
+            raise CommandError(
+                f"{settings.data_dir} is no service's data folder: it has no database. `allo up` begins one; where "
+                "there is one elsewhere, give --data-dir DIR, or set ALLO_DATA_DIR."
+            )
         err.print(f"{settings.data_dir} has no database: a new one is made there.", style="yellow", markup=False)
     settings.open_data_dir()
     migrate(settings.database)
@@ -179,7 +181,7 @@ def _list_models(args: argparse.Namespace) -> int:
         for model in models.read_models(database, "local"):
             size = sum(file["bytes"] for file in model.files)
             table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator", _rows(model))
-    out.print(table)
+    out.print(table if table.rows else "There are no models: `allo models add NAME FOLDER` registers one.")
     return 0
 
 

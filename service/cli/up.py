@@ -33,8 +33,8 @@ _READY_SECONDS = 600.0
 
 _EPILOG = """\
 examples:
-  allo up                               everything in ./allo-data, on port 8000
-  allo up --data-dir /srv/allo --port 0 another folder, any free port
+  allo up                                   everything in ./allo-data, on port 8000
+  allo up --data-dir /srv/allo --port 0     another folder, any free port
   ALLO_DATABASE_URL=postgresql://… ALLO_BROKER_URL=redis://… allo up
 
 The first start makes an API key, prints it once and keeps it in DIR/api_key. Logs are in DIR/logs. Ctrl-C or SIGTERM

@@ -11,8 +11,10 @@ import jsonschema_rs
 import pytest
 from fastapi import FastAPI
 
+from allo_engine.config import CONFIGS
 from service.api.shapes import ANSWERS
 from service.jobs.sweeping import sweeps
+from service.settings import Settings
 from tests import asking
 from tests.integration.service.domain import SUPERVISED, Domain
 
@@ -118,12 +120,15 @@ def test_answers_are_as_the_document_says(base_url: str, served: Domain, secret:
 
 def test_the_documentation_is_served_without_a_key_and_without_the_network(base_url: str, served: Domain) -> None:
     root = base_url.removesuffix("/v1")
-    for path in ("/docs", "/docs/operations"):
+    for path in ("/docs", "/docs/operations", "/docs/settings"):
         page = asking.get(root + path)
         assert page.status_code == 200
         assert page.headers["content-security-policy"].startswith("default-src 'none'")
         assert not re.search(r"(src|href)=.?https?:", page.text)
     assert "/v1/fine_tuning/jobs/{job_id}" in asking.get(f"{root}/docs").text
+    settings = asking.get(f"{root}/docs/settings").text
+    assert all(f"ALLO_{name.upper()}" in settings for name in Settings.model_fields)
+    assert all(f'id="{stage}"' in settings for stage in CONFIGS)
     assert asking.get(f"{base_url}/openapi.json").json()["openapi"].startswith("3.1")
     assert asking.get(f"{root}/docs/..%2f..%2fsettings").status_code == 404
     assert asking.get(f"{root}/docs/nothing").json()["error"]["code"] == "not_found"
