@@ -85,8 +85,10 @@ class Settings(BaseModel):
     max_part_bytes: Bytes = Field(default=64 * 2**20, description="Largest part of an upload in parts.")
     max_request_bytes: Bytes = Field(default=2**20, description="Largest body of any other request.")
     max_line_bytes: Bytes = Field(default=4 * 2**20, description="Longest line of a training file.")
-    max_uploads: int = Field(default=16, ge=1, description="Uploads that are received at once; more wait.")
-    max_owner_uploads: int = Field(default=8, ge=1, description="Uploads that one owner may send at once.")
+    max_uploads: int = Field(default=16, ge=1, description="Uploads that one API process receives at once; more wait.")
+    max_owner_uploads: int = Field(
+        default=8, ge=1, description="Uploads that one owner may send to one API process at once."
+    )
     upload_seconds: Seconds = Field(default=86_400, description="For how long an upload in parts takes parts.")
     max_owner_bytes: int = Field(
         default=0,
@@ -131,8 +133,12 @@ class Settings(BaseModel):
     requests_per_minute: int = Field(
         default=120_000, ge=0, description="Requests of one owner to one API process; 0: no limit."
     )
-    max_owner_requests: int = Field(default=1000, ge=1, description="Requests of one owner that are open at once.")
-    max_streams: int = Field(default=100, ge=1, description="Live streams that one owner has open at once.")
+    max_owner_requests: int = Field(
+        default=1000, ge=1, description="Requests of one owner that are open at one API process at once."
+    )
+    max_streams: int = Field(
+        default=100, ge=1, description="Live streams that one owner has open at one API process at once."
+    )
     max_owner_answers: int = Field(
         default=8, ge=1, description="Answers of models that one owner waits for at once, of one API process."
     )
@@ -149,7 +155,7 @@ class Settings(BaseModel):
     )
 
     max_connections: int = Field(
-        default=2000, ge=1, description="Connections to one web process; whoever comes then is sent away with 503."
+        default=2000, ge=1, description="Connections to one API process; whoever comes then is sent away with 503."
     )
     log_format: Literal["text", "json"] = Field(default="text", description="A line an event, for people or programs.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="From which level on.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_the_clients_variables_are_not_ours() -> None:
 def test_a_number_out_of_range_is_an_error() -> None:
     with pytest.raises(ValidationError):
         Settings.from_environment({"ALLO_LEASE_SECONDS": "0"})
+
+
+def test_the_page_on_growing_names_every_bound_that_each_process_keeps_by_itself() -> None:
+    page = (Path(__file__).parents[3] / "service" / "growing.md").read_text()
+    named = re.findall(r"^\| `(ALLO_\w+)` \| ([\d ]+) \|", page, re.MULTILINE)
+    fields = Settings.model_fields.items()
+    kept = {
+        f"ALLO_{name.upper()}": field.default for name, field in fields if "one API process" in str(field.description)
+    }
+    assert {name: int(default.replace(" ", "")) for name, default in named} == kept
 
 
 @pytest.mark.parametrize(
