@@ -1,14 +1,14 @@
 """Copies a running stage's checkpoints to the store, so that another host can go on from them.
 
-A thread of its own does it, at the lowest priority: neither the stage nor its beat waits for it, however slow the store
-is. What has not changed since the last copy is not copied again. Whatever goes wrong is said, costs nothing else, and
+A thread of its own does it: neither the stage nor its beat waits for it, however slow the store is. It has the priority
+of all others: one that waits for the processor while it holds the interpreter, or SQLite's write lock, holds up every
+beat. What has not changed since the last copy is not copied again. Whatever goes wrong is said, costs nothing else, and
 is tried again.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 _SHARE = 10
 """A copy is made after ten times as long as the last one took."""
-
-_NICE = 19
 
 Mark = tuple[int, int, int]
 
@@ -100,7 +98,6 @@ class Keeper:
         self._due.set()  # it ends behind the file that it is at: who waits for a store that hangs, hangs too
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux, of this thread alone
         while not self._ended:
             hurries = self.hurries  # as it is now: a copy that is under way when it is asked for may be an older one's
             if self._newest > self._kept and (hurries or not self._pace.wait()):

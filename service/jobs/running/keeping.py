@@ -39,6 +39,9 @@ def of_work(session: Session, work: str) -> tuple[Kept, ...]:
 def keep(database: Database, stage_id: str, epoch: int, work: str, checkpoint: Kept) -> set[str] | None:
     """Names a checkpoint that is whole in the store, and lets go of those that are older than the one before it.
 
+    One that is further than all that were kept before is progress, though an earlier attempt had got further: what that
+    one left may have gone with its host. Attempts are counted anew.
+
     The contents that nothing needs any more, for whoever calls to remove: none while a backup is being made, which may
     be about to copy them; the sweep finds them later. None, and nothing done, where the stage is no longer the
     caller's.
@@ -54,6 +57,8 @@ def keep(database: Database, stage_id: str, epoch: int, work: str, checkpoint: K
         _forget(session, [*again, *older])
         session.add(row)
         session.flush()
+        if all(other.step < checkpoint.step for other in before):
+            repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], fruitless=0)
         if repository.share_lease(session, BACKUP).holder:
             return set()
         return kept.unheld(session, {sha256 for other in (*again, *older) for _, sha256, _ in other.files})

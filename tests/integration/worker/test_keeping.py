@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,15 +261,22 @@ def saved(workspace: Workspace, step: int) -> None:
     aside.replace(workspace.work / "checkpoint.json")
 
 
-def test_the_last_checkpoint_is_kept_though_an_older_one_is_being_copied(house: House) -> None:
+@contextmanager
+def claimed(house: House, store: LocalStore) -> Iterator[tuple[Workspace, Keeper]]:
+    """A stage that is ours, and who keeps its checkpoints in a store, the first at once."""
     house.submit()
     claim = attempts.claim(house.database, *house.dispatch(), house.worker)
     assert claim is not None
-    store = Held(house.settings.data_dir / "store")
     with (
         open_workspace(house.settings.data_dir, claim.stage_id, claim.epoch, claim.work) as workspace,
         Keeper(house.database, store, claim, workspace, 3600, lambda _: None) as keeper,
     ):
+        yield workspace, keeper
+
+
+def test_the_last_checkpoint_is_kept_though_an_older_one_is_being_copied(house: House) -> None:
+    store = Held(house.settings.data_dir / "store")
+    with claimed(house, store) as (workspace, keeper):
         saved(workspace, 1)
         keeper.saw(1)
         assert store.copies.wait(PATIENCE)
@@ -280,6 +288,28 @@ def test_the_last_checkpoint_is_kept_though_an_older_one_is_being_copied(house: 
         store.goes_on.set()
         asking.join()
         assert [row.step for row in rows(house)] == [2, 1]
+
+
+class Noting(LocalStore):
+    """A store that notes who copies at which priority."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.priorities: dict[int, int] = {}
+
+    def put(self, path: Path) -> Blob:
+        thread = threading.get_native_id()
+        self.priorities[thread] = os.getpriority(os.PRIO_PROCESS, thread)
+        return super().put(path)
+
+
+def test_who_copies_has_the_priority_of_the_beat_which_else_would_wait_for_it_on_a_busy_machine(house: House) -> None:
+    store = Noting(house.settings.data_dir / "store")
+    with claimed(house, store) as (workspace, keeper):
+        saved(workspace, 1)
+        keeper.saw(1)
+        until(lambda: rows(house))
+    assert list(store.priorities.values()) == [os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
 
 
 class Away(LocalStore):
@@ -321,6 +351,18 @@ def test_a_stage_that_lost_its_claim_names_no_checkpoint(house: House) -> None:
     assert keeping.keep(house.database, claim.stage_id, claim.epoch, claim.work, checkpoint) == set()
     assert keeping.keep(house.database, claim.stage_id, claim.epoch - 1, claim.work, checkpoint) is None
     assert len(rows(house)) == 1
+
+
+def test_a_stage_whose_hosts_die_is_not_failed_while_what_it_keeps_gets_further(house: House) -> None:
+    job = house.submit()
+    for life in range(6):  # the first got to step 100, and none that comes behind it lives as long
+        claim = attempts.claim(house.database, *house.dispatch(), house.worker)
+        assert claim is not None
+        assert attempts.heartbeat(house.database, claim.stage_id, claim.epoch, saved=100 - life).alive
+        checkpoint = Kept(10 + min(life, 3), (("checkpoint.json", str(life) * 64, 1),))
+        assert keeping.keep(house.database, claim.stage_id, claim.epoch, claim.work, checkpoint) is not None
+        house.expire()
+        assert house.status(job) == ("failed" if life == 5 else "running"), "it got further up to the fourth"
 
 
 def test_what_a_frozen_runner_holds_is_gone_on_from_all_the_same(tmp_path: Path) -> None:
