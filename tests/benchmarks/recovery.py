@@ -11,7 +11,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,7 @@ import psutil
 
 from service.embedded import broker_url
 from service.jobs.access.keys import SCOPES, create_key
+from service.jobs.lifecycle import StageStatus
 from service.jobs.running import workers
 from service.settings import Settings
 from tests.benchmarks.case import Case, Figures, Side
@@ -95,24 +96,32 @@ def engines(house: House, after: float = 0.0) -> Mapping[str, psutil.Process]:
     return found
 
 
+def fruitful(house: House, jobs: Sequence[str]) -> bool:
+    """Whether every job's stage runs, and has left a checkpoint further than every one before: a stage fails whose
+    lives end three times without one, and lives of seconds may."""
+    stages = [house.stage(job) for job in jobs]
+    for stage in stages:
+        assert stage.status is not StageStatus.FAILED, stage.error
+    return all(stage.status is StageStatus.RUNNING and stage.saved_step and not stage.fruitless for stage in stages)
+
+
 def hosts() -> Figures:
     """A host dies with its stages, again and again: each time another, empty one stands by."""
     took: list[float] = []
     with housed() as house:
         running = joined(house, house.settings)
         try:
-            for seed in range(SLOTS):
-                house.submit(seed)
-            until(lambda: len(engines(house)) == SLOTS)
+            jobs = [house.submit(seed) for seed in range(SLOTS)]
             for number in range(1, 1 + REPEATS // SLOTS):
                 folder = house.settings.data_dir.with_name(str(number))
                 other = joined(house, house.settings.model_copy(update={"data_dir": folder}))
+                until(lambda: fruitful(house, jobs))
                 time.sleep(random.uniform(5, 9))  # so that the last beat is not always as old
-                died = time.time()
+                before, died = engines(house), time.time()
                 kill_tree(running.process.pid)
-                running = other
-                until(lambda died=died: len(engines(house, died)) == SLOTS)
-                took += [engine.create_time() - died for engine in engines(house, died).values()]
+                running, lost = other, before.keys() - engines(house).keys()
+                until(lambda died=died, lost=lost: lost <= engines(house, died).keys())
+                took += [engines(house, died)[stage].create_time() - died for stage in lost]
         finally:
             kill_tree(running.process.pid)
     return _told(took)
