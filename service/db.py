@@ -25,9 +25,6 @@ _FULL = {"53100", sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 """PostgreSQL's code for a full disk, and SQLite's: the second is of an index of its log that finds no room when the
 database is opened."""
 
-_ABSENT = ("Connection refused", "No such file or directory", "is starting up", "is shutting down")
-"""What a connection fails with where there is no server: the system's words, and the server's own."""
-
 
 class Base(DeclarativeBase):
     """Every table. Constraints get names, so that a migration can name them on both databases."""
@@ -140,10 +137,11 @@ def is_full(error: DBAPIError) -> bool:
 
 def nobody_writes(error: DBAPIError) -> bool:
     """Whether the failure itself proves that nobody can commit anything at the moment: another program holds SQLite's
-    write lock, or its disk is full; no server listens where PostgreSQL should be, or it is starting or shutting down.
+    write lock, or its disk is full.
 
-    A server that says nothing proves nothing: the network may be cut for this process alone.
+    Of PostgreSQL nothing proves it. Who refuses us may be a proxy or a firewall before this host alone, or a server
+    whose place another has taken; who shuts down still serves those that it let in.
     """
-    if isinstance(error.orig, sqlite3.Error):
-        return is_full(error) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-    return any(words in str(error.orig) for words in _ABSENT)
+    return isinstance(error.orig, sqlite3.Error) and (
+        is_full(error) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+    )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import text
+
 from allo_engine.pipeline import OUTPUTS
-from service.db import Database
+from service.db import Base, Database
+from service.engines import make_engine
 from service.jobs import repository, service
 from service.jobs.repository import Page
 from service.jobs.running import attempts, dispatch, workers
@@ -93,6 +97,19 @@ class Domain:
         for _ in range(3):
             claimed = self.claim()
             assert attempts.fail(self.database, claimed.stage_id, claimed.epoch, "crashed", "It crashed.", True)
+
+
+@contextmanager
+def locked(database: Database) -> Iterator[None]:
+    """Meanwhile another program keeps everyone from writing to the database; who reads may."""
+    other = make_engine(database.engine.url.render_as_string(hide_password=False), None)
+    with other.connect() as connection, connection.begin() as taken:  # SQLite's is the lock
+        if connection.dialect.name == "postgresql":
+            tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+            connection.execute(text(f"LOCK TABLE {tables} IN EXCLUSIVE MODE"))
+        yield
+        taken.rollback()
+    other.dispose()
 
 
 def furnish(database: Database, store: Store) -> Domain:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import ast
 import re
 import socket
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from service.jobs.access.keys import create_key
 from service.jobs.data.insights import Question
 from service.jobs.errors import TooMany
 from service.jobs.forecast.errands import OWN, Errands
-from tests.integration.service.domain import Domain
+from tests.integration.service.domain import Domain, locked
 from tests.integration.service.routes import every_route
 from tests.waiting import PATIENCE
 
@@ -155,15 +154,12 @@ def test_a_webhooks_name_is_looked_up_while_nobody_waits(base_url: str, secret: 
     wait for its end. Another program keeps everyone from writing, and still a bad URL is told."""
     hook = {"name": "x", "url": "https://93.184.215.14/x", "event_types": [FAILED]}
     root, told = base_url.removesuffix("/v1"), {"authorization": f"Bearer {secret}"}
-    with (
-        httpx.Client(base_url=root, headers=told, timeout=PATIENCE) as client,
-        closing(sqlite3.connect(str(served.database.engine.url.database), isolation_level=None)) as writer,
-    ):
+    with httpx.Client(base_url=root, headers=told, timeout=PATIENCE) as client:
         endpoint = client.post(HOOKS, json=hook).json()["id"]
-        writer.execute("BEGIN IMMEDIATE")
-        for path in (HOOKS, f"{HOOKS}/{endpoint}"):
-            answer = client.post(path, json={**hook, "url": "ftp://93.184.215.14/x"})
-            assert (answer.status_code, answer.json()["error"]["param"]) == (422, "url")
+        with locked(served.database):
+            for path in (HOOKS, f"{HOOKS}/{endpoint}"):
+                answer = client.post(path, json={**hook, "url": "ftp://93.184.215.14/x"})
+                assert (answer.status_code, answer.json()["error"]["param"]) == (422, "url")
 
 
 SMUGGLED = (

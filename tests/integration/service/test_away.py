@@ -16,13 +16,14 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from service.db import Database, is_full, nobody_writes
 from service.engines import Patience
 from tests.disk import small_disk
-from tests.integration.service.domain import SUPERVISED, Domain
+from tests.integration.service.domain import SUPERVISED, Domain, locked
+from tests.relay import SocketRelay
 from tests.waiting import PATIENCE, until
 
 
@@ -39,11 +40,23 @@ def test_a_locked_sqlite_proves_that_nobody_writes(tmp_path: Path) -> None:
         assert nobody_writes(failure(Database(f"sqlite:///{tmp_path / 'a.db'}", patience=Patience(lock=0.1))))
 
 
-def test_a_port_where_nobody_listens_proves_it_too() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        assert nobody_writes(failure(Database(f"postgresql://nobody@127.0.0.1:{port}/allo")))
+def test_a_way_to_postgresql_that_is_down_for_us_proves_nothing_for_others_go_another(
+    postgres: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(postgres) as connection:
+        socket = Path(connection.info.host) / f".s.PGSQL.{connection.info.port}"
+    proxy = SocketRelay("127.0.0.1", socket)
+    through = f"postgresql://{make_url(postgres).username}@127.0.0.1:{proxy.port}/postgres"
+    ours, theirs = Database(through), Database(postgres)
+    ours.ping()
+    proxy.close()
+    for down in (ours, Database(f"postgresql://nobody@/allo?host={tmp_path}")):
+        refused = failure(down)
+        assert "refused" in str(refused) or "No such file" in str(refused)
+        assert not nobody_writes(refused)
+    with theirs.transaction() as session:
+        assert session.scalar(text("SELECT pg_current_xact_id()")), "others write meanwhile"
+    theirs.close()
 
 
 def test_a_server_that_takes_a_connection_and_says_nothing_proves_nothing() -> None:
@@ -126,24 +139,20 @@ def test_a_disk_that_is_full_when_the_database_is_opened_is_told_as_one(tmp_path
 
 
 def test_while_another_program_writes_reads_are_answered_and_writes_wait_for_a_bounded_time(
-    app: FastAPI, base_url: str, served: Domain, secret: str
+    base_url: str, served: Domain, secret: str
 ) -> None:
     job = served.submit(SUPERVISED).job.id
     url = f"{base_url}/fine_tuning/jobs/{job}"
     writes: list[httpx.Response] = []
-    with (
-        closing(sqlite3.connect(app.state.context.settings.data_dir / "allo.db", isolation_level=None)) as other,
-        httpx.Client(headers={"authorization": f"Bearer {secret}"}, timeout=PATIENCE) as client,
-    ):
-        other.execute("BEGIN IMMEDIATE")
-        posts = [threading.Thread(target=lambda: writes.append(client.post(f"{url}/cancel"))) for _ in range(40)]
-        for post in posts:
-            post.start()
-        until(lambda: writes)  # those for whom there is no room hear so at once
-        assert (writes[0].status_code, writes[0].headers["retry-after"]) == (503, "2")
-        assert client.get(url).json()["status"] == "queued"
-        assert client.get(base_url.removesuffix("/v1") + "/healthz").json() == {"status": "ok"}
-        other.execute("ROLLBACK")
+    with httpx.Client(headers={"authorization": f"Bearer {secret}"}, timeout=PATIENCE) as client:
+        with locked(served.database):
+            posts = [threading.Thread(target=lambda: writes.append(client.post(f"{url}/cancel"))) for _ in range(40)]
+            for post in posts:
+                post.start()
+            until(lambda: writes)  # those for whom there is no room hear so at once
+            assert (writes[0].status_code, writes[0].headers["retry-after"]) == (503, "2")
+            assert client.get(url).json()["status"] == "queued"
+            assert client.get(base_url.removesuffix("/v1") + "/healthz").json() == {"status": "ok"}
         for post in posts:
             post.join()
         assert {write.status_code for write in writes} >= {503}
