@@ -23,6 +23,7 @@ from service.db import Database
 from service.jobs.registry import exports
 from service.jobs.tables import Export
 from service.settings import Settings
+from service.starting import settings_or_end
 from service.storage import open_store
 from service.storage.store import Store, StoreError
 
@@ -53,7 +54,7 @@ def _attend(process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    settings = Settings.from_environment()
+    settings = settings_or_end()
     database, store = Database(settings.database), open_store(settings.store, settings.s3)
     with _alone(settings) as ours:
         while ours and (row := exports.begin(database)) is not None:

@@ -46,7 +46,7 @@ def configure(form: Format = "text", level: str = "INFO") -> None:
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    for name in ("httpx", "httpcore", "alembic.runtime.migration"):
+    for name in ("httpx", "httpcore", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -21,6 +21,7 @@ from service.api.scope import new_request_id
 from service.logs import configure
 from service.migrating import NoDatabase
 from service.settings import Settings
+from service.starting import settings_or_end
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int)
     args = parser.parse_args()
     try:
-        serve(Settings.from_environment(), args.host, args.port, args.fd)
+        serve(settings_or_end(), args.host, args.port, args.fd)
     except NoDatabase as error:
         log.critical("not_started error=%s", error)
         sys.exit(1)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
 from service.brokers import checked
@@ -304,6 +304,16 @@ class Settings(BaseModel):
     def store(self) -> str:
         """The artifact store's URL, with the default worked out."""
         return self.store_url or (self.data_dir.absolute() / "store").as_uri()
+
+
+def refusals(error: ValidationError) -> list[str]:
+    """What is wrong with which variable, a line each; their values, of which some are secret, are not told."""
+    told = []
+    for problem in error.errors():
+        words = problem["msg"].removeprefix("Value error, ")
+        variable = ".".join(map(str, problem["loc"])).upper()
+        told.append(f"{PREFIX}{variable}: {words}" if variable else words)
+    return told
 
 
 def _of_aws(environment: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from service.broker import queue_of
 from service.brokers import for_celery
 from service.db import Database
 from service.logs import configure
-from service.settings import Settings
+from service.starting import settings_or_end
 from service.storage import open_store
 from worker.engine import DEFAULT_COMMAND
 from worker.heart import patience_of
@@ -30,7 +30,7 @@ from worker.offer import offer, worker_id
 from worker.runner import Runner
 from worker.starting import Warm, start_cold
 
-settings = Settings.from_environment()
+settings = settings_or_end()
 
 app = Celery("worker", broker=for_celery(settings.broker_url), include=["worker.tasks"])
 app.conf.update(

@@ -37,6 +37,7 @@ from service.logs import configure
 from service.migrating import NoDatabase, migrate
 from service.rotation import Logs
 from service.settings import Settings
+from service.starting import settings_or_end
 from service.storage import open_store
 from service.storage.store import Store, StoreAway
 from worker import turns
@@ -218,7 +219,7 @@ def _bereave(database: Database, stage_id: str, epoch: int) -> None:
 
 def main() -> None:
     """Run until SIGTERM."""
-    settings = Settings.from_environment()
+    settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
     nudges = Nudges(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())

@@ -31,6 +31,7 @@ from service.jobs.running.placement import Offer
 from service.jobs.trying import Question
 from service.logs import configure
 from service.settings import Settings
+from service.starting import settings_or_end
 from service.storage import open_store
 from service.storage.store import Store, StoreError
 from worker.answering import error_line
@@ -174,7 +175,7 @@ def read(found: Mapping[str, Any]) -> Asked | None:
 
 
 def main() -> None:
-    settings = Settings.from_environment()
+    settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))

@@ -35,6 +35,7 @@ from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
 from service.migrating import NoDatabase
+from service.settings import refusals
 
 _EPILOG = """\
 first steps:
@@ -78,9 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     except (CommandError, ClientError, DomainError, NoDatabase) as error:
         err.print(f"error: {error}", style="red", markup=False)
     except ValidationError as error:
-        for problem in error.errors():
-            field = ".".join(map(str, problem["loc"])).upper()
-            err.print(f"error: ALLO_{field}: {problem['msg']}", style="red", markup=False)
+        for refusal in refusals(error):
+            err.print(f"error: {refusal}", style="red", markup=False)
     except KeyboardInterrupt:
         return 130
     return 1
