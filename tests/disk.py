@@ -1,4 +1,4 @@
-"""A disk that is soon full, and where on it a store in a folder keeps a blob."""
+"""A disk that is soon full."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from service.storage.store import Store
-
-
-def blob_path(store: Store, sha256: str) -> Path:
-    return store.scratch.parent / "blobs" / sha256[:2] / sha256
 
 
 @contextmanager

@@ -7,11 +7,17 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import pytest
 
 from tests.s3 import settings_of
 from tests.servers import Grown
 
 GROWN = os.environ.get("TEST_PARTS") == "grown"
+
+of_embedded = partial(pytest.mark.skipif, GROWN)
+"""Marks a test of an embedded part; `reason` says of which, and what grown ones have instead."""
 
 Parts = Callable[[], AbstractContextManager[dict[str, str]]]
 """Makes parts that nobody else has, for as long as they are needed: the settings that name them."""

@@ -54,7 +54,11 @@ class SocketRelay(Relay):
         super().__init__(address)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_unix_connection(self._socket)
+        try:
+            back, forth = await asyncio.open_unix_connection(self._socket)
+        except OSError:  # nobody listens there
+            writer.transport.abort()
+            return
         self.ends.add(forth)
         try:
             await asyncio.gather(_copy(reader, forth), _copy(back, writer))

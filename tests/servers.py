@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from redis import Redis
 
 from service import embedded
@@ -60,6 +61,18 @@ def valkey_server(folder: Path) -> Iterator[Path]:
             yield path
         finally:
             server.kill()
+
+
+@contextmanager
+def closed(url: str) -> Iterator[None]:
+    """Meanwhile PostgreSQL lets nobody into the database at this URL, and has sent away whoever was there."""
+    name = conninfo_to_dict(url)["dbname"]
+    with psycopg.connect(url, dbname="postgres", autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        left = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        until(lambda: not connection.execute(left, (name,)).fetchall())
+        yield
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 @dataclass

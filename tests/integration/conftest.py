@@ -11,7 +11,7 @@ from service.migrating import migrate
 from tests.parts import GROWN, Parts, embedded
 from tests.parts import grown as grown_parts
 from tests.servers import Grown, grown, postgres_server, valkey_server
-from tests.tls import make_certificates
+from tests.tls import Certificates, make_certificates
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,14 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def secured(postgres: str, valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grown]:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Of servers at this machine."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def secured(postgres: str, valkey: Path, certificates: Certificates) -> Iterator[Grown]:
     """Both behind a password and TLS, at this machine."""
-    certificates = make_certificates(tmp_path_factory.mktemp("certificates"))
     with grown("127.0.0.1", postgres, valkey, certificates) as servers:
         yield servers
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from service.jobs.data.checking import mend, verify
 from service.jobs.data.erasing import Keeping
 from service.jobs.data.scrubbing import read
 from tests.integration.service.domain import SUPERVISED, Domain
-from tests.rot import flip_a_bit, path_of
+from tests.rot import age, flip_a_bit
 
 KEEPING = Keeping(grace=3600, refused=1e9, retriable=1e9)
-
-
-def age(domain: Domain, sha256: str) -> None:
-    """As if it had been stored two hours ago."""
-    path: Path = path_of(domain.store, sha256)
-    os.utime(path, (path.stat().st_atime, domain.database.now() - 7200))
 
 
 def test_of_a_whole_store_everything_is_read_and_nothing_found(domain: Domain) -> None:
@@ -32,7 +23,7 @@ def test_every_kind_of_disagreement_is_found_and_nothing_is_changed(domain: Doma
     domain.add_file("file-rotten", sha256=rotten.sha256)
     domain.add_file("file-lost", sha256="ab" * 32, owner="other")
     flip_a_bit(domain.store, rotten.sha256)
-    age(domain, old.sha256)
+    age(domain.store, old.sha256, 7200)
     for _ in range(2):
         found = verify(domain.database, domain.store, KEEPING)
         assert list(found.damaged) == [rotten.sha256]
@@ -50,7 +41,7 @@ def test_mending_sets_aside_notes_and_erases_what_is_past_the_grace_and_no_more(
     domain.add_file("file-rotten", sha256=rotten.sha256)
     flip_a_bit(domain.store, rotten.sha256)
     domain.store.delete(made.sha256)
-    age(domain, old.sha256)
+    age(domain.store, old.sha256, 7200)
     did = mend(domain.database, domain.store, KEEPING, verify(domain.database, domain.store, KEEPING))
     assert (did.set_aside, did.noted, did.erased) == (1, 1, 1)
     assert [domain.store.exists(blob.sha256) for blob in (rotten, old, new)] == [False, False, True]
@@ -61,7 +52,7 @@ def test_mending_sets_aside_notes_and_erases_what_is_past_the_grace_and_no_more(
 
 def test_what_somebody_holds_again_by_then_is_not_erased(domain: Domain) -> None:
     old = domain.store.put_stream([b"old"])
-    age(domain, old.sha256)
+    age(domain.store, old.sha256, 7200)
     found = verify(domain.database, domain.store, KEEPING)
     domain.add_file("file-new", sha256=old.sha256)
     assert mend(domain.database, domain.store, KEEPING, found).erased == 0

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 
 from service.jobs.access.keys import create_key
 from service.storage.store import CHUNK
-from tests.disk import blob_path
 from tests.integration.service.domain import ALLO, Domain
+from tests.rot import flipped, rewrite
 
 BYTES = b"some content"
 SHA256 = hashlib.sha256(BYTES).hexdigest()
@@ -149,9 +149,7 @@ def test_content_that_rotted_is_an_error_and_missing_content_too(
     client: TestClient, served: Domain, asked: str | None
 ) -> None:
     headers = {} if asked is None else {"range": asked}
-    path = blob_path(served.store, SHA256)
-    path.chmod(0o600)
-    path.write_bytes(b"some kontent")
+    rewrite(served.store, SHA256, lambda _: b"some kontent")
     answer = client.get(URL, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "content_unavailable")
     served.store.delete(SHA256)
@@ -162,10 +160,6 @@ def test_content_that_rotted_is_an_error_and_missing_content_too(
 def test_content_that_rotted_never_ends_as_if_it_were_whole(client: TestClient, served: Domain) -> None:
     large = served.store.put_stream([b"x" * CHUNK * 2])
     served.add_file("file-large", sha256=large.sha256, bytes=large.size)
-    path = blob_path(served.store, large.sha256)
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"y")
+    rewrite(served.store, large.sha256, lambda content: flipped(content, -1))
     with pytest.raises(RuntimeError, match="response already started"):
         client.get("/v1/files/file-large/content")

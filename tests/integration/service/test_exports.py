@@ -29,10 +29,10 @@ from service.migrating import migrate
 from service.settings import Settings
 from service.storage.store import Blob
 from tests import asking
-from tests.disk import blob_path
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import OWNER, Domain, furnish
 from tests.integration.service.hub import listening
+from tests.rot import lies_there
 from tests.unit.engine.test_exports import save
 from tests.waiting import until
 
@@ -127,7 +127,7 @@ def test_the_merged_model_is_downloaded_whole_and_in_parts_and_takes_no_room(ser
     assert whole.headers["etag"] == f'"{hashlib.sha256(expected).hexdigest()}"'
     part = served.get("files/model.safetensors", range="bytes=70000-70999")
     assert (part.status_code, part.content) == (206, expected[70000:71000])
-    assert not blob_path(served.domain.store, hashlib.sha256(expected).hexdigest()).exists()
+    assert not lies_there(served.domain.store, hashlib.sha256(expected).hexdigest())
 
 
 def test_a_tar_of_the_model_in_another_dtype_loads_and_its_parts_are_parts_of_it(

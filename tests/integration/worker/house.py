@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
 from service.storage.store import Store
+from tests.servers import closed
 from tests.tiny import save_tiny
 from tests.unit.engine.pipeline import write_problems
 from tests.waiting import until
@@ -90,6 +93,22 @@ class House:
     def _expire(self, lease: Running) -> bool:
         """False where a heartbeat came between looking and taking."""
         return attempts.expire(self.database, lease.stage_id, lease.epoch, lease.beat)
+
+    @contextmanager
+    def without_database(self) -> Iterator[None]:
+        """Meanwhile its database is out of reach."""
+        if self.settings.database_url:
+            with closed(self.settings.database_url):
+                yield
+            return
+        path = self.settings.data_dir / "allo.db"
+        away, nowhere = path.with_suffix(".away"), path.with_suffix(".nowhere")
+        nowhere.symlink_to("nowhere/allo.db")
+        away.hardlink_to(path)
+        nowhere.replace(path)  # at once: a beat in between would make it anew
+        self.database.engine.dispose()  # what is open stays open: the engine's pool must open anew
+        yield
+        away.replace(path)
 
     def behave(self, **behaviour: Any) -> None:
         told = self.control / "behaviour"

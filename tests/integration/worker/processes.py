@@ -8,15 +8,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
+from redis import Redis
+from redis.exceptions import ConnectionError
 from sqlalchemy import select
 
-from service.embedded import command, wait_until_ready
+from service.brokers import for_redis
+from service.embedded import broker_url, command, socket_path
 from service.jobs.tables import Stage
 from service.settings import Settings
 from tests.integration.worker.house import House
-from tests.waiting import PATIENCE
+from tests.servers import PASSWORD, QUOTED
+from tests.tls import Certificates, TlsRelay
+from tests.waiting import PATIENCE, until
 from worker.sweep import STAGE_MARK
 
 
@@ -61,19 +67,39 @@ class Worker:
 
 
 class Valkey:
-    """The broker of `allo up`, which can be killed and started again."""
+    """The broker of `allo up`, which can be killed and started again; with `certificates` it stands behind a password
+    and TLS. `url`: where it is."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
+    def __init__(self, data_dir: Path, certificates: Certificates | None = None) -> None:
+        self._command, self.url = command(data_dir), broker_url(data_dir)
+        self._relay = None
+        if certificates is not None:
+            self._command += ["--requirepass", PASSWORD]
+            self._relay = TlsRelay("127.0.0.1", socket_path(data_dir), certificates.context())
+            authority = quote(str(certificates.authority))
+            self.url = f"rediss://:{QUOTED}@127.0.0.1:{self._relay.port}/0?ssl_ca_certs={authority}"
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(command(self.data_dir), stdout=subprocess.DEVNULL)
-        wait_until_ready(self.data_dir)
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        until(self._answers)
+
+    def client(self) -> Redis:
+        return Redis.from_url(for_redis(self.url))
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        if self._relay is not None:
+            self._relay.close()
+
+    def _answers(self) -> bool:
+        with suppress(ConnectionError), self.client() as client:
+            return bool(client.ping())
+        return False
 
 
 def leftovers(house: House) -> list[int]:

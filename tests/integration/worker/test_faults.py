@@ -11,25 +11,25 @@ from pathlib import Path
 
 import psutil
 import pytest
-import redis
 
 from service.broker import CeleryBroker
-from service.embedded import broker_url, socket_path
 from tests.integration.worker.house import House, alive
 from tests.integration.worker.processes import Valkey, Worker, leftovers
+from tests.parts import GROWN
+from tests.tls import Certificates
 from tests.waiting import PATIENCE, until
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Valkey]:
-    valkey = Valkey(tmp_path / "data")
+def broker(tmp_path: Path, certificates: Certificates) -> Iterator[Valkey]:
+    valkey = Valkey(tmp_path / "data", certificates if GROWN else None)
     yield valkey
-    valkey.kill()
+    valkey.close()
 
 
 @pytest.fixture
 def house(make_house, broker) -> House:
-    return make_house("data", broker_url=broker_url(broker.data_dir))
+    return make_house("data", broker_url=broker.url)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def succeeded_once(house: House, job: str) -> bool:
 def patient(make_house, broker) -> House:
     """A house in which whoever waits for a lease waits for longer than any test."""
     forever = {"lease_seconds": 20 * PATIENCE, "self_fence_seconds": 10 * PATIENCE, "redispatch_seconds": 20 * PATIENCE}
-    return make_house("data", broker_url=broker_url(broker.data_dir), **forever)
+    return make_house("data", broker_url=broker.url, **forever)
 
 
 @pytest.mark.parametrize("victim", ["trainer", "supervisor", "child", "worker"])
@@ -118,7 +118,7 @@ def test_a_paused_job_frees_its_slot_for_another_and_goes_on_from_its_checkpoint
 
 
 def test_every_slot_has_a_device_of_its_own(make_house, broker):
-    house = make_house("data", broker_url=broker_url(broker.data_dir), slots=2, devices="7,GPU-5f3c")
+    house = make_house("data", broker_url=broker.url, slots=2, devices="7,GPU-5f3c")
     house.behave(at={"1": "hang"})
     jobs = [house.submit(seed) for seed in (1, 2)]
     worker = Worker(house)
@@ -145,11 +145,11 @@ def test_the_same_message_a_hundred_times_is_one_run(house, worker):
 
 
 def test_what_was_said_to_a_worker_that_is_gone_is_dropped(broker):
-    bell = CeleryBroker(broker_url(broker.data_dir), "stages")
+    bell = CeleryBroker(broker.url, "stages")
     for worker in ("gone", "here"):
         bell.ring(worker, "stage-1", 0)
     bell.forget("gone")
-    with redis.Redis(unix_socket_path=str(socket_path(broker.data_dir))) as server:
+    with broker.client() as server:
         assert server.llen("stages.here") == 1
         assert server.keys("*gone*") == []
         bell.ring("gone", "stage-2", 0)
@@ -184,7 +184,7 @@ def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(hous
 
 
 def test_what_a_worker_and_its_scheduler_log_are_events_with_their_ids(make_house, broker):
-    house = make_house("data", broker_url=broker_url(broker.data_dir), log_format="json")
+    house = make_house("data", broker_url=broker.url, log_format="json")
     job = house.submit()
     worker = Worker(house)
     assert succeeded_once(house, job)

@@ -23,11 +23,12 @@ from service.jobs.running import attempts, keeping, workers
 from service.jobs.running.keeping import Kept
 from service.jobs.tables import KeptCheckpoint
 from service.settings import Settings
-from service.storage.local import LocalStore
+from service.storage.merged import MergingStore
 from service.storage.store import Blob
 from tests.integration.worker.conftest import QUICK
 from tests.integration.worker.house import OWNER, House, furnish, give_real
 from tests.integration.worker.processes import kill_tree
+from tests.rot import flip_a_bit
 from tests.waiting import PATIENCE, until
 from worker.engine import DEFAULT_COMMAND
 from worker.keeping import Keeper
@@ -102,9 +103,7 @@ def cut(house: House, kept: int = 2) -> str:
 
 def damage(house: House, row: KeptCheckpoint) -> None:
     for _, sha256, _ in row.files:
-        blob = house.settings.data_dir / "store" / "blobs" / sha256[:2] / sha256
-        blob.chmod(0o600)
-        blob.write_bytes(bytes([blob.read_bytes()[0] ^ 1]) + blob.read_bytes()[1:])
+        flip_a_bit(house.store, sha256)
 
 
 def told(house: House, job: str, word: str) -> list[str]:
@@ -242,11 +241,19 @@ def test_a_stage_that_is_given_back_has_its_last_checkpoint_in_the_store(
     assert house.starts()[1][1] == house.stage(job).saved_step - 2  # type: ignore[operator]
 
 
-class Held(LocalStore):
-    """A store that is in the middle of a copy until it is told to go on."""
+class Troubled(MergingStore):
+    """A house's store, with something in the way to it."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, house: House) -> None:
+        assert isinstance(house.store, MergingStore)
+        super().__init__(house.store._under)
+
+
+class Held(Troubled):
+    """It is in the middle of a copy until it is told to go on."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(house)
         self.copies, self.goes_on = threading.Event(), threading.Event()
 
     def put(self, path: Path) -> Blob:
@@ -262,7 +269,7 @@ def saved(workspace: Workspace, step: int) -> None:
 
 
 @contextmanager
-def claimed(house: House, store: LocalStore) -> Iterator[tuple[Workspace, Keeper]]:
+def claimed(house: House, store: Troubled) -> Iterator[tuple[Workspace, Keeper]]:
     """A stage that is ours, and who keeps its checkpoints in a store, the first at once."""
     house.submit()
     claim = attempts.claim(house.database, *house.dispatch(), house.worker)
@@ -275,7 +282,7 @@ def claimed(house: House, store: LocalStore) -> Iterator[tuple[Workspace, Keeper
 
 
 def test_the_last_checkpoint_is_kept_though_an_older_one_is_being_copied(house: House) -> None:
-    store = Held(house.settings.data_dir / "store")
+    store = Held(house)
     with claimed(house, store) as (workspace, keeper):
         saved(workspace, 1)
         keeper.saw(1)
@@ -290,11 +297,11 @@ def test_the_last_checkpoint_is_kept_though_an_older_one_is_being_copied(house: 
         assert [row.step for row in rows(house)] == [2, 1]
 
 
-class Noting(LocalStore):
-    """A store that notes who copies at which priority."""
+class Noting(Troubled):
+    """It notes who copies at which priority."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, house: House) -> None:
+        super().__init__(house)
         self.priorities: dict[int, int] = {}
 
     def put(self, path: Path) -> Blob:
@@ -304,7 +311,7 @@ class Noting(LocalStore):
 
 
 def test_who_copies_has_the_priority_of_the_beat_which_else_would_wait_for_it_on_a_busy_machine(house: House) -> None:
-    store = Noting(house.settings.data_dir / "store")
+    store = Noting(house)
     with claimed(house, store) as (workspace, keeper):
         saved(workspace, 1)
         keeper.saw(1)
@@ -312,24 +319,21 @@ def test_who_copies_has_the_priority_of_the_beat_which_else_would_wait_for_it_on
     assert list(store.priorities.values()) == [os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
 
 
-class Away(LocalStore):
-    """A store that takes nothing until it is told to."""
+class Away(Troubled):
+    """It takes nothing until it is told to."""
 
     back = False
 
     def put(self, path: Path) -> Blob:
-        self._answer()
-        return super().put(path)
-
-    def _answer(self) -> None:
         if not self.back:
             raise ConnectionError("the store is away")
+        return super().put(path)
 
 
 def test_while_the_store_is_away_training_goes_on_and_copying_is_tried_again(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
-    away = Away(house.settings.data_dir / "store")
+    away = Away(house)
     house.behave(steps=100_000, seconds=0.01)
     job = house.submit()
     join = in_thread(replace(house, store=away))

@@ -16,6 +16,8 @@ from service.jobs import service
 from service.jobs.running import attempts
 from tests.integration.worker.conftest import COLD, SHORT_LEASE, WARM
 from tests.integration.worker.house import OWNER, House, alive
+from tests.parts import of_embedded
+from tests.rot import flip_a_bit
 from tests.waiting import PATIENCE, until
 from worker.heart import Heart
 from worker.outcome import Abandoned, Cancelled, Failed, Released, Succeeded, broken, interrupted
@@ -263,15 +265,9 @@ def test_a_runner_that_reaches_no_database_ends_its_stage(make_house):
     job = house.submit()
     join = in_thread(house)
     pids = house.trainer()
-    path = house.settings.data_dir / "allo.db"
     until(lambda: house.starts())
-    away, nowhere = path.with_suffix(".away"), path.with_suffix(".nowhere")
-    nowhere.symlink_to("nowhere/allo.db")
-    away.hardlink_to(path)
-    nowhere.replace(path)  # at once: a beat in between would make it anew
-    house.database.engine.dispose()  # what is open stays open: the engine's pool must open anew
-    until(lambda: not any(map(alive, pids.values())))
-    away.replace(path)
+    with house.without_database():
+        until(lambda: not any(map(alive, pids.values())))
     assert join() == Released()
     assert house.stage(job).attempt == 0
 
@@ -279,16 +275,13 @@ def test_a_runner_that_reaches_no_database_ends_its_stage(make_house):
 def test_a_heart_without_a_database_says_so_after_its_patience(house):
     house.submit()
     claim = attempts.claim(house.database, *house.dispatch(), house.worker)
-    path = house.settings.data_dir / "allo.db"
-    house.database.engine.dispose()
-    path.rename(path.with_suffix(".away"))
-    path.mkdir()
-    with Heart(house.database, claim, every=0.05, patience=0.3) as heart:
+    with house.without_database(), Heart(house.database, claim, every=0.05, patience=0.3) as heart:
         assert not heart.unreachable
         until(lambda: heart.unreachable)
         assert heart.interrupt is None
 
 
+@of_embedded(reason="it is SQLite's lock: of PostgreSQL nothing proves that nobody writes")
 def test_a_lock_that_another_program_holds_on_the_database_costs_no_lease(house):
     house.submit()
     claim = attempts.claim(house.database, *house.dispatch(), house.worker)
@@ -315,9 +308,8 @@ def test_a_line_of_the_engine_that_does_not_fit_is_one_warning_and_costs_nothing
 
 def test_an_input_that_no_longer_verifies_fails_the_job(house):
     job = house.submit()
-    blob = next(path for path in (house.settings.data_dir / "store" / "blobs").rglob("*") if path.is_file())
-    blob.chmod(0o644)
-    blob.write_bytes(b"\x01" + blob.read_bytes()[1:])
+    for blob in list(house.store.stored()):
+        flip_a_bit(house.store, blob.sha256)
     assert run(house).run(*house.dispatch()).code == "corrupt_artifact"
     assert house.status(job) == "failed"
 
