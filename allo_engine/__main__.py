@@ -44,7 +44,8 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from allo_engine.config import CONFIGS
+import allo_engine.stages
+from allo_engine.configs import config_of
 from allo_engine.held import peak_bytes
 from allo_engine.launching import Place, launched
 from allo_engine.ranks import here
@@ -68,11 +69,9 @@ def main(arguments: Sequence[str]) -> int:
 def preload() -> None:
     """Import what any stage may need, for a process that stages are forked from: nothing here may start a thread or
     touch a device."""
-    import allo_engine.stages
-
-    for module in pkgutil.iter_modules(allo_engine.stages.__path__):
-        stage_code(module.name)  # of what is loaded here, whatever lies there once a stage is forked
-        importlib.import_module(f"allo_engine.stages.{module.name}")
+    for stage in _stages():
+        stage_code(stage)  # of what is loaded here, whatever lies there once a stage is forked
+        importlib.import_module(f"allo_engine.stages.{stage}")
 
 
 def forked_well() -> bool:
@@ -98,7 +97,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     place = Place(options.rank, options.size, options.meeting, options.parent) if options.rank else None
     try:
         task = json.loads(path.read_text(encoding="utf-8"))
-        config = CONFIGS[stage].model_validate(task.get("config", {}))
+        config = config_of(stage).model_validate(task.get("config", {}))
         inputs = {name: Path(folder) for name, folder in task["inputs"].items()}
         outputs, work = Path(task["outputs"]), Path(task["work"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
@@ -157,11 +156,16 @@ def _is_full(error: BaseException | None) -> bool:
     return False
 
 
+def _stages() -> list[str]:
+    """As their modules lie there: a list here would be code of every stage."""
+    return [module.name for module in pkgutil.iter_modules(allo_engine.stages.__path__)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m allo_engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=list(CONFIGS), metavar="STAGE", help=", ".join(CONFIGS))
+    parser.add_argument("stage", choices=_stages(), metavar="STAGE", help=", ".join(_stages()))
     parser.add_argument("--config", required=True, metavar="FILE", help="the stage's settings, as shown above")
     for option, kind in (("--rank", int), ("--size", int), ("--meeting", Path), ("--parent", int)):  # see launching.py
         parser.add_argument(option, type=kind, default=0, help=argparse.SUPPRESS)

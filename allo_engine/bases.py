@@ -1,4 +1,4 @@
-"""What the settings of several stages have in common: see config.py, which has the stages. Free of torch."""
+"""What the settings of several stages have in common: see `configs`, which has the stages. Free of torch."""
 
 from __future__ import annotations
 

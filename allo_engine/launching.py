@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from allo_engine.config import PromptConfig, StageConfig
+from allo_engine.bases import PromptConfig, StageConfig
 from allo_engine.orphans import die_with
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped

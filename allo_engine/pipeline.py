@@ -150,9 +150,13 @@ def model_source(names: Sequence[str]) -> str:
 def digest(kind: str, config: Mapping[str, Any], inputs: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     """The name of a stage's result: sha256 of the code that it runs, its settings and every input file.
 
-    `inputs` maps each input to its files as (relative path, sha256). Settings that never change a result are left out.
+    `inputs` maps each input to its files as (relative path, sha256). Settings that never change a result are left out,
+    and those at their default, which the code has: a job that was planned before there was one is no other job.
     """
-    settings = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
+    defaults = CONFIGS[kind]().model_dump(mode="json")
+    settings = {
+        key: value for key, value in config.items() if key not in _WITHOUT_EFFECT and value != defaults.get(key, ...)
+    }
     files = {name: sorted(map(list, pairs)) for name, pairs in inputs.items()}
     text = json.dumps([stage_code(kind), kind, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -32,7 +32,7 @@ from typing import Any, TextIO
 
 from allo_engine.answering.own import OwnAnswerer
 from allo_engine.answering.questions import Answerer, Question
-from allo_engine.config import Backend
+from allo_engine.bases import Backend
 from allo_engine.report import StageError
 from allo_engine.sampling import chosen
 

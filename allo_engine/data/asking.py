@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from allo_engine.config import TEACHER_KEY, Teacher
 from allo_engine.report import Report, StageError, Stopped
+from allo_engine.teacher import TEACHER_KEY, Teacher
 
 ATTEMPTS = 6
 """Times that a question is asked before it counts as failed: over half a minute, by then."""

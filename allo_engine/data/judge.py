@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from allo_engine.config import Teacher
 from allo_engine.data.asking import Asked
 from allo_engine.data.statistics import wilson
 from allo_engine.report import Report
+from allo_engine.teacher import Teacher
 
 QUESTION = (
     "Compare two answers to a question. Judge whether they are right, helpful and clear. Neither their order nor their "

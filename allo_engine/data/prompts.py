@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from transformers import PreTrainedTokenizerBase
 
+from allo_engine.bases import PromptConfig
 from allo_engine.checkpoints.folder import ends_of
-from allo_engine.config import PromptConfig
 from allo_engine.data.messages import Message, Prompt, as_messages, content_of, for_template, lost_message
 from allo_engine.model.templates import TemplateFault, names_in, rendered
 from allo_engine.model.tokenizer import load_tokenizer

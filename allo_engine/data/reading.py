@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from allo_engine.bases import PromptConfig
 from allo_engine.checkpoints.folder import context_length
-from allo_engine.config import PromptConfig
 from allo_engine.data.examples import examples_of, preference_of
 from allo_engine.data.messages import content_of
 from allo_engine.data.prompts import Encoder

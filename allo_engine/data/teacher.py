@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from allo_engine.config import Teacher
 from allo_engine.data.answers import Verdict, compare, reference
 from allo_engine.data.asking import Asked
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import NegativeGroup
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.report import Report
+from allo_engine.teacher import Teacher
 
 
 class Corrections:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from allo_engine.config import Backend, Moments, Precision
+from allo_engine.bases import Backend, Moments, Precision
 from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, Kind
 from allo_engine.model.shape import Shape
 from allo_engine.needs import PROCESS_BYTES

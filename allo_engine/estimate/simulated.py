@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from allo_engine.bases import PromptConfig
 from allo_engine.checkpoints.folder import context_length, ends_of
-from allo_engine.config import PromptConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import negatives, pairs, problems
 from allo_engine.data.records import NegativeGroup, Problem, SampledProblem

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from allo_engine.config import OwnMaskConfig, RowsConfig, TrainingConfig
+from allo_engine.bases import OwnMaskConfig, RowsConfig, TrainingConfig
 from allo_engine.data.reading import fitting_groups, problems, supervised_examples, within_context
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.counting import decoding, padded_passes, passes

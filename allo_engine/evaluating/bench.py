@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from allo_engine.checkpoints.delta import apply_delta
 from allo_engine.checkpoints.folder import digest_of, fingerprint
-from allo_engine.config import EvaluateConfig
+from allo_engine.configs.evaluate import EvaluateConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.statistics import wilson
 from allo_engine.model.loading import dtype_of, load_model, plain_model

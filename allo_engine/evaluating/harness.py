@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from allo_engine.config import HARNESS_TASKS, Harness
 from allo_engine.evaluating.bench import Bench, Candidate, Line
+from allo_engine.harness import HARNESS_TASKS, Harness
 from allo_engine.report import StageError, Tick
 
 SETTING = "evaluate.harness"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from allo_engine.checkpoints.folder import context_length
-from allo_engine.config import EvaluateConfig
+from allo_engine.configs.evaluate import EvaluateConfig
 from allo_engine.data.choices import Choice, choice_of
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.records import Problem

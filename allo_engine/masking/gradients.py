@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from allo_engine.bases import RowsConfig
 from allo_engine.checkpoints.names import text_weights
 from allo_engine.checkpoints.parts import local_of, part_of
-from allo_engine.config import RowsConfig
 from allo_engine.model.ahead import ahead
 from allo_engine.model.logps import token_logps
 from allo_engine.model.memory import Kind, available_bytes

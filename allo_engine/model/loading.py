@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from allo_engine.bases import Precision
 from allo_engine.checkpoints.names import Names, buffers_of, names_of
 from allo_engine.checkpoints.parts import read_into
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor
 from allo_engine.checkpoints.writing import rewrite
-from allo_engine.config import Precision
 from allo_engine.model.attention import NAME
 from allo_engine.model.probe import verdict
 

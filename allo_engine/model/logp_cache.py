@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from allo_engine.config import Precision
+from allo_engine.bases import Precision
 from allo_engine.model.loading import dtype_of
 from allo_engine.model.logps import PerToken, Reader, computing, everyones, score_rows
 from allo_engine.model.rows import RowBudget

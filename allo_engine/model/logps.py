@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from allo_engine.config import Precision
+from allo_engine.bases import Precision
 from allo_engine.model.ahead import ahead, to_device
 from allo_engine.model.attention import NAME, attending
 from allo_engine.model.head import TokenLogps

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from allo_engine.config import Moments
+from allo_engine.bases import Moments
 from allo_engine.model.activations import (
     backward_bytes,
     behind_the_layers,

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from allo_engine.bases import RowsConfig, TrainingConfig
 from allo_engine.checkpoints.parts import local_of
-from allo_engine.config import RowsConfig, TrainingConfig
 from allo_engine.model.loading import device, dtype_of, packs
 from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
 from allo_engine.model.sequences import Group

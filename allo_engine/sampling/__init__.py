@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from allo_engine.bases import Backend
 from allo_engine.checkpoints.delta import apply_delta
-from allo_engine.config import Backend
 from allo_engine.model.loading import device, load_model
 from allo_engine.report import Report, StageError
 from allo_engine.sampling.requests import Finished, Request, Response, Sampler, Settings

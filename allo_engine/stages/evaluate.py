@@ -21,7 +21,7 @@ from pathlib import Path
 
 from allo_engine.checked import checked, whole
 from allo_engine.checkpoints.delta import FILE
-from allo_engine.config import TEACHER_KEY, EvaluateConfig, Judge
+from allo_engine.configs.evaluate import EvaluateConfig
 from allo_engine.data.judge import Duel, judged
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs
@@ -35,6 +35,7 @@ from allo_engine.evaluating.problems import on_problems
 from allo_engine.ranks import here
 from allo_engine.report import Report, Stopped, Tick
 from allo_engine.rounds import TITLES, kind_of, round_of
+from allo_engine.teacher import TEACHER_KEY, Judge
 
 
 def run(config: EvaluateConfig, inputs: Inputs, outputs: Path, work: Path, report: Report) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from allo_engine.checkpoints.delta import Values, describe, write_delta
 from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.config import ForgetConfig
+from allo_engine.configs.forget import ForgetConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs
 from allo_engine.data.records import ScoredGroup

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from allo_engine.checkpoints.delta import Values, describe, read_delta, write_delta
 from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.config import ImproveConfig
+from allo_engine.configs.improve import ImproveConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.entries import scaled

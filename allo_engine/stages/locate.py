@@ -15,7 +15,7 @@ from pathlib import Path
 
 from allo_engine.checkpoints.names import names_of, trained_sizes
 from allo_engine.checkpoints.reading import Checkpoint
-from allo_engine.config import LocateConfig
+from allo_engine.configs.locate import LocateConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.masking.gradients import fitted_gradients

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
-from allo_engine.config import PairConfig
+from allo_engine.configs.pair import PairConfig
 from allo_engine.data.answers import Verdict, compare, reference
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs

@@ -12,13 +12,14 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from allo_engine.config import TEACHER_KEY, RewardModelConfig
+from allo_engine.configs.reward_model import RewardModelConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import UPLOADED, Inputs, fitting_groups, negatives
 from allo_engine.data.records import NegativeGroup, as_problem, read_lines
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.data.teacher import Corrections
 from allo_engine.report import Report
+from allo_engine.teacher import TEACHER_KEY
 from allo_engine.training.objectives import CrossEntropy
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained

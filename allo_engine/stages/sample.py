@@ -17,7 +17,7 @@ import torch
 
 from allo_engine import sampling
 from allo_engine.checkpoints.folder import context_length, fingerprint
-from allo_engine.config import SampleConfig
+from allo_engine.configs.sample import SampleConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, problems
 from allo_engine.data.records import SampledProblem, write_lines

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from allo_engine.config import SftConfig
+from allo_engine.configs.sft import SftConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, supervised_examples
 from allo_engine.model.sequences import singles

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.config import TokenRewardsConfig
+from allo_engine.configs.token_rewards import TokenRewardsConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, negatives, within_context
 from allo_engine.data.records import NegativeGroup, ScoredGroup, write_lines

@@ -9,9 +9,10 @@ place of the engine's own loop, with any of its losses.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from allo_engine.checkpoints.folder import fingerprint
-from allo_engine.config import WarmupConfig
+from allo_engine.configs.warmup import WarmupConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.model.logp_cache import LogpCache
@@ -30,7 +31,8 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     cache = LogpCache(inputs.get("cache", work), work, fingerprint(start), config.precision)
     counted = {"pairs": sum(len(group.items) for group in groups)}
     if config.trainer == "trl":
-        return counted | by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint").pairs(cache)
+        stage = by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint")
+        return counted | stage.pairs(cache, trl_loss(config))
     training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
     objective = PairObjective(
         training.trainer.reference(groups, cache, held),
@@ -43,3 +45,13 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
     metrics = training.trainer.train(groups, objective, held)
     training.save(outputs / "checkpoint")
     return {**counted, "trained_weights": training.weights, **metrics}
+
+
+def trl_loss(config: WarmupConfig) -> dict[str, Any]:
+    """The loss as TRL's DPOConfig names it."""
+    return {
+        "beta": config.beta,
+        "loss_type": [config.loss, *(["sft"] if config.nll else [])],
+        "loss_weights": [1.0, *([config.nll] if config.nll else [])],
+        "label_smoothing": config.label_smoothing,
+    }

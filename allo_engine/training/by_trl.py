@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from allo_engine.bases import BaselineConfig
 from allo_engine.checkpoints.names import names_of, text_weights
-from allo_engine.config import BaselineConfig, SftConfig, WarmupConfig
 from allo_engine.model.freed import keep_freed_memory
 from allo_engine.model.loading import device, dtype_of, empty_model, load_model, packs, plain_model, save_weights
 from allo_engine.model.logp_cache import LogpCache, known_or_scored
@@ -54,26 +54,19 @@ class Stage:
     work: Path
     out: Path
 
-    def pairs(self, cache: LogpCache) -> dict[str, float]:
-        """By DPOTrainer. Raises Stopped behind a checkpoint, and StageError as the engine's own loop does."""
-        config, zero = self.config, stage_of(self.config, self.start, self.report)
-        assert isinstance(config, WarmupConfig)
+    def pairs(self, cache: LogpCache, loss: Mapping[str, Any]) -> dict[str, float]:
+        """By DPOTrainer, whose settings name the `loss`. Raises Stopped behind a checkpoint, and StageError as the
+        engine's own loop does."""
+        zero = stage_of(self.config, self.start, self.report)
         with _library(zero) as library:
             rows = self._rows(zero)
             reference = self._reference(cache, rows, zero)
             items = [pair(group, item, reference) for group in self.groups for item in group.items]
-            own = {
-                "beta": config.beta,
-                "loss_type": [config.loss, *(["sft"] if config.nll else [])],
-                "loss_weights": [1.0, *([config.nll] if config.nll else [])],
-                "label_smoothing": config.label_smoothing,
-                "precompute_ref_log_probs": True,
-            }
-            return self._trained(library.PairTrainer, partial(library.DPOConfig, **own), items, rows, zero)
+            settings = partial(library.DPOConfig, **loss, precompute_ref_log_probs=True)
+            return self._trained(library.PairTrainer, settings, items, rows, zero)
 
     def examples(self) -> dict[str, float]:
         """By SFTTrainer. Raises what `pairs` does."""
-        assert isinstance(self.config, SftConfig)
         zero = stage_of(self.config, self.start, self.report)
         with _library(zero) as library:
             items = [example(group, item) for group in self.groups for item in group.items]

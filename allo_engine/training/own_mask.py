@@ -11,8 +11,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from allo_engine.bases import OwnMaskConfig, PairLossConfig
 from allo_engine.checkpoints.names import Names
-from allo_engine.config import OwnMaskConfig, PairLossConfig
 from allo_engine.masking.gradients import fitted_gradients
 from allo_engine.masking.importance import Gradient
 from allo_engine.masking.masks import Positions, positions_of, write_masks

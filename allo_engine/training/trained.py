@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from allo_engine.bases import TrainingConfig
 from allo_engine.checkpoints.delta import Values, merge, write_delta, write_into
 from allo_engine.checkpoints.names import Names, names_of, text_weights
 from allo_engine.checkpoints.reading import Checkpoint
-from allo_engine.config import TrainingConfig
 from allo_engine.masking.entries import overlay, stored_values, within
 from allo_engine.masking.masks import Positions
 from allo_engine.masking.sparse import SparseModel

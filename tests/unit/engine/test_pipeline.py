@@ -356,5 +356,11 @@ def test_a_digest_names_code_settings_and_inputs_and_nothing_else() -> None:
     assert name != digest("forget", config, inputs)
 
 
+def test_a_setting_at_its_default_is_no_part_of_a_digest() -> None:
+    for stage, config in CONFIGS.items():
+        defaults = config().model_dump(mode="json")
+        assert digest(stage, defaults, {}) == digest(stage, {}, {}) != digest(stage, {"seed": 1}, {})
+
+
 def test_every_stage_has_settings_and_outputs() -> None:
     assert set(CONFIGS) == set(OUTPUTS)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from allo_engine.config import CONFIGS
+from allo_engine.configs import config_of
 from allo_engine.source import ROOT, Module, Source, asides, replaced, version_of
 
 TEXTS = {path: path.read_text() for path in sorted(ROOT.rglob("*.py"))}
@@ -67,6 +68,16 @@ def test_a_stage_s_own_module_is_its_own_alone(copy: Path, before: dict[str, str
         module = copy / "stages" / f"{stage}.py"
         text = module.read_text()
         module.write_text(f"{text}\n_ANOTHER = 1\n")
+        assert changed(before, copy) == {stage}
+        module.write_text(text)
+
+
+def test_a_setting_that_is_added_to_a_stage_is_no_other_stage_s(copy: Path, before: dict[str, str]) -> None:
+    for stage, config in CONFIGS.items():
+        assert config is config_of(stage)
+        module = copy / "configs" / f"{stage}.py"
+        text = module.read_text()
+        module.write_text(f"{text}\n    another: int = 1\n")
         assert changed(before, copy) == {stage}
         module.write_text(text)
 
