@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -138,22 +140,60 @@ def _source() -> Source:
     return Source(ROOT)
 
 
+class Files:
+    """A package's bytes, but those of what estimates or exports, which changes no result. A file is read again only
+    where the file system says that it may be another."""
+
+    def __init__(self, root: Path, settled: int = 2 * 10**9) -> None:
+        """`settled` ns after a change of a file the next has other times, however coarse its file system's are."""
+        self._root, self._settled = str(root), settled
+        self._read = dict[str, tuple[tuple[int, ...], str]]()
+
+    def version(self) -> str:
+        """sha256 of all of it. Raises FileNotFoundError where some of it goes away meanwhile."""
+        found = {entry.path[len(self._root) :]: entry for entry in _entries(self._root)}
+        read = {path: self._sha256(entry) for path, entry in found.items() if not _WITHOUT_EFFECT.match(path)}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+    def _sha256(self, entry: os.DirEntry[str]) -> str:
+        now, found = time.time_ns(), entry.stat()
+        times = found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino  # nobody can set the first back
+        known = self._read.get(entry.path)
+        if known and known[0] == times:
+            return known[1]
+        sha256 = hashlib.sha256(Path(entry.path).read_bytes()).hexdigest()
+        if found.st_ctime_ns < now - self._settled:
+            self._read[entry.path] = times, sha256
+        return sha256
+
+
+_WITHOUT_EFFECT = re.compile(r"/(estimate|exports)/|/needs\.py$")
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(entry.path)
+            elif entry.name.endswith(".py"):
+                yield entry
+
+
+@cache
+def _files() -> Files:
+    return Files(ROOT)
+
+
 @cache
 def code_version() -> str:
-    """sha256 of this package's every byte, as this process first found it."""
-    return version_of(ROOT)
+    """sha256 of this package's every byte that counts, as this process first found it."""
+    return _files().version()
 
 
 def replaced() -> bool:
     """Whether the package's files are others by now: a process that is started from here would run other code than this
     one knows of."""
-    return version_of(ROOT) != code_version()
-
-
-def version_of(root: Path) -> str:
-    """sha256 of every byte of a package but what estimates or exports, which changes no result."""
-    estimates, exports = ((root / room).rglob("*.py") for room in ("estimate", "exports"))
-    total = hashlib.sha256()
-    for path in sorted(set(root.rglob("*.py")) - {root / "needs.py", *estimates, *exports}):
-        total.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return total.hexdigest()
+    try:
+        return _files().version() != code_version()
+    except FileNotFoundError:  # they are being replaced
+        return True

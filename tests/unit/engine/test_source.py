@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import shutil
 import tokenize
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import pytest
 
 from allo_engine.config import CONFIGS
 from allo_engine.configs import config_of
-from allo_engine.source import ROOT, Module, Source, asides, replaced, version_of
+from allo_engine.source import ROOT, Files, Module, Source, asides, code_version, replaced
+from tests.waiting import until
 
 TEXTS = {path: path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 
@@ -84,9 +86,50 @@ def test_a_setting_that_is_added_to_a_stage_is_no_other_stage_s(copy: Path, befo
 
 def test_that_files_were_replaced_is_seen(copy: Path) -> None:
     assert not replaced()
-    assert version_of(copy) == version_of(ROOT)
+    files = Files(copy)
+    assert files.version() == code_version()
+    add(copy / "estimate" / "job.py", "# changes no result")
+    assert files.version() == code_version()
     add(copy / "stages" / "sft.py", "# a word")
-    assert version_of(copy) != version_of(ROOT), "what is loaded may be told from what lies there by any byte"
+    assert files.version() != code_version(), "what is loaded may be told from what lies there by any byte"
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_file_is_seen_to_change_in_whatever_way_it_does(copy: Path, settled: bool) -> None:
+    """Where the file has been as it is for long, and where it was written just before it was read."""
+    files, module = Files(copy, settled=0 if settled else 3600 * 10**9), copy / "ranks.py"
+    text, seen = module.read_text(), {files.version()}
+    times = module.stat()
+
+    def written() -> None:
+        module.write_text(text.replace("rank", "knar", 1))
+
+    def as_long_and_as_old() -> None:
+        module.write_text(text.replace("rank", "karn", 1))
+        os.utime(module, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def another_in_its_place() -> None:
+        shutil.copy2(copy / "report.py", copy / "aside")
+        (copy / "aside").rename(module)
+
+    def gone() -> None:
+        module.unlink()
+
+    def one_more() -> None:
+        (copy / "another.py").touch()
+
+    for change in (written, as_long_and_as_old, another_in_its_place, gone, one_more):
+        wait_until_time_has_passed(copy)
+        change()
+        seen.add(files.version())
+    assert len(seen) == 6
+
+
+def wait_until_time_has_passed(folder: Path) -> None:
+    """By the clock of a file system."""
+    one, other = folder / "before", folder / "after"
+    one.touch()
+    until(lambda: other.touch() or other.stat().st_ctime_ns > one.stat().st_ctime_ns)
 
 
 @pytest.mark.parametrize("room", ["estimate", "exports", "answering", "needs.py", "pipeline.py"])
