@@ -115,6 +115,11 @@ class Database:
         database, session = _OPEN.get()
         return session if database is self else None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a transaction of this thread is under way."""
+        return self._joined() is not None
+
     def ping(self) -> None:
         """Raises where the database does not answer."""
         with self._reader.connect() as connection:

@@ -49,7 +49,7 @@ def settings_of(endpoint: str, prefix: str) -> dict[str, str]:
 
 class Wire(Relay):
     """A port that leads to the server. `bytes_left` counts what still passes in each direction, None for all; what has
-    used it up is cut. While it is `frozen`, nothing passes, and nobody is told."""
+    used it up is cut. While it is `frozen`, nothing passes, and nobody is told; `holds` says that something would."""
 
     def __init__(self, endpoint: str, address: str = "127.0.0.1") -> None:
         _, host, port = re.split(r"[:/]+", endpoint)
@@ -60,7 +60,7 @@ class Wire(Relay):
 
     def mend(self) -> None:
         self.bytes_left: dict[str, int | None] = {"in": None, "out": None}
-        self.frozen = False
+        self.frozen = self.holds = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
@@ -84,6 +84,7 @@ class Wire(Relay):
         try:
             while data := await reader.read(2**16):
                 while self.frozen:
+                    self.holds = True
                     await asyncio.sleep(0.05)
                 left = self.bytes_left[way]
                 if left is not None:

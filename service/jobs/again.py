@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from service.jobs.errors import Conflict, InvalidRequest
 from service.jobs.lifecycle import StageStatus, move
+from service.jobs.presence import is_there
 from service.jobs.progression import needs
 from service.jobs.tables import Job, Stage
 from service.storage.store import Store
@@ -15,7 +16,7 @@ def check_sources(store: Store, job: Job, stages: Sequence[Stage]) -> None:
     """Raises Conflict where something that the job goes on from was deleted."""
     began = (sha256 for files in job.sources.values() for _, sha256, _ in files)
     erased = [stage.name for stage in stages if _erased(stage)]
-    if erased or not all(map(store.exists, began)):
+    if erased or not all(is_there(store, sha256) for sha256 in began):
         what = f"what stage {erased[0]} made" if erased else "a file or model that it began with"
         raise Conflict(f"The job cannot go on: {what} was deleted or damaged. Bring it again, or submit the job anew.")
 

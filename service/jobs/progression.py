@@ -20,6 +20,7 @@ from service.jobs.access import webhooks
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move
+from service.jobs.presence import is_there
 from service.jobs.repository import tracked
 from service.jobs.tables import Artifact, Event, File, Job, Model, Stage
 from service.storage.store import Store
@@ -204,7 +205,7 @@ def _earlier_result(
 ) -> tuple[Stage, Sequence[Artifact]] | None:
     for earlier in repository.succeeded_stages(session, owner, digest_):
         artifacts = repository.artifacts(session, [earlier.id])
-        if all(store.exists(artifact.sha256) for artifact in artifacts):
+        if all(is_there(store, artifact.sha256) for artifact in artifacts):
             return earlier, artifacts
     return None
 

@@ -18,6 +18,7 @@ from service.jobs.again import check_sources, following, reset
 from service.jobs.errors import Busy, Conflict, NotFound
 from service.jobs.estimates import known_seconds
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, Priority, StageStatus, move
+from service.jobs.presence import asks_apart
 from service.jobs.progression import (
     add_event,
     advance,
@@ -65,6 +66,7 @@ class JobLine:
     known_seconds: Mapping[str, int]
 
 
+@asks_apart
 def submit(
     database: Database, store: Store, new: NewJob, sender: Sender, offers: Sequence[Offer] | None = None
 ) -> JobView:
@@ -168,6 +170,7 @@ def pause(database: Database, owner: str, job_id: str) -> JobView:
         return _view(session, job)
 
 
+@asks_apart
 def resume(database: Database, store: Store, owner: str, job_id: str) -> JobView:
     """Lets a paused job go on from its checkpoints, to the result that it would have had. Of a job that is not paused
     it changes nothing; of one that has ended, or is to, it is a Conflict."""
@@ -194,6 +197,7 @@ def prioritise(database: Database, owner: str, job_id: str, priority: Priority, 
         return _view(session, job)
 
 
+@asks_apart
 def retry(
     database: Database,
     store: Store,

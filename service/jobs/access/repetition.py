@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.jobs.errors import Conflict, InvalidRequest, NotFound
+from service.jobs.presence import asked_apart
 from service.jobs.repository import access
 from service.jobs.tables import PastCall
 
@@ -62,7 +63,8 @@ def once(
     another cancel are three calls, however alike two of them look. `reissue` makes an answer whose secret was not kept
     whole again. Raises what `do` raises, and InvalidRequest for an Idempotency-Key that came with another request.
     """
-    try:
+
+    def done() -> Answer:
         with database.transaction() as session:
             now = database.now()
             access.lock_keys_beside(session, call.key_id)
@@ -74,6 +76,9 @@ def once(
             call.note(answer)
             _remember(session, call, answer, now)
             return answer
+
+    try:
+        return asked_apart(database, done)
     except (NotFound, Conflict):
         with database.snapshot() as session:
             earlier = _recalled(session, call, database.now()) if call.is_retry else None

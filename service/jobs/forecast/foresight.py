@@ -17,6 +17,7 @@ from allo_engine.needs import Needs
 from allo_engine.pipeline import warnings
 from service.db import Database
 from service.jobs.forecast.counting import Question, Works, question
+from service.jobs.presence import asked_apart
 from service.jobs.progression import reusable
 from service.jobs.repository import foreseen
 from service.jobs.running.placement import Offer, able, missing, seat
@@ -106,11 +107,15 @@ def foresee_all(
     database: Database, store: Store, jobs: Sequence[NewJob], sender: Sender, offers: Mapping[str, Offer]
 ) -> list[Plan]:
     """What would come of submitting all of them at once."""
-    with database.snapshot() as session:
-        now = database.now()
-        check_limit(session, sender, now, len(jobs))
-        past = _past(session, sender.owner)
-        return [_plan(session, store, admit(session, store, new, sender, now), offers, past) for new in jobs]
+
+    def foreseen() -> list[Plan]:
+        with database.snapshot() as session:
+            now = database.now()
+            check_limit(session, sender, now, len(jobs))
+            past = _past(session, sender.owner)
+            return [_plan(session, store, admit(session, store, new, sender, now), offers, past) for new in jobs]
+
+    return asked_apart(database, foreseen, commits=False)
 
 
 def _plan(session: Session, store: Store, admitted: Admitted, offers: Mapping[str, Offer], past: Past) -> Plan:

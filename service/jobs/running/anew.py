@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.jobs import repository
 from service.jobs.lifecycle import JobStatus, StageStatus
+from service.jobs.presence import asks_apart
 from service.jobs.progression import add_event, advance, hold_unstarted, stopping
 from service.jobs.repository import restored
 from service.jobs.running import attempts
@@ -20,6 +21,7 @@ _LEAP = 1_000_000
 given from now on, also where it claimed after the backup."""
 
 
+@asks_apart
 def begin_anew(database: Database, store: Store, made_at: str, lacking: Sequence[str]) -> int:
     """Voids every claim, lease and registration; gives back, uncounted, what was running, so that it goes on from its
     kept checkpoint. What is lacking of the contents is noted as damaged. How many jobs go on."""

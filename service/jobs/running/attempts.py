@@ -19,6 +19,7 @@ from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.lifecycle import MAX_ATTEMPTS, JobStatus, StageStatus, another_attempt, move
+from service.jobs.presence import asks_apart
 from service.jobs.progression import (
     InputFiles,
     Level,
@@ -153,6 +154,7 @@ def record_message(
         return True
 
 
+@asks_apart
 def finish(
     database: Database,
     store: Store,

@@ -10,6 +10,7 @@ from allo_engine.needs import Needs
 from service.db import Database
 from service.jobs import repository
 from service.jobs.lifecycle import StageStatus
+from service.jobs.presence import asks_apart
 from service.jobs.progression import add_event, advance, name_result, reuse, stopping
 from service.jobs.repository import placing
 from service.jobs.running.flight import Host, Placed, Running, Waiting
@@ -62,6 +63,7 @@ def at_rest(database: Database, worker_id: str, offer: Offer) -> bool:
     return not any(stage.code in offer.runs and seat(stage.needs, offer) for stage in ready_stages(database))
 
 
+@asks_apart
 def place(
     database: Database, store: Store, stage_id: str, epoch: int, worker: str, devices: Sequence[str] = ()
 ) -> bool:

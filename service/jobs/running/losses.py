@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.jobs import repository
 from service.jobs.lifecycle import StageStatus, move
+from service.jobs.presence import asks_apart, is_there
 from service.jobs.progression import add_event, advance, needs
 from service.jobs.repository import damaged
 from service.jobs.running import attempts
@@ -15,6 +16,7 @@ from service.jobs.tables import Artifact, Job, Stage
 from service.storage.store import Store
 
 
+@asks_apart
 def lose(database: Database, store: Store, stage_id: str, epoch: int, sha256: str) -> bool:
     """Ends an attempt that could not read the content `sha256`.
 
@@ -47,7 +49,7 @@ def _damaged_makers(session: Session, store: Store, job: Job, stage: Stage) -> l
         maker = by_name[unread.pop()]
         rows = repository.artifacts(session, [maker.id])
         if maker not in found and any(
-            damaged.noted(session, row.sha256) and not store.exists(row.sha256) for row in rows
+            damaged.noted(session, row.sha256) and not is_there(store, row.sha256) for row in rows
         ):
             found.append(maker)
             unread += needs(maker)

@@ -13,6 +13,7 @@ from service.jobs.errors import InvalidRequest, NotFound
 from service.jobs.forecast.foresight import Plan, foresee_all
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.presence import asks_apart
 from service.jobs.progression import advance
 from service.jobs.repository import Page, swept
 from service.jobs.running.placement import Offer
@@ -38,6 +39,7 @@ class SweepView:
         return [run.job for run in self.runs]
 
 
+@asks_apart
 def submit(
     database: Database, store: Store, new: NewJob, values: Swept, sender: Sender, offers: Sequence[Offer]
 ) -> SweepView:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
+from service.db import Database
 from service.jobs import service
 from service.jobs.data.files import delete_file
+from service.jobs.lifecycle import Priority
 from service.jobs.progression import reusable
 from service.jobs.registry import models
 from service.jobs.running import dispatch
 from service.jobs.submission import NewJob, admit
 from service.jobs.tables import Stage
-from tests.integration.service.domain import ALLO, OWNER, SUPERVISED, WORKER, Domain, in_order, stage_by_name
+from service.storage import open_store
+from tests.integration.service.domain import (
+    ALLO,
+    OWNER,
+    SUPERVISED,
+    WORKER,
+    Domain,
+    furnish,
+    in_order,
+    stage_by_name,
+)
+from tests.s3 import BUCKET, Wire, reached
+from tests.waiting import PATIENCE, until
 
 
 def test_the_same_job_again_reuses_every_stage_and_ends_at_once(domain: Domain) -> None:
@@ -98,6 +114,34 @@ def test_of_two_jobs_that_want_the_same_one_computes_and_the_other_takes_it_over
     assert not dispatch.place(domain.database, domain.store, other.id, other.epoch, WORKER)
     assert domain.statuses(second)["sample"] == "succeeded"
     assert domain.statuses(second)["pair"] == "ready"
+
+
+def test_a_store_that_does_not_answer_holds_up_no_transaction(database: Database, wire: Wire, tmp_path: Path) -> None:
+    s3 = reached(wire.endpoint, tmp_path / "cache", seconds=PATIENCE)
+    domain = furnish(database, open_store(f"s3://{BUCKET}/{tmp_path.name}", s3))
+    first, second = (domain.submit(SUPERVISED).job.id for _ in range(2))
+    assert domain.finish(domain.claim())
+    other = stage_by_name(domain, second, "sft")
+    with ThreadPoolExecutor(1) as beside:
+        wire.frozen = True
+        placed = beside.submit(dispatch.place, database, domain.store, other.id, other.epoch, WORKER)
+        until(lambda: wire.holds)
+        service.prioritise(database, OWNER, second, Priority.LOW, admin=False)  # it locks the very job
+        assert not placed.done()
+        wire.mend()
+        assert placed.result() is False
+    assert domain.statuses(first)["sft"] == domain.statuses(second)["sft"] == "succeeded"
+    assert stage_by_name(domain, second, "sft").reused_from is not None
+
+
+def test_what_was_taken_for_granted_and_is_not_there_is_as_if_it_had_never_been(domain: Domain) -> None:
+    domain.submit(ALLO)
+    domain.run_all()
+    domain.store.delete(domain.data.sha256)
+    again = domain.submit(ALLO).job.id
+    told = [event.message for event in domain.events(again)]
+    assert in_order(domain.events(again))
+    assert not [message for message in told if "reused" in message]
 
 
 def test_a_finished_job_leaves_models_that_others_can_start_from(domain: Domain) -> None:
