@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -46,18 +46,34 @@ class System:
 
     def __init__(self, folder: Path, grown: bool = False) -> None:
         self.folder = folder
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        found = [disk.mounted(folder / name) for name in ("shared", "one", "two")]
-        self.disks = [one for one in found if one is not None]
-        self.ground = (grown_ground if grown else embedded_ground)(folder / "shared")
+        self.disks: list[disk.Disk] = []
         self.wires: list[Wire] = []
+        self._ours: list[Part] = []
+        with ExitStack() as undo:
+            self._make(grown, undo)
+            self._undo = undo.pop_all()
+
+    def _make(self, grown: bool, undo: ExitStack) -> None:
+        """All of it, of which only the ground runs yet; `undo` takes away what was made, however far that came."""
+        folder = self.folder
+        for name in ("shared", "one", "two"):
+            made = disk.mounted(folder / name)
+            if made is not None:
+                undo.callback(made.close)
+                self.disks.append(made)
+        self.ground = (grown_ground if grown else embedded_ground)(folder / "shared")
+        undo.callback(self.ground.close)
+        self._listener = undo.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        undo.callback(self._kill)
         straight = self._settings("shared", None)
-        settings = {name: self._settings("one" if name == "api" else name, self._wired(name)) for name in _REACHING}
+        wired = {name: self._wired(name, undo) for name in _REACHING}
+        settings = {name: self._settings("one" if name == "api" else name, ports) for name, ports in wired.items()}
         for part in self.ground.parts:
             part.start()
         migrate(straight.database)
         self.database, self.store = Database(straight.database), open_store(straight.store, straight.s3)
+        undo.callback(self.database.close)
         self.key = create_key(self.database, OWNER, SCOPES).secret
         self._register()
         python, fd = (sys.executable, "-m"), self._listener.fileno()
@@ -67,31 +83,31 @@ class System:
             Part(f"worker-{name}", [*python, "worker"], self._environment(settings[name]), folder)
             for name in ("one", "two")
         ]
+        self._ours = [self.api, *self.workers]
         self._preload()
 
     @property
     def parts(self) -> list[Part]:
         """In the order in which they are started."""
-        return [*self.ground.parts, self.api, *self.workers]
+        return [*self.ground.parts, *self._ours]
 
     def __enter__(self) -> System:
-        self.heal()
+        with ExitStack() as undo:
+            undo.push(self._undo)
+            self.heal()
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _kill(self) -> None:
         trees = [process for part in self.parts for process in part.tree()]
         for process in [*trees, *self.trainers()]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         for part in self.parts:
             part.kill()
-        self.database.close()
-        self._listener.close()
-        for wire in self.wires:
-            wire.close()
-        for one in self.disks:
-            one.close()
-        self.ground.close()
 
     def heal(self) -> None:
         """Let everything run that should."""
@@ -117,12 +133,14 @@ class System:
         settings.open_data_dir()
         return settings
 
-    def _wired(self, name: str) -> Mapping[str, int]:
+    def _wired(self, name: str, undo: ExitStack) -> Mapping[str, int]:
         """The ports by which the part reaches each server."""
         ports = {}
         for server, address in self.ground.servers.items():
-            self.wires.append(Wire(f"{name} to {server}", address))
-            ports[server] = self.wires[-1].port
+            wire = Wire(f"{name} to {server}", address)
+            undo.callback(wire.close)
+            self.wires.append(wire)
+            ports[server] = wire.port
         return ports
 
     def _preload(self) -> None:
