@@ -26,7 +26,6 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_C
 import argparse
 import atexit
 import contextlib
-import errno
 import faulthandler
 import gc
 import importlib
@@ -46,6 +45,7 @@ from pydantic import ValidationError
 
 import allo_engine.stages
 from allo_engine.configs import config_of
+from allo_engine.full import disk_is_full
 from allo_engine.held import peak_bytes
 from allo_engine.launching import Place, launched
 from allo_engine.ranks import here
@@ -150,7 +150,7 @@ def _guarded(
 def _is_full(error: BaseException | None) -> bool:
     """Whether it, or what it came of, is a full disk; a library that is no Python says so in its words alone."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        if disk_is_full(error) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -6,7 +6,6 @@ epoch changes nothing. So the runner may be doubled, frozen or killed at any lin
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import shlex
@@ -20,6 +19,7 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from allo_engine import source
+from allo_engine.full import disk_is_full
 from service.db import Database
 from service.jobs.data.scrubbing import quarantine
 from service.jobs.running import attempts, losses
@@ -316,6 +316,6 @@ def _object(line: Mapping[str, Any], field: str, heart: Heart) -> Mapping[str, A
 
 
 def _failed_on_disk(error: OSError) -> NoRoom | Failed:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return NoRoom()
     return Failed("worker_io", f"The worker could not read or write its files: {error}.", retry=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from allo_engine.full import disk_is_full
 from allo_engine.pipeline import PlanError
 from service.api.scope import request_id
 from service.db import is_full
@@ -139,14 +139,9 @@ def _of_the_domain(request: Request, error: Exception) -> Response:
 
 def status_of(error: Exception) -> int:
     """Of one of the kinds that STATUS has. A full disk is one wherever it was met: in the store or in the database."""
-    if (isinstance(error, DBAPIError) and is_full(error)) or is_room_gone(error):
+    if (isinstance(error, DBAPIError) and is_full(error)) or disk_is_full(error):
         return 507
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
-
-
-def is_room_gone(error: Exception) -> bool:
-    """Whether a file found no room on its disk."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _for_the_hub(error: Absent) -> dict[str, str]:
@@ -201,7 +196,7 @@ def _methods(request: Request) -> list[str]:
 
 def _of_the_machine(request: Request, error: Exception) -> Response:
     """A full disk; whatever else the machine did is unforeseen."""
-    if not is_room_gone(error):
+    if not disk_is_full(error):
         raise error
     return answer(request, 507, MESSAGES[507], code="disk_full")
 

@@ -7,7 +7,6 @@ What it makes is a function of its inputs alone, so that a stage which was resum
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from allo_engine.full import disk_is_full
 from allo_engine.report import Report
 
 STEPS, STEP_SECONDS = 12, 0.08
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     try:
         return _trained(stage, report, stopping)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if disk_is_full(error):
             report.error("disk_full", str(error))
             return 1
         raise

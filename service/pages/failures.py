@@ -12,8 +12,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from allo_engine.full import disk_is_full
 from allo_engine.pipeline import PlanError
-from service.api.errors import AWAY, MESSAGES, is_room_gone, status_of
+from service.api.errors import AWAY, MESSAGES, status_of
 from service.api.guard import PAGES
 from service.api.scope import request_id
 from service.jobs.errors import DomainError
@@ -81,7 +82,7 @@ async def _of_a_part(request: Request, error: Exception) -> Response:
 
 async def _of_the_machine(request: Request, error: Exception) -> Response:
     """A full disk; whatever else the machine did is unforeseen."""
-    if not is_room_gone(error):
+    if not disk_is_full(error):
         raise error
     return await _of_a_part(request, error)
 

@@ -13,7 +13,6 @@ service's own user may read any of it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -26,6 +25,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from allo_engine.full import disk_is_full
 from service.storage import checksums
 from service.storage.behind import BehindWriter
 from service.storage.checksums import counted, read_file, verified
@@ -305,8 +305,8 @@ def _room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(error.errno, os.strerror(error.errno)) from error
+        if disk_is_full(error):
+            raise DiskFull(error.errno, error.strerror) from error
         raise
 
 
