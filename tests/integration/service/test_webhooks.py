@@ -23,6 +23,7 @@ from service.webhooks.sending import Undelivered, send
 from service.webhooks.signing import new_secret
 from tests.clock import Clock
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
+from tests.pages import python
 from tests.waiting import until
 
 SUCCEEDED, FAILED = "fine_tuning.job.succeeded", "fine_tuning.job.failed"
@@ -109,17 +110,22 @@ def client(base_url: str, secret: str) -> Iterator[OpenAI]:
         yield client
 
 
-def test_the_client_makes_an_endpoint_and_unwraps_what_it_is_told(client: OpenAI, served: Domain) -> None:
+def test_the_page_of_clients_shows_how_an_endpoint_is_made_and_how_what_it_is_told_is_read(
+    client: OpenAI, served: Domain
+) -> None:
+    making, _, reading = python("service/clients.md", "Webhooks").partition("event = ")
+    known: dict[str, Any] = {"client": client}
     with receiving() as receiver:
-        made = client.webhooks.create(name="mine", url=receiver.url, event_types=[SUCCEEDED, FAILED])
-        assert made.signing_secret.startswith("whsec_")
+        exec(making.replace("https://example.org/hook", receiver.url), known)  # noqa: S102 - our own page
         job = ended_job(served)
         until(lambda: receiver.received)
-    ((headers, body),) = receiver.received
-    event = client.webhooks.unwrap(body, headers, secret=made.signing_secret)
-    assert (event.type, event.data.id, event.object) == (SUCCEEDED, job, "event")  # type: ignore[union-attr]
+    ((known["headers"], known["body"]),) = receiver.received
+    exec(f"event = {reading}", known)  # noqa: S102 - the receiver's line of it
+    hook, event = known["hook"], known["event"]
+    assert (hook.name, {*hook.event_types}) == ("mine", {SUCCEEDED, FAILED})
+    assert (event.type, event.data.id, event.object) == (SUCCEEDED, job, "event")
     with pytest.raises(openai.InvalidWebhookSignatureError):
-        client.webhooks.unwrap(body + b" ", headers, secret=made.signing_secret)
+        client.webhooks.unwrap(known["body"] + b" ", known["headers"], secret=hook.signing_secret)
 
 
 def test_the_client_reads_changes_lists_rotates_tests_and_deletes(client: OpenAI) -> None:
