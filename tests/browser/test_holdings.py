@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from service.jobs.tables import Model
 from tests.browser.conftest import Browse, Site, Visit, assert_accessible, assert_fits, site_in
 from tests.integration.pages.furnished import furnished, pages
-from tests.integration.service.domain import SUPERVISED
+from tests.integration.service.domain import OWNER, SUPERVISED
 
 
 @pytest.mark.parametrize("name", ["models", "models/tiny", "workers", "usage"])
@@ -21,7 +22,7 @@ def test_each_page_fits_a_phone_and_is_accessible(name: str, site: Site, visit: 
     assert_fits(page)
 
 
-def test_a_key_is_made_by_keyboard_copied_and_revoked(visit: Visit) -> None:
+def test_a_key_is_made_by_keyboard_copied_rotated_and_revoked(visit: Visit) -> None:
     page = visit("/ui/keys", permissions=["clipboard-read", "clipboard-write"])
     page.get_by_text("New key").focus()
     page.keyboard.press("Enter")
@@ -39,7 +40,10 @@ def test_a_key_is_made_by_keyboard_copied_and_revoked(visit: Visit) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == secret
     assert_accessible(page)
     assert_fits(page)
-    row = page.get_by_role("row").filter(has_text="guest")
+    row = page.get_by_role("row").filter(has_text="guest").filter(has_text="valid")
+    page.once("dialog", lambda dialog: dialog.accept())
+    row.get_by_role("button", name="A new secret").click()
+    expect(page.locator("#secret")).not_to_have_text(secret)
     page.once("dialog", lambda dialog: dialog.dismiss())
     row.get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("valid")
@@ -47,6 +51,27 @@ def test_a_key_is_made_by_keyboard_copied_and_revoked(visit: Visit) -> None:
     row.get_by_role("button", name="Revoke").click()
     expect(page.get_by_role("row").filter(has_text="guest")).to_contain_text("revoked")
     expect(page.locator("#secret")).to_have_count(0)
+
+
+def test_a_model_is_found_taken_away_and_deleted(site: Site, visit: Visit) -> None:
+    with site.domain.database.transaction() as session:
+        held = session.get_one(Model, "tiny").files
+        session.add(Model(id="short-lived", owner=OWNER, created_at=0, files=held))
+    page = visit("/ui/models")
+    page.get_by_label("Search").type("hort")
+    expect(page.get_by_role("link", name="tiny")).to_have_count(0)
+    page.get_by_role("link", name="short-lived").click()
+    for link in ("model.safetensors", "safetensors, as they are"):
+        with page.expect_download() as taken:
+            page.get_by_role("link", name=link).click()
+        assert b"some content" in taken.value.path().read_bytes()
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("short-lived")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete").click()
+    page.wait_for_url("**/ui/models")
+    expect(page.get_by_role("link", name="short-lived")).to_have_count(0)
 
 
 def test_on_no_page_is_a_name_more_than_text(browse: Browse, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from service.jobs import service
-from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.errors import NotFound
+from service.jobs.lifecycle import JOB_ENDED, Priority
 from service.jobs.running import attempts, dispatch
 from service.jobs.running.attempts import Claim
 from service.jobs.submission import NewJob
@@ -73,8 +75,9 @@ def hands(site: Site) -> Iterator[Any]:
 
     yield of
     for one in made:
-        if one.domain.view(one.job_id).job.status not in JOB_ENDED:
-            service.cancel(one.domain.database, OWNER, one.job_id)
+        with suppress(NotFound):  # it was deleted
+            if one.domain.view(one.job_id).job.status not in JOB_ENDED:
+                service.cancel(one.domain.database, OWNER, one.job_id)
 
 
 def stage_row(page: Page, name: str) -> Any:
@@ -180,6 +183,39 @@ def test_what_a_job_left_is_taken_away_by_hand(visit: Visit, hands: Any) -> None
     with page.expect_download() as taken:
         page.get_by_role("link", name="safetensors").click()
     assert taken.value.suggested_filename.endswith(".tar")
+
+
+def test_a_job_waits_behind_others_is_computed_anew_from_a_stage_and_is_deleted(visit: Visit, hands: Any) -> None:
+    job = hands(replace(SUPERVISED, suffix="short-lived", seed=77, max_seconds=7200))
+    claimed = job.claim()
+    job.step(claimed, 1)
+    for number in range(70):
+        job.tell(claimed, f"line {number}")
+    page = visit(f"/ui/jobs/{job.job_id}")
+    expect(page.locator("#live")).to_contain_text("of 2 h on workers")
+    page.get_by_role("button", name="Earlier events").click()
+    expect(page.get_by_text("line 0", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Earlier events")).to_have_count(0)
+    for name, ending in (("CSV", ".csv"), ("TensorBoard", "")):
+        with page.expect_download() as taken:
+            page.get_by_role("link", name=name).click()
+        assert taken.value.suggested_filename.endswith(ending)
+        assert taken.value.path().stat().st_size > 0
+    page.get_by_label("Priority").select_option("low")
+    expect(page.locator("#events li").first).to_contain_text("priority")
+    assert job.domain.view(job.job_id).job.priority == Priority.LOW
+    job.domain.finish(claimed)
+    expect(stage_row(page, "sft")).to_contain_text("succeeded")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_label("Computed anew from").select_option("sft")
+    page.get_by_role("button", name="Retry").click()
+    expect(stage_row(page, "sft")).to_contain_text("ready")
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Delete").click()
+    page.wait_for_url("**/ui/jobs")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+    expect(page.get_by_role("link", name="short-lived")).to_have_count(0)
 
 
 def test_another_owners_job_is_as_absent_as_one_that_never_was(visit: Visit, hands: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
+from service.pages.files import PROBLEMS
 from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits, photograph
 from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, evaluated, taught, told
 
@@ -69,9 +70,10 @@ def test_what_a_job_learned_is_looked_at_and_paged_through(site: Site, visit: Vi
     assert_accessible(page)
 
 
-def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(visit: Visit, tmp_path: Path) -> None:
+def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(site: Site, visit: Visit, tmp_path: Path) -> None:
+    site.domain.add_file("file-short-lived", filename="short-lived.jsonl")
     bad = tmp_path / "bad <b>.jsonl"
-    bad.write_text('{"problem": "1+1?", "solution": "2"}\n{"problem": "", "solution": "2"}\n')
+    bad.write_text('{"problem": "1+1?", "solution": "2"}\n' + '{"problem": "", "solution": "2"}\n' * (PROBLEMS + 1))
     page = visit("/ui/files")
     assert_fits(page)
     page.get_by_label("A file to train").set_input_files(bad)
@@ -80,9 +82,15 @@ def test_a_file_is_uploaded_looked_into_and_deleted_by_hand(visit: Visit, tmp_pa
     expect(page.locator("#problems tbody")).to_contain_text("a text that is not empty")
     assert_accessible(page)
     assert_fits(page)
+    page.get_by_role("link", name="After").click()
+    expect(page.locator("#problems tbody tr")).to_have_count(1)
+    page.get_by_role("link", name="Before").click()
+    expect(page.locator("#problems tbody tr")).to_have_count(PROBLEMS)
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete bad <b>.jsonl").click()
     expect(page.get_by_role("heading", name="Data")).to_be_visible()
+    page.get_by_role("button", name="Delete short-lived.jsonl").click()
+    expect(page.get_by_role("link", name="short-lived.jsonl")).to_have_count(0)
     assert "bad <b>" not in page.locator("main").inner_text()
     assert_accessible(page)
 
