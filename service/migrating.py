@@ -29,6 +29,19 @@ log = logging.getLogger(__name__)
 _LOCK_NUMBER = 4117
 _LOCK_SECONDS = 30.0
 
+_GIVES_WAY, _PAUSE_SECONDS, _TABLES_SECONDS = "200ms", 0.5, 60.0
+"""For how long a migration waits for one of PostgreSQL's tables, before it lets go of all that it has, the pause behind
+that, and after how long it gives up. The wait is far shorter than the second after which PostgreSQL looks for
+deadlocks: it is never those who work meanwhile that are ended for one."""
+
+_HELD = {"55P03", "40P01"}
+"""PostgreSQL's codes for a lock that did not come in time, and for a deadlock."""
+
+_IN_USE = (
+    f"A table that is to be changed stayed in use for {_TABLES_SECONDS:g} s, by a backup or a transaction that was "
+    "left open (pg_stat_activity shows it); nothing was changed: start again once it has ended."
+)
+
 
 class NoDatabase(Exception):
     """The database is not one to start with, for this reason."""
@@ -106,12 +119,27 @@ def _version(engine: Engine) -> str | None:
 
 
 def _upgrade(engine: Engine) -> None:
+    """Tries until no table that is to be changed is in use: who waits for one holds up all who come after."""
+    end = time.monotonic() + _TABLES_SECONDS
+    while True:
+        try:
+            return _upgrade_at_once(engine)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) not in _HELD:
+                raise
+            if time.monotonic() >= end:
+                raise NoDatabase(_IN_USE) from error
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _upgrade_at_once(engine: Engine) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{_GIVES_WAY}'"))
         config = alembic_config(connection)
         command.upgrade(config, "head")
         every = ScriptDirectory.from_config(config).walk_revisions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from alembic.script import Script, ScriptDirectory
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.db import Database
+from service.db import Base, Database
 from service.jobs import service
 from service.jobs.access.keys import create_key
 from service.jobs.repository import Page
 from service.jobs.running import attempts, dispatch
 from service.jobs.tables import Stage
-from service.migrating import TablesTooNew, alembic_config, migrate, newest
+from service.migrating import TablesTooNew, alembic_config, migrate, newest, version
 from service.settings import Settings
 from service.storage import open_store
 from tests.integration.service.domain import OWNER, SUPERVISED, furnish, in_order
 from tests.newer import newer_version, run_newer
+from tests.waiting import until
 
 BEFORE_THE_RULE = "v0027"
 JOBS = 10_000
@@ -142,6 +144,30 @@ def test_old_processes_go_on_and_start_again_on_newer_tables(new_database: str, 
         assert client.get(f"/v1/fine_tuning/jobs/{one}").raise_for_status().json()["status"] == "succeeded"
         assert in_order(domain.events(one))
     app.state.context.close()
+    database.close()
+
+
+@pytest.mark.parametrize("new_database", ["postgresql"], indirect=True)
+def test_a_migration_gives_way_to_whoever_reads_what_it_changes(new_database: str, newer: Path) -> None:
+    """It has changed some tables and waits for one that a reader has, who goes on to those."""
+    migrate(new_database)
+    database = Database(new_database)
+    waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'")
+
+    def is_waiting() -> bool:
+        with database.snapshot() as session:
+            return bool(session.scalar(waiting))
+
+    with ThreadPoolExecutor(1) as hand:
+        with database.snapshot() as reader:
+            reader.execute(sa.select(Stage.id))
+            migrating = hand.submit(migrate_newer, newer, new_database)
+            with ThreadPoolExecutor(1) as other:
+                until(lambda: other.submit(is_waiting).result() or migrating.done())
+            for table in Base.metadata.sorted_tables:
+                reader.execute(sa.select(table.c[0]))
+        migrating.result()
+    assert version(new_database) == "v9999"
     database.close()
 
 
