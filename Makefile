@@ -34,7 +34,7 @@ test: setup
 test-grown: export OMP_NUM_THREADS = 1
 test-grown: export TEST_PARTS = grown
 test-grown: setup
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/integration/worker tests/integration/service tests/integration/pages
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(addprefix tests/integration/,worker service pages cli)
 
 # vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
 test-scale: export OMP_NUM_THREADS = 1

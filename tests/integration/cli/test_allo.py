@@ -22,6 +22,7 @@ import pytest
 from service.cli import main
 from service.cli.terminal import err, out
 from tests import asking
+from tests.parts import Parts
 from tests.tiny import save_tiny
 from tests.waiting import PATIENCE, until
 
@@ -33,13 +34,15 @@ QUICK = {"HEARTBEAT": 0.2, "SELF_FENCE": 8, "LEASE": 10, "REDISPATCH": 3, "DISPA
 class Place:
     """A data folder, and the `allo up` that may be serving it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **named: str) -> None:
+        """`named`: the settings of parts that are not in the folder."""
         self.data, self.control = root / "data", root / "control"
         self.control.mkdir()
         engine = shlex.join([sys.executable, str(STUB), str(self.control)])
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("ALLO_")}
         self.environment |= {"ALLO_DATA_DIR": str(self.data), "ALLO_ENGINE": engine, "COLUMNS": "200"}
         self.environment |= {f"ALLO_{name}_SECONDS": str(seconds) for name, seconds in QUICK.items()}
+        self.environment |= {f"ALLO_{name.upper()}": value for name, value in named.items()}
         self.service: subprocess.Popen[str] | None = None
 
     def up(self, *options: str) -> subprocess.Popen[str]:
@@ -85,18 +88,23 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, parts: Parts) -> Iterator[Place]:
     """A service with a model and a training file, which the tests of this module share."""
-    place = Place(tmp_path_factory.mktemp("allo"))
-    place.up()
+    with parts() as named:
+        place = Place(tmp_path_factory.mktemp("allo"), **named)
+        place.up()
+        furnish(place)
+        yield place
+        place.close()
+
+
+def furnish(place: Place) -> None:
     save_tiny(place.data.parent / "tiny")
     problem = {"problem": "1 + 1", "solution": "2", "answer": "2"}
     (place.data.parent / "train.jsonl").write_text("".join(json.dumps(problem) + "\n" for _ in range(4)))
     added = place.allo("models", "add", "tiny", str(place.data.parent / "tiny"))
     assert added.returncode == 0, added.stderr
     assert "packed rows" in added.stdout
-    yield place
-    place.close()
 
 
 def submission(place: Place, *options: str) -> tuple[str, ...]:
@@ -235,8 +243,7 @@ def test_what_dies_is_started_again_and_the_job_goes_on(place):
     place.behave(at={"2": "hold"})
     job = re.search(r"ftjob-\w+", submit(place, "--seed", "11").stdout)[0]
     until(lambda: json.loads(place.allo("jobs", job, "--json").stdout)["stages"][0]["progress"]["step"])
-    broker, api, worker = psutil.Process(place.service.pid).children()
-    for process in (broker, api, worker):
+    for process in psutil.Process(place.service.pid).children():  # the broker too, where it is ours
         process.kill()
     place.behave()
     watched = place.allo("watch", job)

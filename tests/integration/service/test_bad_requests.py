@@ -40,7 +40,9 @@ def error(answer: Any, status: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/v1/models", JOBS, "/v1/files/x/content", "/none", "/v1/none"])
 def test_without_a_valid_key_there_is_nothing_to_see(app: FastAPI, served: Domain, path: str) -> None:
-    expired = create_key(Database(str(served.database.engine.url), clock=lambda: 0), "owner", expires_at=1).secret
+    long_ago = Database(served.database.engine.url.render_as_string(hide_password=False), clock=lambda: 0)
+    expired = create_key(long_ago, "owner", expires_at=1).secret
+    long_ago.close()
     revoked = create_key(served.database, "owner")
     revoke_key(served.database, revoked.id)
     client = TestClient(app)

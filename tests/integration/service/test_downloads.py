@@ -158,7 +158,7 @@ def test_content_that_rotted_is_an_error_and_missing_content_too(
 
 
 def test_content_that_rotted_never_ends_as_if_it_were_whole(client: TestClient, served: Domain) -> None:
-    large = served.store.put_stream([b"x" * CHUNK * 2])
+    large = served.store.put_stream([b"x" * CHUNK * 6])
     served.add_file("file-large", sha256=large.sha256, bytes=large.size)
     rewrite(served.store, large.sha256, lambda content: flipped(content, -1))
     with pytest.raises(RuntimeError, match="response already started"):

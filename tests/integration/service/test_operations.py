@@ -163,7 +163,7 @@ def test_a_broker_that_hangs_holds_up_no_health_check_and_nobody_else(
         for asker in askers:
             asker.join()
         assert {(answer.status_code, answer.json()["checks"]["broker"]) for answer in answers} == {(503, False)}
-        assert answers[0].json()["checks"]["database"]
+        until(lambda: asking.get(ready).json()["checks"]["database"])  # it has a second, and the machine may be busy
         assert len(asked) == 1
     finally:
         thawed.set()

@@ -18,6 +18,7 @@ from service.storage import open_store
 from tests.integration.worker.house import House
 from tests.integration.worker.processes import Valkey, Worker, kill_tree, leftovers
 from tests.integration.worker.test_keeping import rows
+from tests.parts import of_embedded
 from tests.waiting import until
 from worker.runner import Runner
 from worker.sweep import sweep
@@ -38,6 +39,7 @@ def allo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
+@of_embedded(reason="pg_dump of the package speaks no TLS; those of the service's backups dump PostgreSQL without")
 def test_a_job_in_the_middle_of_a_stage_goes_on_where_its_service_is_restored(
     make_house: Callable[..., House], allo: Callable[..., dict], tmp_path: Path
 ) -> None:
