@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from time import thread_time
@@ -102,20 +103,21 @@ def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes], longest: int) -> Rows:
-    """Lines that are not blank. One that is too long comes cut, and longer than allowed."""
-    number, rest = 0, bytearray()
-    for chunk in chunks:
-        *whole, last = chunk.split(b"\n")
-        if whole and rest:
-            whole[0] = bytes(rest) + whole[0]
-            rest.clear()
-        for line in whole:
+    """Lines that are not blank, each with its newline. One that is too long comes cut, and longer than allowed, blank
+    or not: nobody has seen the rest of it."""
+    number, rest, most = 0, bytearray(), longest + len(b"\r\n")
+    for chunk in chain(chunks, (b"\n",)):
+        for line in BytesIO(chunk):  # finds newlines five times as fast as bytes.split
+            ends = line.endswith(b"\n")
+            if rest or not ends:
+                rest += line[: max(most + 1 - len(rest), 0)]
+                if not ends:
+                    continue
+                line = bytes(rest)
+                rest.clear()
             number += 1
-            if line and not line.isspace():
+            if len(line) > most or not line.isspace():
                 yield number, line
-        rest += last[: max(longest + 2 - len(rest), 0)]
-    if rest.strip():
-        yield number + 1, bytes(rest)
 
 
 # --- an array

@@ -31,7 +31,7 @@ def parse(line: bytes, max_line_bytes: int) -> dict[str, Any]:
     try:
         row = from_json(line, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
     except ValueError:
-        row = _slowly(line)
+        row = _slowly(line.removesuffix(b"\n"))
     if not isinstance(row, dict):
         raise BadLine(f"is {kind(row)}", RIGHT)
     return row

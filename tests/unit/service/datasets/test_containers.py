@@ -142,6 +142,13 @@ def test_a_bomb_ends_at_the_cap_in_bounded_memory(name: str) -> None:
     del data
 
 
+def test_nothing_hides_behind_more_blanks_than_a_line_may_have() -> None:
+    hidden = b" " * 150_000 + b'{"x": 1}'.ljust(50_000) + b"\n"
+    summary, _, (told,) = check(jsonl(ROWS) + hidden + jsonl(ROWS), 50_000)
+    assert (summary.rows, told["line"]) == (6, 4)
+    assert "longer than 100000 bytes" in told["wrong"]
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
 def test_of_files_behind_each_other_there_may_not_be_too_many(compress: Callable[[bytes], bytes]) -> None:
     content = compress(b"") * 50_000
