@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
+from service.chaos.relay import Relay
 from service.storage.access import S3
-from tests.relay import Relay
 from tests.waiting import until
 
 BUCKET = "artifacts"
