@@ -59,7 +59,7 @@ class Released:
 
 @dataclass(frozen=True)
 class NoRoom:
-    """Its worker's disk is full: it is given back once there is room."""
+    """Its worker's disk is full: it is given back once there is room, there or on another worker, which takes it."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _LEAST_BYTES = 2**24
+"""Less is taken for a disk that is full."""
+
 _LOOK_SECONDS = 0.5
 _LONGEST_SECONDS = 600.0
 """After that the stage is tried again all the same: it may need less than what was freed."""
@@ -24,13 +26,18 @@ def wait_for_room(
     seconds.
     """
     folders = list(folders)
-    free = _free(folders)
+    free, wanted = free_bytes(folders), wanted_bytes(folders)
     tell(FULL.format(free >> 20))
-    wanted = max(_LEAST_BYTES, 2 * free)
     end = time.monotonic() + (pause if free >= _LEAST_BYTES else _LONGEST_SECONDS)
-    while _free(folders) < wanted and not over() and time.monotonic() < end:
+    while free_bytes(folders) < wanted and not over() and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
 
 
-def _free(folders: Iterable[Path]) -> int:
+def wanted_bytes(folders: Iterable[Path]) -> int:
+    """The room that a stage waits for which found too little."""
+    return max(_LEAST_BYTES, 2 * free_bytes(folders))
+
+
+def free_bytes(folders: Iterable[Path]) -> int:
+    """The room where there is the least."""
     return min(shutil.disk_usage(folder).free for folder in folders)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,7 +23,7 @@ from allo_engine import source
 from allo_engine.full import disk_is_full
 from service.db import Database
 from service.jobs.data.scrubbing import quarantine
-from service.jobs.running import attempts, losses
+from service.jobs.running import attempts, dispatch, losses
 from service.jobs.running.attempts import Claim
 from service.logs import bound
 from service.settings import Settings
@@ -52,7 +53,7 @@ from worker.outcome import (
 )
 from worker.pace import SILENCE, Pace
 from worker.patience import patient
-from worker.room import wait_for_room
+from worker.room import wait_for_room, wanted_bytes
 from worker.starting import Start, start_cold
 from worker.sweep import sweep
 from worker.traffic import traffic
@@ -127,7 +128,7 @@ class Runner:
             with Heart(self.database, claim, self._every, _STOPS_AT * self.settings.self_fence_seconds) as heart:
                 outcome, artifacts = self._attempt(claim, workspace, heart)
                 if isinstance(outcome, NoRoom):
-                    outcome = self._given_room(heart)
+                    outcome = self._given_room(claim, heart)
             if heart.interrupt is Interrupt.FENCED:  # told by its last beat at the latest: what came of it is nobody's
                 outcome = Abandoned()
             took = {"seconds": round(time.monotonic() - began, 3), "resumed": resumed}
@@ -242,14 +243,30 @@ class Runner:
         database is out of reach."""
         return self.draining() or heart.paused or heart.unreachable
 
-    def _given_room(self, heart: Heart) -> Outcome:
-        """Wait for room; what becomes of the attempt then."""
-        folders = (self.settings.data_dir, self.store.scratch)
-        pause = 3 * self.settings.lease_seconds
-        wait_for_room(folders, pause, heart.warn_once, lambda: heart.interrupt or heart.over or self._gives_back(heart))
+    def _given_room(self, claim: Claim, heart: Heart) -> Outcome:
+        """Wait for room, here or on another worker; what becomes of the attempt then."""
+        wanted, pause = wanted_bytes(self._folders), 3 * self.settings.lease_seconds
+
+        def over() -> object:
+            return heart.interrupt or heart.over or self._gives_back(heart) or self._elsewhere(claim, wanted)
+
+        wait_for_room(self._folders, pause, heart.warn_once, over)
         if heart.interrupt:
             return interrupted(heart.interrupt)
-        return OVER if heart.over else Released()
+        if heart.over:
+            return OVER
+        return NoRoom() if self._elsewhere(claim, wanted) and not self._gives_back(heart) else Released()
+
+    def _elsewhere(self, claim: Claim, room: int) -> bool:
+        """Whether another worker could go on with the stage at once."""
+        with suppress(SQLAlchemyError):
+            return dispatch.elsewhere(self.database, claim.stage_id, room)
+        return False
+
+    @property
+    def _folders(self) -> tuple[Path, Path]:
+        """Where this worker's stages write."""
+        return self.settings.data_dir, self.store.scratch
 
     def _commit(self, claim: Claim, outcome: Outcome, artifacts: Artifacts, took: Mapping[str, Any]) -> bool:
         """Write the outcome and what it took, trying again while the database, or the store that its next stage looks
@@ -274,8 +291,10 @@ class Runner:
                 return attempts.fail(self.database, *name, code, message, retry)
             case Unreadable(sha256):
                 return losses.lose(self.database, self.store, *name, sha256)
-            case Released() | NoRoom():
+            case Released():
                 return attempts.release(self.database, *name)
+            case NoRoom():
+                return dispatch.hand_over(self.database, *name, wanted_bytes(self._folders))
             case Cancelled():
                 return attempts.confirm_cancelled(self.database, *name)
             case Abandoned():

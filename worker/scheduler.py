@@ -47,6 +47,7 @@ from worker.claims import bury
 from worker.heart import patience_of
 from worker.leader import Leadership
 from worker.offer import offer, worker_id
+from worker.room import free_bytes
 from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
 log = logging.getLogger(__name__)
@@ -132,8 +133,9 @@ def logs_of(settings: Settings) -> Logs:
 @dataclass
 class Presence:
     """What tells the others that this worker is there, and what it has. `every`: seconds between two signs of life;
-    `draining` says that it takes no more stages, `measured` how fast it is, once that is known, and `replaced` that the
-    engine's files are no longer those that it knows: it is to be started again."""
+    `draining` says that it takes no more stages, `measured` how fast it is, once that is known, `replaced` that the
+    engine's files are no longer those that it knows: it is to be started again; and `room` how many bytes its disk has
+    left."""
 
     database: Database
     worker: str
@@ -142,6 +144,7 @@ class Presence:
     draining: Callable[[], bool] = lambda: False
     measured: Callable[[], Mapping[str, float] | None] = lambda: None
     replaced: Callable[[], bool] = source.replaced
+    room: Callable[[], int] = lambda: 0
     _due: float = field(default=0.0, init=False)
 
     def beat(self) -> None:
@@ -154,7 +157,8 @@ class Presence:
             workers.leave(self.database, self.worker)
             self._due = math.inf
         elif now >= self._due:
-            workers.beat(self.database, self.worker, socket.gethostname(), replace(self.offer, rates=rates))
+            offer = replace(self.offer, rates=rates, free_bytes=self.room())
+            workers.beat(self.database, self.worker, socket.gethostname(), offer)
             self._due = now + self.every
 
     def leave(self) -> None:
@@ -235,7 +239,8 @@ def main() -> None:
     name, has = worker_id(settings), offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
     measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
-    here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured)
+    room = partial(free_bytes, (settings.data_dir, hands.store.scratch))
+    here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured, room=room)
     here.beat()
     chores = Chores(settings.sweep_seconds)
     chores.add("erasing", Eraser(database, hands.store, keeping_of(settings)).look)

@@ -13,8 +13,9 @@ from service.jobs.lifecycle import StageStatus
 from service.jobs.presence import asks_apart
 from service.jobs.progression import add_event, advance, name_result, reuse, stopping
 from service.jobs.repository import placing
+from service.jobs.running import attempts
 from service.jobs.running.flight import Host, Placed, Running, Waiting
-from service.jobs.running.placement import Held, Offer, fits, seat
+from service.jobs.running.placement import Held, Offer, Seat, able, fits, seat
 from service.jobs.running.workers import busy
 from service.jobs.tables import Stage
 from service.storage.store import Store
@@ -78,12 +79,32 @@ def place(
         if stage.status is StageStatus.READY and stage.epoch == epoch and reuse(session, store, job, stage, now):
             advance(session, store, job, now)
             return False
-        offer = _offer(session, worker)
-        if offer is None or not _has_room(session, offer, stage, worker, devices):
+        return _give(session, stage, epoch, worker, devices, now)
+
+
+def elsewhere(database: Database, stage_id: str, room: int) -> bool:
+    """Whether another worker than the stage's own could begin it at once, on a disk with so many bytes of room."""
+    with database.snapshot() as session:
+        stage = repository.stage(session, stage_id)
+        return stage is not None and bool(_others(session, stage, stage.worker, room))
+
+
+def hand_over(database: Database, stage_id: str, epoch: int, room: int) -> bool:
+    """Gives a running stage back, uncounted; to a worker that could begin it at once, on a disk with so many bytes of
+    room, where there is one: the dispatcher rings for it there. False where it is no longer the caller's."""
+    with database.transaction() as session:
+        job, stage = repository.lock_job_of(session, stage_id), repository.stage(session, stage_id)
+        if job is None or stage is None:
             return False
-        seat = list(devices) if offer.devices else None
-        target, values = StageStatus.DISPATCHED, {"worker": worker, "devices": seat, "dispatched_at": now}
-        return repository.move_stage(session, stage_id, epoch, target, **values)
+        here, now = stage.worker, database.now()
+        if not attempts.release(database, stage_id, epoch):
+            return False
+        for worker, seat in _others(session, stage, here, room) if stage.status is StageStatus.READY else ():
+            if _give(session, stage, epoch, worker, seat.devices, now):
+                said = f"Stage {stage.name}: goes on on another worker, whose disk has room."
+                add_event(session, job, now, "info", said, {"stage": stage.name, "worker": worker})
+                break
+        return True
 
 
 def plan_anew(database: Database, stage_id: str, epoch: int) -> bool:
@@ -115,12 +136,37 @@ def _running(stage: Stage, owner: str) -> Running:
     return Running(stage.id, stage.epoch, stage.beat, *held, owner)
 
 
+def _give(session: Session, stage: Stage, epoch: int, worker: str, devices: Sequence[str], now: int) -> bool:
+    """Places the stage on a worker, unless that is gone or has no room."""
+    offer = _offer(session, worker)
+    if offer is None or not _has_room(session, offer, stage, worker, devices):
+        return False
+    seat = list(devices) if offer.devices else None
+    target, values = StageStatus.DISPATCHED, {"worker": worker, "devices": seat, "dispatched_at": now}
+    return repository.move_stage(session, stage.id, epoch, target, **values)
+
+
 def _offer(session: Session, worker_id: str) -> Offer | None:
     worker = repository.lock_worker(session, worker_id)
     return None if worker is None else Offer.read(worker.offer)
 
 
-def _has_room(session: Session, offer: Offer, stage: Stage, worker_id: str, devices: Sequence[str]) -> bool:
+def _others(session: Session, stage: Stage, here: str | None, room: int) -> list[tuple[str, Seat]]:
+    """The workers but `here` that could begin the stage at once, the best first, and where it would sit."""
+    needs = Needs.read(stage.needs)
+    offers = {row.id: Offer.read(row.offer) for row in repository.workers(session)}
+    could = able(needs, {name: offer for name, offer in offers.items() if stage.code in offer.runs})
+    roomy = [name for name in could if name != here and offers[name].free_bytes >= room]
+    seats = {name: seat(needs, offers[name], _held(session, stage, name)) for name in roomy}
+    return sorted(((name, found) for name, found in seats.items() if found), key=lambda pair: (pair[1].left, pair[0]))
+
+
+def _held(session: Session, stage: Stage, worker_id: str) -> list[Held]:
+    """What others than this stage have of a worker."""
     others = [other for other in repository.stages_under_way(session, worker_id) if other.id != stage.id]
-    held = [Held(Needs.read(other.needs), tuple(other.devices or ())) for other in others]
+    return [Held(Needs.read(other.needs), tuple(other.devices or ())) for other in others]
+
+
+def _has_room(session: Session, offer: Offer, stage: Stage, worker_id: str, devices: Sequence[str]) -> bool:
+    held = _held(session, stage, worker_id)
     return stage.code in offer.runs and fits(Needs.read(stage.needs), offer, held, devices)

@@ -33,8 +33,9 @@ class Device:
 @dataclass(frozen=True)
 class Offer:
     """What a worker has. At most `slots` stages run on it at once; `packages` holds versions by name, `code`
-    is the engine's version, `rates` how fast it is (the engine's Calibration), once that was measured, and `codes` are
-    those of the stages that it runs (see the engine's source.py)."""
+    is the engine's version, `rates` how fast it is (the engine's Calibration), once that was measured, `codes` are
+    those of the stages that it runs (see the engine's source.py), and `free_bytes` what its disk has left, if it says
+    so."""
 
     devices: tuple[Device, ...]
     cores: int
@@ -44,6 +45,7 @@ class Offer:
     code: str
     rates: Mapping[str, float] | None = None
     codes: tuple[str, ...] = ()
+    free_bytes: int = 0
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Offer:

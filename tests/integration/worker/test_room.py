@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from service.jobs.running import workers
 from tests.disk import small_disk
 from tests.integration.worker.house import House
 from tests.waiting import until
-from worker.outcome import Released, Succeeded
+from worker.offer import offer, worker_id
+from worker.outcome import NoRoom, Released, Succeeded
 from worker.runner import Runner
 
 
@@ -57,3 +60,29 @@ def test_a_full_disk_costs_no_attempt_and_the_stage_goes_on_once_there_is_room(m
         runner = Runner(house.settings, house.database, house.store)
         assert runner.run(*house.dispatch()) == Succeeded({"loss": 0.5})
         assert house.starts()[-1] == ("sft", 2 if writes == "the engine" else 0)
+
+
+def test_a_stage_goes_on_on_another_worker_that_has_room_and_stays_where_none_has(make_house, tmp_path):
+    with small_disk(tmp_path / "data", megabytes=40) as disk:
+        apart = {"database_url": f"sqlite:///{tmp_path / 'allo.db'}", "store_url": f"file://{tmp_path / 'store'}"}
+        house = make_house(**apart)
+        elsewhere = house.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+        elsewhere.open_data_dir()
+        there, has = worker_id(elsewhere), offer(elsewhere)
+        workers.beat(house.database, there, "host", replace(has, free_bytes=2**20))
+        house.behave(at={"2": "hold"})
+        job = house.submit()
+        thread, outcomes = begin(house)
+        until(lambda: house.stage(job).step == 2)
+        fill(disk)
+        house.behave()
+        until(lambda: any("disk is full" in event.message for event in house.events(job)))
+        assert (house.stage(job).status, house.stage(job).worker) == ("running", house.worker)
+        workers.beat(house.database, there, "host", replace(has, free_bytes=2**30))
+        thread.join()
+        assert outcomes == [NoRoom()]
+        stage = house.stage(job)
+        assert (stage.status, stage.worker, stage.attempt) == ("dispatched", there, 0)
+        runner = Runner(elsewhere, house.database, house.store)
+        assert runner.run(stage.id, stage.epoch) == Succeeded({"loss": 0.5})
+        assert house.stage(job).attempt == 1
