@@ -305,4 +305,25 @@ FENCES = (
         "        if False:\n",
         "tests/unit/service/test_settings.py::test_times_that_break_fencing_are_refused_together",
     ),
+    Fence(
+        "the code that a stage was planned for, in the engine",
+        "allo_engine/__main__.py",
+        'if task.get("code", stage_code(stage)) != stage_code(stage):',
+        'if task.get("code") == "":',
+        "tests/unit/engine/test_main.py::test_a_stage_that_was_planned_for_other_code_does_not_run",
+    ),
+    Fence(
+        "an engine that was replaced beside its worker",
+        "worker/runner.py",
+        "        if self.replaced():\n",
+        "        if self.replaced() is None:\n",
+        f"{_RUNNER}::test_a_worker_whose_engine_was_replaced_beside_it_starts_nothing",
+    ),
+    Fence(
+        "the store asked outside of transactions",
+        "service/jobs/presence.py",
+        "    if answers is None:\n",
+        "    if answers is None or True:\n",
+        "tests/integration/service/test_reuse.py::test_a_store_that_does_not_answer_holds_up_no_transaction",
+    ),
 )

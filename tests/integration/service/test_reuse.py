@@ -125,10 +125,12 @@ def test_a_store_that_does_not_answer_holds_up_no_transaction(database: Database
     with ThreadPoolExecutor(1) as beside:
         wire.frozen = True
         placed = beside.submit(dispatch.place, database, domain.store, other.id, other.epoch, WORKER)
-        until(lambda: wire.holds)
-        service.prioritise(database, OWNER, second, Priority.LOW, admin=False)  # it locks the very job
-        assert not placed.done()
-        wire.mend()
+        try:
+            until(lambda: wire.holds)
+            service.prioritise(database, OWNER, second, Priority.LOW, admin=False)  # it locks the very job
+            assert not placed.done()
+        finally:
+            wire.mend()
         assert placed.result() is False
     assert domain.statuses(first)["sft"] == domain.statuses(second)["sft"] == "succeeded"
     assert stage_by_name(domain, second, "sft").reused_from is not None
