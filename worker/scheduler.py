@@ -31,6 +31,7 @@ from service.db import Database
 from service.jobs.data import retention
 from service.jobs.data.erasing import Eraser, keeping_of
 from service.jobs.data.scrubbing import Scrubber
+from service.jobs.presence import Contents
 from service.jobs.running import attempts, dispatch, workers
 from service.jobs.running.placement import Offer
 from service.logs import configure
@@ -39,7 +40,7 @@ from service.rotation import Logs
 from service.settings import Settings
 from service.starting import settings_or_end
 from service.storage import open_store
-from service.storage.store import Store, StoreAway
+from service.storage.store import StoreAway
 from worker import turns
 from worker.calibrating import Calibrating
 from worker.chores import Chores
@@ -47,6 +48,7 @@ from worker.claims import bury
 from worker.heart import patience_of
 from worker.leader import Leadership
 from worker.offer import offer, worker_id
+from worker.prompt import Prompt
 from worker.room import free_bytes
 from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
@@ -61,10 +63,11 @@ _STANDBY_LOOKS = 4
 
 @dataclass(frozen=True)
 class Hands:
-    """What a scheduler acts through. `clock` is monotonic."""
+    """What a scheduler acts through. `store` says which results are there, and keeps nobody waiting; `clock` is
+    monotonic."""
 
     database: Database
-    store: Store
+    store: Contents
     broker: Broker
     clock: Callable[[], float] = time.monotonic
 
@@ -234,20 +237,21 @@ def main() -> None:
         log.critical("not_started error=%s", error)
         sys.exit(1)
     database = Database(settings.database, patience=patience_of(settings))
-    hands = Hands(database, open_store(settings.store, settings.s3), CeleryBroker(settings.broker_url, settings.queue))
+    store = open_store(settings.store, settings.s3)
+    hands = Hands(database, Prompt(store), CeleryBroker(settings.broker_url, settings.queue))
     draining = partial(readable, int(sys.argv[2]))
     name, has = worker_id(settings), offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
     measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
-    room = partial(free_bytes, (settings.data_dir, hands.store.scratch))
+    room = partial(free_bytes, (settings.data_dir, store.scratch))
     here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured, room=room)
     here.beat()
     chores = Chores(settings.sweep_seconds)
-    chores.add("erasing", Eraser(database, hands.store, keeping_of(settings)).look)
+    chores.add("erasing", Eraser(database, store, keeping_of(settings)).look)
     if policy := retention.policy_of(settings):
         chores.add("retention", retention.Retention(database, policy, settings.keep_sources_seconds).look)
     if settings.scrub_days:
-        scrubber = Scrubber(database, hands.store, settings.scrub_days * 86_400, settings.scrub_bytes_per_second)
+        scrubber = Scrubber(database, store, settings.scrub_days * 86_400, settings.scrub_bytes_per_second)
         chores.add("scrubbing", scrubber.look)
     logs = Chores(_LOGS_SECONDS)
     logs.add("logs", logs_of(settings).look)

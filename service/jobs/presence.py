@@ -12,13 +12,22 @@ from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from service.db import Database
-from service.storage.store import Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Contents(Protocol):
+    """What knows which contents are there: every store does."""
+
+    def exists(self, sha256: str, /) -> bool:
+        """Whether the content is there. Raises StoreAway."""
+
+
+C = TypeVar("C", bound=Contents)
 
 
 class _Unanswered(Exception):
@@ -28,13 +37,13 @@ class _Unanswered(Exception):
 @dataclass
 class _Answers:
     known: dict[str, bool]
-    questions: dict[str, Store] = field(default_factory=dict)
+    questions: dict[str, Contents] = field(default_factory=dict)
 
 
 _ANSWERS: ContextVar[_Answers | None] = ContextVar("answers", default=None)
 
 
-def is_there(store: Store, sha256: str) -> bool:
+def is_there(store: Contents, sha256: str) -> bool:
     """Whether the store has a content. Raises StoreAway, where nobody asks apart."""
     answers = _ANSWERS.get()
     if answers is None:
@@ -65,12 +74,12 @@ def asked_apart(database: Database, do: Callable[[], T], commits: bool = True) -
 
 
 def asks_apart(
-    verb: Callable[Concatenate[Database, Store, P], T],
-) -> Callable[Concatenate[Database, Store, P], T]:
+    verb: Callable[Concatenate[Database, C, P], T],
+) -> Callable[Concatenate[Database, C, P], T]:
     """For a verb that commits what rests on the contents of the store."""
 
     @wraps(verb)
-    def asking(database: Database, store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def asking(database: Database, store: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return asked_apart(database, lambda: verb(database, store, *args, **kwargs))
 
     return asking

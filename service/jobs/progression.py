@@ -20,10 +20,9 @@ from service.jobs.access import webhooks
 from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move
-from service.jobs.presence import is_there
+from service.jobs.presence import Contents, is_there
 from service.jobs.repository import tracked
 from service.jobs.tables import Artifact, Event, File, Job, Model, Stage
-from service.storage.store import Store
 
 InputFiles = tuple[tuple[str, str, int], ...]
 """The files of one input: (relative path, sha256, bytes) of each."""
@@ -31,7 +30,7 @@ InputFiles = tuple[tuple[str, str, int], ...]
 Level = Literal["info", "warn", "error"]
 
 
-def advance(session: Session, store: Store, job: Job, now: int) -> None:
+def advance(session: Session, store: Contents, job: Job, now: int) -> None:
     """Readies every stage whose needs have succeeded, reuses what was computed before, and ends a job that is done.
 
     Stages come in an order in which they can run, so one pass also carries a chain of reused stages through.
@@ -79,7 +78,7 @@ def line_of(job: Job, stage: Stage) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> bool:
+def reuse(session: Session, store: Contents, job: Job, stage: Stage, now: int) -> bool:
     """Takes over the result of an earlier stage of the owner's with the same digest, where all of it still exists;
     never for a stage that is to be computed anew."""
     assert stage.digest is not None
@@ -92,7 +91,7 @@ def reuse(session: Session, store: Store, job: Job, stage: Stage, now: int) -> b
 
 
 def reusable(
-    session: Session, store: Store, owner: str, sources: Mapping[str, Sequence[Any]], planned: Sequence[PlannedStage]
+    session: Session, store: Contents, owner: str, sources: Mapping[str, Sequence[Any]], planned: Sequence[PlannedStage]
 ) -> dict[str, Stage]:
     """The earlier stages whose results a job would take over at once, by the names of its own; what reads a result that
     is yet to be computed is not among them, for nobody knows that result."""
@@ -188,7 +187,7 @@ def checkpoint_model(job: Job, stage: str) -> str:
     return f"{fine_tuned_name(job)}:ckpt-{stage}"
 
 
-def _ready(session: Session, store: Store, job: Job, stage: Stage, now: int) -> None:
+def _ready(session: Session, store: Contents, job: Job, stage: Stage, now: int) -> None:
     name_result(session, job, stage)
     if not reuse(session, store, job, stage, now):
         stage.status = move(stage.status, StageStatus.READY)
@@ -201,7 +200,7 @@ def _digest(stage: str, config: Mapping[str, Any], inputs: Mapping[str, InputFil
 
 
 def _earlier_result(
-    session: Session, store: Store, owner: str, digest_: str
+    session: Session, store: Contents, owner: str, digest_: str
 ) -> tuple[Stage, Sequence[Artifact]] | None:
     for earlier in repository.succeeded_stages(session, owner, digest_):
         artifacts = repository.artifacts(session, [earlier.id])

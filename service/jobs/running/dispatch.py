@@ -10,7 +10,7 @@ from allo_engine.needs import Needs
 from service.db import Database
 from service.jobs import repository
 from service.jobs.lifecycle import StageStatus
-from service.jobs.presence import asks_apart
+from service.jobs.presence import Contents, asks_apart
 from service.jobs.progression import add_event, advance, name_result, reuse, stopping
 from service.jobs.repository import placing
 from service.jobs.running import attempts
@@ -18,7 +18,6 @@ from service.jobs.running.flight import Host, Placed, Running, Waiting
 from service.jobs.running.placement import Held, Offer, Seat, able, fits, seat
 from service.jobs.running.workers import busy
 from service.jobs.tables import Stage
-from service.storage.store import Store
 
 
 def ready_stages(database: Database, most: int = 64) -> tuple[Waiting, ...]:
@@ -66,7 +65,7 @@ def at_rest(database: Database, worker_id: str, offer: Offer) -> bool:
 
 @asks_apart
 def place(
-    database: Database, store: Store, stage_id: str, epoch: int, worker: str, devices: Sequence[str] = ()
+    database: Database, store: Contents, stage_id: str, epoch: int, worker: str, devices: Sequence[str] = ()
 ) -> bool:
     """Gives the stage to a worker, which is about to be rung for it, for the first time or again. False: do not ring;
     it was claimed, cancelled, its result has meanwhile been computed by another job, and is taken over here, or the

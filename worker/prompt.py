@@ -1,0 +1,56 @@
+"""A store that says at once that it does not know yet: for a loop that has other things to do than to wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, wait
+
+from service.jobs.presence import Contents
+from service.storage.store import StoreAway
+
+_MOST = 4
+"""Questions that are open at once: a store that answers none of these answers no other."""
+
+_FRESH_SECONDS = 60.0
+"""For how long an answer is good for whoever comes again with its question."""
+
+
+class Prompt:
+    """Fulfils `Contents` over a store that may take long: each question is asked by a thread that nobody waits for."""
+
+    def __init__(self, contents: Contents, seconds: float = 1.0) -> None:
+        self._contents, self._seconds = contents, seconds
+        self._asked: dict[str, tuple[float, Future[bool]]] = {}
+
+    def exists(self, sha256: str) -> bool:
+        """Whether the content is there. Raises StoreAway where the answer takes longer than `seconds`, or others do
+        already: whoever comes again later may find it."""
+        now = time.monotonic()
+        self._asked = {
+            name: (at, answer)
+            for name, (at, answer) in self._asked.items()
+            if not answer.done() or (now - at < _FRESH_SECONDS and answer.exception() is None)
+        }
+        late = sum(not answer.done() for _, answer in self._asked.values())
+        if sha256 not in self._asked:
+            if late >= _MOST:
+                raise StoreAway("it has not answered yet")
+            self._asked[sha256] = now, self._ask(sha256)
+        answer = self._asked[sha256][1]
+        wait([answer], 0 if late else self._seconds)
+        if not answer.done():
+            raise StoreAway("it has not answered yet")
+        return answer.result()
+
+    def _ask(self, sha256: str) -> Future[bool]:
+        answer: Future[bool] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._contents.exists(sha256))
+            except BaseException as error:  # it is for whoever asked
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="asking", daemon=True).start()
+        return answer
