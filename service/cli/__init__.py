@@ -62,8 +62,9 @@ examples:
   allo bench                            every benchmark, in a clone of the project
   allo bench optimizer --json           one of improve, warmup, memory, memory-formula, optimizer, locate,
                                         token-rewards, sample, delta, ranks, trainers, job, transfers,
-                                        merged, service, streams, pages, bookkeeping, and where vLLM is
-                                        sample-vllm; by name alone: transfers-10gb, recovery
+                                        merged, service, streams, pages, bookkeeping, overhead, due, and where
+                                        vLLM is sample-vllm; by name alone: transfers-10gb, recovery, effective,
+                                        away
 
 Each figure is a ratio against a rival on the same input; each measurement is a process of its own, and the sides take
 turns: those of all figures that share one of them. Leave the machine alone meanwhile. ALLO_BENCH_DATA names a file of

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 
 from tests.benchmarks import (
+    away,
     bookkeeping,
     delta,
+    due,
+    effective,
     job,
     locate,
     memory,
     merged,
     optimizer,
+    overhead,
     pages,
     pairs,
     ranks,
@@ -47,9 +51,13 @@ CASES: dict[str, tuple[Case, ...]] = {
     "pages": pages.CASES,
     "recovery": recovery.CASES,
     "bookkeeping": bookkeeping.CASES,
+    "effective": effective.CASES,
+    "overhead": overhead.CASES,
+    "due": due.CASES,
+    "away": away.CASES,
 }
 
-NAMED = {"transfers-10gb", "recovery"}
+NAMED = {"transfers-10gb", "recovery", "effective", "away"}
 """Those that run only where they are named: they take the disk, or wait, for minutes."""
 
 if importlib.util.find_spec("vllm"):

@@ -15,6 +15,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 from allo_engine.__main__ import main, preload
 from allo_engine.data.records import Problem
-from allo_engine.pipeline import Data, plan
+from allo_engine.pipeline import Data, PlannedStage, plan
 from service.demo_task import generate
 from tests.benchmarks import material
 from tests.benchmarks.case import COMPUTE, Case
@@ -66,7 +67,7 @@ def ours() -> dict[str, float]:
         given = {"model": material.model(), "training_file": trained, "validation_file": heldout}
         began = time.perf_counter()
         for stage in plan("allo", Data("problems", validation="problems"), _stages(), _shorthand()):
-            _run(Path(root), stage.name, stage.config.model_dump(), stage.inputs, given)
+            fork_stage(stage.name, write_task(Path(root), stage, given))
         return _figures(began)
 
 
@@ -98,21 +99,30 @@ def _stages() -> dict[str, dict[str, Any]]:
     }
 
 
-def _run(root: Path, name: str, config: dict[str, Any], inputs: Any, given: dict[str, Path]) -> None:
-    folders = {key: str(root / at.replace(".", "/") if "." in at else given[at]) for key, at in inputs.items()}
-    task = {
-        "config": config,
-        "inputs": folders | {"cache": str(root / "cache")},
-        "outputs": str(root / name),
-        "work": str(root / "work" / name),
+def write_task(root: Path, stage: PlannedStage, given: Mapping[str, Path]) -> Path:
+    """What the engine is told of a stage, with its folders below `root`."""
+    folders = {
+        key: str(root / source.replace(".", "/") if "." in source else given[source])
+        for key, source in stage.inputs.items()
     }
-    path = root / f"{name}.json"
+    task = {
+        "config": stage.config.model_dump(),
+        "inputs": folders | {"cache": str(root / "cache")},
+        "outputs": str(root / stage.name),
+        "work": str(root / "work" / stage.name),
+    }
+    path = root / f"{stage.name}.json"
     path.write_text(json.dumps(task))
+    return path
+
+
+def fork_stage(name: str, task: Path) -> None:
+    """Run a stage in a fork of this process, which has loaded the engine."""
     began = time.perf_counter()
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os._exit(main([name, "--config", str(path)]))  # no clean-up here: the folders are the parent's
+        os._exit(main([name, "--config", str(task)]))  # no clean-up here: the folders are the parent's
     if status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         raise RuntimeError(f"stage {name} ended with {status}")
     print(f"{name} {time.perf_counter() - began:.1f} s", file=sys.stderr)

@@ -157,12 +157,17 @@ def furnish(settings: Settings, control: Path) -> House:
 
 def give_real(house: House, folder: Path) -> None:
     """Have the house's model and files be real ones, for the real engine; they are made in the folder."""
-    model = [
+    give(house, save_tiny(folder / "model"), write_problems(folder / "problems") / "data.jsonl")
+
+
+def give(house: House, model: Path, problems: Path) -> None:
+    """Have the house's model be that of a folder, and its files that of problems."""
+    files = [
         {"path": path.name, "bytes": blob.size, "sha256": blob.sha256}
-        for path in sorted(save_tiny(folder / "model").iterdir())
-        if (blob := house.store.put_stream([path.read_bytes()]))
+        for path in sorted(model.iterdir())
+        if (blob := house.store.put(path))
     ]
-    problems = house.store.put_stream([(write_problems(folder / "problems") / "data.jsonl").read_bytes()])
+    given = house.store.put(problems)
     with house.database.transaction() as session:
-        session.execute(update(Model).values(files=model))
-        session.execute(update(File).values(sha256=problems.sha256, bytes=problems.size))
+        session.execute(update(Model).values(files=files))
+        session.execute(update(File).values(sha256=given.sha256, bytes=given.size))
