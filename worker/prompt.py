@@ -12,15 +12,13 @@ from service.storage.store import StoreAway
 _MOST = 4
 """Questions that are open at once: a store that answers none of these answers no other."""
 
-_FRESH_SECONDS = 60.0
-"""For how long an answer is good for whoever comes again with its question."""
-
 
 class Prompt:
-    """Fulfils `Contents` over a store that may take long: each question is asked by a thread that nobody waits for."""
+    """Fulfils `Contents` over a store that may take long: each question is asked by a thread that is waited for so many
+    `seconds`. For `fresh` seconds its answer is good for whoever comes again."""
 
-    def __init__(self, contents: Contents, seconds: float = 1.0) -> None:
-        self._contents, self._seconds = contents, seconds
+    def __init__(self, contents: Contents, seconds: float = 1.0, fresh: float = 60.0) -> None:
+        self._contents, self._seconds, self._fresh = contents, seconds, fresh
         self._asked: dict[str, tuple[float, Future[bool]]] = {}
 
     def exists(self, sha256: str) -> bool:
@@ -30,7 +28,7 @@ class Prompt:
         self._asked = {
             name: (at, answer)
             for name, (at, answer) in self._asked.items()
-            if not answer.done() or (now - at < _FRESH_SECONDS and answer.exception() is None)
+            if not answer.done() or (now - at < self._fresh and answer.exception() is None)
         }
         late = sum(not answer.done() for _, answer in self._asked.values())
         if sha256 not in self._asked:
