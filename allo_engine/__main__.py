@@ -24,7 +24,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads tha
 os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"))
 
 import argparse
-import atexit
 import contextlib
 import faulthandler
 import gc
@@ -33,18 +32,18 @@ import json
 import pkgutil
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TextIO
 
 from pydantic import ValidationError
 
 import allo_engine.stages
 from allo_engine.configs import config_of
+from allo_engine.forks import forked_well, leave
 from allo_engine.full import disk_is_full
 from allo_engine.held import peak_bytes
 from allo_engine.launching import Place, launched
@@ -63,7 +62,18 @@ def main(arguments: Sequence[str]) -> int:
     faulthandler.register(signal.SIGUSR1, file=2)  # whoever wonders why it is silent learns where it stands
     signal.signal(signal.SIGTERM, lambda *_: setattr(report, "stop_requested", True))
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not stand among the report's lines
-        return _run(options, report)
+        return _run(options, report, partial(_become, arguments, stream))
+
+
+def _become(arguments: Sequence[str], stream: TextIO, place: Place, alone: bool) -> int:
+    """Run, in this fork of the first rank, another one of its stage; the exit status. Where the first was not `alone`,
+    or torch cannot reach a device, it becomes a program of its own."""
+    command = [*arguments, *place.options()]
+    if not (alone and forked_well()):
+        os.execv(sys.executable, [sys.executable, "-m", "allo_engine", *command])  # noqa: S606 - our own argv
+    stream.close()  # the first one's
+    sys.stdout = sys.__stdout__
+    return main(command)
 
 
 def preload() -> None:
@@ -74,25 +84,7 @@ def preload() -> None:
         importlib.import_module(f"allo_engine.stages.{stage}")
 
 
-def forked_well() -> bool:
-    """Whether torch can reach a device in this fork. Not where something that was imported had asked for one before."""
-    import torch
-
-    return not torch.cuda._is_in_bad_fork()
-
-
-def leave(status: int) -> NoReturn:
-    """End this process as an interpreter ends, but for taking apart what torch has loaded: that takes most of a
-    second, and the kernel does it at once."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # whoever listened is gone
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
-
-
-def _run(options: argparse.Namespace, report: Report) -> int:
+def _run(options: argparse.Namespace, report: Report, become: Callable[[Place, bool], int]) -> int:
     stage, path = options.stage, Path(options.config).resolve()
     place = Place(options.rank, options.size, options.meeting, options.parent) if options.rank else None
     try:
@@ -109,8 +101,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     if place:  # what another rank writes, it writes aside
         work = work / "ranks" / str(place.rank)
         outputs = work / "outputs"
-    command = [sys.executable, "-m", "allo_engine", stage, "--config", str(path)]
-    ranks = partial(launched, config, place, command, work, report)
+    ranks = partial(launched, config, place, become, work, report)
     return _guarded(stage, (config, inputs, outputs, work, report), ranks, report)
 
 

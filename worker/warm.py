@@ -22,13 +22,12 @@ import os
 import select
 import socket
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-from allo_engine.__main__ import leave
+from allo_engine.forks import fork
 from allo_engine.orphans import die_with
 from allo_engine.source import code_version
 from worker import supervisor
@@ -72,7 +71,7 @@ def _serve(connection: socket.socket, module: ModuleType) -> None:
             if not message:
                 return
             stage = _Stage(json.loads(message), descriptors, module)
-            pid = _fork(partial(stage.supervise, [owner, *children]))
+            pid = fork(partial(stage.supervise, [owner, *children]))
             children[os.pidfd_open(pid)] = pid
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -111,7 +110,7 @@ class _Stage:
 
     def _start_program(self, command: list[str], marks: Mapping[str, str]) -> int:
         parent = os.getpid()
-        return _fork(partial(self._run_program, parent, command, marks))
+        return fork(partial(self._run_program, parent, command, marks))
 
     def _run_program(self, parent: int, command: list[str], marks: Mapping[str, str]) -> int:
         die_with(parent)
@@ -130,27 +129,6 @@ class _Stage:
         os.environ.update(marks)
         show_marks(marks)
         show_command(command)
-
-
-def _fork(run: Callable[[], int]) -> int:
-    """Fork a child that ends with what `run()` returns; the child's pid. The child never comes back from here."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        leave(_status(run))
-    return pid
-
-
-def _status(run: Callable[[], int]) -> int:
-    """The exit status that an interpreter would end with."""
-    try:
-        return run()
-    except SystemExit as ending:
-        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from allo_engine.__main__ import leave
 from allo_engine.config import SftConfig
+from allo_engine.forks import leave
 from allo_engine.launching import Place, joined
 from allo_engine.model.attention import NAME
 from allo_engine.model.memory import ZERO_BUCKET, Use, held_bytes

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from allo_engine.__main__ import leave
 from allo_engine.config import SftConfig
+from allo_engine.forks import leave
 from allo_engine.launching import Place, joined
 from allo_engine.model.attention import NAME
 from allo_engine.model.logp_cache import LogpCache

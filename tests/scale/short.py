@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from allo_engine.__main__ import leave
 from allo_engine.config import SftConfig
+from allo_engine.forks import leave
 from allo_engine.launching import Place, joined
 from allo_engine.model.rows import RowBudget
 from allo_engine.report import Report

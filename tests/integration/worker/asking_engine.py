@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from allo_engine.__main__ import forked_well as well
+from allo_engine.forks import forked_well as well
 
 ASKED: list[str | None] = []
 

@@ -40,7 +40,7 @@ def submitted(house: House) -> str:
 def ranks(house: House) -> list[psutil.Process]:
     """The ranks behind the first, of whatever runs in the house."""
     found = map(psutil.Process, leftovers(house))
-    return [process for process in found if any(word.startswith("--rank") for word in process.cmdline())]
+    return [process for process in found if process.name().startswith("rank ")]
 
 
 def test_a_rank_that_is_killed_costs_one_attempt_and_the_job_succeeds(house: House) -> None:

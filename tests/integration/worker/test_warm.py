@@ -190,7 +190,7 @@ def engine() -> Iterator[Warm]:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_stage_computes_the_same_bits_forked_and_executed(devices, engine, tmp_path):
-    """Of several ranks, the first is forked and the others are executed."""
+    """Of several ranks, the others are forked from the first."""
     inputs = {"model": save_tiny(tmp_path / "model"), "examples": write_problems(tmp_path / "data")}
     config = {"learning_rate": 1e-2, "n_epochs": 3, "batch_size": 4, "devices": devices}
     ways: dict[str, Start] = {"cold": start_cold, "warm": engine.start}

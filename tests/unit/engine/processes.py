@@ -84,14 +84,14 @@ class Program:
     """`python -m allo_engine` with these arguments, one thread and a file for its errors, to be asked as a Popen is.
 
     It is never more than a page of lines ahead of who reads them: what is read of step n finds it near step n, however
-    long that took.
+    long that took. It has one thread, or where it is not `alone` another that does nothing.
     """
 
-    def __init__(self, arguments: Sequence[str], errors: Path) -> None:
+    def __init__(self, arguments: Sequence[str], errors: Path, alone: bool = True) -> None:
         listener, speaker = _server.Pipe(duplex=False)
         fcntl.fcntl(speaker, fcntl.F_SETPIPE_SZ, PAGE)
         self._errors = errors
-        self._process = _server.Process(target=_program, args=(arguments, speaker, errors))
+        self._process = _server.Process(target=_program, args=(arguments, speaker, errors, alone))
         self._process.start()
         speaker.close()
         self.stdout = os.fdopen(os.dup(listener.fileno()))
@@ -124,10 +124,11 @@ class Program:
         return said, self._errors.read_text()
 
 
-def _program(arguments: Sequence[str], speaker: Connection, errors: Path) -> None:
+def _program(arguments: Sequence[str], speaker: Connection, errors: Path, alone: bool) -> None:
     import torch
 
-    from allo_engine.__main__ import leave, main
+    from allo_engine.__main__ import main
+    from allo_engine.forks import leave
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -135,4 +136,6 @@ def _program(arguments: Sequence[str], speaker: Connection, errors: Path) -> Non
     speaker.close()
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
+    if not alone:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
     leave(main(arguments))

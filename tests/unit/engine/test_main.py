@@ -27,8 +27,8 @@ def write_task(folder: Path, stage: str, config: dict[str, Any], inputs: dict[st
     return folder / "stage.json"
 
 
-def start(stage: str, config: Path) -> Program:
-    return Program([stage, "--config", str(config)], config.with_name("errors"))
+def start(stage: str, config: Path, alone: bool = True) -> Program:
+    return Program([stage, "--config", str(config)], config.with_name("errors"), alone)
 
 
 def executed(stage: str, config: Path) -> subprocess.Popen[str]:

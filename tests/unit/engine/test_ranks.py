@@ -84,7 +84,7 @@ def begun(process: Program, step: int) -> list[psutil.Process]:
 
 def other_ranks(first: int) -> list[psutil.Process]:
     """The ranks that the first one started."""
-    return [child for child in psutil.Process(first).children() if "--rank" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process(first).children() if child.name().startswith("rank ")]
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -94,12 +94,15 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
 def test_what_ends_one_rank_ends_all_and_as_many_fewer_or_more_go_on_from_there(
     tmp_path: Path, model_folder: Path
 ) -> None:
+    """Ranks are forked from the first, and executed where that is not alone."""
     inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
     as_ranks(2, tmp_path, run_all, [{"name": "whole", "stage": "sft", "config": SFT, "inputs": inputs}], tmp_path)
     whole, cut = weights_of(tmp_path / "whole"), write_task(tmp_path / "cut", "sft", {**SFT, "devices": 2}, inputs)
     for step, end in ((10, "a rank is killed"), (20, "the first is killed"), (30, "all are asked to stop")):
-        process = start("sft", cut)
+        alone = end != "a rank is killed"
+        process = start("sft", cut, alone)
         (other,) = begun(process, step)
+        assert other.cmdline() == psutil.Process(process.pid).cmdline() if alone else "--rank=1" in other.cmdline()
         if end == "a rank is killed":
             other.kill()
         else:
