@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 import migrations
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 _LOCK_NUMBER = 4117
 _LOCK_SECONDS = 30.0
 
-_GIVES_WAY, _PAUSE_SECONDS, _TABLES_SECONDS = "200ms", 0.5, 60.0
-"""For how long a migration waits for one of PostgreSQL's tables, before it lets go of all that it has, the pause behind
-that, and after how long it gives up. The wait is far shorter than the second after which PostgreSQL looks for
-deadlocks: it is never those who work meanwhile that are ended for one."""
+_GIVES_WAY, _PAUSE_SECONDS, _TABLES_SECONDS = "400ms", 0.5, 60.0
+"""For how long a migration waits for PostgreSQL's tables, before it lets go of those that it has, the pause behind
+that, and after how long it gives up. The wait is over before the second after which PostgreSQL looks for deadlocks: it
+is never those who work meanwhile that are ended for one."""
 
-_HELD = {"55P03", "40P01"}
-"""PostgreSQL's codes for a lock that did not come in time, and for a deadlock."""
+_HELD = {"55P03", "40P01", "57014"}
+"""PostgreSQL's codes for a lock that did not come in time, for a deadlock, and for a statement that took too long."""
 
 _IN_USE = (
     f"A table that is to be changed stayed in use for {_TABLES_SECONDS:g} s, by a backup or a transaction that was "
@@ -139,12 +139,24 @@ def _upgrade_at_once(engine: Engine) -> None:
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK_NUMBER})"))
-            connection.execute(text(f"SET LOCAL lock_timeout = '{_GIVES_WAY}'"))
+            _take_tables(connection)
         config = alembic_config(connection)
         command.upgrade(config, "head")
         every = ScriptDirectory.from_config(config).walk_revisions()
         if oldest := max((getattr(one.module, "oldest", "") for one in every), default=""):
             connection.execute(text("UPDATE compatibility SET oldest = :oldest"), {"oldest": oldest})
+
+
+def _take_tables(connection: Connection) -> None:
+    """All of ours at once, while nothing is changed yet: behind this it waits for nobody."""
+    import service.jobs.tables  # noqa: F401 - fills the metadata
+    from service.db import Base
+
+    names = sorted(Base.metadata.tables.keys() & set(inspect(connection).get_table_names()))
+    if names:
+        connection.execute(text(f"SET LOCAL statement_timeout = '{_GIVES_WAY}'"))
+        connection.execute(text(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(text("SET LOCAL statement_timeout = DEFAULT"))
 
 
 def _run_beside(engine: Engine, found: str) -> None:
