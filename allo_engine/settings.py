@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from allo_engine.checks import Data, Method, PlanError, shown
+from allo_engine.checks import Data, Method, PlanError, did_you_mean, shown
 from allo_engine.config import CONFIGS, StageConfig
 
 SFT_SHARE = 0.5
@@ -51,9 +51,11 @@ class Settings:
             field = ".".join(str(part) for part in first["loc"])
             given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {shown(first['input'])})"
             if first["type"] == "extra_forbidden":
-                reason = f"is no setting of this stage; it has {', '.join(sorted(cls.model_fields))}"
+                close = did_you_mean(field, cls.model_fields)
+                reason = f"is no setting of this stage.{close} It has {', '.join(sorted(cls.model_fields))}"
             else:
-                reason = first["msg"][0].lower() + first["msg"][1:]
+                text = first["msg"].removeprefix("Input ")
+                reason = text[0].lower() + text[1:]
             param = f"method.{self._method}.stages.{stage}.{field}"
             raise PlanError(f"Stage {stage}: {field} {reason}{given}.", param) from None
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,8 @@ Json = dict[str, Any]
 
 _JOBS = "/v1/fine_tuning/jobs"
 _SWEEPS = "/v1/fine_tuning/sweeps"
+PAGE = 100
+"""The most that the service tells of a list at once."""
 _CHUNK = 2**20
 _PATIENCE = 60
 """Times that a live stream may break without a new event between, a second apart."""
@@ -89,8 +92,10 @@ class Client:
         """Models of jobs against others, each JOB or JOB:MODEL."""
         return self.get(f"{_JOBS}/compare", ours=list(ours), theirs=list(theirs))
 
-    def jobs(self, limit: int = 20) -> list[Json]:
-        return list(self.get(_JOBS, limit=limit)["data"])
+    def jobs(self, limit: int = 20, status: str | None = None) -> list[Json]:
+        """The newest, or the newest of this status."""
+        found = (job for job in self._pages(_JOBS) if status in (None, job["status"]))
+        return list(islice(found, limit))
 
     def models(self) -> list[Json]:
         return list(self.get("/v1/models")["data"])
@@ -101,13 +106,7 @@ class Client:
 
     def events(self, job_id: str, after: str | None = None) -> Iterator[Json]:
         """The job's events since the event `after`, as they happened."""
-        while True:
-            given = {"order": "asc", "limit": 100, **({"after": after} if after else {})}
-            page = self.get(f"{_JOBS}/{job_id}/events", **given)
-            yield from page["data"]
-            if not page["has_more"]:
-                return
-            after = page["data"][-1]["id"]
+        yield from self._pages(f"{_JOBS}/{job_id}/events", after, order="asc")
 
     def live_events(self, job_id: str) -> Iterator[Json]:
         """The job's events from the first on, as they happen, until it ends; a stream that breaks is taken up again."""
@@ -195,6 +194,15 @@ class Client:
                 for chunk in response.iter_bytes(_CHUNK):
                     target.write(chunk)
                     advance(len(chunk))
+
+    def _pages(self, path: str, after: str | None = None, **params: Any) -> Iterator[Json]:
+        """All of a list, or all behind `after`, a page at a time."""
+        while True:
+            page = self.get(path, limit=PAGE, **params, **({"after": after} if after else {}))
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            after = page["data"][-1]["id"]
 
     def _send(self, method: str, path: str, **content: Any) -> Json:
         with self._checked(self._http.stream(method, path, **content)) as response:

@@ -220,7 +220,7 @@ def _reason(problem: Mapping[str, Any]) -> str:
         return "is required"
     if problem["type"] == "json_invalid":
         return f"The body is not JSON: {problem['ctx']['error']}"
-    text = str(problem["msg"]).removeprefix("Value error, ")
+    text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     return text[:1].lower() + text[1:].rstrip(".")
 
 

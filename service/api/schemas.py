@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -41,11 +42,22 @@ def _plain_value(value: Any) -> Any:
     return _plain(value)
 
 
+_NAME_PART = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def _name_part(value: str) -> str:
+    if not re.fullmatch(_NAME_PART, value):
+        raise ValueError(
+            "takes letters, digits, '.', '_' and '-', 64 at most, of which the first is a letter or a digit"
+        )
+    return value
+
+
 Text = Annotated[str, AfterValidator(_plain_value)]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_plain_value)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
 Settings = Annotated[dict[str, Any], AfterValidator(_plain_value)]
-Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Suffix = Annotated[str, AfterValidator(_name_part), Field(json_schema_extra={"pattern": _NAME_PART})]
 Metadata = Annotated[
     dict[
         Annotated[Text, StringConstraints(min_length=1, max_length=64)],

@@ -148,7 +148,7 @@ def _damages(settings: Settings) -> list[str]:
     finally:
         database.close()
     damages = [f"{row.id} is damaged or gone: bring or make it again" for row in state.damages]
-    return [*damages, f"read again since it was stored: {state.bytes / 2**20:.1f} MiB in {state.rounds} whole rounds"]
+    return [*damages, f"read again since it was stored: {state.bytes / 2**20:.1f} MiB; whole rounds: {state.rounds}"]
 
 
 def _broker(settings: Settings) -> str:

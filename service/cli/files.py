@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from allo_engine.pipeline import Format
 from service.cli.commands import Commands, command, verbs
 from service.cli.connection import connect
-from service.cli.terminal import CommandError, shown
+from service.cli.terminal import CommandError, listing, shown
+from service.datasets.containers import Limits
+from service.datasets.validation import validate
 
 _EPILOG = """\
 examples:
   allo files                            is `allo files list`
-  allo files upload train.jsonl         checks it, and says every bad line
+  allo files upload train.jsonl         checks it first, and says its bad lines
   allo files get file-… train.jsonl     the bytes as they were uploaded
   allo files delete file-…              jobs that began with it go on
 """
+
+
+LONGEST_LINE, MOST_EXPANDED = 2**26, 2**40
+"""Generous: what the service takes, it says itself."""
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -45,7 +53,7 @@ def _list(args: argparse.Namespace) -> int:
 def _table(files: list[dict[str, Any]]) -> Table | str:
     if not files:
         return "There are no files: `allo files upload FILE` or `allo submit FILE` brings one."
-    table = Table("file", "name", "format", "rows", "MiB", "made", "status")
+    table = listing("file", "name", "format", "rows", "MiB", "made", "status")
     for file in files:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(file["created_at"]))
         rows, size = file.get("rows"), f"{file['bytes'] / 2**20:.1f}"
@@ -58,10 +66,23 @@ def _table(files: list[dict[str, Any]]) -> Table | str:
 def _upload(args: argparse.Namespace) -> int:
     if not args.path.is_file():
         raise CommandError(f"There is no file {args.path}.")
+    checked(args.path, most=100)
     with connect(args) as client:
         file = client.upload(args.path)
     shown(args, file, lambda: f"{file['id']}: {file.get('rows')} rows of {file.get('format')}.")
     return 0
+
+
+def checked(path: Path, most: int = 10) -> Format:
+    """What a file holds. Raises CommandError with the first bad lines of one that cannot be trained on."""
+    limits = Limits(LONGEST_LINE, MOST_EXPANDED)
+    with path.open("rb") as file, Path(os.devnull).open("wb") as nobody:  # the first problems are enough here
+        found = validate(iter(lambda: file.read(2**20), b""), nobody, nobody, limits)
+    if not found.problem_count and found.format is not None:
+        return found.format
+    lines = [f"  line {bad.line}: {bad.field or 'it'} {bad.wrong}; it takes {bad.right}." for bad in found.shown[:most]]
+    more = [f"  and {found.problem_count - len(lines)} more"] if found.problem_count > len(lines) else []
+    raise CommandError("\n".join([f"{path} cannot be trained on.", *lines, *more]))
 
 
 def _get(args: argparse.Namespace) -> int:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from allo_engine.pipeline import METHODS, Data, Format, PlanError, did_you_mean, plan
+from allo_engine.pipeline import METHODS, Data, PlanError, did_you_mean, plan
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
+from service.cli.files import checked
 from service.cli.results import show_results
 from service.cli.sweeps import watched
 from service.cli.terminal import CommandError, err, out, shown
 from service.cli.watch import EXIT_CODES, status_of, watch_jobs
 from service.client import Client
-from service.datasets.containers import Limits
-from service.datasets.validation import validate
 from service.jobs.lifecycle import Priority
 from service.jobs.submission import NewJob
 from service.jobs.sweeping.points import at, points_of
@@ -159,9 +157,6 @@ def model_name(client: Client, job_or_model: str) -> str:
     return str(job["fine_tuned_model"])
 
 
-LONGEST_LINE, MOST_EXPANDED = 2**26, 2**40
-"""Generous: what the service takes, it says itself."""
-
 FILES = {f"{name}_file": name for name in ("training", "validation", "corrections", "retention")}
 """The job's fields that name files, by the arguments that give them."""
 
@@ -190,7 +185,7 @@ def _check(args: argparse.Namespace, client: Client, body: Mapping[str, Any]) ->
         known = ", ".join(name for name in names if not name.startswith("ft:")) or "none: `allo models add` makes one"
         raise CommandError(f"There is no model {args.model!r}.{did_you_mean(args.model, names)} There are: {known}.")
     paths = {field: Path(value) for field, name in FILES.items() if (value := getattr(args, name)) and _is_local(value)}
-    formats = {field: _format(path) for field, path in paths.items()}
+    formats = {field: checked(path) for field, path in paths.items()}
     if formats.keys() != {field for field, name in FILES.items() if getattr(args, name)}:
         return  # some are there already: what they hold, the service knows
     data = Data(
@@ -208,18 +203,6 @@ def _check(args: argparse.Namespace, client: Client, body: Mapping[str, Any]) ->
             plan(job.method, data, job.stages, job.hyperparameters, job.seed)
     except PlanError as error:
         raise CommandError(f"{error.message} [{error.param}]") from None
-
-
-def _format(path: Path) -> Format:
-    """What a file holds. Raises CommandError with the first bad lines of one that cannot be trained on."""
-    limits = Limits(LONGEST_LINE, MOST_EXPANDED)
-    with path.open("rb") as file, Path(os.devnull).open("wb") as nobody:  # the first problems are enough here
-        found = validate(iter(lambda: file.read(2**20), b""), nobody, nobody, limits)
-    if not found.problem_count and found.format is not None:
-        return found.format
-    lines = [f"  line {bad.line}: {bad.field or 'it'} {bad.wrong}; it takes {bad.right}." for bad in found.shown[:10]]
-    more = [f"  and {found.problem_count - len(lines)} more"] if found.problem_count > len(lines) else []
-    raise CommandError("\n".join([f"{path} cannot be trained on.", *lines, *more]))
 
 
 def _files(args: argparse.Namespace, client: Client) -> dict[str, str]:

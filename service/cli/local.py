@@ -13,7 +13,7 @@ from rich.table import Table
 
 from service.cli.commands import Commands, sentence, verbs
 from service.cli.connection import add_data_dir, local_settings
-from service.cli.terminal import CommandError, err, out
+from service.cli.terminal import CommandError, err, listing, out
 from service.db import Database
 from service.jobs.access import keys
 from service.jobs.registry import models
@@ -130,7 +130,7 @@ def _rotate_key(args: argparse.Namespace) -> int:
 
 
 def _list_keys(args: argparse.Namespace) -> int:
-    table = Table("id", "begins with", "owner", "scopes", "state")
+    table = listing("id", "begins with", "owner", "scopes", "state")
     with _opened(args) as (_, database):
         for key in keys.list_keys(database):
             table.add_row(key.id, key.prefix, key.owner, " ".join(key.scopes), keys.status(key, database.now()))

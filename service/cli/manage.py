@@ -12,12 +12,13 @@ from rich.table import Table
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
 from service.cli.jobs import PRIORITIES
-from service.cli.terminal import shown
+from service.cli.terminal import listing, out, shown
+from service.jobs.lifecycle import JobStatus
 
 _JOBS_EPILOG = """\
 examples:
   allo jobs                             the newest 20
-  allo jobs --limit 100 --status failed
+  allo jobs --status failed             the newest 20 of these
   allo jobs ftjob-… --json              one of them, with all settings and stages
 """
 _EVENTS_EPILOG = """\
@@ -59,7 +60,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     jobs = command(commands, "jobs", "list the jobs, newest first", _JOBS_EPILOG, _jobs)
     jobs.add_argument("job", nargs="?", metavar="JOB", help="show this one")
     jobs.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many (20)")
-    jobs.add_argument("--status", help="those alone: queued, running, paused, succeeded, failed, cancelled")
+    jobs.add_argument("--status", choices=[status.value for status in JobStatus], help="those alone")
     for name, (summary, more) in _VERBS.items():
         verb = command(commands, name, summary, f"example:\n  allo {name} ftjob-…\n\n{more}\n", _verb(name))
         verb.add_argument("job", metavar="JOB", help="ftjob-…")
@@ -85,9 +86,12 @@ def _jobs(args: argparse.Namespace) -> int:
         if args.job:
             found = client.job(args.job)
             shown(args, found, lambda: _job_table([found]))
+            if not args.json and (result := found["fine_tuned_model"] or (found["error"] or {}).get("message")):
+                out.print(f"\n{result}", markup=False)
             return 0
-        listed = [job for job in client.jobs(args.limit) if args.status in (None, job["status"])]
-        shown(args, listed, lambda: _job_table(listed))
+        listed = client.jobs(args.limit, args.status)
+        nothing = f"No job is {args.status}." if args.status else "There are no jobs: `allo submit` starts one."
+        shown(args, listed, lambda: _job_table(listed) if listed else nothing)
     return 0
 
 
@@ -143,13 +147,10 @@ def event_line(event: dict[str, Any]) -> str:
     return f"{clock}  {event['level']:<5} {event['message']} {numbers}".rstrip()
 
 
-def _job_table(jobs: list[dict[str, Any]]) -> Table | str:
-    if not jobs:
-        return "There are no jobs: `allo submit` starts one."
-    table = Table("job", "status", "made", "model", "method", "done", "result")
+def _job_table(jobs: list[dict[str, Any]]) -> Table:
+    table = listing("job", "status", "made", "model", "method", "stages")
     for job in jobs:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
-        done = f"{job['progress']['stages_ended']} of {job['progress']['stages_total']} stages"
-        result = job["fine_tuned_model"] or (job["error"] or {}).get("message", "")
-        table.add_row(job["id"], job["status"], made, job["model"], job["method"]["type"], done, result)
+        done = f"{job['progress']['stages_ended']} of {job['progress']['stages_total']}"
+        table.add_row(job["id"], job["status"], made, job["model"], job["method"]["type"], done)
     return table

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
-from service.cli.terminal import err, out, shown
+from service.cli.terminal import err, listing, out, shown
 from service.cli.watch import EXIT_CODES, followed
 from service.client import Client
 
@@ -89,8 +89,8 @@ def _table(sweep: Json) -> Table:
     names = list(dict.fromkeys(name for one in points for name in one["point"]))
     measure = next((one["figure"]["measure"] for one in points if one["figure"]), "accuracy").replace("_", "-")
     losses = any(one["best_validation_loss"] is not None for one in points)
-    columns = (*names, "status", measure, "95 % interval", *(["validation loss"] if losses else []), "job")
-    table = Table(*columns, title=f"{sweep['id']}: {sweep['status']}")
+    columns = (*names, "status", measure, "95 % interval", *(["validation loss"] if losses else []))
+    table = Table(*columns, Column("job", overflow="fold"), title=f"{sweep['id']}: {sweep['status']}")
     best = set(sweep["best"]["job_ids"]) if sweep["best"] else set()
     for one in points:
         loss = one["best_validation_loss"]
@@ -102,8 +102,10 @@ def _table(sweep: Json) -> Table:
     return table
 
 
-def _list(sweeps: list[Json]) -> Table:
-    table = Table("sweep", "status", "jobs", "model", "submitted")
+def _list(sweeps: list[Json]) -> Table | str:
+    if not sweeps:
+        return "There are no sweeps: `allo submit … --sweep NAME=VALUE,…` starts one."
+    table = listing("sweep", "status", "jobs", "model", "submitted")
     for one in sweeps:
         counts = ", ".join(f"{count} {status}" for status, count in one["jobs"].items())
         submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["created_at"]))

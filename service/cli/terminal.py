@@ -7,15 +7,32 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+for console in (out, err):
+    if not console.is_terminal:  # a program or a file reads it, which breaks no lines
+        console.width = 200
+
+WIDEST_ID = 34
+"""Letters of a sweep's id, than which none is longer."""
+
 
 class CommandError(Exception):
     """A command that cannot go on; the message says what to do about it."""
+
+
+def listing(identity: str, *others: str) -> Table:
+    """A table for people. What names a row is typed again, so that it is whole on the narrowest terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column(identity, no_wrap=True, min_width=WIDEST_ID)
+    for name in others:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def shown(args: argparse.Namespace, data: Any, words: Callable[[], Table | str]) -> None:

@@ -124,12 +124,13 @@ def _serve(keeper: Keeper, settings: Settings, url: str, stopped: threading.Even
 
 def _wait_until_ready(keeper: Keeper, settings: Settings, url: str, stopped: threading.Event) -> bool:
     end = time.monotonic() + _READY_SECONDS
-    while not stopped.wait(0.1):
-        if _answers(url):
-            return True
-        if time.monotonic() > end or not keeper.running("api"):
-            log = settings.data_dir / "logs" / "api.log"
-            raise CommandError(f"The API did not start. The end of {log}:\n{log_tail(log)}")
+    with out.status("Starting …"):
+        while not stopped.wait(0.1):
+            if _answers(url):
+                return True
+            if time.monotonic() > end or not keeper.running("api"):
+                log = settings.data_dir / "logs" / "api.log"
+                raise CommandError(f"The API did not start. The end of {log}:\n{log_tail(log)}")
     return False
 
 

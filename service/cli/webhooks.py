@@ -10,7 +10,7 @@ from rich.table import Table
 
 from service.cli.commands import Commands, command, verbs
 from service.cli.connection import connect
-from service.cli.terminal import shown
+from service.cli.terminal import listing, shown
 
 _PATH = "/v1/webhook_endpoints"
 _EPILOG = """\
@@ -62,7 +62,7 @@ def _list(args: argparse.Namespace) -> int:
 def _table(endpoints: list[dict[str, Any]]) -> Table | str:
     if not endpoints:
         return "There are no webhooks: `allo webhooks add URL` makes one."
-    table = Table("endpoint", "name", "url", "told of")
+    table = listing("endpoint", "name", "url", "told of")
     for row in endpoints:
         table.add_row(row["id"], row["name"], row["url"], "\n".join(row["event_types"]))
     return table
@@ -83,7 +83,7 @@ def _log(args: argparse.Namespace) -> int:
 
 
 def _log_table(deliveries: list[dict[str, Any]]) -> Table:
-    table = Table("delivery", "event", "job", "status", "attempts", "last answer", "next attempt")
+    table = listing("delivery", "event", "job", "status", "attempts", "last answer", "next attempt")
     for row in deliveries:
         due = row["next_attempt_at"]
         when = "" if due is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(due))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -255,6 +256,17 @@ def test_the_model_of_a_job_is_its_last_checkpoint() -> None:
     assert model_source(names("allo", PROBLEMS)) == "improve.checkpoint"
     assert model_source(names("dpo", PROBLEMS, {"sft": {}})) == "warmup.checkpoint"
     assert model_source(names("supervised", PROBLEMS)) == "sft.checkpoint"
+
+
+def test_a_slip_is_told_with_what_it_is_nearest_to_and_another_methods_stage_is_none() -> None:
+    for settings, said in (
+        ({"sfft": {}}, "no stage 'sfft'. Did you mean 'sft'? Of method 'supervised', it runs sft, evaluate."),
+        ({"forget": {}}, "no stage 'forget'. Of method 'supervised', it runs sft, evaluate."),
+        ({"sft": {"lerning_rate": 1}}, "is no setting of this stage. Did you mean 'learning_rate'? It has average, "),
+        ({"sft": {"n_epochs": "x"}}, "Stage sft: n_epochs should be a valid integer"),
+    ):
+        with pytest.raises(PlanError, match=re.escape(said)):
+            plan("supervised", PROBLEMS, settings)
 
 
 @pytest.mark.parametrize(
