@@ -82,6 +82,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValidationError as error:
         for refusal in refusals(error):
             err.print(f"error: {refusal}", style="red", markup=False)
+    except OSError as error:
+        if error.filename is None:  # no file of the user's: what it was, the traceback tells
+            raise
+        err.print(f"error: {error.strerror}: {error.filename}", style="red", markup=False)
     except KeyboardInterrupt:
         return 130
     return 1

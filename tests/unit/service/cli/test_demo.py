@@ -27,3 +27,13 @@ def test_prepare_leaves_a_model_and_two_files_and_says_how_to_go_on(
     said = capsys.readouterr().out
     assert "allo models add smollm2 allo-demo/model" in said
     assert "allo submit allo-demo/train.jsonl" in said
+
+
+def test_a_place_that_cannot_be_written_to_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "allo-demo").touch()
+    assert main(["demo", "--prepare"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"error: File exists: {tmp_path / 'allo-demo'}"
