@@ -46,6 +46,7 @@ def _downloaded(stored: bool) -> Figures:
         if stored:
             store.put_stream(store.open(blob.sha256))
         with served(place.settings) as server, TemporaryDirectory() as folder:
+            server.rest()
             began = time.perf_counter()
             path = "/v1/artifacts/artifact-stage-00000000-0/content"
             assert fetch(server, place.key, path, Path(folder) / "back") == blob.sha256

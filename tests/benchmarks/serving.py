@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from service.app import REST
 from service.db import Database
 from service.jobs.access.keys import SCOPES, create_key
 from service.migrating import migrate
@@ -51,6 +53,14 @@ class Server:
     def cpu_seconds(self) -> float:
         times = self.process.cpu_times()
         return float(times.user + times.system)
+
+    def rest(self) -> None:
+        """Returns once what the process prepares behind its start is done, as in one that has run for a while."""
+        time.sleep(REST)
+        before = 0.0
+        while (taken := self.cpu_seconds()) - before > 0.02:
+            before = taken
+            time.sleep(1)
 
 
 @contextmanager

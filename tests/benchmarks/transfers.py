@@ -100,10 +100,11 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
 
 @contextmanager
 def _open(size: int) -> Iterator[tuple[Server, str]]:
-    """A service that takes files of `size`, and a key; it has answered once."""
+    """A service that takes files of `size`, and a key; it has answered once, and rests."""
     with opened(max_file_bytes=size) as place, served(place.settings) as server:
         with _asked(server, place.key, b"GET /v1/files HTTP/1.1\r\n") as connection:
             _body(connection)
+        server.rest()
         yield server, place.key
 
 
