@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
 from service.jobs.tables import Model
+from service.pages import files, jobs, keys, models
 from tests.browser.conftest import Browse, Site, Visit, assert_accessible, assert_fits, site_in
 from tests.integration.pages.furnished import furnished, pages
 from tests.integration.service.domain import OWNER, SUPERVISED
@@ -72,6 +74,24 @@ def test_a_model_is_found_taken_away_and_deleted(site: Site, visit: Visit) -> No
     page.get_by_role("button", name="Delete").click()
     page.wait_for_url("**/ui/models")
     expect(page.get_by_role("link", name="short-lived")).to_have_count(0)
+
+
+def test_long_lists_go_on_where_a_page_of_them_ends(site: Site, visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.domain.submit(replace(SUPERVISED, seed=91))
+    site.domain.submit(replace(SUPERVISED, seed=92))
+    site.domain.run_all()
+    page = visit("/ui/keys")
+    for part in (jobs, files, models, keys):
+        monkeypatch.setattr(part, "AT_ONCE", 1)
+        page.goto(f"/ui{part.router.prefix}")
+        there = page.locator("tbody th").last.inner_text()
+        page.get_by_role("link", name="Older").click()
+        page.wait_for_url("**after=*")
+        expect(page.locator("tbody th").first).not_to_have_text(there)
+    page.goto("/ui/jobs")
+    page.get_by_role("link", name="Older jobs").click()
+    page.get_by_role("link", name="Newest jobs").click()
+    expect(page.get_by_role("link", name="Newest jobs")).to_have_count(0)
 
 
 def test_on_no_page_is_a_name_more_than_text(browse: Browse, tmp_path: Path) -> None:

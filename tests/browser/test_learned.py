@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from playwright.sync_api import expect
 
+from service.jobs.sweeping import sweeps
 from service.pages.files import PROBLEMS
 from tests.browser.conftest import Site, Visit, assert_accessible, assert_fits, photograph
+from tests.integration.service.domain import SUPERVISED
 from tests.integration.service.taught import RESPONSE, RIGHT, WHERE, evaluated, taught, told
 
 PROBABILITIES = [0.98, 0.91, 0.84, 0.72, 0.66, 0.55, 0.43, 0.31, 0.22, 0.12, 0.03, 0.97, 0.99, 0.01]
@@ -134,3 +137,22 @@ def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: S
     page.get_by_role("button", name="Compare", exact=True).last.click()
     expect(page.locator("#paired")).to_contain_text("On 24 cases that both were put to.")
     assert_accessible(page)
+
+
+def test_the_points_of_a_sweep_are_reached_from_one_of_its_jobs_and_compared(site: Site, visit: Visit) -> None:
+    domain, values = site.domain, {"sft.learning_rate": [1e-5, 1e-4, 1e-3]}
+    sweep = sweeps.submit(domain.database, domain.store, replace(SUPERVISED, seed=81), values, domain.sender(), ())
+    domain.run_all()
+    page = visit(f"/ui/jobs/{sweep.jobs[0].id}")
+    page.get_by_role("link", name="Compare the sweep's points").click()
+    results = page.get_by_role("region", name="Results")
+    expect(results.get_by_role("row").first).to_have_text("ABC")
+    expect(results.get_by_role("link").first).to_have_text("sft.learning_rate 1e-05")
+    assert_accessible(page)
+    assert_fits(page)
+    page.get_by_text("to choose from").click()
+    page.get_by_role("checkbox", name="sft.learning_rate 0.0001").uncheck()
+    page.get_by_role("button", name="Compare", exact=True).first.click()
+    expect(results.get_by_role("row").first).to_have_text("AB")
+    results.get_by_role("link", name="sft.learning_rate 0.001").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(sweep.jobs[2].id)
