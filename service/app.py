@@ -98,6 +98,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
                 couriers.enter_context(teller)
             yield
         preparing.cancel()
+        await asyncio.wait([preparing])
         context.feed.close()
         await looking
         context.close()
@@ -186,9 +187,13 @@ def _add_routes(app: FastAPI, pages: FastAPI) -> None:
 
 
 async def _prepared(pages: FastAPI) -> None:
-    """Behind whoever waits for the process to start."""
+    """Behind whoever waits for the process to start. What is begun is waited for: it asks the database."""
     await asyncio.sleep(REST)
-    await asyncio.to_thread(prepare, pages)
+    making = asyncio.ensure_future(asyncio.to_thread(prepare, pages))
+    try:
+        await asyncio.shield(making)
+    finally:
+        await making
 
 
 def _operation_id(route: APIRoute) -> str:

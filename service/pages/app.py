@@ -6,9 +6,11 @@ with a `router`, its templates, and a line of `NAVIGATION` where it is an entry.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
@@ -16,6 +18,10 @@ from allo_engine.pipeline import METHODS
 from service.api.context import Context
 from service.api.guard import PAGES
 from service.api.limits import Rates
+from service.jobs import service
+from service.jobs.errors import DomainError
+from service.jobs.repository import Page
+from service.jobs.repository.looking import Wanted
 from service.pages import (
     assets,
     compare,
@@ -56,8 +62,8 @@ def create_pages(context: Context) -> FastAPI:
 
 
 def prepare(pages: FastAPI) -> None:
-    """Does what the first who asks for a page would wait for: routes are put together, templates and the fields of *New
-    job* are made."""
+    """Does what the first who asks for a page would wait for: routes are put together, templates, the fields of *New
+    job* and the statements of *Jobs* and *Job* are made."""
     nowhere = {"type": "http", "method": "GET", "path": "", "root_path": "", "headers": []}
     for route in pages.routes:
         route.matches(nowhere)
@@ -65,6 +71,15 @@ def prepare(pages: FastAPI) -> None:
         rendering.template(template)
     for method in METHODS:
         settings_of(method)
+    with suppress(SQLAlchemyError, DomainError):  # whoever asks first hears of it
+        _look_once(pages.state.context)
+
+
+def _look_once(parts: Context) -> None:
+    """Asks what the list of jobs and a job's page ask, so that the database's library has seen it."""
+    lines, _ = service.look_for(parts.database, Wanted(), Page(jobs.AT_ONCE))
+    for line in lines[:1]:
+        job.whole(parts, line.job.owner, line.job.id)
 
 
 async def home(_: Request) -> RedirectResponse:

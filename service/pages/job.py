@@ -23,7 +23,7 @@ from service.jobs.errors import InvalidRequest
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, Priority
 from service.jobs.repository import Page
 from service.jobs.service import JobView
-from service.jobs.tables import ApiKey, Stage
+from service.jobs.tables import Stage
 from service.pages.failures import wants_fragment
 from service.pages.parts import leads_to
 from service.pages.rendering import page
@@ -48,15 +48,7 @@ Words = Annotated[str | None, Query(max_length=64)]
 @reading
 def show(request: Request, parts: Parts, key: Reader, job_id: str) -> Response:
     """The whole page."""
-    view = service.read(parts.database, key.owner, job_id)
-    return page(
-        request,
-        "job.html",
-        settings=[_settings(stage, view.job.seed) for stage in view.stages],
-        last=_last(parts, key, job_id),
-        **_events(parts, key, job_id),
-        **_live(parts, view),
-    )
+    return page(request, "job.html", **whole(parts, key.owner, job_id))
 
 
 @router.get("/live")
@@ -72,7 +64,7 @@ def more_events(
     request: Request, parts: Parts, key: Reader, job_id: str, before: Annotated[int, Query(ge=0, le=2**53)]
 ) -> Response:
     """Earlier events."""
-    return page(request, "job_events.html", job={"id": job_id}, **_events(parts, key, job_id, before))
+    return page(request, "job_events.html", job={"id": job_id}, **_events(parts, key.owner, job_id, before))
 
 
 @router.get("/curves")
@@ -182,6 +174,17 @@ def delete(request: Request, parts: Parts, key: Submitter, job_id: str) -> Respo
 # --- what is shown
 
 
+def whole(parts: Context, owner: str, job_id: str) -> dict[str, Any]:
+    """What job.html shows."""
+    view = service.read(parts.database, owner, job_id)
+    return {
+        "settings": [_settings(stage, view.job.seed) for stage in view.stages],
+        "last": _last(parts, owner, job_id),
+        **_events(parts, owner, job_id),
+        **_live(parts, view),
+    }
+
+
 def _shown(request: Request, parts: Context, view: JobView, left: int = 0) -> Response:
     if not wants_fragment(request):
         return RedirectResponse(f"{PAGES}/jobs/{view.job.id}", 303)
@@ -251,14 +254,14 @@ def _settings(stage: Stage, seed: int) -> dict[str, Any]:
     return {"name": stage.name, "rows": rows, "changed": sum(row[3] for row in rows)}
 
 
-def _events(parts: Context, key: ApiKey, job_id: str, before: int | None = None) -> dict[str, Any]:
+def _events(parts: Context, owner: str, job_id: str, before: int | None = None) -> dict[str, Any]:
     """What job_events.html shows: the newest events, of all or of those before number `before`."""
-    found = story.read_messages(parts.database, key.owner, job_id, before, EVENTS + 1)
+    found = story.read_messages(parts.database, owner, job_id, before, EVENTS + 1)
     told = [{"at": one.created_at, "level": one.level, "message": one.message} for one in found[:EVENTS]]
     return {"events": told, "earlier": found[EVENTS - 1].seq if len(found) > EVENTS else None}
 
 
-def _last(parts: Context, key: ApiKey, job_id: str) -> str | None:
+def _last(parts: Context, owner: str, job_id: str) -> str | None:
     """The newest event of all, behind which the stream begins."""
-    found, _ = service.read_events(parts.database, key.owner, job_id, Page(1))
+    found, _ = service.read_events(parts.database, owner, job_id, Page(1))
     return found[0].id if found else None
