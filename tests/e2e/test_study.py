@@ -9,8 +9,9 @@ import pytest
 
 from service.client import Client
 from tests.benchmarks.study.arms import SCALES
-from tests.benchmarks.study.runner import Point, Runner, StudyError
+from tests.benchmarks.study.runner import Point, Runner
 from tests.benchmarks.study.study import run
+from tests.benchmarks.study.task import StudyError
 from tests.e2e.conftest import Service
 
 SCALE = replace(

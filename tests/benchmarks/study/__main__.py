@@ -1,4 +1,4 @@
-"""python -m tests.benchmarks.study [screening|full]: starts the study, or goes on with it. --help says how."""
+"""python -m tests.benchmarks.study [screening|full|questions]: starts the study, or goes on with it. See --help."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from service.cli.terminal import CommandError
 from service.client import ClientError
 from service.demo import allo, prepare_model, serving
 from tests.benchmarks.study import small
-from tests.benchmarks.study.arms import SCALES
-from tests.benchmarks.study.runner import Runner, StudyError
+from tests.benchmarks.study.arms import SCALES, Scale
+from tests.benchmarks.study.questions import questions
+from tests.benchmarks.study.runner import Runner
 from tests.benchmarks.study.study import ALIGNED, run
+from tests.benchmarks.study.task import StudyError
 
 
 def main(arguments: list[str]) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
+    if (args.scale == "questions") != (args.problems is not None):
+        parser.error("questions are those of a folder, and no other scale has one: --problems FOLDER")
+    if not 0 < args.share <= 1:
+        parser.error("--share: a part of the problems, above 0 and at most 1")
     if not {"A", "D"} <= set(args.arms):
         parser.error("--arms: A and D are among them in any case, for a gate compares the two")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
-    scale = SCALES[args.scale]
-    scale = replace(scale, seeds=args.seeds or scale.seeds)
     folder: Path = args.data.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        scale = _scale(args)
         model = folder / scale.model
         (small.make if scale.name == "screening" else prepare_model)(model)
         with serving(folder / "service") as client:
@@ -45,11 +50,19 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _scale(args: argparse.Namespace) -> Scale:
+    scale = SCALES[args.scale] if args.scale in SCALES else questions(args.problems.expanduser().absolute())
+    sizes = {name: max(1, round(args.share * n)) for name, n in scale.sizes.items()}
+    return replace(scale, seeds=scale.seeds if args.seeds is None else args.seeds, sizes=sizes)
+
+
 def _parser() -> argparse.ArgumentParser:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.study", description=__doc__)
-    parser.add_argument("scale", nargs="?", choices=SCALES, default="screening", help="which model, and how much of it")
+    parser.add_argument("scale", nargs="?", choices=[*SCALES, "questions"], default="screening", help="what is studied")
     parser.add_argument("--data", type=Path, default=cache / "allo-study", help="where everything is kept")
+    parser.add_argument("--problems", type=Path, help="the folder of questions: train, validation and test.jsonl")
+    parser.add_argument("--share", type=float, default=1.0, help="of each split's problems: less for a first look")
     parser.add_argument("--seeds", type=int, help="runs of each arm; the scale's own number where not given")
     parser.add_argument("--arms", nargs="+", choices=ALIGNED, default=ALIGNED, help="the arms beside SFT's")
     parser.add_argument("--anyway", action="store_true", help="go on where a gate fails; the report says which did")

@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.study.task import SIZES, TEMPLATE
+from tests.benchmarks.study.task import ARITHMETIC, SIZES, Task
 
 Stages = dict[str, dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A model to study with, and how much of everything. `dense` and `masked` are the rates of arms that train all
-    weights and of those that train a mask; `locating` is that of the warm-up that masks are located by."""
+    """A model to study with, on what, and how much of everything. `dense`, `located` and `random` are the rates of arms
+    that train all weights, those that a warm-up moves most, and random ones; `locating` is that of the warm-up."""
 
     name: str
     model: str
     dense: tuple[float, ...]
-    masked: tuple[float, ...]
+    located: tuple[float, ...]
+    random: tuple[float, ...]
     locating: float
     sft: Mapping[str, Any]
     seeds: int
@@ -27,15 +28,17 @@ class Scale:
     n: int = 8
     pairs: int = 2
     batch: int = 16
+    task: Task = ARITHMETIC
 
     def rates(self, arm: str) -> tuple[float, ...]:
-        return {"dense": self.dense, "masked": self.masked, "none": (0.0,)}[ARMS[arm].trains]
+        rates = {"dense": self.dense, "located": self.located, "random": self.random, "none": (0.0,)}
+        return rates[ARMS[arm].trains]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`trains` is "dense", "masked" or, for SFT alone, "none". `stages` makes a job's settings from a rate; `row` is
-    the line of the job's report that is the arm's model. `rounds` is how often it samples and aligns again."""
+    """`trains` is "dense", "located", "random" or, for SFT alone, "none". `stages` makes a job's settings from a rate;
+    `row` is the line of the job's report that is the arm's model. `rounds` is how often it samples and aligns again."""
 
     what: str
     method: str
@@ -57,11 +60,13 @@ def _supervised(epochs: int) -> Callable[[Scale, float], Stages]:
     return lambda scale, _: {"sft": {**scale.sft, "n_epochs": epochs * scale.sft["n_epochs"]}}
 
 
-def _dense(**settings: Any) -> Callable[[Scale, float], Stages]:
-    return lambda _, rate: {"warmup": {"learning_rate": rate, **settings}}
+def _dense(nll: float = 0.0, **settings: Any) -> Callable[[Scale, float], Stages]:
+    return lambda _, rate: {"warmup": {"learning_rate": rate, "nll": nll, **settings}}
 
 
-def _masked(importance: str = "update", forgets: bool = False, **settings: Any) -> Callable[[Scale, float], Stages]:
+def _masked(
+    importance: str = "update", forgets: bool = False, nll: float = 0.0, **settings: Any
+) -> Callable[[Scale, float], Stages]:
     """Improving in a mask; without a filter where `filter_ratio` is 1."""
 
     def stages(scale: Scale, rate: float) -> Stages:
@@ -70,7 +75,7 @@ def _masked(importance: str = "update", forgets: bool = False, **settings: Any) 
             **({"warmup": {"learning_rate": scale.locating}} if importance == "update" else {}),
             "locate": {"importance": importance, "forget_ratio": RATIO, "improve_ratio": RATIO},
             **(forgetting if forgets else {"forget": None}),
-            "improve": {"learning_rate": rate, **settings},
+            "improve": {"learning_rate": rate, "nll": nll, **settings},
         }
 
     return stages
@@ -81,21 +86,21 @@ ARMS: dict[str, Arm] = {
     "SFT ×2": Arm("SFT for twice the steps", "supervised", "none", "sft", _supervised(2)),
     "A": Arm("DPO, all weights", "dpo", "dense", "warmup", _dense()),
     "A TRL": Arm("DPO, all weights, by TRL", "dpo", "dense", "warmup", _dense(trainer="trl")),
-    "B": Arm("DPO in the 5 % that a warm-up moves most", "allo", "masked", "improve", _masked(filter_ratio=1.0)),
-    "C": Arm("DPO in a random 5 %", "allo", "masked", "improve", _masked("random", filter_ratio=1.0)),
-    "D": Arm("ALLO", "allo", "masked", "improve", _masked(forgets=True)),
-    "E": Arm("ALLO without forgetting", "allo", "masked", "improve", _masked()),
+    "B": Arm("DPO in the 5 % that a warm-up moves most", "allo", "located", "improve", _masked(filter_ratio=1.0)),
+    "C": Arm("DPO in a random 5 %", "allo", "random", "improve", _masked("random", filter_ratio=1.0)),
+    "D": Arm("ALLO", "allo", "located", "improve", _masked(forgets=True)),
+    "E": Arm("ALLO without forgetting", "allo", "located", "improve", _masked()),
     "F": Arm("A with NLL", "dpo", "dense", "warmup", _dense(nll=1.0)),
-    "G": Arm("E with NLL", "allo", "masked", "improve", _masked(nll=1.0)),
+    "G": Arm("E with NLL", "allo", "located", "improve", _masked(nll=1.0)),
     "H": Arm(
         "I in two rounds",
         "allo",
-        "masked",
+        "random",
         "improve-2",
         _masked("random", filter_ratio=1.0, nll=1.0),
         rounds=2,
     ),
-    "I": Arm("C with NLL", "allo", "masked", "improve", _masked("random", filter_ratio=1.0, nll=1.0)),
+    "I": Arm("C with NLL", "allo", "random", "improve", _masked("random", filter_ratio=1.0, nll=1.0)),
 }
 BASELINE, STRONG = "A", "F"
 """What the arms are held against: DPO as it is, and as it is best in all weights."""
@@ -105,7 +110,8 @@ SCALES = {
         name="screening",
         model="study-small",
         dense=(5e-6, 2e-5, 7e-5, 3e-4),
-        masked=(1.5e-5, 6e-5, 2.5e-4, 1e-3),
+        located=(4e-6, 1.5e-5, 6e-5, 2.5e-4),
+        random=(1.5e-5, 6e-5, 2.5e-4, 1e-3),
         locating=2e-5,
         sft={"learning_rate": 2e-4, "batch_size": 16, "n_epochs": 1},
         seeds=10,
@@ -115,7 +121,8 @@ SCALES = {
         name="full",
         model="smollm2-135m-instruct",
         dense=(1e-6, 2e-6, 5e-6, 1.5e-5),
-        masked=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
+        located=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
+        random=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
         locating=1e-6,
         sft={"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 2},
         seeds=5,
@@ -127,10 +134,10 @@ SCALES = {
 def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
     """The `method` of the arm's job."""
     common = {
-        "template": TEMPLATE,
+        "template": scale.task.template,
         "batch_size": scale.batch,
         "n_epochs": 1,
-        "max_response_tokens": 40,
+        "max_response_tokens": scale.task.tokens,
         "decoding_batch": 256,
     }
     shared: Stages = (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from allo_engine.data.statistics import bootstrap_difference, holm
@@ -24,23 +26,30 @@ DRAWS = 4000
 def write_report(outcomes: Outcomes, scale: Scale, folder: Path) -> None:
     """NAME.md, NAME.svg and NAME.json in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    tried, rows = at_every_rate(outcomes), compared(outcomes)
-    page = "\n".join(_page(outcomes, scale, tried, rows))
+    tried, rows, options = at_every_rate(outcomes), compared(outcomes), by_option(outcomes)
+    page = "\n".join(_page(outcomes, scale, tried, rows, options))
     (folder / f"{scale.name}.md").write_text(page, encoding="utf-8")
     (folder / f"{scale.name}.svg").write_text(_picture(tried), encoding="utf-8")
-    numbers = {"code": code_version(), "validation": tried, "test": rows}
+    numbers = {"code": code_version(), "validation": tried, "test": rows} | ({"options": options} if options else {})
     (folder / f"{scale.name}.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def compared(outcomes: Outcomes) -> list[Row]:
+def compared(outcomes: Outcomes, best: Mapping[str, float] | None = None) -> list[Row]:
     """Each arm on the test problems at its chosen rate: its accuracy, and how far it is from SFT and the baseline on
     the seeds that both have, with the p of all comparisons with the baseline together (Holm)."""
-    best = chosen(outcomes)
+    best = best or chosen(outcomes)
     rows = [_row(outcomes, arm, best[arm], "test", best) for arm in ARMS if arm in best]
     rows = [row for row in rows if row["seeds"]]
     against = {row["arm"]: row[f"against_{BASELINE}"] for row in rows if ARMS[row["arm"]].trains != "none"}
     ps = {arm: found["p"] for arm, found in against.items() if found}
     return [row | {"p": holm(ps).get(row["arm"])} for row in rows]
+
+
+def by_option(outcomes: Outcomes) -> list[Row]:
+    """The same by the option that a model finds the likeliest, at the rates that its answers chose; nothing where the
+    problems list no options."""
+    asked = {point: replace(found, cases=found.options) for point, found in outcomes.items() if found.options}
+    return compared(asked, chosen(outcomes)) if asked else []
 
 
 def at_every_rate(outcomes: Outcomes) -> list[Row]:
@@ -60,6 +69,8 @@ def _row(outcomes: Outcomes, arm: str, rate: float, split: str, best: Mapping[st
         mean = bootstrap_difference(list(runs.values()), [[0.0] * len(case) for case in runs.values()], draws=DRAWS)
         row |= {"accuracy": mean["difference"], "low": mean["low"], "high": mean["high"]}
         row |= _memory(outcomes[Point(arm, rate, min(runs), split)].peaks)
+        logps = [outcomes[Point(arm, rate, seed, split)].option_logp for seed in runs]
+        row |= {"option_logp": fmean(logp for logp in logps if logp is not None)} if None not in logps else {}
     for other in ("SFT", BASELINE, STRONG):
         theirs = _runs(outcomes, Point(other, best[other], 0, split)) if other in best else {}
         row[f"against_{other}"] = None if (arm, rate) == (other, best.get(other)) else _difference(runs, theirs)
@@ -92,7 +103,7 @@ def _picture(rows: list[Row]) -> str:
     return plot(curves, ("SFT", level)) if curves else ""
 
 
-def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row]) -> Iterator[str]:
+def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row], options: list[Row]) -> Iterator[str]:
     sizes = ", ".join(f"{name} {n}" for name, n in scale.sizes.items())
     yield f"# The study, {scale.name}: {scale.model}\n"
     yield f"Written by `python -m tests.benchmarks.study`. Problems: {sizes}. Engine {code_version()[:8]}.\n"
@@ -103,6 +114,11 @@ def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row]) -
     yield from _table(tried, ("SFT",))
     yield "\n## At the rate that seed 0's validation problems chose, on the test problems\n"
     yield from _table(rows, ("SFT", STRONG, BASELINE))
+    if options:
+        yield "\n## By the option that the model finds the likeliest, of the same models\n"
+        yield from _table(options, ("SFT", STRONG, BASELINE))
+        logps = ", ".join(f"{row['arm']} {row['option_logp']:.3f}" for row in options)
+        yield f"\nMean log-probability of the right option among a problem's options, in nats: {logps}."
     yield "\nDifferences are in points. Intervals are of 95 %, over seeds and problems (of one seed: problems);"
     yield f"p is Holm's, of all differences from {BASELINE}. Memory is a whole process's at its peak: of a small"
     yield "model's, nearly all of it is the program's.\n"

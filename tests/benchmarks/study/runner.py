@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from allo_engine.source import code_version
 from service.client import Client
-from tests.benchmarks.study import task
 from tests.benchmarks.study.arms import ARMS, Scale, method
+from tests.benchmarks.study.task import Problem, StudyError, write
 
 Json = dict[str, Any]
 
@@ -39,19 +39,18 @@ class Point(NamedTuple):
         return f"{self.arm}{rate}, seed {self.seed}, {self.split}"
 
 
-class StudyError(Exception):
-    """Why the study cannot go on, in words for the person at the terminal."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a point's job made: which problems its model answers rightly, its answers to the first of them, the model's
-    name, and the most that each of the job's stages held, in bytes."""
+    name, and the most that each of the job's stages held, in bytes. Of multiple choice also in which problems the right
+    option is the likeliest, and the mean log-probability of the right one among a problem's options, in nats."""
 
     cases: list[bool]
     answers: list[str]
     model: str
     peaks: dict[str, float]
+    options: list[bool] = field(default_factory=list)
+    option_logp: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -78,6 +77,7 @@ class Runner:
     say: Callable[[str], None] = print
     wait: float = 0.5
     _files: dict[str, str] = field(default_factory=dict)
+    _splits: dict[str, tuple[str, list[Problem]]] = field(default_factory=dict)
     _outcomes: dict[Point, Outcome] = field(default_factory=dict)
 
     def run(self, points: Sequence[Point]) -> dict[Point, Outcome]:
@@ -146,7 +146,8 @@ class Runner:
         (row,) = [row for row in rows if row["model"] == ARMS[point.arm].row]
         peaks = {stage["name"]: stage["metrics"].get("peak_memory_bytes", 0.0) for stage in job["stages"]}
         answers = [example["answer"] for example in row["examples"]]
-        return Outcome(row["cases"], answers, job["fine_tuned_model"], peaks)
+        options = [case for case in row.get("option_cases", ()) if case is not None]
+        return Outcome(row["cases"], answers, job["fine_tuned_model"], peaks, options, row.get("option_logp"))
 
     def _body(self, point: Point) -> Json:
         supervised = ARMS[point.arm].method == "supervised"
@@ -170,23 +171,26 @@ class Runner:
     def _settings(self, point: Point) -> str:
         """A name for all that the point's outcome follows from."""
         scale = self.scale
-        given = [code_version(), scale.model, scale.sizes, dict(scale.sft), method(scale, point.arm, point.rate)]
+        files = sorted(name for name, _ in self._named().values())
+        given = [code_version(), scale.model, files, dict(scale.sft), method(scale, point.arm, point.rate)]
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
     def _file(self, split: str) -> str:
         """The id of a split's file, uploaded where it is not there."""
         if split not in self._files:
-            path = self._written(split)
+            name, problems = self._named()[split]
             there = self.client.get("/v1/files", purpose="fine-tune", limit=1000)["data"]
-            known = [file["id"] for file in there if file["filename"] == path.name and file["status"] != "error"]
-            self._files[split] = known[0] if known else self.client.upload(path)["id"]
+            known = [file["id"] for file in there if file["filename"] == name and file["status"] != "error"]
+            self._files[split] = known[0] if known else self.client.upload(write(self.folder / name, problems))["id"]
         return self._files[split]
 
-    def _written(self, split: str) -> Path:
-        """The split's file, named by its content."""
-        problems = task.splits(self.scale.sizes)[split]
-        name = hashlib.sha256(json.dumps(problems).encode()).hexdigest()[:12]
-        return task.write(self.folder / f"{split}-{name}.jsonl", problems)
+    def _named(self) -> dict[str, tuple[str, list[Problem]]]:
+        """Each split's problems, and the name of its file, which is by its content."""
+        if not self._splits:
+            for split, problems in self.scale.task.splits(self.scale.sizes).items():
+                digest = hashlib.sha256(json.dumps(problems).encode()).hexdigest()[:12]
+                self._splits[split] = f"{split}-{digest}.jsonl", problems
+        return self._splits
 
 
 def at_rates(scale: Scale, arms: Sequence[str], seed: int, split: str) -> list[Point]:

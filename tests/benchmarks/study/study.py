@@ -9,7 +9,8 @@ from pathlib import Path
 from tests.benchmarks.study.arms import ARMS
 from tests.benchmarks.study.gates import Gate, arm_gates, sft_gate
 from tests.benchmarks.study.report import write_report
-from tests.benchmarks.study.runner import Point, Runner, StudyError, at_rates, chosen
+from tests.benchmarks.study.runner import Point, Runner, at_rates, chosen
+from tests.benchmarks.study.task import StudyError
 
 SUPERVISED = tuple(name for name, arm in ARMS.items() if arm.method == "supervised")
 ALIGNED = tuple(name for name in ARMS if name not in SUPERVISED)

@@ -11,14 +11,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from random import Random
 
 from service.demo_task import TEMPLATE, told
 
-__all__ = ["SIZES", "TEMPLATE", "Calculation", "calculation_of", "rest", "splits", "stories", "write"]
+__all__ = [
+    "ARITHMETIC",
+    "SIZES",
+    "TEMPLATE",
+    "Calculation",
+    "Problem",
+    "StudyError",
+    "Task",
+    "calculation_of",
+    "rest",
+    "splits",
+    "stories",
+    "write",
+]
 
 SIZES = {"sft": 500, "preference": 4000, "validation": 1000, "test": 2000}
 
@@ -26,6 +40,21 @@ Calculation = tuple[int, int, str, int]
 """The lesser factor, the greater one, the second step's sign and its figure."""
 
 Problem = dict[str, str]
+
+
+class StudyError(Exception):
+    """Why the study cannot go on, in words for the person at the terminal."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a study is about: how a problem is put, how many tokens a response may have, and the problems of each split,
+    by how many are wanted of each."""
+
+    template: str
+    tokens: int
+    splits: Callable[[Mapping[str, int]], dict[str, list[Problem]]]
+
 
 _BOXES, _EACH, _FIGURES, _DIVISORS = range(3, 13), range(3, 20), range(2, 100), range(2, 13)
 
@@ -40,6 +69,9 @@ def splits(sizes: Mapping[str, int] = SIZES, seed: int = 0) -> dict[str, list[Pr
         name: [_told(stories, calculation) for calculation in drawn[ends[name] - n : ends[name]]]
         for name, n in sizes.items()
     }
+
+
+ARITHMETIC = Task(TEMPLATE, 40, splits)
 
 
 def rest(sizes: Mapping[str, int] = SIZES, seed: int = 0) -> list[Calculation]:
