@@ -218,8 +218,9 @@ class PairLossConfig(StageConfig):
     nll: Weight = Field(
         default=0.0,
         description="Weight of the chosen response's negative log-likelihood, its mean over tokens, beside the "
-        "preference loss, which alone may make both responses less likely. arXiv 2404.19733 takes 1 (GSM8K 61.8 to "
-        "73.1). By trainer 'trl' the mean is over the tokens of all chosen responses of a pass.",
+        "preference loss, which alone may make both responses less likely. The default is 1 (arXiv 2404.19733: GSM8K "
+        "61.8 to 73.1) where a job samples problems and this stage makes its aligned model; 0 for uploaded pairs and "
+        "by trainer 'trl', whose mean is over the tokens of all chosen responses of a pass.",
     )
     dpop: Weight = Field(
         default=0.0,

@@ -19,7 +19,17 @@ from service.api.context import Context, Parts, Reader, is_json
 from service.api.schemas import CreateJob, CreateSweep
 from service.jobs.errors import Unavailable
 from service.jobs.forecast.counting import Works
-from service.jobs.forecast.foresight import Past, Plan, StageForesight, Taking, foresee, notes, told, total
+from service.jobs.forecast.foresight import (
+    Past,
+    Plan,
+    StageForesight,
+    Taking,
+    foresee,
+    notes,
+    rates_to_try,
+    told,
+    total,
+)
 from service.jobs.running import workers
 from service.jobs.running.placement import Offer
 from service.jobs.submission import Sender
@@ -98,7 +108,7 @@ def _shown(plan: Plan, stages: Sequence[StageForesight], names: bool) -> dict[st
         "stages": [_stage(stage, plan.offers, names) for stage in stages],
         **_taking(total(stages)),
         "past": _past(plan.past),
-        "notes": notes(plan, stages),
+        "notes": [*notes(plan, stages), *rates_to_try(plan, stages)],
     }
 
 

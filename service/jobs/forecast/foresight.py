@@ -166,6 +166,24 @@ def notes(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
     return found
 
 
+def rates_to_try(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
+    """That nobody has chosen the learning rate of what aligns, and what another one takes."""
+    new, kinds = plan.admitted.new, [stage.kind for stage in plan.admitted.planned]
+    kind = next((kind for kind in ("improve", "warmup") if kind in kinds), None)
+    given = [*(new.stages.get(kind or "") or {}), *new.hyperparameters]
+    if kind is None or {"learning_rate", "learning_rate_multiplier"} & set(given):
+        return []
+    first = kinds.index(kind)
+    rate = plan.admitted.planned[first].config.model_dump()["learning_rate"]
+    left = total(stages[first:])
+    takes = f" Each takes some {round(left.seconds.expected)} seconds." if left and left.seconds else ""
+    return [
+        f"No rule finds the best learning rate of {kind}: its default, {rate:g}, is of models of 7 B, and smaller "
+        f"models and shorter runs want more. A sweep over {kind}.learning_rate={rate:g},{3 * rate:g},{10 * rate:g} "
+        f"tries three and computes what comes before them once.{takes}"
+    ]
+
+
 def _of_time(limit: int | None, taking: Taking | None) -> list[str]:
     """Whether a job's limit looks too short."""
     if limit is None or taking is None or taking.seconds is None or taking.seconds.high <= limit:

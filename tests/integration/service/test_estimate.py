@@ -25,7 +25,18 @@ from service.jobs.errors import DomainError, InvalidRequest, QuotaExceeded, Unav
 from service.jobs.forecast.counting import LEARNING_ONLY, Counts
 from service.jobs.forecast.errands import Scratch
 from service.jobs.forecast.expecting import Expectations, asked_again
-from service.jobs.forecast.foresight import Plan, Spread, StageForesight, Taking, foresee, notes, spread, told, total
+from service.jobs.forecast.foresight import (
+    Plan,
+    Spread,
+    StageForesight,
+    Taking,
+    foresee,
+    notes,
+    rates_to_try,
+    spread,
+    told,
+    total,
+)
 from service.jobs.registry.models import register_model
 from service.jobs.running import workers
 from service.jobs.running.placement import Offer
@@ -178,6 +189,24 @@ def test_what_a_submit_warns_of_an_estimate_notes(domain: Domain) -> None:
     for stages, warned in (({"sft": {"share": 1}}, True), ({"sft": {}}, False)):
         plan = planned(domain, replace(ALLO, stages=stages), fast=FAST)
         assert any("sampled after it" in note for note in notes(plan, told(plan, {}))) == warned
+
+
+def test_an_estimate_says_what_more_rates_take_until_one_is_chosen(house: Domain, counts: Counts) -> None:
+    new = replace(REAL, stages={"sft": {}, "improve": {"beta": 0.2}}, hyperparameters={})
+    plan = planned(house, new, fast=FAST)
+    asked = plan.question()
+    assert asked is not None
+    stages = told(plan, counts.ask(asked).result())
+    (note,) = rates_to_try(plan, stages)
+    seconds = sum(taking(stage).seconds.expected for stage in stages if stage.name in ("improve", "evaluate"))  # type: ignore[union-attr]
+    assert "improve.learning_rate=5e-06,1.5e-05,5e-05 tries three" in note
+    assert note.endswith(f"Each takes some {round(seconds)} seconds.")
+    dpo = planned(house, replace(new, method="dpo", stages={}), fast=FAST)
+    (of_dpo,) = rates_to_try(dpo, told(dpo, {}))
+    assert "warmup.learning_rate=1e-06,3e-06,1e-05" in of_dpo
+    assert rates_to_try(planned(house, replace(new, method="supervised", stages={})), []) == []
+    for chosen in ({"stages": {"improve": {"learning_rate": 1e-5}}}, {"hyperparameters": {"learning_rate": 1e-5}}):
+        assert rates_to_try(planned(house, replace(new, **chosen)), []) == []
 
 
 def test_what_was_computed_is_reused_and_takes_nothing(house: Domain, counts: Counts) -> None:

@@ -358,6 +358,42 @@ def test_shorthands_reach_every_stage_that_has_them_and_stages_override() -> Non
     assert {config["seed"] for config in configs.values()} == {7}
 
 
+@pytest.mark.parametrize(
+    ("method", "data", "stages", "hyperparameters", "expected"),
+    [
+        ("dpo", PROBLEMS, {}, {}, {"warmup": 1}),
+        ("dpo", PROBLEMS, {"warmup": {"nll": 0}}, {}, {"warmup": 0}),
+        ("dpo", PROBLEMS, {"warmup": {"trainer": "trl"}}, {}, {"warmup": 0}),
+        ("dpo", PREFERENCES, {}, {}, {"warmup": 0}),
+        ("allo", PROBLEMS, {}, {}, {"warmup": 0, "improve": 1}),
+        ("allo", PROBLEMS, {}, {"nll": 0.5}, {"warmup": 0.5, "improve": 0.5}),
+        ("allo", PREFERENCES, {"token_rewards": {"source": "log_ratio"}}, {}, {"warmup": 0, "improve": 0}),
+    ],
+)
+def test_likelihood_is_beside_the_loss_of_what_aligns_on_verified_answers(
+    method: Any, data: Data, stages: Any, hyperparameters: Any, expected: dict[str, float]
+) -> None:
+    configs = {stage.name: stage.config.model_dump() for stage in plan(method, data, stages, hyperparameters)}
+    assert {name: configs[name]["nll"] for name in configs if "nll" in configs[name]} == expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "hyperparameters", "rate"),
+    [
+        ({}, {}, 5e-6),
+        ({"locate": {"importance": "random"}}, {}, 5e-5),
+        ({"locate": {"importance": "random"}}, {"learning_rate_multiplier": 2}, 1e-4),
+        ({"locate": {"importance": "random"}}, {"learning_rate": 1e-6}, 1e-6),
+        ({"locate": {"importance": "random"}, "improve": {"learning_rate": 1e-5}}, {}, 1e-5),
+        ({"locate": {"importance": "random"}, "improve": {"train": "all"}}, {}, 5e-6),
+        ({"locate": {"importance": "gradient"}}, {}, 5e-6),
+    ],
+)
+def test_improving_has_ten_times_its_rate_in_a_random_mask(stages: Any, hyperparameters: Any, rate: float) -> None:
+    planned = {stage.name: stage for stage in plan("allo", PROBLEMS, {**stages, "warmup": {}}, hyperparameters)}
+    assert planned["improve"].config.model_dump()["learning_rate"] == pytest.approx(rate)
+
+
 def test_a_digest_names_code_settings_and_inputs_and_nothing_else() -> None:
     config = ImproveConfig().model_dump()
     inputs = {"model": [("a", "1"), ("b", "2")]}
