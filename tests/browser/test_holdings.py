@@ -15,13 +15,24 @@ from tests.integration.pages.furnished import furnished, pages
 from tests.integration.service.domain import OWNER, SUPERVISED
 
 
-@pytest.mark.parametrize("name", ["models", "models/tiny", "workers", "usage"])
+@pytest.mark.parametrize("name", ["models", "models/tiny", "usage"])
 def test_each_page_fits_a_phone_and_is_accessible(name: str, site: Site, visit: Visit) -> None:
     site.domain.submit(SUPERVISED)
     site.domain.run_all()
     page = visit(f"/ui/{name}")
     assert_accessible(page)
     assert_fits(page)
+
+
+def test_a_worker_that_is_at_work_fits_a_phone(site: Site, visit: Visit) -> None:
+    site.domain.run_all()
+    site.domain.submit(replace(SUPERVISED, seed=93))
+    claimed = site.domain.claim()
+    page = visit("/ui/workers")
+    expect(page.get_by_role("table")).to_contain_text(claimed.job_id)
+    assert_accessible(page)
+    assert_fits(page)
+    site.domain.finish(claimed)
 
 
 def test_a_key_is_made_by_keyboard_copied_rotated_and_revoked(visit: Visit) -> None:
