@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SCALE := .venv-scale/bin
 
-.PHONY: setup check suite test test-grown test-scale demo bench study gpu fuzz mutations
+.PHONY: setup check suite test test-grown test-hosts test-scale demo bench study gpu fuzz mutations
 setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
@@ -36,6 +36,12 @@ test-grown: export OMP_NUM_THREADS = 1
 test-grown: export TEST_PARTS = grown
 test-grown: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(addprefix tests/integration/,worker service pages cli)
+
+# The real engine on two hosts, network namespaces that share nothing but URLs, one of which dies. It wants root.
+test-hosts: export OMP_NUM_THREADS = 1
+test-hosts: export REAL_ENGINE = 1
+test-hosts: setup
+	$(BIN)/python -m pytest tests/integration/worker/test_two_hosts.py
 
 # vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
 test-scale: export OMP_NUM_THREADS = 1

@@ -1,8 +1,11 @@
 """Two workers on hosts of their own, network namespaces with an address, a name and a folder each: they share URLs and
-nothing else, of PostgreSQL and Valkey behind passwords and TLS, and of a store in S3."""
+nothing else, of PostgreSQL and Valkey behind passwords and TLS, and of a store in S3.
+
+`make test-hosts` runs the real engine on them, too, which takes a minute."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,16 +18,18 @@ import pytest
 from sqlalchemy import select, update
 
 from allo_engine.model.shape import Shape
+from service.jobs import service
 from service.jobs.running import workers
 from service.jobs.tables import KeptCheckpoint, Model
 from tests.integration.worker.conftest import COLD
 from tests.integration.worker.hosts import Host, network
-from tests.integration.worker.house import House, alive
+from tests.integration.worker.house import OWNER, House, alive, give_real
 from tests.integration.worker.processes import Worker, leftovers
 from tests.s3 import Wire, settings_of
 from tests.servers import grown
 from tests.tls import make_certificates
 from tests.waiting import PATIENCE, until
+from worker.outcome import Succeeded
 from worker.runner import Runner
 
 OF_3B = Shape(3_000_000_000, 12_000_000_000, 28, 3072, 8192, 24, 8, 128, 128256, True, 128256 * 3072)
@@ -165,6 +170,57 @@ def test_the_other_host_goes_on_where_one_that(sites: Sites, make_house: Callabl
         second.host.mend()
         until(lambda: stricken in registered(house))
         until(lambda: not leftovers(house))
+
+
+LONG = {"n_epochs": 300, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_seconds": 0.001}
+"""A stage of the tiny model that is not at its end before its host is dead."""
+
+
+@pytest.mark.skipif("REAL_ENGINE" not in os.environ, reason="a minute of the real engine: make test-hosts")
+@pytest.mark.parametrize("lease", [16.0])
+def test_the_real_engine_ends_in_the_same_bits_where_its_host_dies(
+    sites: Sites, make_house: Callable[..., House], tmp_path: Path
+) -> None:
+    if not sites.second.host.within:
+        pytest.skip("no network namespace may be made here (ip netns add): there is no second host")
+    house = sites.house
+    give_real(house, tmp_path / "given")
+    with house.database.transaction() as session:
+        session.execute(update(Model).values(verdict=None))  # it is as small as it is
+    for site in (sites.first, sites.second):
+        real = {"devices": "", "engine": "", "calibrate_seconds": 0}
+        site.house.settings = site.house.settings.model_copy(update=real)
+    dying = sites.second.start()
+    job = trained(house)
+    until(lambda: kept(house))
+    sites.second.host.die()
+    stage = house.stage(job)
+    assert (stage.worker, stage.status) == (dying, "running"), "it was in the middle"
+    other = sites.first.start()
+    until(lambda: ended(house, job))
+    assert house.status(job) == "succeeded", house.view(job).job.error
+    assert house.stage(job).worker == other
+    told = [event.message for event in house.events(job)]
+    assert any("which was kept in the store" in message for message in told), told
+    assert any("Resumed behind step" in message for message in told), told
+    alone = make_house("alone")
+    alone.settings = alone.settings.model_copy(update={"engine": ""})
+    give_real(alone, tmp_path / "given alone")
+    straight = trained(alone)
+    assert isinstance(Runner(alone.settings, alone.database, alone.store).run(*alone.dispatch()), Succeeded)
+    assert results(house, job) == results(alone, straight)
+
+
+def trained(house: House) -> str:
+    """A job of one stage that trains."""
+    new = service.NewJob("tiny", "file-train", method="supervised", stages={"sft": LONG})
+    return service.submit(house.database, house.store, new, service.Sender(OWNER)).job.id
+
+
+def results(house: House, job: str) -> dict[str, str]:
+    found = {row.path: row.sha256 for row in house.view(job).artifacts}
+    assert any(path.endswith(".safetensors") for path in found)
+    return found
 
 
 def undisturbed(make_house: Callable[..., House]) -> bytes:
