@@ -36,6 +36,7 @@ PAIRS = [
     ("say blue", "it is blue", "it is grey"),
     ("say", "red or blue", "no"),
 ]
+COMMON: dict[str, Any] = {"micro_batch_tokens": 96}
 FAST: dict[str, Any] = {"learning_rate": 3e-3, "warmup_ratio": 0.0, "schedule": "constant"}
 
 
@@ -89,15 +90,19 @@ def margins(name: str, aligned: Path, start: Path, groups: Sequence[Group], beta
     ]
 
 
-def align(root: Path, base: Path, precision: str, report: Report) -> dict[str, dict[str, float]]:
-    """sft, then warmup … evaluate on the very pairs; every stage's metrics."""
-    chats, data = write_chats(root / "chats"), write_pairs(root / "data")
-    common = {"precision": precision, "micro_batch_tokens": 96}
+def tune(root: Path, base: Path, report: Report) -> Path:
+    """The model that sft leaves."""
+    settings = {**COMMON, **FAST, "precision": "float32", "learning_rate": 1e-3, "n_epochs": 2}
+    given = {"model": base, "training_file": write_chats(root / "chats")}
+    run_job(root / "tuning", "supervised", Data("chats"), given, {"sft": settings}, report)
+    return root / "tuning/sft/checkpoint"
+
+
+def align(root: Path, start: Path, precision: str, report: Report) -> dict[str, dict[str, float]]:
+    """warmup … evaluate on the very pairs; every stage's metrics."""
+    data = write_pairs(root / "data")
+    common = {**COMMON, "precision": precision}
     fast = {**common, **FAST}
-    tuned = {"sft": {**fast, "learning_rate": 1e-3, "n_epochs": 2}}
-    metrics = run_job(
-        root / "tuning", "supervised", Data("chats"), {"model": base, "training_file": chats}, tuned, report
-    )
     stages = {
         "warmup": fast,
         "locate": {"forget_ratio": 0.1, "improve_ratio": 0.2, "precision": precision},
@@ -107,17 +112,16 @@ def align(root: Path, base: Path, precision: str, report: Report) -> dict[str, d
         "improve": {**fast, "n_epochs": 2},
         "evaluate": common,
     }
-    given = {"model": root / "tuning/sft/checkpoint", "training_file": data, "validation_file": data}
-    return metrics | run_job(root / "job", "allo", Data("preferences", validation="preferences"), given, stages, report)
+    given = {"model": start, "training_file": data, "validation_file": data}
+    return run_job(root / "job", "allo", Data("preferences", validation="preferences"), given, stages, report)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_a_job_reports_is_what_plain_transformers_computes(
     name: str, tmp_path: Path, report: Report, stream: Lines
 ) -> None:
-    base = save_random(name, tmp_path / "base")
-    metrics = align(tmp_path, base, "float32", report)
-    start = tmp_path / "tuning/sft/checkpoint"
+    start = tune(tmp_path, save_random(name, tmp_path / "base"), report)
+    metrics = align(tmp_path, start, "float32", report)
     groups = pairs(tmp_path / "data", Encoder.of(start, WarmupConfig()))
 
     row, model = build_row(groups), load_model(start)
@@ -143,6 +147,7 @@ def test_what_a_job_reports_is_what_plain_transformers_computes(
 def test_in_bfloat16_a_job_runs_and_a_model_against_itself_is_no_better(
     name: str, tmp_path: Path, report: Report, stream: Lines
 ) -> None:
+    """Of the objectives, the reward model's is sft's."""
     metrics = align(tmp_path, save_random(name, tmp_path / "base"), "bfloat16", report)
     assert all(math.isfinite(value) for found in metrics.values() for value in found.values())
     assert_a_model_against_itself_is_no_better(metrics)

@@ -15,6 +15,7 @@ from service.settings import Settings
 from tests.integration.worker.house import House, furnish
 from tests.parts import Parts
 from tests.waiting import PATIENCE
+from worker.engine import DEFAULT_COMMAND
 from worker.starting import Warm
 
 QUICK = {"heartbeat_seconds": 0.2, "redispatch_seconds": 2, "dispatch_seconds": 0.1}
@@ -58,5 +59,13 @@ def house(make_house: Callable[..., House]) -> House:
 def warm() -> Iterator[Warm]:
     """A warm process with the stub trainer."""
     warm = Warm(WARM)
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Warm]:
+    """A warm process with the real engine."""
+    warm = Warm(DEFAULT_COMMAND)
     yield warm
     warm.close()

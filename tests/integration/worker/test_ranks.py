@@ -16,6 +16,7 @@ from tests.integration.worker.processes import leftovers
 from tests.waiting import PATIENCE, until
 from worker.outcome import Failed, Succeeded
 from worker.runner import Runner
+from worker.starting import Warm
 
 SFT = {"devices": 2, "n_epochs": 60, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_seconds": 0.01}
 
@@ -43,9 +44,9 @@ def ranks(house: House) -> list[psutil.Process]:
     return [process for process in found if process.name().startswith("rank ")]
 
 
-def test_a_rank_that_is_killed_costs_one_attempt_and_the_job_succeeds(house: House) -> None:
+def test_a_rank_that_is_killed_costs_one_attempt_and_the_job_succeeds(house: House, engine: Warm) -> None:
     job, outcomes = submitted(house), []
-    runner, ring = Runner(house.settings, house.database, house.store), house.dispatch()
+    runner, ring = Runner(house.settings, house.database, house.store, start=engine.start), house.dispatch()
     thread = threading.Thread(target=lambda: outcomes.append(runner.run(*ring)))
     thread.start()
     until(lambda: house.stage(job).step)

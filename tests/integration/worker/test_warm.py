@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -178,14 +178,6 @@ def test_a_warm_process_ends_with_its_owner(tmp_path):
         assert alive(pid)
         process.kill()
     until(lambda: not alive(pid))
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Warm]:
-    """A warm process with the real engine."""
-    warm = Warm(DEFAULT_COMMAND)
-    yield warm
-    warm.close()
 
 
 @pytest.mark.parametrize("devices", [1, 2])
