@@ -19,6 +19,7 @@ from service.jobs.tables import Damage
 from service.storage.store import CHUNK, Blob, BlobMissing, Store
 from tests.clock import Clock
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain, in_order
+from tests.parts import GROWN
 from tests.rot import flip_a_bit
 
 DAY = 86_400
@@ -69,7 +70,7 @@ def test_a_flipped_bit_is_found_set_aside_and_healed_by_storing_it_again(ours: D
     assert looks.look().healed == 1
     assert noted(ours) == []
     assert b"".join(ours.store.open(blob.sha256)) == content
-    assert ours.store.tidy() == 1, "the damaged bytes serve nobody any more"
+    assert ours.store.tidy() == (0 if GROWN else 1), "a folder keeps damaged bytes, which serve nobody any more"
 
 
 def test_an_uploaded_file_that_rotted_is_healed_by_uploading_it_again(ours: Domain, clock: Clock) -> None:
