@@ -62,7 +62,8 @@ TELL = """
 WITH RECURSIVE steps(step) AS (SELECT 1 UNION ALL SELECT step + 1 FROM steps WHERE step < :count)
 INSERT INTO events (id, job_id, seq, created_at, level, type, message, data)
 SELECT 'ftevent-' || step, :job, step + 10, step, 'info', 'metrics', '',
-       json_object('stage', 'sft', 'step', step, 'steps', :count, 'loss', 0.5, 'learning_rate', 1e-5, 'margin', 0.1)
+       {}('stage', 'sft', 'step', step, 'steps', CAST(:count AS INTEGER), 'loss', 0.5, 'learning_rate', 1e-5,
+          'margin', 0.1)
 FROM steps
 """
 
@@ -70,8 +71,9 @@ FROM steps
 def test_a_long_trainings_points_are_never_held_all_at_once(served: Domain) -> None:
     """All of them would take 90 MB."""
     job = served.submit(SUPERVISED).job.id
+    made_by = {"sqlite": "json_object", "postgresql": "json_build_object"}[served.database.engine.dialect.name]
     with served.database.transaction() as session:
-        session.execute(text(TELL), {"job": job, "count": COUNT})
+        session.execute(text(TELL.format(made_by)), {"job": job, "count": COUNT})
     before = own_bytes()
     found = series.read(served.database, OWNER, job, "sft")
     most, sent = own_bytes(), 0
