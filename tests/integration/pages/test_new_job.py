@@ -98,7 +98,7 @@ WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"model": "absent"}, "model", "does not exist"),
     ({"training_file": "file-absent"}, "training_file", "No file"),
     ({"seed": "x"}, "seed", "valid integer"),
-    ({"suffix": "a b"}, "suffix", "pattern"),
+    ({"suffix": "a b"}, "suffix", "takes letters"),
     ({"metadata": f"k={'x' * 600}"}, "metadata", "at most 512"),
     ({"stages.sft.learning_rate": "-1"}, "stages.sft.learning_rate", "0"),
     ({"stages.sft.learning_rate": "fast"}, "stages.sft.learning_rate", "number"),

@@ -47,7 +47,7 @@ from service.storage import open_store
 from tests.integration.service.domain import ALLO, OWNER, WORKER, Domain
 from tests.offers import RATES, an_offer
 from tests.tiny import save_tiny
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 JOBS, SWEEPS = "/v1/fine_tuning/jobs", "/v1/fine_tuning/sweeps"
 ROWS = [{"problem": f"{n} + {n}?", "solution": f"The answer is {2 * n}.", "answer": str(2 * n)} for n in range(8)]
@@ -323,19 +323,19 @@ def test_a_spread_leaves_a_tenth_aside_on_either_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "words"),
+    ("code", "seconds", "kind", "words"),
     [
-        ("import time; time.sleep(1000)", Unavailable, "more than 1 seconds"),
-        ("import os; os.kill(os.getpid(), 9)", Unavailable, "was killed"),
-        ("raise MemoryError('no more')", Unavailable, "MemoryError: no more"),
-        ("import sys; print('All texts are too long.', file=sys.stderr); sys.exit(3)", InvalidRequest, "too long"),
+        ("import time; time.sleep(1000)", 1, Unavailable, "more than 1 seconds"),
+        ("import os; os.kill(os.getpid(), 9)", PATIENCE, Unavailable, "was killed"),
+        ("raise MemoryError('no more')", PATIENCE, Unavailable, "MemoryError: no more"),
+        ("import sys; print('All too long.', file=sys.stderr); sys.exit(3)", PATIENCE, InvalidRequest, "too long"),
     ],
 )
 def test_a_count_that_hangs_or_dies_is_told_and_tried_again_when_it_is_asked_for_again(
-    served: Domain, model_folder: Path, tmp_path: Path, code: str, kind: type[DomainError], words: str
+    served: Domain, model_folder: Path, tmp_path: Path, code: str, seconds: float, kind: type[DomainError], words: str
 ) -> None:
     house = furnish(served, model_folder)
-    broken = Counts(Scratch(house.store, tmp_path / "scratch"), (sys.executable, "-c", code), seconds=1)
+    broken = Counts(Scratch(house.store, tmp_path / "scratch"), (sys.executable, "-c", code), seconds)
     asked = planned(house, fast=FAST).question()
     assert asked is not None
     for _ in range(2):

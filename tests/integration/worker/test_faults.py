@@ -67,7 +67,7 @@ def patient(make_house, broker) -> House:
     return make_house("data", broker_url=broker.url, **forever)
 
 
-def test_a_job_survives_sigkill_and_waits_for_no_lease_after_that_of_its_trainer_supervisor_child_or_worker(patient):
+def test_a_job_survives_sigkill_of_every_process_and_waits_for_no_lease(patient):
     """One after the other, of the same worker."""
     house = patient
     with working(house) as worker:
