@@ -31,7 +31,7 @@ WATCH = """talks => {
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """With a folder of models that may be added; nothing else is in it."""
     folder = tmp_path_factory.mktemp("by-hand")
-    save_tiny(folder / "models" / "tiny")
+    save_tiny(folder / "models" / "tiny", merges=[("q", "u")])  # GGUF has no place for a BPE that merges nothing
     running = start(folder / "data", ALLO_MODELS_DIR=str(folder / "models"))
     yield running
     assert stop(running) == []
@@ -67,6 +67,8 @@ def test_a_job_is_brought_from_a_file_to_the_aligned_models_answer(
     page.get_by_label("A file to train").set_input_files(write_problems(tmp_path / "problems") / "data.jsonl")
     page.get_by_role("button", name="Upload").click()
     expect(page.locator("#insight")).to_contain_text("The answer is red")
+    page.get_by_role("button", name="Look").click()
+    expect(page.locator("#insight")).to_contain_text("The answer is red")
 
     page.get_by_role("link", name="New job with it").click()
     page.get_by_label("allo", exact=True).check()
@@ -93,7 +95,11 @@ def test_a_job_is_brought_from_a_file_to_the_aligned_models_answer(
     with page.expect_download() as taken:
         page.get_by_role("link", name="safetensors", exact=True).click()
     assert_answers(taken.value.path(), tmp_path / "model")
+    page.get_by_role("link", name="as GGUF").click()
+    assert made(page, "GGUF, 16 bits", ".gguf").read_bytes().startswith(b"GGUF")
+    assert b'"r": 16' in made(page, "PEFT adapter, rank 16", "adapter_config.json").read_bytes()
 
+    page.goto(job)
     page.get_by_role("link", name="What was learned").click()
     expect(page.get_by_role("img", name="Accuracy on the validation file")).to_be_visible()
     expect(page.get_by_role("img", name="that the mask of stage")).to_be_visible()
@@ -114,6 +120,15 @@ def test_a_job_is_brought_from_a_file_to_the_aligned_models_answer(
     expect(answers.last).to_contain_text("The answer is")
     for answer in answers.all():
         assert int(answer.get_attribute("data-pieces") or 0) > 1
+
+
+def made(page: Page, form: str, file: str) -> Path:
+    """A file of another form of the model, which is made while the page waits for it."""
+    page.get_by_label("Another form").select_option(form)
+    page.get_by_role("button", name="Make it").click()
+    with page.expect_download() as taken:
+        page.locator("#forms").get_by_role("link", name=file).click()
+    return Path(taken.value.path())
 
 
 def assert_answers(archive: Path, folder: Path) -> None:
