@@ -78,6 +78,10 @@ def test_a_model_is_found_taken_away_and_deleted(site: Site, visit: Visit) -> No
         with page.expect_download() as taken:
             page.get_by_role("link", name=link).click()
         assert b"some content" in taken.value.path().read_bytes()
+    for link, asked in (("Try it", "**/ui/try?model=short-lived"), ("New job from it", "**/ui/new?model=short-lived")):
+        page.get_by_role("link", name=link).click()
+        page.wait_for_url(asked)
+        page.go_back()
     page.once("dialog", lambda dialog: dialog.dismiss())
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("short-lived")

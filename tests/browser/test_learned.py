@@ -137,6 +137,11 @@ def test_jobs_are_chosen_and_compared_with_their_curves_over_one_another(site: S
     page.get_by_role("button", name="Compare", exact=True).last.click()
     expect(page.locator("#paired")).to_contain_text("On 24 cases that both were put to.")
     assert_accessible(page)
+    page.get_by_text("Jobs to choose from").click()
+    page.get_by_label("Search").fill("careful")
+    offered = page.locator("#offered")
+    expect(offered.locator("label", has_text="fast")).to_have_count(1)  # chosen ones stay on offer
+    expect(offered.get_by_role("checkbox", checked=True)).to_have_count(3)
 
 
 def test_the_points_of_a_sweep_are_reached_from_one_of_its_jobs_and_compared(site: Site, visit: Visit) -> None:

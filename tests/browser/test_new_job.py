@@ -32,6 +32,11 @@ def test_a_job_is_made_by_hand(site: Site, visit: Visit) -> None:
     rate.fill("0.001")
     told.get_by_text("Python", exact=True).click()
     expect(told.locator("#sample-Python")).to_contain_text("'learning_rate': 0.001")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    copy = told.get_by_role("button", name="Copy the Python")  # shown still, though the estimate came anew
+    copy.click()
+    expect(copy).to_have_text("Copied")
+    assert "'learning_rate': 0.001" in page.evaluate("navigator.clipboard.readText()")
     page.get_by_role("button", name="Submit the job").click()
     page.wait_for_url("**/ui/jobs/ftjob-*")
     ((view,), _) = service.read_page(site.domain.database, "maker", Page(10))

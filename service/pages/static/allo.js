@@ -1,4 +1,5 @@
-// What the pages' own script does: times in the reader's own zone, and a word about what did not work.
+// What the pages' own script does: times in the reader's own zone, a word about what did not work, and what was opened
+// stays open where a part of a page is shown anew.
 "use strict";
 
 const inZone = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -16,6 +17,14 @@ function tell(message) {
   clearTimeout(tell.timer);
   tell.timer = setTimeout(() => { told.textContent = ""; }, 8000);
 }
+
+let opened = [];
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  opened = [...detail.target.querySelectorAll("details[id][open]")].map((fold) => fold.id);
+});
+document.addEventListener("htmx:afterSwap", () => {
+  for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
+});
 
 document.addEventListener("DOMContentLoaded", () => localTimes(document));
 document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt.parentElement ?? document));
