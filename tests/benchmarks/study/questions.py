@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks.study.arms import Scale
+from tests.benchmarks.study.arms import SCALES, Scale
 from tests.benchmarks.study.task import TEMPLATE, Problem, StudyError, Task
 
 
@@ -22,15 +23,11 @@ def questions(folder: Path) -> Scale:
     """The study of SmolLM2-135M-Instruct on a folder's questions, with all that it has. Raises StudyError where a file
     is missing or is no such file."""
     splits = read(folder)
-    return Scale(
+    full = SCALES["full"]
+    return replace(
+        full,
         name=f"questions-{folder.name}",
-        model="smollm2-135m-instruct",
-        dense=(1e-6, 2e-6, 5e-6, 1.5e-5),
-        located=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
-        random=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
-        locating=1e-6,
-        sft={"learning_rate": 5e-5, "batch_size": 16, "n_epochs": 2},
-        seeds=5,
+        sft={**full.sft, "learning_rate": 5e-5},
         sizes={name: len(problems) for name, problems in splits.items()},
         task=Task(TEMPLATE, 32, lambda sizes: _first(splits, sizes)),
     )
