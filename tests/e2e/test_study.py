@@ -38,6 +38,7 @@ def test_a_study_that_was_cut_off_goes_on_and_computes_no_point_twice(service: S
             Runner(client, SCALE, tmp_path, cut_off, wait=0.2).run(POINTS[:2])
         found = Runner(client, SCALE, tmp_path, wait=0.2).run(POINTS)
         assert [len(found[point].cases) for point in POINTS] == [3, 3, 3]
+        assert [len(found[point].answers) for point in POINTS] == [3, 3, 3]
 
         again = Runner(client, SCALE, tmp_path, cut_off, wait=0.2)
         assert again.outcomes() == found

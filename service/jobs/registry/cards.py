@@ -111,8 +111,21 @@ def _settings(view: JobView) -> Iterator[str]:
     for stage in view.stages:
         changed = _changed(stage)
         told = ", ".join(f"`{name} = {json.dumps(value, ensure_ascii=False)}`" for name, value in changed.items())
-        yield f"- `{stage.name}`{': ' + told if told else ''}"
+        yield f"- `{stage.name}`{': ' + told if told else ''}{''.join(f'; {one}' for one in _chosen(stage.metrics))}"
     yield ""
+
+
+def _chosen(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Which of its checkpoints a training has as its result, where something was held out or averaged."""
+    best, taken = figures.get("best_step"), figures.get("result_step")
+    if figures.get("averaged"):
+        yield f"the result is the mean of the last {figures['averaged']:g} checkpoints"
+    elif best is not None and best == taken:
+        yield f"the result is the model behind step {best:g} of {figures['steps']:g}, the best on what was held out"
+    elif best is not None:
+        yield f"the result is the last step, {taken:g}; the best on what was held out is that behind step {best:g}"
+    if "scale" in figures:
+        yield f"of several scales {figures['scale']:g} was the best on it"
 
 
 def _changed(stage: Stage) -> dict[str, Any]:

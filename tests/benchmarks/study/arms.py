@@ -49,8 +49,6 @@ class Arm:
 
 
 RATIO = 0.05
-ANSWERS = 100
-"""Of each model so many are kept as text, to tell whether two models answer alike."""
 
 FORGET_SHARE = 0.1
 """The rate of forgetting as a share of improving's, as published (5e-7 and 5e-6)."""
@@ -101,9 +99,11 @@ ARMS: dict[str, Arm] = {
         rounds=2,
     ),
     "I": Arm("C with NLL", "allo", "random", "improve", _masked("random", filter_ratio=1.0, nll=1.0)),
+    "J": Arm("F in two rounds", "dpo", "dense", "warmup-2", _dense(nll=1.0), rounds=2),
 }
-BASELINE, STRONG = "A", "F"
-"""What the arms are held against: DPO as it is, and as it is best in all weights."""
+BASELINE, STRONG, TWICE = "A", "F", "J"
+"""What the arms are held against: DPO as it is, as it is best in all weights, and that with the samples and steps that
+an arm of two rounds has."""
 
 SCALES = {
     "screening": Scale(
@@ -149,5 +149,4 @@ def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
         }
     )
     kind = ARMS[arm].method
-    stages = {**shared, **ARMS[arm].stages(scale, rate), "evaluate": {"examples": ANSWERS}}
-    return {"type": kind, kind: {"hyperparameters": common, "stages": stages}}
+    return {"type": kind, kind: {"hyperparameters": common, "stages": {**shared, **ARMS[arm].stages(scale, rate)}}}

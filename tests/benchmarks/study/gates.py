@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from allo_engine.data.statistics import bootstrap_difference
@@ -13,6 +13,8 @@ DENSE = ("A", "A TRL", "F")
 LOW, HIGH = 0.30, 0.60
 GAIN = 0.02
 DIFFERENT = 0.10
+ASKED_SEEDS = 3
+"""So many seeds' answers say whether two arms do the same: those of one differ by a tenth or not as its luck has it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
     at_best = {arm: outcomes[Point(arm, rate, 0, "validation")] for arm, rate in best.items()}
     dense = max((arm for arm in DENSE if arm in best), key=lambda arm: sum(at_best[arm].choosing))
     gain = bootstrap_difference([at_best[dense].gating], [at_best["SFT"].gating])
-    pairs = list(zip(at_best["A"].answers, at_best["D"].answers, strict=True))
+    pairs = [pair for seed in range(ASKED_SEEDS) for pair in _answers(outcomes, best, seed)]
     share = sum(ours != theirs for ours, theirs in pairs) / len(pairs)
     return [
         Gate(
@@ -58,11 +60,17 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
         ),
         Gate(
             f"A and D differ on {DIFFERENT:.0%} of the answers",
-            f"{share:.0%} of {len(pairs)}",
+            f"{share:.1%} of {len(pairs)}",
             share >= DIFFERENT,
             "Raise the rates or take more steps: the arms hardly move the model",
         ),
     ]
+
+
+def _answers(outcomes: Mapping[Point, Outcome], best: Mapping[str, float], seed: int) -> Iterator[tuple[str, str]]:
+    """What A and D answered to the same problems, where both have that seed."""
+    ours, theirs = (outcomes.get(Point(arm, best[arm], seed, "validation")) for arm in ("A", "D"))
+    return zip(ours.answers, theirs.answers, strict=True) if ours and theirs else iter(())
 
 
 def points(found: Mapping[str, float]) -> str:

@@ -10,8 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from allo_engine.data.statistics import bootstrap_difference, holm
+from allo_engine.rounds import kind_of
 from allo_engine.source import code_version
-from tests.benchmarks.study.arms import ARMS, BASELINE, STRONG, Scale
+from tests.benchmarks.study.arms import ARMS, BASELINE, STRONG, TWICE, Scale
 from tests.benchmarks.study.gates import arm_gates, points, sft_gate
 from tests.benchmarks.study.plot import plot
 from tests.benchmarks.study.runner import Outcome, Point, chosen
@@ -71,7 +72,7 @@ def _row(outcomes: Outcomes, arm: str, rate: float, split: str, best: Mapping[st
         row |= _memory(outcomes[Point(arm, rate, min(runs), split)].peaks)
         logps = [outcomes[Point(arm, rate, seed, split)].option_logp for seed in runs]
         row |= {"option_logp": fmean(logp for logp in logps if logp is not None)} if None not in logps else {}
-    for other in ("SFT", BASELINE, STRONG):
+    for other in ("SFT", BASELINE, STRONG, TWICE):
         theirs = _runs(outcomes, Point(other, best[other], 0, split)) if other in best else {}
         row[f"against_{other}"] = None if (arm, rate) == (other, best.get(other)) else _difference(runs, theirs)
     return row
@@ -91,7 +92,7 @@ def _difference(ours: Mapping[int, list[bool]], theirs: Mapping[int, list[bool]]
 def _memory(peaks: Mapping[str, float]) -> Row:
     """The most that a stage of the job held, in bytes: any stage, and the arm's own training."""
     own = ("forget", "improve") if "improve" in peaks else ("warmup", "sft")
-    return {"peak": max(peaks.values()), "own_peak": max(peaks.get(name, 0.0) for name in own)}
+    return {"peak": max(peaks.values()), "own_peak": max(peaks[name] for name in peaks if kind_of(name) in own)}
 
 
 def _picture(rows: list[Row]) -> str:
@@ -113,10 +114,11 @@ def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row], o
     yield f"\n## Accuracy over learning rate\n\n![accuracy over learning rate]({scale.name}.svg)\n"
     yield from _table(tried, ("SFT",))
     yield "\n## At the rate that seed 0's validation problems chose, on the test problems\n"
-    yield from _table(rows, ("SFT", STRONG, BASELINE))
+    others = ("SFT", *((TWICE,) if TWICE in {row["arm"] for row in rows} else ()), STRONG, BASELINE)
+    yield from _table(rows, others)
     if options:
         yield "\n## By the option that the model finds the likeliest, of the same models\n"
-        yield from _table(options, ("SFT", STRONG, BASELINE))
+        yield from _table(options, others)
         logps = ", ".join(f"{row['arm']} {row['option_logp']:.3f}" for row in options)
         yield f"\nMean log-probability of the right option among a problem's options, in nats: {logps}."
     yield "\nDifferences are in points. Intervals are of 95 %, over seeds and problems (of one seed: problems);"

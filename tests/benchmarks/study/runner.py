@@ -41,9 +41,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a point's job made: which problems its model answers rightly, its answers to the first of them, the model's
-    name, and the most that each of the job's stages held, in bytes. Of multiple choice also in which problems the right
-    option is the likeliest, and the mean log-probability of the right one among a problem's options, in nats."""
+    """What a point's job made: which problems its model answers rightly, its answers word for word to validation
+    problems, for a gate, the model's name, and the most that each of the job's stages held, in bytes. Of multiple
+    choice also in which problems the right option is the likeliest, and the mean log-probability of the right one among
+    a problem's options, in nats."""
 
     cases: list[bool]
     answers: list[str]
@@ -145,9 +146,18 @@ class Runner:
         rows = json.loads(self.client.file_content(job["result_files"][0]))["models"]
         (row,) = [row for row in rows if row["model"] == ARMS[point.arm].row]
         peaks = {stage["name"]: stage["metrics"].get("peak_memory_bytes", 0.0) for stage in job["stages"]}
-        answers = [example["answer"] for example in row["examples"]]
         options = [case for case in row.get("option_cases", ()) if case is not None]
+        answers = self._answers(job["id"], row["model"]) if point.split == "validation" else []
         return Outcome(row["cases"], answers, job["fine_tuned_model"], peaks, options, row.get("option_logp"))
+
+    def _answers(self, job: str, model: str) -> list[str]:
+        """What one of the job's models answered to every problem: it stands beside the report."""
+        files = self.client.get(f"/v1/fine_tuning/jobs/{job}/artifacts")["data"]
+        (texts,) = [file for file in files if file["path"] == "texts.jsonl"]
+        folder = self.folder / "answers" / job
+        self.client.download(texts, folder, lambda _: None)
+        with (folder / texts["path"]).open(encoding="utf-8") as lines:
+            return [json.loads(line)["models"][model]["answer"] for line in lines]
 
     def _body(self, point: Point) -> Json:
         supervised = ARMS[point.arm].method == "supervised"

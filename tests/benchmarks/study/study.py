@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.study.arms import ARMS
-from tests.benchmarks.study.gates import Gate, arm_gates, sft_gate
+from tests.benchmarks.study.gates import ASKED_SEEDS, Gate, arm_gates, sft_gate
 from tests.benchmarks.study.report import write_report
 from tests.benchmarks.study.runner import Point, Runner, at_rates, chosen
 from tests.benchmarks.study.task import StudyError
@@ -32,6 +32,9 @@ def _go(runner: Runner, arms: Sequence[str], report: Callable[[], None], anyway:
     found |= runner.run(at_rates(runner.scale, arms, 0, "validation"))
     best = chosen(found)
     runner.say("Chosen: " + ", ".join(f"{arm} {rate:g}" for arm, rate in best.items() if rate))
+    for seed in range(1, min(ASKED_SEEDS, runner.scale.seeds)):
+        runner.run(at_rates(runner.scale, SUPERVISED, seed, "validation"))
+        found |= runner.run([Point(arm, best[arm], seed, "validation") for arm in ("A", "D")])
     _pass(runner, arm_gates(found), anyway)
     for seed in range(runner.scale.seeds):
         runner.run(at_rates(runner.scale, SUPERVISED, seed, "test"))

@@ -21,7 +21,7 @@ SCALE = SCALES["screening"]
 def outcome(right: float, total: int = 1000, seed: int = 0) -> Outcome:
     cases = [number < right * total for number in range(total)]
     Random(seed).shuffle(cases)
-    return Outcome(cases, [str(case) for case in cases[:100]], "ft:model", {"warmup": 1e9})
+    return Outcome(cases, [str(case) for case in cases], "ft:model", {"warmup": 1e9})
 
 
 def test_no_calculation_is_in_two_splits_or_in_what_the_small_model_learns_from() -> None:
@@ -103,8 +103,21 @@ def test_a_baseline_that_gains_nothing_and_arms_that_do_the_same_stop_the_study(
     assert [gate.passed for gate in arm_gates(found)] == passed
 
 
+def test_the_answers_of_several_seeds_say_whether_two_arms_do_the_same() -> None:
+    found = {Point("SFT", 0.0, 0, "validation"): outcome(0.5)}
+    for seed in range(3):
+        found[Point("A", 1e-4, seed, "validation")] = outcome(0.53, seed=seed)
+        found[Point("D", 1e-3, seed, "validation")] = outcome(0.53, seed=2 * seed)  # another order but for seed 0
+    _, gate = arm_gates(found)
+    assert gate.passed
+    assert gate.found.endswith("% of 3000")
+    del found[Point("D", 1e-3, 1, "validation")], found[Point("D", 1e-3, 2, "validation")]
+    _, gate = arm_gates(found)
+    assert (gate.passed, gate.found) == (False, "0.0% of 1000")
+
+
 def test_the_report_says_who_is_better_where_one_is_and_draws_every_arm(tmp_path: Path) -> None:
-    right = {"SFT": 0.4, "A": 0.45, "B": 0.55}
+    right = {"SFT": 0.4, "A": 0.45, "B": 0.55, "J": 0.45}
     found = {
         Point(arm, rate, seed, split): outcome(right[arm], seed=seed)
         for arm in right
@@ -115,10 +128,13 @@ def test_the_report_says_who_is_better_where_one_is_and_draws_every_arm(tmp_path
     rows = {row["arm"]: row for row in compared(found)}
     assert rows["A"]["against_A"] is None
     assert rows["B"]["against_A"]["low"] > 0.05
+    assert rows["B"]["against_J"]["low"] > 0.05
     assert rows["B"]["p"] < 0.05
     assert rows["SFT"]["against_A"]["high"] < 0
     write_report(found, SCALE, tmp_path)
     picture = ElementTree.parse(tmp_path / "screening.svg")  # noqa: S314 - our own
     texts = {text.text for text in picture.iter() if text.text}
     assert {"A", "B", "SFT"} <= texts
-    assert "| B | DPO in the 5 %" in (tmp_path / "screening.md").read_text()
+    page = (tmp_path / "screening.md").read_text()
+    assert "| B | DPO in the 5 %" in page
+    assert "| against SFT | against J | against F | against A | p |" in page

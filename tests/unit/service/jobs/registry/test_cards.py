@@ -10,16 +10,19 @@ from service.jobs.service import JobView
 from service.jobs.tables import Job, Stage
 
 
-def accuracies(metrics: dict[str, Any]) -> list[str]:
-    """The table's lines."""
+def section(title: str, found: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of a part of the card, by the metrics of the stages."""
     job = Job(id="ftjob-1", model="tiny", seed=0, sources={}, method={"type": "dpo"})
-    found = {"evaluate": metrics}
     stages = [
         Stage(name=name, status=StageStatus.SUCCEEDED, config={}, metrics=found.get(name, {}))
         for name in ("warmup", "warmup-2", "evaluate")
     ]
     text = card(JobView(job, tuple(stages), {}), "main", None).decode()
-    return text.partition("## On held-out data\n\n")[2].partition("\n\n")[0].splitlines()
+    return text.partition(f"## {title}\n\n")[2].partition("\n\n## ")[0].splitlines()
+
+
+def accuracies(metrics: dict[str, Any]) -> list[str]:
+    return section("On held-out data", {"evaluate": metrics})
 
 
 def test_samples_options_and_retention_get_columns_where_they_were_found() -> None:
@@ -42,3 +45,14 @@ def test_the_model_of_each_round_has_a_line() -> None:
     metrics = {"base_accuracy": 0.25, "warmup_accuracy": 0.5, "warmup-2_accuracy": 0.6, "warmup-2_pass_at_4": 0.7}
     *_, last = accuracies(metrics)
     assert last == "| vanilla DPO (the warm-up), round 2 | 60.0 % |  | 70.0 % |"
+
+
+def test_the_checkpoint_that_is_a_stages_result_is_told() -> None:
+    best = {"steps": 40, "best_step": 12, "result_step": 12}
+    mean = {"steps": 40, "best_step": 12, "result_step": 40, "averaged": 3, "scale": 0.5}
+    *_, first, second, evaluate = section("Stages and settings", {"warmup": best, "warmup-2": mean})
+    assert first == "- `warmup`; the result is the model behind step 12 of 40, the best on what was held out"
+    assert second.endswith("is the mean of the last 3 checkpoints; of several scales 0.5 was the best on it")
+    assert evaluate == "- `evaluate`"
+    *_, kept, _, _ = section("Stages and settings", {"warmup": best | {"result_step": 40}})
+    assert kept.endswith("; the result is the last step, 40; the best on what was held out is that behind step 12")
