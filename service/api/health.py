@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 from typing_extensions import TypedDict
 
 from service.api.context import Parts
+from service.jobs.running.placement import Offer
 
 router = APIRouter(tags=["Operations"])
 
@@ -25,9 +26,25 @@ class Checks(TypedDict):
     worker: bool
 
 
+class Kind(TypedDict):
+    kind: str
+    memory_bytes: int | None
+
+
+class Living(TypedDict):
+    """What a worker that lives has. Who it is and what it runs is for admins: /v1/workers."""
+
+    devices: list[Kind]
+    memory_bytes: int
+    precisions: list[str]
+    backends: list[str]
+    code_version: str
+
+
 class Ready(TypedDict):
     status: Literal["ok", "no_worker", "unavailable"]
     checks: Checks
+    workers: list[Living]
 
 
 @router.get("/healthz")
@@ -44,5 +61,16 @@ async def ready(parts: Parts, response: Response) -> Ready:
     checks: Checks = {name: found[name] for name in ("database", "broker", "disk", "worker")}  # type: ignore[assignment]
     if not (checks["database"] and checks["broker"] and checks["disk"]):
         response.status_code = 503
-        return {"status": "unavailable", "checks": checks}
-    return {"status": "ok" if checks["worker"] else "no_worker", "checks": checks}
+        return {"status": "unavailable", "checks": checks, "workers": []}
+    workers = [_living(view.offer) for view in parts.watch.seen] if checks["worker"] else []
+    return {"status": "ok" if workers else "no_worker", "checks": checks, "workers": workers}
+
+
+def _living(offer: Offer) -> Living:
+    return {
+        "devices": [{"kind": device.kind, "memory_bytes": device.bytes} for device in offer.devices],
+        "memory_bytes": offer.host_bytes,
+        "precisions": list(offer.precisions),
+        "backends": list(offer.packages),
+        "code_version": offer.code,
+    }

@@ -7,7 +7,8 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,11 +21,12 @@ from service.cli import checkup
 from service.cli.commands import Commands, described
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
+from service.cli.workers import WIDTH, in_words
 from service.db import Database
 from service.engines import told
 from service.jobs.data import scrubbing
 from service.jobs.data.erasing import keeping_of, tally
-from service.jobs.running.workers import WorkerView, read_workers
+from service.jobs.running.workers import read_workers
 from service.migrating import newest, version
 from service.settings import Settings
 from service.storage import StoreAway, open_store
@@ -63,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"checks": {name: problem or "ok" for name, problem in problems.items()}}
     is_well, can_look = not any(problems.values()), not (problems["database"] or problems["store"])
     can_look = can_look and version(settings.database) is not None
+    workers = _workers(settings) if can_look else []
+    report["workers"] = workers
     if not args.json:
-        _show(settings, problems, can_look)
+        _show(settings, problems, can_look, workers)
     if can_look and _has_store(settings) and (args.verify or args.mend):
         is_whole, found = checkup.check(args, settings)
         is_well, report = is_well and is_whole, report | found
@@ -73,11 +77,17 @@ def run(args: argparse.Namespace) -> int:
     return int(not is_well)
 
 
-def _show(settings: Settings, problems: Mapping[str, str], can_look: bool) -> None:
+def _show(
+    settings: Settings, problems: Mapping[str, str], can_look: bool, workers: Sequence[Mapping[str, Any]]
+) -> None:
     for name, problem in problems.items():
         out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
     if can_look:
-        out.print(f"{'workers':<10} {_workers(settings)}", markup=False)
+        if not workers:
+            out.print(f"{'workers':<10} {_NOBODY}", markup=False)
+        for worker in workers:
+            words = textwrap.indent(in_words(worker, WIDTH - 11), " " * 11)
+            out.print(f"{'worker':<10} {words.lstrip()}", markup=False)
         for line in (*_content(settings), *_damages(settings)):
             out.print(f"{'content':<10} {line}", markup=False)
 
@@ -102,23 +112,19 @@ def _database(settings: Settings) -> str:
     return ""
 
 
-def _workers(settings: Settings) -> str:
-    """Who has registered. That nobody has is no fault: jobs wait for a worker that comes."""
+_NOBODY = "none is registered: `allo up` starts one, and so does `python -m worker` on any machine"
+"""No fault: jobs wait for a worker that comes."""
+
+
+def _workers(settings: Settings) -> list[dict[str, Any]]:
+    """Who has registered, with what, as the API says it. Whether each lives the services judge by their own clocks."""
+    from service.api import render  # here: no other command needs it
+
     database = Database(settings.database)
     try:
-        found, now = read_workers(database), database.now()
+        return [render.worker(view) for view in read_workers(database)]
     finally:
         database.close()
-    if not found:
-        return "none is registered: `allo up` starts one, and so does `python -m worker` on any machine"
-    return "; ".join(_worker(view, now) for view in found)
-
-
-def _worker(view: WorkerView, now: int) -> str:
-    """A worker as people compare clocks: the services judge by their own (see `Watch`)."""
-    devices = len(view.offer.devices)
-    has = f"{devices} device{'s' * (devices != 1)}" if devices else f"{view.offer.cores} cores"
-    return f"{view.worker.id}, {has}, last sign of life {max(0, now - view.worker.beat_at)} s ago"
 
 
 def _content(settings: Settings) -> list[str]:

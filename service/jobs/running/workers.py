@@ -71,12 +71,16 @@ class Watch:
 
     def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease, self._clock, self._vigil = lease, clock, Vigil()
+        self.seen: Sequence[WorkerView] = ()
+        """Those that lived when somebody looked last."""
 
     def living(self, database: Database) -> list[WorkerView]:
         """The workers that live, as far as this process has watched them."""
         views, now = read_workers(database), self._clock()
         self._vigil.see([_sign(view) for view in views], now)
-        return [view for view in views if self._vigil.still(_sign(view), now) < self._lease]
+        found = [view for view in views if self._vigil.still(_sign(view), now) < self._lease]
+        self.seen = found
+        return found
 
 
 def offers(views: Sequence[WorkerView]) -> Mapping[str, Offer]:

@@ -202,11 +202,22 @@ def test_an_admin_sees_the_workers_and_what_they_run(client: TestClient, reader:
 
 def test_without_a_worker_the_service_is_ready_and_says_so(app: FastAPI, served: Domain) -> None:
     client = TestClient(app)
-    assert client.get("/readyz").json()["status"] == "ok"
+    workers.beat(served.database, WORKER, "host", an_offer(24, host=48, packages=("vllm",)))
+    ready = until(lambda: (found := client.get("/readyz").json())["workers"][:1] and found)
+    assert ready["status"] == "ok"
+    assert ready["workers"] == [
+        {
+            "devices": [{"kind": "cuda", "memory_bytes": 24 * GIB}],
+            "memory_bytes": 48 * GIB,
+            "precisions": ["float32", "bfloat16"],
+            "backends": ["vllm"],
+            "code_version": code_version(),
+        }
+    ], "and neither its name nor what it runs"
     workers.leave(served.database, WORKER)
     until(lambda: client.get("/readyz").json()["status"] == "no_worker")
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json()["checks"]["worker"]) == (200, False)
+    assert (answer.status_code, answer.json()["checks"]["worker"], answer.json()["workers"]) == (200, False, [])
 
 
 def submit(client: TestClient, **method: object) -> dict[str, object]:
