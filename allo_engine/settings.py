@@ -56,7 +56,7 @@ class Settings:
         """All settings of a stage. Raises PlanError, naming the field, for what they cannot be."""
         cls = CONFIGS[stage]
         try:
-            return cls.model_validate({"seed": self._seed, **self._defaults(stage), **self.asked.get(stage, {})})
+            return cls.model_validate({"seed": self._seed, **self.defaults(stage), **self.asked.get(stage, {})})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -70,7 +70,7 @@ class Settings:
             param = f"method.{self._method}.stages.{stage}.{field}"
             raise PlanError(f"Stage {stage}: {field} {reason}{given}.", param) from None
 
-    def _defaults(self, stage: str) -> dict[str, Any]:
+    def defaults(self, stage: str) -> dict[str, Any]:
         """What a stage has where it says nothing itself: the job's own defaults, and above them the shorthand."""
         fields = CONFIGS[stage].model_fields
         above = {**(_located(self.asked, self.shorthand) if stage == "locate" else {}), **self.shorthand}

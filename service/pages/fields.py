@@ -11,8 +11,10 @@ from functools import cache
 from inspect import get_annotations
 from typing import Any, Literal
 
+from allo_engine.checks import check_multiplier
 from allo_engine.config import CONFIGS, StageConfig
 from allo_engine.pipeline import Data, Method, plan
+from allo_engine.settings import Settings
 
 Kind = Literal["choice", "number", "text", "json"]
 
@@ -116,6 +118,24 @@ def settings_of(method: Method) -> dict[str, Setting]:
     """Every field of a method's form, by its name."""
     found = [*shared_of(method), *(setting for stage in stages_of(method) for setting in stage.settings)]
     return {setting.name: setting for setting in found}
+
+
+def defaults_of(
+    method: Method, data: Data, stages: Mapping[str, Any], hyperparameters: Mapping[str, Any]
+) -> dict[str, str]:
+    """By field, what this very job takes where nothing is put in, if that is not what stands there as published.
+
+    Raises PlanError for settings that cannot be.
+    """
+    settings, fields = Settings(method, data, stages, hyperparameters, 0), settings_of(method)
+    check_multiplier(method, settings.shorthand)
+    found: dict[str, str] = {}
+    for name in kinds_of(method):
+        for field, value in settings.defaults(name).items():
+            setting = fields.get(f"stages.{name}.{field}")
+            if setting and setting.text(value) != setting.default:
+                found[setting.name] = setting.text(value)
+    return found
 
 
 def _stage(name: str, method: Method) -> StageForm:

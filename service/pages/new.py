@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, cast
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 
-from allo_engine.pipeline import METHODS, PlanError
+from allo_engine.pipeline import METHODS, Data, Format, PlanError
 from service.api import jobs as api
 from service.api import render
 from service.api.context import Context, Parts, Submitter
@@ -28,7 +29,7 @@ from service.jobs.registry import models
 from service.jobs.repository import Page
 from service.jobs.tables import ApiKey
 from service.pages.asking import TRACKERS, Asked, like
-from service.pages.fields import shared_of, stages_of
+from service.pages.fields import defaults_of, shared_of, stages_of
 from service.pages.rendering import page
 from service.pages.samples import samples
 from service.pages.sending import sent_once
@@ -100,8 +101,8 @@ def stages(request: Request, _key: Submitter, asked: Form) -> Response:
 
 @router.post("/estimate")
 async def estimate(request: Request, parts: Parts, key: Submitter, asked: Form) -> Response:
-    """What the job will take, and how it is asked for from elsewhere. While that is being worked out the part asks
-    again by itself."""
+    """What the job will take, how it is asked for from elsewhere, and what its fields stand at. While that is being
+    worked out the part asks again by itself."""
     values: dict[str, Any] = {"wrong": {}, "estimate": None, "counting": False}
     try:
         body = CreateJob.model_validate(asked.body())
@@ -112,7 +113,23 @@ async def estimate(request: Request, parts: Parts, key: Submitter, asked: Form) 
         values["wrong"] = _wrong(asked, error)
     request.state.audited = True  # it changes nothing
     written = samples(asked.body(), str(request.base_url.replace(path="")).rstrip("/"))
-    return await to_thread.run_sync(lambda: page(request, "new_estimate.html", samples=written, **values))
+
+    def answer() -> Response:
+        found = _defaults(parts, key.owner, asked)
+        return page(request, "new_estimate.html", samples=written, defaults=found, **values)
+
+    return await to_thread.run_sync(answer)
+
+
+def _defaults(parts: Context, owner: str, asked: Asked) -> Mapping[str, str]:
+    """What the job's fields stand at that is not as published; none while nobody can say which job it will be."""
+    method = asked.body()["method"].get(asked.method, {})
+    try:
+        file = files.read_file(parts.database, owner, asked.typed.get("training_file", ""))
+        data = Data(cast(Format, file.format), masks="masks" in asked.typed)
+        return defaults_of(asked.method, data, method.get("stages", {}), method.get("hyperparameters", {}))
+    except (DomainError, PlanError):
+        return {}
 
 
 def _wrong(asked: Asked, error: Exception) -> Wrong:

@@ -55,19 +55,19 @@ def number(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, int):
-        return f"{value:,}".replace(",", "\N{THIN SPACE}")
+        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def percent(fraction: float | None) -> str:
     """`42 %`."""
-    return "–" if fraction is None else f"{100 * fraction:.0f}\N{THIN SPACE}%"
+    return "–" if fraction is None else f"{100 * fraction:.0f}\N{NARROW NO-BREAK SPACE}%"
 
 
 def share(fraction: float) -> str:
     """`4.2 %`, with a digit more where it is small."""
     written = f"{100 * fraction:.1f}" if fraction >= 0.01 or fraction == 0 else f"{100 * fraction:.2g}"
-    return f"{written}\N{THIN SPACE}%"
+    return f"{written}\N{NARROW NO-BREAK SPACE}%"
 
 
 def clipped(text: str) -> str:

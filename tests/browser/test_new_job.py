@@ -16,6 +16,8 @@ def test_a_job_is_made_by_hand(site: Site, visit: Visit) -> None:
     assert_fits(page)
     site.domain.add_file("file-maker", owner="maker")
     page.goto("/ui/new?method=allo")
+    page.get_by_label("Training file").select_option("file-maker")
+    expect(page.locator('[id="stages.improve.nll"]')).to_have_attribute("placeholder", "1.0")  # published: 0
     page.get_by_label("supervised").check()
     expect(page.locator("summary", has_text="improve")).to_have_count(0)
     page.get_by_label("Training file").select_option("file-maker")

@@ -1,5 +1,5 @@
 // What the pages' own script does: times in the reader's own zone, a word about what did not work, and what was opened
-// stays open where a part of a page is shown anew.
+// stays open where a part of a page is shown anew: folds, and the menu of a choice.
 "use strict";
 
 const inZone = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
@@ -24,6 +24,16 @@ document.addEventListener("htmx:beforeSwap", ({ detail }) => {
 });
 document.addEventListener("htmx:afterSwap", () => {
   for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
+});
+
+const CHOOSING = 20_000; // milliseconds that a menu may be open: no page can ask whether it is
+let menu = null, since = 0;
+for (const kind of ["pointerdown", "keydown"]) {
+  document.addEventListener(kind, ({ target }) => { if (target instanceof HTMLSelectElement) { menu = target; since = Date.now(); } });
+}
+for (const kind of ["change", "focusout"]) document.addEventListener(kind, () => { menu = null; }, true);
+document.addEventListener("htmx:beforeSwap", ({ detail }) => { // what renews itself comes again by itself
+  if (menu && detail.target.contains(menu) && detail.requestConfig.verb === "get" && Date.now() - since < CHOOSING) detail.shouldSwap = false;
 });
 
 document.addEventListener("DOMContentLoaded", () => localTimes(document));

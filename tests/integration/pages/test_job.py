@@ -57,7 +57,7 @@ def test_a_job_is_shown_from_its_first_moment_to_its_end(browser: TestClient, se
     assert all(word in first for word in ("sums", "queued", "arithmetic", "file-train", "has not begun", "waiting"))
     served.run_all()
     last = browser.get(address(job_id)).text
-    assert "100\N{THIN SPACE}%, 2 of 2 stages" in last
+    assert "100\N{NARROW NO-BREAK SPACE}%, 2 of 2 stages" in last
     assert "run 1, succeeded" in last
     model = service.read(served.database, OWNER, job_id).job.fine_tuned_model
     assert f"/ui/models/{model}".replace(":", "%3A") in last

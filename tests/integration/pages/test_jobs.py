@@ -21,7 +21,7 @@ def shown(browser: TestClient, query: str = "") -> list[str]:
     """The names of the jobs that a page lists, in its order."""
     answer = browser.get(f"{PAGE}{query}")
     assert answer.status_code == 200, answer.text
-    return re.findall(r'<th scope="row" class="name">(?:<a [^>]*>)?([^<]*)<', answer.text)
+    return re.findall(r'<th scope="row" class="name(?: id)?">(?:<a [^>]*>)?([^<]*)<', answer.text)
 
 
 @pytest.fixture

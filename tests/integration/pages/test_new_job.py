@@ -166,6 +166,18 @@ def test_the_estimate_says_what_is_wrong_and_gives_the_request_all_the_same(brow
     assert "<html" not in part
 
 
+def test_with_the_estimate_comes_what_fields_of_this_very_job_stand_at(browser: TestClient) -> None:
+    fields = {**PLAIN, "method": "allo", "ask.sft": "on", "stages.locate.importance": '"random"', "seed": "x"}
+    (told,) = re.findall("data-defaults='([^']*)'", estimate_of(browser, **fields))
+    assert json.loads(html.unescape(told)) == {
+        "stages.sft.share": "0.5",
+        "stages.sample.skip_share": "0.5",
+        "stages.improve.nll": "1.0",
+        "stages.improve.learning_rate": "5e-05",
+    }
+    assert "data-defaults='{}'" in estimate_of(browser, **{**fields, "training_file": "file-absent"})
+
+
 def test_stages_follow_the_method_and_keep_what_was_typed(browser: TestClient) -> None:
     part = send(browser, "/ui/new/stages", **{**PLAIN, "method": "dpo", "stages.sft.n_epochs": "7"}).text
     assert 'name="stages.sft.n_epochs" value="7"' in part
@@ -232,7 +244,7 @@ def test_an_estimate_tells_time_memory_and_who_could_run_each_stage() -> None:
     request = Request({"type": "http", "path": "/ui/new", "query_string": b"", "headers": []})
     lacking = {**ESTIMATE["stages"][0], "missing": "No worker has vllm.", "seconds": None, "reused": True}
     found = {**ESTIMATE, "stages": [*ESTIMATE["stages"], lacking]}
-    values: dict[str, Any] = {"wrong": {}, "counting": False, "samples": {}}
+    values: dict[str, Any] = {"wrong": {}, "counting": False, "samples": {}, "defaults": {}}
     part = render(request, "new_estimate.html", estimate=found, **values)
     for words in ("4 min 22 s", "3 min 10 s to 5 min 42 s", "3.2 GB", "1 × 8 cores, 62 GiB", "No worker has vllm."):
         assert words in part

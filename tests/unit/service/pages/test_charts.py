@@ -43,9 +43,9 @@ def test_a_cell_is_as_dark_as_its_share_of_the_largest_and_an_absent_one_is_not_
     assert boxes(chart) == [(15, 22, 21, 13), (15, 36, 21, 13), (37, 36, 21, 13)]
     assert [rect.get("fill-opacity") for rect in drawn(chart, "rect")] == ["1.00", "0.50", "0.00"]
     assert [title.text for title in drawn(chart, "title")] == [
-        "0 up: 2.0\u2009% of 1,000",
-        "1 up: 1.0\u2009% of 50",
-        "1 q: 0.0\u2009% of 7",
+        "0 up: 2.0\u202f% of 1,000",
+        "1 up: 1.0\u202f% of 50",
+        "1 q: 0.0\u202f% of 7",
     ]
 
 

@@ -42,7 +42,7 @@ def test_sizes_have_at_most_three_digits_before_the_point(count: int | None, sai
 
 
 def test_numbers_are_told_in_four_digits_and_counts_whole() -> None:
-    thin = "\N{THIN SPACE}"
+    thin = "\N{NARROW NO-BREAK SPACE}"
     assert words.number(1234567) == f"1{thin}234{thin}567"
     assert words.number(0.123456) == "0.1235"
     assert words.number(None) == "–"
