@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
+import tomllib
 
 from service.api.docs import pages
-from tests.pages import ROOT
+from service.cli import parser
+from tests.pages import ROOT, commands
 
 
 def test_the_readmes_links_lead_to_files_and_its_targets_to_make() -> None:
@@ -20,3 +23,17 @@ def test_the_pages_links_lead_to_pages() -> None:
     for name, path in pages().items():
         links = re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8"))
         assert set(links) <= {"settings", *pages()}, name
+
+
+def test_whoever_grows_step_by_step_types_what_there_is() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    typed = [shlex.split(line) for line in commands("service/growing.md", "Step by step")]
+    installs = [line[3:] for line in typed if line[:2] == [".venv/bin/pip", "install"]]
+    assert [extra for _, extra in installs] == [".", ".[scale]", ".[scale-cpu]"]
+    for lock, extra in installs:
+        assert (ROOT / lock).is_file()
+        assert extra in {".", *(f".[{name}]" for name in extras)}
+    asked = [line[1:] for line in typed if line[0] == ".venv/bin/allo"]
+    assert {line[0] for line in asked} == {"doctor", "keys", "models", "api", "workers", "submit"}
+    for line in asked:
+        parser().parse_args(line)
