@@ -216,9 +216,12 @@ def environment() -> dict[str, str]:
 def _device() -> dict[str, str]:
     if not torch.cuda.is_available():
         return {}
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-    return {"CUDA_VISIBLE_DEVICES": visible[torch.cuda.current_device()]}
+    return {"CUDA_VISIBLE_DEVICES": child_device(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.current_device())}
+
+
+def child_device(visible: str | None, number: int) -> str:
+    """What a child must see to see the device alone that is this `number` here, where `visible` are to be seen."""
+    return visible.split(",")[number].strip() if visible else str(number)
 
 
 _NOT_SERVED = "vLLM cannot serve this model here: {reason}. Set backend to 'transformers'."

@@ -13,6 +13,7 @@ from allo_engine.config import EvaluateConfig, SampleConfig
 from allo_engine.report import Report, StageError
 from allo_engine.sampling import Request, Response, TransformersSampler
 from allo_engine.sampling.canary import canaries, disagreement, greedy_logps
+from allo_engine.sampling.vllm import child_device
 from allo_engine.stages import sample
 from tests.tiny import tiny_model
 from tests.unit.engine.pipeline import write_problems
@@ -104,3 +105,11 @@ def test_the_right_token_with_a_wrong_log_probability_is_a_disagreement(logp: fl
     expected = torch.tensor([[0.9, 0.1]]).log()
     assert disagreement(expected, Response([0], [-0.105]), torch.float32) is None
     assert disagreement(expected, Response([0], [logp]), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "seen"),
+    [(None, 1, "1"), ("", 0, "0"), ("3,5", 1, "5"), ("GPU-5f3c, GPU-77aa", 1, "GPU-77aa")],
+)
+def test_the_engine_of_a_rank_sees_the_ranks_own_device_alone(visible: str | None, number: int, seen: str) -> None:
+    assert child_device(visible, number) == seen
