@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from allo_engine.checks import did_you_mean
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
 from service.brokers import checked
 from service.storage.access import S3
@@ -311,9 +312,14 @@ def refusals(error: ValidationError) -> list[str]:
     told = []
     for problem in error.errors():
         words = problem["msg"].removeprefix("Value error, ")
-        variable = ".".join(map(str, problem["loc"])).upper()
-        told.append(f"{PREFIX}{variable}: {words}" if variable else words)
+        variable = PREFIX + ".".join(map(str, problem["loc"])).upper() if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            words = "there is no such setting." + did_you_mean(variable, _VARIABLES)
+        told.append(f"{variable}: {words}" if variable else words)
     return told
+
+
+_VARIABLES = [PREFIX + field.upper() for field in Settings.model_fields]
 
 
 def _of_aws(environment: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:

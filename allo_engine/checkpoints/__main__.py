@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,19 +38,12 @@ def merge(base: str, delta: str, out: str, dtype: str) -> None:
     if not any(folder.glob("*.safetensors")):
         raise StageError("bad_model", f"{base} holds no *.safetensors: name the folder of the model that was aligned.")
     merge_into(folder, Path(delta), Path(out), getattr(torch, dtype))
-    sys.stdout.write(f"wrote {out}\n")
 
 
 def info(folder: str) -> None:
     delta = Delta(Path(folder))
-    size, entries = delta.path.stat().st_size, sum(delta.counts.values())
-    lines = {
-        "weights": len(delta.counts),
-        "entries": entries,
-        "bytes": f"{size} ({size / max(entries, 1):.2f} an entry)",
-        "base": delta.base,
-    }
-    sys.stdout.writelines(f"{name:8} {value}\n" for name, value in lines.items())
+    counted = {"weights": len(delta.counts), "entries": sum(delta.counts.values())}
+    sys.stdout.write(json.dumps(counted | {"bytes": delta.path.stat().st_size, "base": delta.base}) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from service.cli import (
     webhooks,
     workers,
 )
-from service.cli.commands import Commands, described
+from service.cli.commands import Commands, add_json, described, whole
 from service.cli.terminal import CommandError, err
 from service.client import ClientError
 from service.jobs.errors import DomainError
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What the command line may say."""
-    allo = argparse.ArgumentParser(
+    allo = whole(
         prog="allo",
         description="Align language models: upload data, submit a job, watch it, download the aligned model.",
         epilog=_EPILOG,
@@ -137,7 +137,7 @@ def _add_bench(commands: Commands[argparse.ArgumentParser]) -> None:
     bench.set_defaults(run=lambda args: _load("bench", "tests.benchmarks").run(args))
     bench.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (all)")
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each side, in turn (5)")
-    bench.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_json(bench)
 
 
 def _load(name: str, module: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service.cli.commands import Commands, described
+from service.cli.commands import Commands, described, port
 
 _EPILOG = """\
 examples:
@@ -22,7 +22,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         "Start the web process alone. `allo up` starts it together with all that it needs.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on (8000)")
     parser.set_defaults(run=run)
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from service.backup.dumps import DumpError
 from service.backup.restoring import restore
 from service.backup.saving import made, save
-from service.cli.commands import Commands, described
+from service.cli.commands import Commands, add_json, described
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import CommandError, err, shown
 from service.cli.up import sole_owner
@@ -52,7 +52,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     back.add_argument("--anyway", action="store_true", help="though some of its contents are damaged or missing")
     for parser, run in ((backup, _backup), (back, _restore)):
         add_data_dir(parser)
-        parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+        add_json(parser)
         parser.set_defaults(run=run)
 
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.cli.commands import Commands, described
-from service.cli.terminal import out
+from service.cli.commands import Commands, add_json, described
+from service.cli.terminal import err, out
 
 _EPILOG = """\
 examples:
@@ -34,6 +34,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next one has the next (0)")
     parser.add_argument("--grown", action="store_true", help="on PostgreSQL and a bucket, not on SQLite and a folder")
     parser.add_argument("--folder", type=Path, help="a new folder, where all of it runs (a temporary one)")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,13 +46,16 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
-        out.print(text, markup=False, highlight=False)
+        (err if args.json else out).print(text, markup=False, highlight=False)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whatever runs ends with this command
     summary = trials.run(folder, args.trials, args.seed, say, args.grown)
-    (folder / "summary.json").write_text(trials.written(summary) + "\n", encoding="utf-8")
+    written = trials.written(summary)
+    (folder / "summary.json").write_text(written + "\n", encoding="utf-8")
     broken = ", ".join(map(str, summary.violations))
     result = f"rules were broken in trial {broken}" if broken else "no rule was broken"
-    out.print(f"{summary.trials} trials, {summary.jobs} jobs, {summary.faults.total()} faults: {result}.")
-    out.print(f"History: {folder / 'history.jsonl'}", markup=False, highlight=False)
+    say(f"{summary.trials} trials, {summary.jobs} jobs, {summary.faults.total()} faults: {result}.")
+    say(f"History: {folder / 'history.jsonl'}")
+    if args.json:
+        print(written)  # noqa: T201 - rich would break long lines
     return int(bool(broken))

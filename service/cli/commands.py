@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
+from typing import Any, NoReturn
 
+from allo_engine.pipeline import did_you_mean
 from service.cli.connection import add_connection
 
 Commands = argparse._SubParsersAction  # argparse gives it no public name
+
+
+class Parser(argparse.ArgumentParser):
+    """One that names what is nearly the command, the form or the method that was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        super().error(message + (did_you_mean(wrong[1], re.findall(r"[^', ]+", wrong[2])) if wrong else ""))
+
+
+def whole(**options: Any) -> argparse.ArgumentParser:
+    """The parser of the whole command line, from which its commands have theirs."""
+    return Parser(**options)
+
+
+def port(text: str) -> int:
+    """A port's number, of an argument."""
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{number} is no port: they go from 0 to 65535")
+    return number
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that tells something."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def described(
@@ -37,7 +66,7 @@ def command(
 ) -> argparse.ArgumentParser:
     """A command with its help, the options of a connection, and --json."""
     parser = described(commands, name, summary, epilog)
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add_json(parser)
     add_connection(parser)
     parser.set_defaults(run=run)
     return parser

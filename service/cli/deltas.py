@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from typing import Any
 
-from service.cli.commands import Commands, described
-from service.cli.terminal import CommandError, out
+from service.cli.commands import Commands, add_json, described
+from service.cli.terminal import CommandError, shown
 
 _MERGE_EPILOG = """\
 examples:
@@ -40,15 +42,33 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         default="float32",
         help="what to write the weights in; float32 (the default) keeps every bit that training left",
     )
-    merge.set_defaults(run=lambda args: _engine("merge", args.base, args.delta, args.out, args.dtype))
+    add_json(merge)
+    merge.set_defaults(run=_merge)
     info = described(commands, "info", "say what a sparse checkpoint holds", _INFO_EPILOG)
     info.add_argument("delta", metavar="DELTA", help="the folder that holds delta.safetensors")
-    info.set_defaults(run=lambda args: _engine("info", args.delta))
+    add_json(info)
+    info.set_defaults(run=_info)
 
 
-def _engine(*command: str) -> None:
+def _merge(args: argparse.Namespace) -> None:
+    _engine("merge", args.base, args.delta, args.out, args.dtype)
+    shown(args, {"folder": args.out}, lambda: f"wrote {args.out}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    found = json.loads(_engine("info", args.delta))
+    shown(args, found, lambda: _told(found))
+
+
+def _told(found: dict[str, Any]) -> str:
+    size, entries = found["bytes"], found["entries"]
+    lines = found | {"bytes": f"{size} ({size / max(entries, 1):.2f} an entry)"}
+    return "\n".join(f"{name:8} {value}" for name, value in lines.items())
+
+
+def _engine(*command: str) -> str:
     # In a process of its own: the service knows nothing of the engine's checkpoints.
     done = subprocess.run([sys.executable, "-m", "allo_engine.checkpoints", *command], capture_output=True, text=True)
     if done.returncode:
         raise CommandError(done.stderr.strip() or f"The engine ended with status {done.returncode}.")
-    out.print(done.stdout.rstrip(), markup=False)
+    return done.stdout

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import embedded
 from service.broker import BrokerDown, CeleryBroker
 from service.cli import checkup
-from service.cli.commands import Commands, described
+from service.cli.commands import Commands, add_json, described
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import out
 from service.cli.workers import WIDTH, in_words
@@ -44,7 +44,7 @@ The exit status is 0 where all is well. It changes nothing but with --mend.
 def add(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = described(commands, "doctor", "check that this machine can run the service", _EPILOG)
     add_data_dir(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    add_json(parser)
     parser.add_argument("--verify", action="store_true", help="read all that is stored, and compare it with the rows")
     parser.add_argument("--mend", action="store_true", help="verify, say what would put it right, ask, and do that")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -65,10 +65,11 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"checks": {name: problem or "ok" for name, problem in problems.items()}}
     is_well, can_look = not any(problems.values()), not (problems["database"] or problems["store"])
     can_look = can_look and version(settings.database) is not None
-    workers = _workers(settings) if can_look else []
-    report["workers"] = workers
+    report["workers"] = _workers(settings) if can_look else []
+    if can_look:
+        report |= {"content": _content(settings), "damaged": _damages(settings)}
     if not args.json:
-        _show(settings, problems, can_look, workers)
+        _show(problems, report)
     if can_look and _has_store(settings) and (args.verify or args.mend):
         is_whole, found = checkup.check(args, settings)
         is_well, report = is_well and is_whole, report | found
@@ -77,18 +78,16 @@ def run(args: argparse.Namespace) -> int:
     return int(not is_well)
 
 
-def _show(
-    settings: Settings, problems: Mapping[str, str], can_look: bool, workers: Sequence[Mapping[str, Any]]
-) -> None:
+def _show(problems: Mapping[str, str], report: Mapping[str, Any]) -> None:
     for name, problem in problems.items():
         out.print(f"{name:<10} {problem or 'ok'}", style="red" if problem else "green", markup=False)
-    if can_look:
-        if not workers:
+    if "content" in report:
+        if not report["workers"]:
             out.print(f"{'workers':<10} {_NOBODY}", markup=False)
-        for worker in workers:
+        for worker in report["workers"]:
             words = textwrap.indent(in_words(worker, WIDTH - 11), " " * 11)
             out.print(f"{'worker':<10} {words.lstrip()}", markup=False)
-        for line in (*_content(settings), *_damages(settings)):
+        for line in (*_held(report["content"]), *_read_again(report["damaged"])):
             out.print(f"{'content':<10} {line}", markup=False)
 
 
@@ -127,17 +126,24 @@ def _workers(settings: Settings) -> list[dict[str, Any]]:
         database.close()
 
 
-def _content(settings: Settings) -> list[str]:
-    """What is stored, and for whom; what nobody holds is erased after the grace."""
+def _content(settings: Settings) -> dict[str, dict[str, int]]:
+    """What is stored, by who holds it, the most first; what nobody holds is erased after the grace."""
     if not _has_store(settings):
-        return ["nothing is stored yet"]
+        return {}
     database = Database(settings.database)
     try:
         counted = tally(database, open_store(settings.store, settings.s3), keeping_of(settings))
     finally:
         database.close()
     ranked = sorted(counted.items(), key=lambda item: -item[1][1])
-    return [f"{owner}: {size / 2**20:.1f} MiB in {count} contents" for owner, (count, size) in ranked]
+    return {owner: {"contents": count, "bytes": size} for owner, (count, size) in ranked}
+
+
+def _held(content: Mapping[str, Mapping[str, int]]) -> list[str]:
+    told = [
+        f"{owner}: {held['bytes'] / 2**20:.1f} MiB in {held['contents']} contents" for owner, held in content.items()
+    ]
+    return told or ["nothing is stored yet"]
 
 
 def _has_store(settings: Settings) -> bool:
@@ -146,15 +152,20 @@ def _has_store(settings: Settings) -> bool:
     return place.scheme != "file" or Path(unquote(place.path)).is_dir()
 
 
-def _damages(settings: Settings) -> list[str]:
+def _damages(settings: Settings) -> dict[str, Any]:
     """What was found damaged, and how far the reading has come."""
     database = Database(settings.database)
     try:
         state = scrubbing.read(database)
     finally:
         database.close()
-    damages = [f"{row.id} is damaged or gone: bring or make it again" for row in state.damages]
-    return [*damages, f"read again since it was stored: {state.bytes / 2**20:.1f} MiB; whole rounds: {state.rounds}"]
+    return {"contents": [row.id for row in state.damages], "bytes_read": state.bytes, "rounds": state.rounds}
+
+
+def _read_again(damaged: Mapping[str, Any]) -> list[str]:
+    told = [f"{sha256} is damaged or gone: bring or make it again" for sha256 in damaged["contents"]]
+    read = f"read again since it was stored: {damaged['bytes_read'] / 2**20:.1f} MiB"
+    return [*told, f"{read}; whole rounds: {damaged['rounds']}"]
 
 
 def _broker(settings: Settings) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from service.cli.commands import Commands, sentence, verbs
+from service.cli.commands import Commands, add_json, sentence, verbs
 from service.cli.connection import add_data_dir, local_settings
-from service.cli.terminal import CommandError, err, listing, out
+from service.cli.terminal import CommandError, err, listing, shown
 from service.db import Database
 from service.jobs.access import keys
 from service.jobs.registry import models
-from service.jobs.tables import Model
+from service.jobs.tables import ApiKey, Model
 from service.migrating import migrate
 from service.settings import Settings
 from service.storage import open_store
@@ -86,6 +87,7 @@ def _verb(
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     verb = found.add_parser(name, help=summary, description=sentence(summary))
+    add_json(verb)
     add_data_dir(verb)
     verb.set_defaults(run=run)
     return verb
@@ -118,44 +120,68 @@ def _create_key(args: argparse.Namespace) -> int:
     expires = None if args.days is None else int(time.time() + args.days * 86400)
     with _opened(args, makes=True) as (_, database):
         key = keys.create_key(database, args.owner, args.scopes, expires)
-    out.print(f"{key.secret}\n({key.id}, owner {args.owner}, scopes {' '.join(args.scopes)}; it is shown this once)")
+    made = {"id": key.id, "owner": args.owner, "scopes": args.scopes, "expires_at": expires, "secret": key.secret}
+    note = f"({key.id}, owner {args.owner}, scopes {' '.join(args.scopes)}; it is shown this once)"
+    shown(args, made, lambda: f"{key.secret}\n{note}")
     return 0
 
 
 def _rotate_key(args: argparse.Namespace) -> int:
     with _opened(args) as (_, database):
         key = keys.rotate_key(database, args.id)
-    out.print(f"{key.secret}\n(the secret of {key.id} from now on; it is shown this once)")
+    note = f"(the secret of {key.id} from now on; it is shown this once)"
+    shown(args, {"id": key.id, "secret": key.secret}, lambda: f"{key.secret}\n{note}")
     return 0
 
 
 def _list_keys(args: argparse.Namespace) -> int:
-    table = listing("id", "begins with", "owner", "scopes", "state")
     with _opened(args) as (_, database):
-        for key in keys.list_keys(database):
-            table.add_row(key.id, key.prefix, key.owner, " ".join(key.scopes), keys.status(key, database.now()))
-    out.print(table)
+        found = [_key(key, database.now()) for key in keys.list_keys(database)]
+    shown(args, found, lambda: _key_table(found))
     return 0
+
+
+def _key(key: ApiKey, now: int) -> dict[str, Any]:
+    """As `GET /v1/keys` has it."""
+    told = {"id": key.id, "begins_with": key.prefix, "owner": key.owner, "scopes": key.scopes}
+    return told | {"expires_at": key.expires_at, "status": keys.status(key, now)}
+
+
+def _key_table(found: list[dict[str, Any]]) -> Table:
+    table = listing("id", "begins with", "owner", "scopes", "state")
+    for key in found:
+        table.add_row(key["id"], key["begins_with"], key["owner"], " ".join(key["scopes"]), key["status"])
+    return table
 
 
 def _revoke_key(args: argparse.Namespace) -> int:
     with _opened(args) as (_, database):
         keys.revoke_key(database, args.id)
-    out.print(f"{args.id} is revoked.")
+    shown(args, {"id": args.id, "deleted": True}, lambda: f"{args.id} is revoked.")
     return 0
 
 
 def _add_model(args: argparse.Namespace) -> int:
-    with _opened(args, makes=True) as (settings, database), out.status(f"Adding {escape(args.path)} …"):
+    with _opened(args, makes=True) as (settings, database), err.status(f"Adding {escape(args.path)} …"):
         folder, source = _folder(settings, args.path, args.revision)
         model = models.register_model(
             database, open_store(settings.store, settings.s3), args.name, folder, source=source
         )
-    size = sum(file["bytes"] for file in model.files)
-    out.print(f"{model.id}: {len(model.files)} files, {size / 2**20:.0f} MiB, trained on {_rows(model)}.")
-    if model.verdict and model.verdict["reason"]:
-        out.print(model.verdict["reason"], markup=False)
+    shown(args, _model(model), lambda: _added(model))
     return 0
+
+
+def _model(model: Model) -> dict[str, Any]:
+    """As `GET /v1/models` has it."""
+    size, files = sum(file["bytes"] for file in model.files), len(model.files)
+    return {"id": model.id, "job_id": model.job_id, "files": files, "bytes": size, "verdict": model.verdict}
+
+
+def _added(model: Model) -> str:
+    told = _model(model)
+    said = f"{model.id}: {told['files']} files, {told['bytes'] / 2**20:.0f} MiB, trained on {_rows(model)}."
+    reason = model.verdict["reason"] if model.verdict else ""
+    return f"{said}\n{reason}".rstrip()
 
 
 def _folder(settings: Settings, path: str, revision: str | None) -> tuple[Path, str | None]:
@@ -176,17 +202,24 @@ def _rows(model: Model) -> str:
 
 
 def _list_models(args: argparse.Namespace) -> int:
-    table = Table("name", "MiB", "made by", "rows")
     with _opened(args) as (_, database):
-        for model in models.read_models(database, "local"):
-            size = sum(file["bytes"] for file in model.files)
-            table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator", _rows(model))
-    out.print(table if table.rows else "There are no models: `allo models add NAME FOLDER` registers one.")
+        found = models.read_models(database, "local")
+    shown(args, [_model(model) for model in found], lambda: _model_table(found))
     return 0
+
+
+def _model_table(found: Sequence[Model]) -> Table | str:
+    if not found:
+        return "There are no models: `allo models add NAME FOLDER` registers one."
+    table = Table("name", "MiB", "made by", "rows")
+    for model in found:
+        size = _model(model)["bytes"]
+        table.add_row(model.id, f"{size / 2**20:.0f}", model.job_id or "the operator", _rows(model))
+    return table
 
 
 def _remove_model(args: argparse.Namespace) -> int:
     with _opened(args) as (_, database):
         models.delete_model(database, "local", args.name, admin=True)
-    out.print(f"{args.name} is removed.", markup=False)
+    shown(args, {"id": args.name, "deleted": True}, lambda: f"{args.name} is removed.")
     return 0

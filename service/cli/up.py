@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 
 from service import embedded
-from service.cli.commands import Commands, described
+from service.cli.commands import Commands, described, port
 from service.cli.connection import add_data_dir, local_settings
 from service.cli.terminal import CommandError, err, out
 from service.db import Database
@@ -51,7 +51,7 @@ def add(commands: Commands[argparse.ArgumentParser]) -> None:
         "Start the whole service on this machine: database, broker, API and worker.",
     )
     add_data_dir(parser)
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen on, 0 for any free one (8000)")
+    parser.add_argument("--port", type=port, default=DEFAULT_PORT, help="port to listen on, 0 for any free one (8000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.set_defaults(run=run)
 

@@ -324,6 +324,24 @@ def test_files_are_managed_from_the_terminal(place, tmp_path):
     assert "is deleted" in place.allo("files", "delete", made["id"]).stdout
 
 
+def test_webhooks_are_managed_from_the_terminal(place):
+    def told(*arguments):
+        done = place.allo("webhooks", *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    made = told("add", "https://93.184.215.14/x", "--name", "mine", "--event", "fine_tuning.job.failed")
+    assert made["signing_secret"].startswith("whsec_")
+    shown = place.allo("webhooks").stdout
+    assert made["id"] in shown
+    assert "fine_tuning.job.failed" in shown
+    assert told("rotate", made["id"], "--keep-old")["signing_secret"] != made["signing_secret"]
+    assert told("log", made["id"]) == []
+    assert place.allo("webhooks", "log", made["id"]).returncode == 0
+    assert told("remove", made["id"])["deleted"]
+    assert told("list") == []
+
+
 def test_a_url_is_taken_as_people_write_it(place):
     url = (place.data / "url").read_text().strip()
     for written in (f"{url}/v1", f"{url}/v1/", url.removeprefix("http://")):
@@ -335,6 +353,10 @@ def test_the_shell_completes_the_command(shell):
     script = subprocess.run([*ALLO, "completion", shell], capture_output=True, text=True, check=True).stdout
     assert "webhooks" in script
     assert "--validation" in script
+    if shell == "bash":
+        asked = f"{script}\nCOMP_WORDS=(allo webh) COMP_CWORD=1\n_shtab_allo\necho ${{COMPREPLY[*]}}"
+        done = subprocess.run(["/bin/bash"], input=asked, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["webhooks"]
 
 
 def test_the_command_line_never_loads_torch():

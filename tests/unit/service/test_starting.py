@@ -26,10 +26,17 @@ def test_a_process_with_wrong_settings_ends_with_a_line_that_says_what_is_wrong(
     assert "pa55word" not in done.stderr + done.stdout
 
 
-def test_times_that_do_not_go_together_are_told_by_their_own_names() -> None:
+def test_a_misspelt_setting_is_told_with_what_was_meant() -> None:
     with pytest.raises(ValidationError) as refused:
-        Settings.from_environment({"ALLO_LEASE_SECONDS": "1", "ALLO_QUEU": "x"} | {"ALLO_DATA_DIR": "/x"})
-    assert refusals(refused.value) == ["ALLO_QUEU: Extra inputs are not permitted"]
+        Settings.from_environment({"ALLO_LEASE_SECONDS": "1", "ALLO_DATADIR": "/x", "ALLO_ZZZ": "x"})
+    unknown = "there is no such setting."
+    assert refusals(refused.value) == [
+        f"ALLO_DATADIR: {unknown} Did you mean 'ALLO_DATA_DIR'?",
+        f"ALLO_ZZZ: {unknown}",
+    ]
+
+
+def test_times_that_do_not_go_together_are_told_by_their_own_names() -> None:
     with pytest.raises(ValidationError) as refused:
         Settings.from_environment({"ALLO_LEASE_SECONDS": "1"})
     assert refusals(refused.value) == ["ALLO_LEASE_SECONDS (1) must be more than ALLO_SELF_FENCE_SECONDS (14)."]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,11 @@ def test_merge_writes_the_base_with_the_delta_in_the_type_that_is_asked_for(base
 
 
 def test_info_says_what_a_delta_holds(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = (base.with_name("delta") / "delta.safetensors").stat().st_size
+    assert main(["info", str(base.with_name("delta")), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == size
     assert main(["info", str(base.with_name("delta"))]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    size = (base.with_name("delta") / "delta.safetensors").stat().st_size
     assert told == {
         "weights": "1",
         "entries": "2",

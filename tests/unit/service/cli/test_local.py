@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,25 @@ def test_a_first_key_says_where_it_makes_a_database_and_is_rotated(
     assert find_key(database, said.out.splitlines()[0]) is not None
     assert find_key(database, first) is None
     database.close()
+
+
+def test_keys_and_models_are_told_to_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def allo(*arguments: str) -> Any:
+        assert main([*arguments, "--json", "--data-dir", str(tmp_path)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    made = allo("keys", "create", "--owner", "alice", "--scopes", "read")
+    (listed,) = allo("keys", "list")
+    assert (listed["id"], listed["owner"], listed["scopes"], listed["status"]) == (
+        made["id"],
+        "alice",
+        ["read"],
+        "valid",
+    )
+    assert made["secret"].startswith(listed["begins_with"])
+    assert allo("keys", "rotate", made["id"])["secret"] != made["secret"]
+    assert allo("keys", "revoke", made["id"]) == {"id": made["id"], "deleted": True}
+    assert allo("models", "list") == []
 
 
 @pytest.mark.parametrize("days", ["-1", "0", "nan", "1e9"])
