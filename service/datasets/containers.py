@@ -19,7 +19,7 @@ from time import thread_time
 from typing import Protocol
 
 from service.datasets import parquet
-from service.datasets.parsing import RIGHT, BadLine
+from service.datasets.parsing import RIGHT, BadLine, TooMuch
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -290,7 +290,7 @@ def _bounded(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
     for chunk in chunks:
         size += len(chunk)
         if size > most:
-            raise BadLine(
+            raise TooMuch(
                 f"is where the file passes {most} bytes, decompressed",
                 "a smaller file, or a larger ALLO_MAX_FILE_BYTES",
             )

@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from service.children import alone, last_words
-from service.datasets.parsing import BadLine
+from service.datasets.parsing import BadLine, TooMuch
 
 MAGIC = b"PAR1"
 
@@ -69,7 +69,7 @@ def _read(child: subprocess.Popen[bytes], most: int, longest: int) -> Iterator[t
             if rest.endswith(b"\n"):
                 break
         if size > most:
-            raise BadLine(
+            raise TooMuch(
                 f"is where the file passes {most} bytes of JSON", "a smaller file, or a larger ALLO_MAX_FILE_BYTES"
             )
         yield number, line

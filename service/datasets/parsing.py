@@ -18,6 +18,10 @@ class BadLine(Exception):
         self.wrong, self.right, self.field = wrong, right, field
 
 
+class TooMuch(BadLine):
+    """A file that is more, once it is read, than the service takes."""
+
+
 RIGHT = "one JSON object a line"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from service.datasets.containers import Limits, opened
 from service.datasets.duplicates import Duplicates
 from service.datasets.formats import EXPECTED, OURS, Plain, Shape, expected, faults_of, quick_checks, shape_of
-from service.datasets.parsing import BadLine, parse
+from service.datasets.parsing import BadLine, TooMuch, parse
 
 if TYPE_CHECKING:  # a process that checks one file need not load the engine's settings
     from allo_engine.pipeline import Format
@@ -62,6 +62,7 @@ class Summary:
 
     `form` is how its lines were written (a name of formats.SHAPES), `container` what they came in; `converted` says
     that the lines to train on are those that were written to `data`. `duplicates` are lines equal to an earlier one.
+    `too_large`: it is compressed, or Parquet, and more than is taken.
     """
 
     format: Format | None
@@ -73,6 +74,7 @@ class Summary:
     lines_without_solution: tuple[int, ...]
     problem_count: int
     shown: tuple[LineProblem, ...]
+    too_large: bool = False
 
 
 def validate(chunks: Iterable[bytes], report: Sink, data: Sink, limits: Limits) -> Summary:
@@ -91,6 +93,7 @@ def validate(chunks: Iterable[bytes], report: Sink, data: Sink, limits: Limits) 
                     )
     except BadLine as error:  # of the container: it cannot be read on
         pass_.tell(LineProblem(number + (not pass_.has_enough), error.field, error.wrong, error.right))
+        pass_.too_large = isinstance(error, TooMuch)
     if not pass_.rows and not pass_.problem_count:
         pass_.tell(LineProblem(1, None, "is empty: the file has no rows", EXPECTED))
     return pass_.summary()
@@ -111,6 +114,7 @@ class _Pass:
         self._shown: list[LineProblem] = []
         self.container = "jsonl"
         self.rows = self.problem_count = 0
+        self.too_large = False
 
     @property
     def has_enough(self) -> bool:
@@ -153,6 +157,7 @@ class _Pass:
             lines_without_solution=tuple(self._without_solution),
             problem_count=self.problem_count,
             shown=tuple(self._shown),
+            too_large=self.too_large,
         )
 
     def _known(self, row: dict[str, Any]) -> Shape | None:

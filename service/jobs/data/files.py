@@ -81,6 +81,10 @@ def take_in(store: Store, chunks: Iterator[bytes], limits: FileLimits) -> Conten
                 for _ in kept:
                     check.may_read(content.readable)
                 summary = check.summary(content.settle())
+        if summary.too_large:
+            raise TooLarge(
+                f"The file is more than {limits.bytes} bytes once it is read, which is all that is taken here."
+            )
         is_bad = bool(summary.problem_count)
         return Content(
             blob=content.commit(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+from backports import zstd
 from fastapi import FastAPI
 
 from service.api.intake import Intake
@@ -62,6 +64,23 @@ def test_a_file_over_the_limit_is_refused_whatever_its_length_said(client: httpx
     for content in (body, iter([body]), iter([body] * 100)):
         assert send(client, content).status_code == 413
         assert is_empty(served)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress])
+def test_a_file_that_becomes_too_large_when_it_is_read_is_refused_and_leaves_nothing(
+    app: FastAPI, client: httpx.Client, served: Domain, compress: Callable[[bytes], bytes]
+) -> None:
+    """The limit is 20,000 bytes; what an owner has left is one, too."""
+
+    def refused(lines: int) -> httpx.Response:
+        answer = send(client, part("purpose", b"fine-tune") + part("file", compress(LINE * lines)) + b"--edge--")
+        assert is_empty(served)
+        return answer
+
+    assert (refused(1000).status_code, refused(1000).json()["error"]["code"]) == (413, "request_too_large")
+    context = app.state.context
+    object.__setattr__(context, "settings", context.settings.model_copy(update={"max_owner_bytes": 12 + 5000}))
+    assert (refused(400).status_code, refused(400).json()["error"]["code"]) == (429, "quota_exceeded")
 
 
 def test_a_file_past_the_owners_quota_is_refused_with_the_numbers_and_leaves_nothing(

@@ -137,6 +137,7 @@ def test_a_bomb_ends_at_the_cap_in_bounded_memory(name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert f"passes {MOST} bytes" in report[0]["wrong"]
+    assert summary.too_large
     assert summary.rows < 20
     assert peak < 8 * MOST
     del data
