@@ -11,19 +11,17 @@ from pydantic import Field, StringConstraints
 
 from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter
-from service.api.once import Once, reissues
+from service.api.once import Calling, Once, reissues
 from service.api.pages import Paging, listed
 from service.api.schemas import Body, Text
 from service.jobs.access import webhooks
-from service.jobs.access.repetition import Answer
+from service.jobs.access.repetition import Answer, Call, recalled, remember
 from service.jobs.errors import InvalidRequest
 from service.webhooks.addresses import check_url
 from service.webhooks.signing import new_secret
 
 router = APIRouter(prefix="/webhook_endpoints", route_class=Once)
-tests = APIRouter(
-    prefix="/webhook_endpoints"
-)  # a sample changes nothing here, and no transaction waits for its receiver
+tests = APIRouter(prefix="/webhook_endpoints")  # no transaction waits for a sample's receiver
 types = APIRouter(prefix="/webhook_event_types")
 
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
@@ -129,19 +127,12 @@ def rotate_secret(parts: Parts, key: Submitter, endpoint_id: str, body: RotateSe
 
 
 @tests.post("/{endpoint_id}/test")
-async def test(parts: Parts, key: Submitter, endpoint_id: str, body: TestWebhook) -> dict[str, Any]:
+async def test(parts: Parts, key: Submitter, call: Calling, endpoint_id: str, body: TestWebhook) -> dict[str, Any]:
     """Sends a sample event now, and tells what the receiver answered."""
     if body.event_type not in webhooks.EVENT_TYPES.values():
         raise InvalidRequest(f"There is no event {body.event_type!r} here.", "event_type")
-    asked = (parts, key.owner, endpoint_id, body.event_type)
-    status = await to_thread.run_sync(_send_sample, *asked, limiter=parts.strangers)
-    return {
-        "object": "webhook_endpoint.test",
-        "webhook_endpoint_id": endpoint_id,
-        "event_type": body.event_type,
-        "success": True,
-        "status_code": status,
-    }
+    asked = (parts, key.owner, call, endpoint_id, body.event_type)
+    return dict(await to_thread.run_sync(_test, *asked, limiter=parts.strangers))
 
 
 @router.get("/{endpoint_id}/deliveries")
@@ -149,6 +140,22 @@ def deliveries(parts: Parts, key: Reader, endpoint_id: str, page: Paging) -> dic
     """What was sent and what is still due, newest first: each with its attempts and what the last one met."""
     found, more = webhooks.read_deliveries(parts.database, key.owner, endpoint_id, page)
     return listed([render.delivery(row) for row in found], more)
+
+
+def _test(parts: Context, owner: str, call: Call, endpoint_id: str, event_type: str) -> Answer:
+    """What the receiver answered, now or when this very request came before."""
+    earlier = recalled(parts.database, call)
+    if earlier is not None:
+        return earlier
+    answer = {
+        "object": "webhook_endpoint.test",
+        "webhook_endpoint_id": endpoint_id,
+        "event_type": event_type,
+        "success": True,
+        "status_code": _send_sample(parts, owner, endpoint_id, event_type),
+    }
+    remember(parts.database, call, answer)
+    return answer
 
 
 def _send_sample(parts: Context, owner: str, endpoint_id: str, event_type: str) -> int:

@@ -87,6 +87,22 @@ def once(
         return earlier
 
 
+def recalled(database: Database, call: Call) -> Answer | None:
+    """What this very call was answered before, where it says that it is a repetition: for what is done outside of any
+    transaction, because somebody else is waited for. Whoever does it says so by `remember`. Raises as `once`."""
+    if call.idempotency_key is None and not call.is_retry:
+        return None
+    with database.snapshot() as session:
+        return _recalled(session, call, database.now())
+
+
+def remember(database: Database, call: Call, answer: Answer) -> None:
+    """Notes that the call was done, and what it was answered."""
+    with database.transaction() as session:
+        call.note(answer)
+        _remember(session, call, answer, database.now())
+
+
 def sha256_of(*parts: str) -> str:
     """One name for several texts."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

@@ -120,7 +120,7 @@ KEYS = {"POST /v1/keys", "POST /v1/keys/{key_id}/rotate"}
 """The same is true of these: see test_access.py."""
 
 SAMPLES = {f"POST {HOOKS}/{{endpoint_id}}/test"}
-"""They change nothing here."""
+"""They are sent to a receiver: see test_webhooks.py."""
 
 ANSWERS = {"POST /v1/chat/completions", "POST /v1/completions"}
 """They ask a model, and change nothing."""

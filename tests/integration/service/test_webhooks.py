@@ -151,6 +151,21 @@ def test_the_client_reads_changes_lists_rotates_tests_and_deletes(client: OpenAI
         client.webhooks.test(made[1].id, event_type=FAILED)
 
 
+@pytest.mark.parametrize("mark", ["the client's word", "an Idempotency-Key"])
+def test_a_sample_whose_answer_was_lost_is_not_sent_again(client: OpenAI, mark: str) -> None:
+    def send(count: int) -> Any:
+        headers = {"x-stainless-retry-count": str(count)} if mark == "the client's word" else {"Idempotency-Key": "k"}
+        return client.webhooks.test(endpoint, event_type=FAILED, extra_headers=headers)
+
+    with receiving(418) as receiver:
+        endpoint = client.webhooks.create(name="x", url=receiver.url, event_types=[FAILED]).id
+        first = send(0)
+        assert [send(count) for count in (1, 2)] == [first] * 2
+        assert len(receiver.received) == 1
+        client.webhooks.test(endpoint, event_type=FAILED)
+        assert len(receiver.received) == 2, "nothing says that this one is a repetition"
+
+
 @pytest.mark.usefixtures("public")
 def test_owasp_api7_an_endpoint_in_a_private_network_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="private network") as refused:
