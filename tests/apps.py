@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service.app import create_app
 from service.broker import Broker
@@ -36,7 +37,7 @@ def app_over(database: Path, root: Path, broker: Broker, **settings: Any) -> Ite
 
 
 @contextmanager
-def on_a_port(app: FastAPI, bounds: Bounds | None = None, lifespan: Literal["on", "off"] = "on") -> Iterator[int]:
+def on_a_port(app: ASGIApp, bounds: Bounds | None = None, lifespan: Literal["on", "off"] = "on") -> Iterator[int]:
     """The app behind a real server on this machine; its port."""
     server = uvicorn.Server(config(app, bounds or Bounds(), port=0, lifespan=lifespan))
     thread = threading.Thread(target=server.run)

@@ -30,6 +30,8 @@ router = APIRouter(prefix="/models")
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: Mapping[Dtype, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
+FORMS = ("safetensors", "delta", "gguf", "peft")
+
 AGAIN = {"retry-after": "2"}
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from allo_engine.pipeline import did_you_mean
 from service.api import render
 from service.api.context import Parts, Reader, Submitter
 from service.api.download import content, served
-from service.api.exports import Dtype, recast
+from service.api.exports import FORMS, Dtype, recast
 from service.api.once import Once
 from service.api.pages import listed
+from service.jobs.errors import NotFound
 from service.jobs.registry import exports, models
 
 router = APIRouter(prefix="/models", route_class=Once)
@@ -47,6 +49,11 @@ def files(parts: Parts, key: Reader, name: str) -> dict[str, Any]:
 @router.get("/{name:path}")
 def read(parts: Parts, key: Reader, name: str) -> dict[str, Any]:
     """One model, with what was made of it in other forms."""
+    _, is_export, form = name.rpartition("/export/")
+    if is_export:
+        raise NotFound(
+            f"No model comes as {form!r}.{did_you_mean(form, FORMS)} There are: {', '.join(FORMS)}.", "format"
+        )
     row = models.read_model(parts.database, key.owner, name)
     return render.model(row, exports.of_model(parts.database, key.owner, name))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 from fastapi import FastAPI
 from huggingface_hub import HfApi
+from starlette.types import ASGIApp
 
 from allo_engine.pipeline import OUTPUTS
 from service.app import create_app
@@ -38,6 +39,7 @@ class Hub:
     job: str
     models: dict[str, Path]
     domain: Domain
+    app: FastAPI
 
     @property
     def repository(self) -> str:
@@ -66,12 +68,12 @@ def serving(root: Path, hidden: int = 32) -> Iterator[Hub]:
     run(domain, {stage: stored(domain.store, folder) for stage, folder in models.items()})
     keys = [create_key(domain.database, owner, ("read",)).secret for owner in (OWNER, "stranger")]
     with listening(app) as url:
-        yield Hub(url, *keys, job, models, domain)
+        yield Hub(url, *keys, job, models, domain, app)
     app.state.context.close()
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: ASGIApp) -> Iterator[str]:
     """The app behind a real server on this machine; its URL."""
     with on_a_port(app, lifespan="off") as port:
         yield f"http://127.0.0.1:{port}"

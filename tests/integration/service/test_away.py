@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -19,9 +20,15 @@ from fastapi.testclient import TestClient
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from service.app import create_app
+from service.chaos.wire import Wire
 from service.db import Database, is_full, nobody_writes
 from service.engines import Patience
+from service.jobs.access.keys import create_key
+from service.settings import Settings
+from tests.apps import on_a_port
 from tests.disk import small_disk
+from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import SUPERVISED, Domain, locked
 from tests.relay import SocketRelay
 from tests.waiting import PATIENCE, until
@@ -40,12 +47,16 @@ def test_a_locked_sqlite_proves_that_nobody_writes(tmp_path: Path) -> None:
         assert nobody_writes(failure(Database(f"sqlite:///{tmp_path / 'a.db'}", patience=Patience(lock=0.1))))
 
 
+def socket_of(postgres: str) -> Path:
+    """The server's."""
+    with psycopg.connect(postgres) as connection:
+        return Path(connection.info.host) / f".s.PGSQL.{connection.info.port}"
+
+
 def test_a_way_to_postgresql_that_is_down_for_us_proves_nothing_for_others_go_another(
     postgres: str, tmp_path: Path
 ) -> None:
-    with psycopg.connect(postgres) as connection:
-        socket = Path(connection.info.host) / f".s.PGSQL.{connection.info.port}"
-    proxy = SocketRelay("127.0.0.1", socket)
+    proxy = SocketRelay("127.0.0.1", socket_of(postgres))
     through = f"postgresql://{make_url(postgres).username}@127.0.0.1:{proxy.port}/postgres"
     ours, theirs = Database(through), Database(postgres)
     ours.ping()
@@ -157,3 +168,32 @@ def test_while_another_program_writes_reads_are_answered_and_writes_wait_for_a_b
             post.join()
         assert {write.status_code for write in writes} >= {503}
         assert client.get(url).json()["status"] in ("queued", "cancelled")
+
+
+def test_while_postgresql_hangs_health_is_told_at_once_and_whoever_waited_is_answered(
+    postgres: str, tmp_path: Path
+) -> None:
+    wire = Wire("database", socket_of(postgres))
+    user = make_url(postgres).username
+    url = f"postgresql://{user}@127.0.0.1:{wire.port}/migrated"
+    app = create_app(Settings(data_dir=tmp_path, database_url=url, min_free_bytes=0), SilentBroker())
+    database = app.state.context.database
+    headers = {"authorization": f"Bearer {create_key(database, 'owner').secret}"}
+    with (
+        on_a_port(app) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=PATIENCE) as client,
+        ThreadPoolExecutor(45) as pool,
+    ):
+        assert client.get("/v1/files").status_code == 200
+        wire.stick("in", "out")
+        try:
+            waiting = [pool.submit(client.get, "/v1/files") for _ in range(45)]
+            until(lambda: database.engine.pool.checkedout() > 10 or waiting[0].done())
+            assert client.get("/healthz").json() == {"status": "ok"}
+            ready = client.get("/readyz")
+            assert (ready.status_code, ready.json()["checks"]["database"]) == (503, False)
+        finally:
+            wire.mend()
+        assert {one.result().status_code for one in waiting} <= {200, 503}
+        until(lambda: client.get("/v1/files").status_code == 200)
+    wire.close()

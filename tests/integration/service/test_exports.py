@@ -195,6 +195,11 @@ def test_what_cannot_be_exported_says_why(served: Served) -> None:
         refused = asking.get(f"{served.url}/v1/models/{name}/export/{format}", headers=headers)
         assert refused.status_code == 422
         assert message in refused.json()["error"]["message"]
-    assert served.get("export/onnx").status_code == 404
+    for form, message in (
+        ("ggfu", "Did you mean 'gguf'? There are: safetensors, delta, gguf, peft."),
+        ("onnx", "'onnx'"),
+    ):
+        assert served.get(f"export/{form}").status_code == 404
+        assert message in served.get(f"export/{form}").json()["error"]["message"]
     assert served.get("export/gguf?type=q4").status_code == 422
     assert served.get("export/gguf", key=served.stranger).status_code == 404

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.db import Database
 from service.jobs.access.keys import create_key
@@ -23,7 +24,7 @@ from service.jobs.registry.models import read_model
 from service.jobs.submission import NewJob
 from tests import asking
 from tests.integration.service.domain import OWNER
-from tests.integration.service.hub import Hub, run, serving
+from tests.integration.service.hub import Hub, listening, run, serving
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,49 @@ def test_every_revision_is_a_checkpoint_by_its_name_and_by_its_commit(hub: Hub, 
             )
             assert Path(path).read_bytes() == expected
             assert Path(path).parent.name == branches[revision]
+
+
+class Breaking:
+    """The app, whose first answer with the large file breaks off in its midst; `asked` are the ranges of it that were
+    asked for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.asked: list[bytes | None] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["path"].endswith("/large.bin"):
+            self.asked.append(dict(scope["headers"]).get(b"range"))
+            send = self._breaking(send) if len(self.asked) == 1 else send
+        await self._app(scope, receive, send)
+
+    def _breaking(self, send: Send) -> Send:
+        sent = 0
+
+        async def until_it_breaks(message: Message) -> None:
+            nonlocal sent
+            sent += len(message.get("body", b""))
+            if sent > LARGE - 2**20:
+                raise ConnectionResetError("the cable")
+            await send(message)
+
+        return until_it_breaks
+
+
+LARGE = 12 * 2**20
+"""Bytes. The client keeps what it has in pieces of ten MiB."""
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
+    content = bytes(range(256)) * (LARGE // 256)
+    job = hub.domain.submit(NewJob("tiny", "file-train", method="supervised", seed=6)).job.id
+    run(hub.domain, {"sft": [("large.bin", hub.domain.store.put_stream([content]))]})
+    app = Breaking(hub.app)
+    with listening(app) as endpoint:
+        where = {"endpoint": endpoint, "token": hub.token, "cache_dir": tmp_path}
+        path = hf_hub_download(f"jobs/{job}", "large.bin", **where)
+    assert Path(path).read_bytes() == content
+    assert app.asked == [None, b"bytes=10485760-"]
 
 
 def test_what_the_client_asks_of_a_repository_is_answered(hub: Hub) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from service.jobs import repository, service, story
 from service.jobs.access import keys
 from service.jobs.access.keys import create_key
 from service.jobs.progression import add_event
+from service.server import Bounds, Server, config
 from tests import asking
 from tests.e2e.jobs import streamed as streamed_by
 from tests.integration.service.domain import OWNER, SUPERVISED, Domain
@@ -29,13 +31,14 @@ STREAM = {"accept": "text/event-stream"}
 
 
 class Reader:
-    """A stream read in a thread of its own: `events` so far, `notes` between them, and whether it has `ended`."""
+    """A stream read in a thread of its own: `events` so far, `notes` between them, whether it has `ended`, and whether
+    it was `broken` off."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.events: list[dict[str, Any]] = []
         self.ids: list[str] = []
         self.notes: list[str] = []
-        self.ended = threading.Event()
+        self.ended, self.broken = threading.Event(), False
         self._response = response
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
@@ -51,7 +54,7 @@ class Reader:
                 elif line:
                     self.notes.append(line)
         except (httpx.ReadError, httpx.RemoteProtocolError, httpx.StreamClosed):
-            pass
+            self.broken = True
         self.ended.set()
 
     def join(self) -> None:
@@ -209,12 +212,19 @@ def test_the_openai_clients_own_reader_takes_a_stream_with_its_signs_of_life(
     assert found == events_of(served, job)
 
 
-def test_streams_end_when_the_service_stops(app: FastAPI, http: httpx.Client, served: Domain) -> None:
-    job = served.submit(SUPERVISED).job.id
-    with streamed(http, job) as reader:
+def test_streams_end_as_they_should_when_the_service_is_told_to_stop(app: FastAPI, served: Domain, secret: str) -> None:
+    job, server = served.submit(SUPERVISED).job.id, Server(config(app, Bounds(), port=0))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    jobs, headers = f"http://127.0.0.1:{port}/v1/fine_tuning/jobs/", {"authorization": f"Bearer {secret}"}
+    with httpx.Client(base_url=jobs, headers=headers, timeout=PATIENCE) as http, streamed(http, job) as reader:
         until(lambda: reader.events)
-        app.state.context.feed.close()
+        server.handle_exit(signal.SIGTERM, None)
         assert reader.ended.wait(PATIENCE)
+        assert not reader.broken
+    thread.join()
 
 
 def test_a_job_that_is_read_back_has_its_events_where_its_stream_left_it(served: Domain) -> None:

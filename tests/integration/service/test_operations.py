@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,10 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.api.errors import envelope
 from service.jobs.access.keys import create_key
+from service.jobs.running import workers
+from service.jobs.tables import Stage
 from service.logs import JsonLines
 from tests import asking
 from tests.integration.service.conftest import SilentBroker
-from tests.integration.service.domain import SUPERVISED, Domain
+from tests.integration.service.domain import SUPERVISED, WORKER, Domain
+from tests.offers import GIB, an_offer
+from tests.pages import ROOT
 from tests.waiting import until
 
 
@@ -112,8 +117,13 @@ def metrics(base_url: str, secret: str) -> dict[tuple[str, ...], float]:
 
 
 def test_metrics_count_requests_stages_bytes_and_devices(base_url: str, served: Domain, secret: str) -> None:
+    workers.beat(served.database, WORKER, "host", an_offer(24, 24, slots=100, host=1000))
     served.submit(SUPERVISED)
     served.finish(served.claim())
+    running = served.claim().stage_id
+    with served.database.transaction() as session:
+        session.get_one(Stage, running).devices = ["0"]
+    served.submit(replace(SUPERVISED, seed=1))
     meter = create_key(served.database, "operator", ("metrics",)).secret
     asking.get(f"{base_url}/models", headers=key(secret))
     found = until(lambda: (seen := metrics(base_url, meter)).get(("allo_http_bytes_total", "sent")) and seen)
@@ -126,6 +136,14 @@ def test_metrics_count_requests_stages_bytes_and_devices(base_url: str, served: 
     assert found[("allo_bytes", "artifacts")] >= served.data.size
     assert found[("allo_workers",)] == 1
     assert found[("allo_worker_slots", "total", "worker")] == 100
+    assert [found[("allo_worker_devices", state, "worker")] for state in ("total", "used")] == [2, 1]
+    assert found[("allo_worker_device_bytes", "0", "worker")] == 24 * GIB
+
+
+def test_the_page_of_operations_names_every_metric(base_url: str, served: Domain, secret: str) -> None:
+    page = (ROOT / "service" / "operations.md").read_text(encoding="utf-8")
+    text = asking.get(base_url.removesuffix("/v1") + "/metrics", headers=key(secret)).text
+    assert [family.name for family in text_string_to_metric_families(text) if family.name not in page] == []
 
 
 def test_metrics_want_their_scope(base_url: str, served: Domain) -> None:

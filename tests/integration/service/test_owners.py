@@ -87,6 +87,37 @@ def test_its_owner_is_told_more_on_every_one_of_these_routes(app: FastAPI, secre
             assert there != absent, found
 
 
+NAMED_BY = {"model": "name", "validation_file": "file_id", "ours": "job_id", "theirs": "job_id", "object": "job_id"}
+"""Query parameters that name a thing, and of which kind; `after` has tests of its own."""
+
+NAME_NOTHING = {
+    *("after", "limit", "order", "purpose", "dry_run", "dtype", "type", "rank", "file", "format", "stage", "owner"),
+    *("blobs", "expand", "securityStatus", "recursive", "cursor", "include_prs", "download", "folder"),
+}
+
+
+def test_another_owners_thing_is_as_an_absent_one_in_every_query(
+    app: FastAPI, stranger: TestClient, served: Domain, theirs: dict[str, str]
+) -> None:
+    """Of a file, and with a model, of the stranger's own or of everyone's."""
+    served.add_file("file-mine", owner="stranger")
+    mine = {"file_id": "file-mine", "name": "tiny"}
+    known = set()
+    for found in every_route(app):
+        fields = [field for part in found.parts for field in part.query_params]
+        required = {field.alias: QUERY.get(field.alias, "x") for field in fields if field.field_info.is_required()}
+        known |= {field.alias for field in fields}
+        for name in {field.alias for field in fields} & set(NAMED_BY):
+            there, absent = (
+                stranger.request(found.method, found.at(**mine), params=required | {name: names_of[NAMED_BY[name]]})
+                for names_of in (theirs, ABSENT)
+            )
+            assert there.status_code == absent.status_code, (found, name)
+            assert blind(there.text, theirs) == blind(absent.text, ABSENT), (found, name)
+            assert there.status_code in (403, 404), (found, name)
+    assert known == set(NAMED_BY) | NAME_NOTHING, "whoever adds one says whether it names a thing"
+
+
 def of_an_owner(found: Route) -> bool:
     """Whether the route names a thing that has an owner; a page of the documentation has none."""
     return bool(set(found.route.param_convertors) & set(ABSENT)) and "/docs/" not in found.path

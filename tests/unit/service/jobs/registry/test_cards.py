@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from service.jobs.lifecycle import StageStatus
 from service.jobs.registry.cards import card
 from service.jobs.service import JobView
-from service.jobs.tables import Job, Stage
+from service.jobs.tables import Job, Model, Stage
 
 
 def section(title: str, found: dict[str, dict[str, Any]]) -> list[str]:
@@ -39,6 +41,22 @@ def test_samples_options_and_retention_get_columns_where_they_were_found() -> No
     assert line.count("---") == 7
     assert base.endswith("| 30.0 % | 75.0 % | 40.0 % | 60.0 % |")
     assert warmup.count("|") == base.count("|")
+
+
+@pytest.mark.parametrize(
+    ("licence", "front", "said"),
+    [
+        ("apache-2.0", 'license: "apache-2.0"', "The base is licensed as: apache-2.0."),
+        (None, "license: unknown", "The base did not say how it is licensed."),
+    ],
+)
+def test_a_card_says_the_method_and_how_the_base_is_licensed(licence: str | None, front: str, said: str) -> None:
+    job = Job(id="ftjob-1", model="tiny", seed=0, sources={}, method={"type": "allo"})
+    base = Model(id="tiny", files=[], origin={"license": licence})
+    lines = card(JobView(job, (), {}), "main", base).decode().splitlines()
+    assert front in lines
+    assert said in lines
+    assert any("after ALLO" in line for line in lines)
 
 
 def test_the_model_of_each_round_has_a_line() -> None:
