@@ -19,6 +19,13 @@ def test_the_readmes_links_lead_to_files_and_its_targets_to_make() -> None:
     assert set(re.findall(r"^    make ([\w-]+)", text, re.MULTILINE)) | {"demo"} <= set(made)
 
 
+def test_every_row_stands_in_a_table_with_a_head() -> None:
+    for path in (ROOT / "README.md", *pages().values()):
+        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")):
+            if block.startswith("|"):
+                assert re.fullmatch(r"\|[-| ]+\|", block.splitlines()[1]), (path.name, block[:80])
+
+
 def test_the_pages_links_lead_to_pages() -> None:
     for name, path in pages().items():
         links = re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8"))

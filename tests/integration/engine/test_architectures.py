@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from allo_engine.model.sequences import Group, build_row
 from allo_engine.pipeline import Data
 from allo_engine.report import Report
 from tests.architectures import ARCHITECTURES, PACKED, save_random
+from tests.pages import ROOT
 from tests.unit.engine.conftest import Lines
 from tests.unit.engine.pipeline import aligned_folder, run_job
 
@@ -152,6 +154,16 @@ def test_in_bfloat16_a_job_runs_and_a_model_against_itself_is_no_better(
     assert all(math.isfinite(value) for found in metrics.values() for value in found.values())
     assert_a_model_against_itself_is_no_better(metrics)
     assert first_loss(stream) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_readme_lists_these_by_their_rows() -> None:
+    listed = dict(
+        re.findall(r"^\| (packed|one sequence a row)[^|]*\| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    )
+    of_gemma = "Gemma 3 (text, multimodal)"
+    packed = listed["packed"].replace(of_gemma, "Gemma 3 (text), Gemma 3 (multimodal)").split(", ")
+    assert sorted(packed) == sorted(PACKED)
+    assert sorted(listed["one sequence a row"].split(", ")) == sorted(ARCHITECTURES.keys() - PACKED.keys())
 
 
 def assert_a_model_against_itself_is_no_better(metrics: dict[str, dict[str, float]]) -> None:
