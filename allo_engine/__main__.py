@@ -26,7 +26,6 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_C
 import argparse
 import contextlib
 import faulthandler
-import gc
 import importlib
 import json
 import pkgutil
@@ -46,6 +45,7 @@ from allo_engine.configs import config_of
 from allo_engine.forks import forked_well, leave
 from allo_engine.full import disk_is_full
 from allo_engine.held import peak_bytes
+from allo_engine.importing import loading
 from allo_engine.launching import Place, launched
 from allo_engine.ranks import here
 from allo_engine.report import Report, StageError, Stopped
@@ -79,9 +79,10 @@ def _become(arguments: Sequence[str], stream: TextIO, place: Place, alone: bool)
 def preload() -> None:
     """Import what any stage may need, for a process that stages are forked from: nothing here may start a thread or
     touch a device."""
-    for stage in _stages():
-        stage_code(stage)  # of what is loaded here, whatever lies there once a stage is forked
-        importlib.import_module(f"allo_engine.stages.{stage}")
+    with loading():
+        for stage in _stages():
+            stage_code(stage)  # of what is loaded here, whatever lies there once a stage is forked
+            importlib.import_module(f"allo_engine.stages.{stage}")
 
 
 def _run(options: argparse.Namespace, report: Report, become: Callable[[Place, bool], int]) -> int:
@@ -110,10 +111,9 @@ def _guarded(
 ) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a stage reads its input folders and nothing else
     os.environ.setdefault("TQDM_DISABLE", "1")  # its progress goes to the report
-    module = importlib.import_module(f"allo_engine.stages.{stage}")
-    from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
-
-    gc.freeze()  # what is loaded stays to the end: a collection, which a stage asks for often, would look at all of it
+    with loading():
+        module = importlib.import_module(f"allo_engine.stages.{stage}")
+        from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
     try:
         with ranks():
             figures = module.run(*arguments)

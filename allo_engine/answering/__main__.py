@@ -30,11 +30,14 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
-from allo_engine.answering.own import OwnAnswerer
-from allo_engine.answering.questions import Answerer, Question
-from allo_engine.bases import Backend
-from allo_engine.report import StageError
-from allo_engine.sampling import chosen
+from allo_engine.importing import loading
+
+with loading():
+    from allo_engine.answering.own import OwnAnswerer
+    from allo_engine.answering.questions import Answerer, Question
+    from allo_engine.bases import Backend
+    from allo_engine.report import StageError
+    from allo_engine.sampling import chosen
 
 Line = Mapping[str, Any]
 

@@ -37,10 +37,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from allo_engine.estimate import calibration, count, fit
-from allo_engine.estimate.job import NO_JOB, Job
-from allo_engine.estimate.price import Estimate, StageEstimate
-from allo_engine.estimate.rates import Calibration
+from allo_engine.importing import loading
+
+with loading():
+    from allo_engine.estimate import count
+    from allo_engine.estimate.job import NO_JOB, Job
+    from allo_engine.estimate.price import Estimate, StageEstimate
+    from allo_engine.estimate.rates import Calibration
 
 
 def table_of(found: Estimate, machine: str) -> Table:
@@ -90,9 +93,12 @@ def as_json(found: Estimate, machine: str, rates: Calibration) -> dict[str, Any]
 
 
 def main() -> int:
-    for name, command in (("fit", fit.main), ("count", count.main)):
-        if sys.argv[1:2] == [name]:
-            return command(sys.argv[2:])
+    if sys.argv[1:2] == ["count"]:
+        return count.main(sys.argv[2:])
+    with loading():
+        from allo_engine.estimate import calibration, fit
+    if sys.argv[1:2] == ["fit"]:
+        return fit.main(sys.argv[2:])
     arguments = _parser().parse_args()
     try:
         job = Job.read(arguments.config)

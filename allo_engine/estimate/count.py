@@ -6,13 +6,15 @@ own code, and so a process of its own.
 job.json is that of `python -m allo_engine.estimate`, and may name besides
 
     "shapes": {"model": {"weights": 134515008, …}, "rewriter": {…}}
+    "packs": {"model": true, "rewriter": true}
     "places": [{"device": "cuda", "free_bytes": 25000000000, "bfloat16": true, "vllm": false}, …]
 
 Of a model whose shape is named, as its probe wrote it (model/probe.py), the folder needs no weights: config.json and
-the tokenizer's files suffice. The job is counted for every one of `places`, the kinds of workers that could run it
-(loads.py), with each text read, tokenised and simulated once; without any, for this machine as it is now. What is
-printed, `Work.read` reads and `price` (price.py) prices. Exit status: 0; 3 where the job could not run, 2 where
-job.json names none, with the reason on the last line of standard error.
+the tokenizer's files suffice; and where its verdict is named, it is not tried again whether its rows hold several
+sequences. The job is counted for every one of `places`, the kinds of workers that could run it (loads.py), with each
+text read, tokenised and simulated once; without any, for this machine as it is now. What is printed, `Work.read` reads
+and `price` (price.py) prices. Exit status: 0; 3 where the job could not run, 2 where job.json names none, with the
+reason on the last line of standard error.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def count(job: Job, places: Sequence[Place]) -> list[Work]:
     Raises PlanError or StageError where the job could not run, OSError or ValueError where a file cannot be read,
     KeyError where a model's size is not named.
     """
-    model = Sized(job.model, job.shape("model", job.model))
-    rewriter = Sized(job.rewriter, job.shape("rewriter", job.rewriter)) if job.rewriter else model
+    model = _sized(job, "model", job.model)
+    rewriter = _sized(job, "rewriter", job.rewriter) if job.rewriter else model
     with tempfile.TemporaryDirectory() as root:
         excerpts = {name: excerpt_of(path, Path(root) / name, job.seed) for name, path in job.files.items()}
         stages = plan(job.method, _data(job, excerpts), job.stages, job.hyperparameters, job.seed)
@@ -78,6 +80,10 @@ def count(job: Job, places: Sequence[Place]) -> list[Work]:
         Work(place, model.shape, rewriter.shape, tuple(zip(*found, strict=True)))
         for place, found in zip(places, loads, strict=True)
     ]
+
+
+def _sized(job: Job, name: str, folder: Path) -> Sized:
+    return Sized(folder, job.shape(name, folder), job.packs.get(name))
 
 
 def _data(job: Job, files: Mapping[str, Excerpt]) -> Data:

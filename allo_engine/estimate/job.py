@@ -22,7 +22,8 @@ NO_JOB = (OSError, ValueError, KeyError, TypeError, AttributeError)
 @dataclass(frozen=True)
 class Job:
     """A job as job.json names it. Of a model whose shape is in `shapes`, by "model" or "rewriter", no weights need be
-    there; `places` are the kinds of workers that it is counted for, none: this machine.
+    there, and one that is in `packs` is not tried; `places` are the kinds of workers that it is counted for, none: this
+    machine.
     """
 
     method: Method
@@ -34,6 +35,7 @@ class Job:
     masks: bool = False
     rewriter: Path | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    packs: Mapping[str, bool] = field(default_factory=dict)
     places: tuple[Place, ...] = ()
 
     @classmethod
@@ -53,6 +55,7 @@ class Job:
             "masks" in inputs,
             inputs.get("rewriter"),
             {name: Shape(**known(Shape, shape)) for name, shape in (given.get("shapes") or {}).items()},
+            {name: bool(packs) for name, packs in (given.get("packs") or {}).items()},
             tuple(Place(**place) for place in given.get("places") or ()),
         )
 

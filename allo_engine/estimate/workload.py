@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,10 +33,16 @@ EVALUATED = ("base", *MODELS)
 
 @dataclass(frozen=True)
 class Sized:
-    """A model's folder, without its weights if need be, and its shape."""
+    """A model's folder, without its weights if need be, its shape, and whether its rows hold several sequences, where
+    that is known."""
 
     folder: Path
     shape: Shape
+    known: bool | None = None
+
+    @cached_property
+    def packs(self) -> bool:
+        return packs(self.folder) if self.known is None else self.known
 
 
 class Workload:
@@ -195,7 +202,7 @@ class Workload:
         config, place = cast(RowsConfig, self._plan[stage].config), self._place
         model = self._rewriter if stage == "reward_model" else self._model
         use = replace(use_of(config, kind, ratio), weight_bytes=self._bytes(config), device_type=place.device)
-        use = replace(use, packs=packs(model.folder))
+        use = replace(use, packs=model.packs)
         return rows_within(config, model.shape, use, asked_bytes(config) or place.free_bytes)
 
     def _bytes(self, config: Any) -> int:

@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+from allo_engine.importing import loading
 from allo_engine.report import StageError
 
 
@@ -31,11 +32,11 @@ def main(argv: list[str]) -> int:
 
 def _export(options: argparse.Namespace) -> dict[str, object]:
     if options.format == "gguf":
-        from allo_engine.exports import gguf_file  # each brings what the other has no use for
-
+        with loading():  # each brings what the other has no use for
+            from allo_engine.exports import gguf_file
         return gguf_file.export(options.model, options.out, options.type)
-    from allo_engine.exports import lora
-
+    with loading():
+        from allo_engine.exports import lora
     return lora.export(options.model, options.base, options.out, options.rank)
 
 

@@ -7,7 +7,7 @@ positions (ALiBi), or attends in ways that ours does not know, does not: it is t
 checkpoint stores must map onto the model's weights, whole: that is told from names and shapes (checkpoints/names.py).
 Its tokenizer must be one that transformers reads, and its chat template write a conversation within limits.
 
-    python -m allo_engine.model.probe FOLDER     prints {"packs": …, "reason": …, "shape": {…}}, or {"refused": "why"}
+    python -m allo_engine.model FOLDER     prints {"packs": …, "reason": …, "shape": {…}}, or {"refused": "why"}
 
 The shape (model/shape.py; null where a size has no name that we know) is what the memory of its stages is told from.
 """
@@ -190,7 +190,3 @@ def main(folder: Path) -> None:
     except StageError as error:
         found = {"refused": error.message}
     sys.stdout.write(json.dumps(found) + "\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

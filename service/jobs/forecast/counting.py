@@ -49,14 +49,16 @@ class Question:
 
 def question(admitted: Admitted, places: Iterable[Place]) -> Question | None:
     """What to ask of a job; None where its model has no known shape, so that nobody can count it."""
-    models = {"model": admitted.model, "rewriter": admitted.rewriter}
-    shapes = {name: shape_of(model) for name, model in models.items() if model is not None}
+    given = {"model": admitted.model, "rewriter": admitted.rewriter}
+    models = {name: model for name, model in given.items() if model is not None}
+    shapes = {name: shape_of(model) for name, model in models.items()}
     if not all(shapes.values()):
         return None
     job = {
         "method": admitted.new.method,
         "stages": {name: _counted(values) for name, values in settings_of(admitted.new, admitted.planned).items()},
         "shapes": shapes,
+        "packs": {name: found["packs"] for name, model in models.items() if "packs" in (found := model.verdict or {})},
         "inputs": {name: name for name in admitted.sources},
     }
     files = [

@@ -18,7 +18,7 @@ the engine's model/probe.py)."""
 
 def probed(folder: Path) -> Verdict:
     """What the engine finds of a model in a folder. Raises InvalidRequest where it cannot be trained."""
-    command = [sys.executable, "-m", "allo_engine.model.probe", str(folder.resolve())]
+    command = [sys.executable, "-m", "allo_engine.model", str(folder.resolve())]
     done = subprocess.run(command, capture_output=True, text=True, env=alone(), check=False)
     if done.returncode:
         raise _refused(f"The model could not be probed: {last_words(done.stderr)}")

@@ -11,7 +11,6 @@ import fcntl
 import io
 import multiprocessing
 import os
-import pkgutil
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import allo_engine.stages
 from allo_engine.launching import Place, joined
 from allo_engine.report import Report
 from tests.waiting import PATIENCE
@@ -28,8 +26,7 @@ from tests.waiting import PATIENCE
 PAGE = 4096  # bytes: the smallest a pipe can be
 
 _server = multiprocessing.get_context("forkserver")
-_stages = [f"allo_engine.stages.{module.name}" for module in pkgutil.iter_modules(allo_engine.stages.__path__)]
-_server.set_forkserver_preload([__name__, "allo_engine.__main__", "torch.distributed", *_stages, "tests.tiny"])
+_server.set_forkserver_preload(["tests.unit.engine.at_rest"])
 
 
 def as_ranks(
