@@ -19,9 +19,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process a core, of a thread each, and two more, as many tests wait; the tests of a file stay together, for they share
-# what is slow to make. The longest files begin first, as tests/conftest.py has it.
-SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 2) --dist loadfile --no-loadscope-reorder
+# A process a core, of a thread each, and one more, as many tests wait; each costs half a minute of a core until it has
+# what it needs. The tests of a file stay together, for they share what is slow to make. The longest files begin first, as
+# tests/conftest.py has it.
+SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
 suite: export OMP_NUM_THREADS = 1
 suite: export PYTHONDONTWRITEBYTECODE = # hundreds of processes are started: what one has compiled the next one finds
 suite: setup

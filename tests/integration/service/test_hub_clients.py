@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from huggingface_hub.errors import (
 )
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.cli import main
 from service.db import Database
 from service.jobs.access.keys import create_key
 from service.jobs.registry.models import read_model
@@ -168,16 +166,15 @@ def test_the_card_says_what_the_model_is_and_how_good(hub: Hub) -> None:
     assert 'revision="sft"' in hub.get(f"/{hub.repository}/resolve/sft/README.md").text
 
 
-def test_a_model_is_registered_by_its_hub_id_where_the_operator_allows_it(hub: Hub, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service.cli", "models", "add", "copy", hub.repository]
-    command += ["--revision", "sft", "--data-dir", str(tmp_path / "data")]
-    environment = {**os.environ, "HF_TOKEN": hub.token}
-    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert "ALLO_HUB_URL" in refused.stderr
-    environment["ALLO_HUB_URL"] = hub.endpoint
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_model_is_registered_by_its_hub_id_where_the_operator_allows_it(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["models", "add", "copy", hub.repository, "--revision", "sft", "--data-dir", str(tmp_path / "data")]
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert main(command) == 1
+    assert "ALLO_HUB_URL" in capsys.readouterr().err
+    monkeypatch.setenv("ALLO_HUB_URL", hub.endpoint)
+    assert main(command) == 0, capsys.readouterr().err
     database = Database(f"sqlite:///{tmp_path / 'data' / 'allo.db'}")
     model = read_model(database, "anyone", "copy")
     database.close()
@@ -186,10 +183,9 @@ def test_a_model_is_registered_by_its_hub_id_where_the_operator_allows_it(hub: H
     assert {file["path"] for file in model.files} == {path.name for path in hub.models["sft"].iterdir()}
 
 
-def test_a_path_that_looks_like_markup_is_a_path(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service.cli", "models", "add", "tiny", "[/x]", "--data-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: [/x] is no folder.")
+def test_a_path_that_looks_like_markup_is_a_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "add", "tiny", "[/x]", "--data-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: [/x] is no folder."
 
 
 def test_a_deleted_model_is_no_revision_any_more(hub: Hub) -> None:

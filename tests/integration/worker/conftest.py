@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,19 @@ COLD = (sys.executable, str(Path(__file__).with_name("stub_engine.py")))
 WARM = (sys.executable, "-m", "tests.integration.worker.stub_engine")
 
 
-@pytest.fixture
-def make_house(tmp_path: Path, parts: Parts) -> Iterator[Callable[..., House]]:
+@contextmanager
+def building(root: Path, parts: Parts) -> Iterator[Callable[..., House]]:
     """Makes a house with these settings and this trainer, in a folder of this name."""
     houses: list[House] = []
     made = ExitStack()
 
     def make(name: str = "data", program: tuple[str, ...] = COLD, **settings: Any) -> House:
-        control = tmp_path / f"{name}-control"
+        control = root / f"{name}-control"
         control.mkdir()
         engine = shlex.join([*program, str(control)])
         houses.append(
             furnish(
-                Settings(data_dir=tmp_path / name, engine=engine, **QUICK | made.enter_context(parts()) | settings),
+                Settings(data_dir=root / name, engine=engine, **QUICK | made.enter_context(parts()) | settings),
                 control,
             )
         )
@@ -48,6 +48,12 @@ def make_house(tmp_path: Path, parts: Parts) -> Iterator[Callable[..., House]]:
     for house in houses:
         house.database.close()
     made.close()
+
+
+@pytest.fixture
+def make_house(tmp_path: Path, parts: Parts) -> Iterator[Callable[..., House]]:
+    with building(tmp_path, parts) as make:
+        yield make
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def warm() -> Iterator[Warm]:
     warm.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine() -> Iterator[Warm]:
     """A warm process with the real engine."""
     warm = Warm(DEFAULT_COMMAND)

@@ -6,16 +6,21 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from service.broker import CeleryBroker
+from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.tables import Job
+from tests.integration.worker.conftest import building
 from tests.integration.worker.house import House, alive
 from tests.integration.worker.processes import Valkey, Worker, leftovers
-from tests.parts import GROWN
+from tests.parts import GROWN, Parts
 from tests.tls import Certificates
 from tests.waiting import PATIENCE, until
 
@@ -25,11 +30,6 @@ def broker(tmp_path: Path, certificates: Certificates) -> Iterator[Valkey]:
     valkey = Valkey(tmp_path / "data", certificates if GROWN else None)
     yield valkey
     valkey.close()
-
-
-@pytest.fixture
-def house(make_house, broker) -> House:
-    return make_house("data", broker_url=broker.url)
 
 
 @contextmanager
@@ -43,10 +43,46 @@ def working(house: House) -> Iterator[Worker]:
         until(lambda: not leftovers(house))
 
 
+@dataclass
+class Shared:
+    """A house, its broker and its worker, which are slow to start."""
+
+    house: House
+    broker: Valkey
+    worker: Worker
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, parts: Parts, certificates: Certificates) -> Iterator[Shared]:
+    root = tmp_path_factory.mktemp("shared")
+    with closing(Valkey(root / "data", certificates if GROWN else None)) as broker, building(root, parts) as make:
+        house = make("data", broker_url=broker.url)
+        with working(house) as worker:
+            yield Shared(house, broker, worker)
+
+
 @pytest.fixture
-def worker(house: House) -> Iterator[Worker]:
-    with working(house) as worker:
-        yield worker
+def house(shared: Shared) -> Iterator[House]:
+    """The shared one, as if nothing had been run in it."""
+    house = shared.house
+    house.behave()
+    for path in house.control.iterdir():
+        if path.name != "behaviour":
+            path.unlink()
+    yield house
+    with house.database.snapshot() as session:
+        left = list(session.scalars(select(Job.id).where(Job.status.not_in(JOB_ENDED))))
+    for job in left:
+        house.cancel(job)
+    until(lambda: not leftovers(house))
+
+
+@pytest.fixture
+def worker(house: House, shared: Shared) -> Worker:
+    """At work in the house."""
+    if shared.worker.process.poll() is not None:
+        shared.worker.start()
+    return shared.worker
 
 
 def succeeded_once(house: House, job: str) -> bool:
@@ -94,7 +130,7 @@ def test_a_job_survives_sigkill_of_every_process_and_waits_for_no_lease(patient)
 
 def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, worker):
     house.behave(at={"1": "hang"})
-    job = house.submit()
+    job = house.submit(seed=1)
     parts = worker.parts()
     house.cancel(job)
     until(lambda: not leftovers(house))
@@ -105,13 +141,13 @@ def test_a_cancel_while_training_leaves_no_process_within_ten_seconds(house, wor
 
 def test_a_paused_job_frees_its_slot_for_another_and_goes_on_from_its_checkpoint(house, worker):
     house.behave(at={"2": "hold"})
-    first = house.submit(seed=1)
+    first = house.submit(seed=2)
     worker.parts()
     until(lambda: house.stage(first).step)
     house.pause(first)
     until(lambda: house.stage(first).status == "waiting")
     house.behave()
-    second = house.submit(seed=2)
+    second = house.submit(seed=3)
     assert succeeded_once(house, second)
     assert house.status(first) == "paused"
     house.resume(first)
@@ -137,7 +173,7 @@ def test_every_slot_has_a_device_of_its_own(make_house, broker):
 
 def test_the_same_message_a_hundred_times_is_one_run(house, worker):
     house.behave(at={"1": "hold"})
-    job = house.submit()
+    job = house.submit(seed=4)
     worker.parts()
     stage = house.stage(job)
     broker = CeleryBroker(house.settings.broker_url, house.settings.queue)
@@ -162,7 +198,7 @@ def test_what_was_said_to_a_worker_that_is_gone_is_dropped(broker):
 
 def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
     house.behave(at={"2": "hold"})
-    job = house.submit()
+    job = house.submit(seed=5)
     worker.parts()
     until(lambda: house.stage(job).step)
     worker.stop()
@@ -175,14 +211,14 @@ def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
     assert house.stage(job).attempt == 1
 
 
-def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(house, broker, worker):
+def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(house, shared, worker):
     house.behave(at={"1": "hold"})
-    first, second = house.submit(seed=1), house.submit(seed=2)
+    first, second = house.submit(seed=6), house.submit(seed=7)
     worker.parts()
-    broker.kill()
+    shared.broker.kill()
     house.behave()
     until(lambda: house.stage(first).status == "succeeded")
-    broker.start()
+    shared.broker.start()
     assert succeeded_once(house, first)
     assert succeeded_once(house, second)
 

@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,15 +98,13 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory, engine: Warm) -> Bench:
     """The whole job, undisturbed, but for its last stage, which trains nothing."""
     root = tmp_path_factory.mktemp("killed")
     data = write_problems(root / "data")
     given = {"model": save_tiny(root / "model"), "training_file": data}
     stages = {stage.name: stage for stage in plan("allo", Data("problems"), SETTINGS)}
-    bench = Bench(root, given, stages, Warm(DEFAULT_COMMAND))
-    yield bench
-    bench.warm.close()
+    return Bench(root, given, stages, engine)
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

@@ -43,13 +43,28 @@ def finish(process: Program | subprocess.Popen[str]) -> tuple[int | None, list[d
     return process.returncode, [json.loads(line) for line in output.splitlines()] or [{"type": errors}]
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stage_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path, model_folder: Path, ending: int) -> None:
-    config = {"learning_rate": 1e-3, "n_epochs": 60, "batch_size": 2, "checkpoint_seconds": 0.01}
-    inputs = {"model": model_folder, "examples": write_problems(tmp_path / "data")}
-    whole, cut = (write_task(tmp_path / name, "sft", config, inputs) for name in ("whole", "cut"))
-    status, lines = finish(start("sft", whole))
+SFT = {"learning_rate": 1e-3, "n_epochs": 60, "batch_size": 2, "checkpoint_seconds": 0.01}
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_problems(tmp_path_factory.mktemp("problems") / "data")
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a stage leaves that nobody ended."""
+    root = tmp_path_factory.mktemp("whole")
+    status, lines = finish(start("sft", write_task(root, "sft", SFT, {"model": model_folder, "examples": problems})))
     assert (status, lines[-1]["type"]) == (0, "result")
+    return root
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stage_that_was_ended_goes_on_to_the_same_bits(
+    tmp_path: Path, model_folder: Path, problems: Path, whole: Path, ending: int
+) -> None:
+    cut = write_task(tmp_path / "cut", "sft", SFT, {"model": model_folder, "examples": problems})
     process = start("sft", cut)
     for line in process.stdout:
         if json.loads(line).get("metrics", {}).get("step", 0) >= 30:
@@ -61,7 +76,7 @@ def test_a_stage_that_was_ended_goes_on_to_the_same_bits(tmp_path: Path, model_f
     assert status == 0
     assert any("Resumed" in line.get("message", "") for line in lines)
     ours = load_file(tmp_path / "cut" / "out" / "checkpoint" / "model.safetensors")
-    expected = load_file(tmp_path / "whole" / "out" / "checkpoint" / "model.safetensors")
+    expected = load_file(whole / "out" / "checkpoint" / "model.safetensors")
     assert all(np.array_equal(ours[name], expected[name]) for name in expected)
 
 
