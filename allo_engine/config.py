@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from allo_engine.bases import (
     Backend,
-    BaselineConfig,
     DecodingConfig,
     Devices,
     Moments,
-    OwnMaskConfig,
-    PairLoss,
-    PairLossConfig,
     Precision,
     PromptConfig,
     RowsConfig,
     StageConfig,
+)
+from allo_engine.bases_trained import (
+    BaselineConfig,
+    OwnMaskConfig,
+    PairLoss,
+    PairLossConfig,
     Train,
     TrainingConfig,
     Zero,

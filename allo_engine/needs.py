@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from allo_engine.bases import DecodingConfig, OwnMaskConfig, PromptConfig, StageConfig, TrainingConfig
+from allo_engine.bases import DecodingConfig, PromptConfig, StageConfig
+from allo_engine.bases_trained import OwnMaskConfig, TrainingConfig
 from allo_engine.configs.locate import LocateConfig
 from allo_engine.model.decoding import decoding_bytes
 from allo_engine.model.memory import CONTEXT_BYTES_ELSEWHERE, SPARE, Kind, Use, held_bytes, row_bytes

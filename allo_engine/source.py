@@ -190,10 +190,10 @@ def code_version() -> str:
     return _files().version()
 
 
-def replaced() -> bool:
-    """Whether the package's files are others by now: a process that is started from here would run other code than this
-    one knows of."""
+def replaced(since: str = "") -> bool:
+    """Whether the package's files are others than those of a version, or than this process first found: what is started
+    from here would run other code than is known of."""
     try:
-        return _files().version() != code_version()
+        return _files().version() != (since or code_version())
     except FileNotFoundError:  # they are being replaced
         return True

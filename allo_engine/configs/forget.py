@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from allo_engine.bases import Count, LocatedConfig, Positive
+from allo_engine.bases import Count, Positive
+from allo_engine.bases_trained import LocatedConfig
 
 
 class ForgetConfig(LocatedConfig):

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from allo_engine.bases import Count, LocatedConfig, PairLossConfig, Positive, Ratio, Weight
+from allo_engine.bases import Count, Positive, Ratio, Weight
+from allo_engine.bases_trained import LocatedConfig, PairLossConfig
 
 
 class ImproveConfig(LocatedConfig, PairLossConfig):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from allo_engine.bases import Count, Epochs, OwnMaskConfig, Positive
+from allo_engine.bases import Count, Epochs, Positive
+from allo_engine.bases_trained import OwnMaskConfig
 from allo_engine.teacher import Teacher
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from allo_engine.bases import BaselineConfig, Count, Epochs, Positive, Ratio
+from allo_engine.bases import Count, Epochs, Positive, Ratio
+from allo_engine.bases_trained import BaselineConfig
 
 
 class SftConfig(BaselineConfig):

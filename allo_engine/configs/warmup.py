@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from allo_engine.bases import BaselineConfig, PairLoss, PairLossConfig
+from allo_engine.bases_trained import BaselineConfig, PairLoss, PairLossConfig
 
 
 class WarmupConfig(BaselineConfig, PairLossConfig):

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from allo_engine.bases import BaselineConfig
+from allo_engine.bases_trained import BaselineConfig
 from allo_engine.estimate.loads import Decoding, Passes
 from allo_engine.model.attention import attended
 from allo_engine.model.sequences import Group, build_row

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from allo_engine.bases import OwnMaskConfig, RowsConfig, TrainingConfig
+from allo_engine.bases import RowsConfig
+from allo_engine.bases_trained import OwnMaskConfig, TrainingConfig
 from allo_engine.data.reading import fitting_groups, problems, supervised_examples, within_context
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.counting import decoding, padded_passes, passes

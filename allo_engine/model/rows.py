@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from allo_engine.bases import RowsConfig, TrainingConfig
+from allo_engine.bases import Moments, RowsConfig
 from allo_engine.checkpoints.parts import local_of
 from allo_engine.model.loading import device, dtype_of, packs
 from allo_engine.model.memory import SMALLEST_ROW, Kind, Use, available_bytes, row_tokens
@@ -55,10 +55,9 @@ class Choice:
 
 def use_of(config: RowsConfig, kind: Kind, ratio: float = 1.0, checkpointing: bool = False) -> Use:
     """What a stage of these settings does with its model on this machine."""
-    use = Use(kind, dtype_of(config.precision).itemsize, ratio, "float32", checkpointing, device().type)
-    if isinstance(config, TrainingConfig):
-        return replace(use, moments=config.moments, offload=config.offload)
-    return use
+    moments: Moments = getattr(config, "moments", "float32")
+    use = Use(kind, dtype_of(config.precision).itemsize, ratio, moments, checkpointing, device().type)
+    return replace(use, offload=getattr(config, "offload", False))
 
 
 def fitting_rows(

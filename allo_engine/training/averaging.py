@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.report import Report
 from allo_engine.training.resuming import Checkpoints, State, Values, newest_whole
 

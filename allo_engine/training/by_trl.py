@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from allo_engine.bases import BaselineConfig
+from allo_engine.bases_trained import BaselineConfig
 from allo_engine.checkpoints.names import names_of, text_weights
 from allo_engine.model.freed import keep_freed_memory
 from allo_engine.model.loading import device, dtype_of, empty_model, load_model, packs, plain_model, save_weights

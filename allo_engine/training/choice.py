@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.model.loading import packs
 from allo_engine.model.memory import Kind, least_zero
 from allo_engine.model.rows import LONGEST_ROW, SENSIBLE_ROW, free_bytes, use_of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.model.logps import computing, token_logps
 from allo_engine.model.sequences import Row
 from allo_engine.model.sharing import Rows, evenly

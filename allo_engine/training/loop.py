@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.model.freed import keep_freed_memory
 from allo_engine.model.loading import recompute_activations
 from allo_engine.model.logp_cache import Cut, LogpCache, known_or_scored, responses_apart

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.report import StageError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from allo_engine.bases import OwnMaskConfig, PairLossConfig
+from allo_engine.bases_trained import OwnMaskConfig, PairLossConfig
 from allo_engine.checkpoints.names import Names
 from allo_engine.masking.gradients import fitted_gradients
 from allo_engine.masking.importance import Gradient

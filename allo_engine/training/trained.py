@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.checkpoints.delta import Values, merge, write_delta, write_into
 from allo_engine.checkpoints.names import Names, names_of, text_weights
 from allo_engine.checkpoints.reading import Checkpoint

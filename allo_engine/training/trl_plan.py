@@ -8,7 +8,7 @@ from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
 
-from allo_engine.bases import BaselineConfig
+from allo_engine.bases_trained import BaselineConfig
 from allo_engine.model.logps import PerToken
 from allo_engine.model.sequences import Group, batches
 from allo_engine.report import StageError

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from allo_engine.bases import TrainingConfig
+from allo_engine.bases_trained import TrainingConfig
 from allo_engine.model.loading import device, dtype_of
 from allo_engine.model.memory import ZERO_BUCKET
 from allo_engine.model.sequences import Row

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from allo_engine.config import CONFIGS
+from allo_engine.config import CONFIGS, TrainingConfig
 from allo_engine.configs import config_of
 from allo_engine.source import ROOT, Files, Module, Source, asides, code_version, replaced
 from tests.waiting import until
@@ -84,8 +84,16 @@ def test_a_setting_that_is_added_to_a_stage_is_no_other_stage_s(copy: Path, befo
         module.write_text(text)
 
 
+def test_a_setting_that_is_added_to_all_that_train_is_of_no_other_stage(copy: Path, before: dict[str, str]) -> None:
+    trained = {stage for stage, config in CONFIGS.items() if issubclass(config, TrainingConfig)}
+    add(copy / "bases_trained.py", "\n_ANOTHER = 1\n")
+    assert changed(before, copy) == trained
+
+
 def test_that_files_were_replaced_is_seen(copy: Path) -> None:
     assert not replaced()
+    assert not replaced(code_version())
+    assert replaced("whoever started this process knows of other files")
     files = Files(copy)
     assert files.version() == code_version()
     add(copy / "estimate" / "job.py", "# changes no result")
