@@ -18,7 +18,7 @@ from allo_engine.model.memory import SPARE, Use, available_bytes
 from allo_engine.model.rows import give_back_freed_memory, is_out_of_memory
 from allo_engine.model.shape import Shape, shape_in_memory
 from allo_engine.ranks import here
-from allo_engine.report import Report, StageError
+from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling.batch import Batch
 from allo_engine.sampling.caches import InPlace, Own, Rows
 from allo_engine.sampling.probe import token_bytes_in_place
@@ -32,7 +32,8 @@ Task = tuple[Request, int]
 
 
 class TransformersSampler:
-    """Answers with a model in memory. `report` is told where rows do not fit; `free_bytes` None: what is free then.
+    """Answers with a model in memory. `report` is told where rows do not fit, and may ask to stop at any token;
+    `free_bytes` None: what is free then.
 
     How many rows fitted where more did not is kept in the folder `work`, a device: the stage's other models and a
     resumed run begin with so many.
@@ -60,7 +61,7 @@ class TransformersSampler:
         give_back_freed_memory()
 
     def sample(self, requests: Sequence[Request], settings: Settings) -> Iterator[Finished]:
-        """Responses as they end. Raises StageError "out_of_memory" where a single one does not fit."""
+        """Responses as they end. Raises StageError "out_of_memory" where a single one does not fit, and Stopped."""
         left = {(request.number, sample): (request, sample) for request, sample in in_order(requests)}
         most = self._most(settings.rows)
         while left:
@@ -124,6 +125,8 @@ class TransformersSampler:
         batch = Batch(kept, settings, rows, max(request.max_tokens for request, _ in tasks), self._model.device)
         read: deque[tuple[int, Task]] = deque()
         while tasks or read or batch.running:
+            if self._report and self._report.stop_requested:
+                raise Stopped
             while batch.free() and (read or tasks) and (kept.joins or not batch.running):
                 read = read or _read(kept, next_tasks(tasks, batch.free(), rows, kept.joins))
                 begun = [read.popleft() for _ in range(min(batch.free(), len(read)))]

@@ -199,7 +199,7 @@ class Trainer:
                 )
             except Stopped:
                 if step and not strikes.in_a_row:
-                    self._save(step, totals)
+                    self._leave(step, totals)
                 raise
             step += 1
             if taken is None:
@@ -225,7 +225,7 @@ class Trainer:
         try:
             figures, better = self._validation.take(step)
         except Stopped:
-            self._save(step, totals)
+            self._leave(step, totals)
             raise
         if better:
             self._save(step, totals)
@@ -233,7 +233,14 @@ class Trainer:
 
     def _save(self, step: int, totals: Totals) -> None:
         self._checkpoints.save(step, {**totals.sums, **self._validation.sums()})
+        self._saved = step
         self._report.checkpoint(step)
+
+    def _leave(self, step: int, totals: Totals) -> None:
+        """Have a checkpoint behind this step, which may be there: nobody is to wait for the device while it is written
+        again."""
+        if step != self._saved:
+            self._save(step, totals)
 
     def _asked(self, cadence: Cadence) -> tuple[bool, bool]:
         """Whether any rank is to stop, and whether any is to save."""
@@ -243,6 +250,7 @@ class Trainer:
     def _resumed(self, why: str = "") -> tuple[int, Totals]:
         """Where an earlier run was cut: the next step, and the figures so far."""
         step, sums = self._checkpoints.load() or (0, {})
+        self._saved = step
         totals = Totals()
         totals.sums.update(self._validation.resumed(sums))
         if step:

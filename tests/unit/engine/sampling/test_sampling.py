@@ -17,7 +17,7 @@ from allo_engine.checkpoints.delta import write_delta
 from allo_engine.model.decoding import decoding_bytes
 from allo_engine.model.memory import SPARE, Use
 from allo_engine.model.shape import shape_in_memory
-from allo_engine.report import Report, StageError
+from allo_engine.report import Report, StageError, Stopped
 from allo_engine.sampling import Request, Response, Sampler, Settings, TransformersSampler
 from allo_engine.sampling.nucleus import CANDIDATES, EVERYTHING, candidates_for, draw
 from tests.tiny import tiny_model
@@ -205,6 +205,20 @@ def test_16_bits_round_and_change_nothing_else() -> None:
     for (number, _), response in found.items():
         expected = logps_of_a_plain_forward(tiny_model().bfloat16(), PROMPTS[number], response.ids)
         assert torch.allclose(torch.tensor(response.logps), expected, atol=0.15)
+
+
+def test_who_asks_to_stop_waits_for_no_response_to_end(report: Report) -> None:
+    model, passes = tiny_model(), list[int]()
+    sampler = TransformersSampler(model, report)
+
+    def asks(*_: object) -> None:
+        passes.append(1)
+        report.stop_requested = len(passes) == 3
+
+    model.base_model.register_forward_pre_hook(asks)
+    with pytest.raises(Stopped):
+        drawn(sampler, requests(400), Settings(()))
+    assert len(passes) == 3
 
 
 def test_what_does_not_fit_alone_says_what_to_change(report: Report) -> None:

@@ -109,6 +109,32 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_bits(
         assert torch.equal(weight, resumed[name]), name
 
 
+class StopsBehindItsCheckpoint(Report):
+    """Asks to stop as soon as a given step is saved, and notes what is."""
+
+    def __init__(self, stream: Lines, step: int) -> None:
+        super().__init__(stream)
+        self.saved: list[int] = []
+        self._step = step
+
+    def checkpoint(self, step: int) -> None:
+        self.saved.append(step)
+        self.stop_requested = step == self._step
+
+
+def test_who_is_asked_to_stop_saves_no_step_twice(tmp_path: Path, stream: Lines) -> None:
+    config = ImproveConfig(batch_size=6, n_epochs=2, checkpoint_seconds=1e-9)
+    report = StopsBehindItsCheckpoint(stream, 2)
+    with pytest.raises(Stopped):
+        dpo_run(config, tmp_path, report)
+    assert report.saved == [1, 2]
+    at_once = StopsBehindItsCheckpoint(stream, 0)
+    at_once.stop_requested = True
+    with pytest.raises(Stopped):
+        dpo_run(config, tmp_path, at_once)
+    assert at_once.saved == []
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, report: Report, stream: Lines) -> None:
     config = ImproveConfig(learning_rate=1e-3, batch_size=6)
     whole = dpo_run(config, tmp_path / "whole", report)
