@@ -53,50 +53,23 @@ class Wire(Relay):
 
     def __init__(self, endpoint: str, address: str = "127.0.0.1") -> None:
         _, host, port = re.split(r"[:/]+", endpoint)
-        self._there = (host, int(port))
         self.mend()
-        super().__init__(address)
+        super().__init__(address, (host, int(port)))
         self.endpoint = f"http://{address}:{self.port}"
 
     def mend(self) -> None:
         self.bytes_left: dict[str, int | None] = {"in": None, "out": None}
         self.frozen = self.holds = False
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends = [writer]
-        try:
-            back, forth = await asyncio.open_connection(*self._there)
-            ends.append(forth)
-            await asyncio.gather(self._copy(reader, forth, "out", ends), self._copy(back, writer, "in", ends))
-        except OSError:
-            pass
-        finally:
-            for end in ends:
-                end.transport.abort()
-
-    async def _copy(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        way: str,
-        both: tuple[asyncio.StreamWriter, ...],
-    ) -> None:
-        try:
-            while data := await reader.read(2**16):
-                while self.frozen:
-                    self.holds = True
-                    await asyncio.sleep(0.05)
-                left = self.bytes_left[way]
-                if left is not None:
-                    self.bytes_left[way] = left = left - len(data)
-                    if left < 0:
-                        break
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        for end in both:
-            end.close()
+    async def passing(self, way: str, data: bytes) -> bool:
+        while self.frozen:
+            self.holds = True
+            await asyncio.sleep(0.05)
+        left = self.bytes_left[way]
+        if left is None:
+            return True
+        self.bytes_left[way] = left - len(data)
+        return left >= len(data)
 
 
 def unused_endpoint() -> str:

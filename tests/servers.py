@@ -17,8 +17,8 @@ from psycopg.conninfo import conninfo_to_dict
 from redis import Redis
 
 from service import embedded
+from service.chaos.relay import Relay
 from service.migrating import migrate
-from tests.relay import SocketRelay
 from tests.tls import Certificates, TlsRelay
 from tests.waiting import until
 
@@ -114,7 +114,7 @@ def grown(address: str, postgres: str, valkey: Path, certificates: Certificates)
         socket = Path(connection.info.host) / f".s.PGSQL.{connection.info.port}"
     context = certificates.context()
     secured = TlsRelay(address, socket, context, asked=True), TlsRelay(address, valkey, context)
-    plain = SocketRelay(address, socket), SocketRelay(address, valkey)
+    plain = Relay(address, socket), Relay(address, valkey)
     yield Grown(postgres, address, certificates, secured[0].port, secured[1].port, (plain[0].port, plain[1].port))
     for relay in (*secured, *plain):
         relay.close()

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.relay import SocketRelay
+from service.chaos.relay import Relay
 
 _ASKED_FOR_TLS = bytes.fromhex("0000000804d2162f")
 """How a client of PostgreSQL asks for TLS: a length of 8, and the code 80877103 (its manual, SSLRequest)."""
@@ -76,7 +76,7 @@ def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
 
 
-class TlsRelay(SocketRelay):
+class TlsRelay(Relay):
     """Ends TLS before a server's unix socket. A client of PostgreSQL asks for it first, `asked`, and is refused
     without."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,10 @@ MESSAGES: Mapping[int, str] = {
     507: "The service's disk is full; nothing was stored. Delete files or models, or have its operator make room: "
     "`allo doctor` shows what is held, and by whom.",
 }
+
+FAILS = (
+    "The service's disk could not be read or written: nothing was changed. Try again, and tell the service's operator."
+)
 
 AWAY = "The artifact store does not answer at the moment. Try again soon."
 
@@ -195,10 +200,18 @@ def _methods(request: Request) -> list[str]:
 
 
 def _of_the_machine(request: Request, error: Exception) -> Response:
-    """A full disk; whatever else the machine did is unforeseen."""
-    if not disk_is_full(error):
+    """A full disk, or one that fails; whatever else the machine did is unforeseen."""
+    if disk_is_full(error):
+        return answer(request, 507, MESSAGES[507], code="disk_full")
+    if not disk_fails(error):
         raise error
-    return answer(request, 507, MESSAGES[507], code="disk_full")
+    log.error("disk_failed error=%r", error)
+    return answer(request, 503, FAILS, code="disk_failed")
+
+
+def disk_fails(error: Exception) -> bool:
+    """Whether the disk could not be read or written: nothing that hangs on it was acknowledged."""
+    return isinstance(error, OSError) and error.errno == errno.EIO
 
 
 def unforeseen(request: Request) -> Response:

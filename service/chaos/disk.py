@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_MEGABYTES = 96
 _FILLING, _PIECE = "filling", bytes(2**16)
 
 
@@ -42,10 +41,10 @@ class Disk:
         aside.rename(self.folder)
 
 
-def mounted(folder: Path) -> Disk | None:
+def mounted(folder: Path, megabytes: int = 96) -> Disk | None:
     """A disk over the folder, which is made; None where nobody may mount here."""
     folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"mode=700,size={_MEGABYTES}m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"mode=700,size={megabytes}m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:

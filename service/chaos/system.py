@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -66,6 +66,9 @@ class System:
         self._listener = undo.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         undo.callback(self._kill)
+        if self.ground.disk is not None:
+            self.disks.append(self.ground.disk)
+        self._preload(self.ground.parts)
         straight = self._settings("shared", None)
         wired = {name: self._wired(name, undo) for name in _REACHING}
         settings = {name: self._settings("one" if name == "api" else name, ports) for name, ports in wired.items()}
@@ -84,7 +87,7 @@ class System:
             for name in ("one", "two")
         ]
         self._ours = [self.api, *self.workers]
-        self._preload()
+        self._preload(self._ours)
 
     @property
     def parts(self) -> list[Part]:
@@ -110,7 +113,7 @@ class System:
             part.kill()
 
     def heal(self) -> None:
-        """Let everything run that should."""
+        """Let everything run that should; returns once it does."""
         for part in self.parts:
             part.start()
 
@@ -143,12 +146,12 @@ class System:
             ports[server] = wire.port
         return ports
 
-    def _preload(self) -> None:
-        library = preload.built(self.folder)
-        if library is not None:
-            for part in self.parts:
-                if part.user is None:  # another user cannot read it
-                    part.told = preload.Told(library, self.folder / f"{part.name}.told")
+    def _preload(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            home = part.home or self.folder
+            library = preload.built(home) if part.mortal else None
+            if library is not None:
+                part.told = preload.Told(library, home / f"{part.name}.told", part.user)
 
     def _environment(self, settings: Settings) -> Mapping[str, str]:
         return os.environ | settings.to_environment()

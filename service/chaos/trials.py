@@ -64,7 +64,6 @@ def _trial(system: System, history: History, seed: int) -> list[str]:
     visitor = Visitor(system.url, system.key, seed, _JOBS, history)
     visitor.start()
     done = [name for _ in range(chance.randint(1, 3)) for name in _break(system, history, chance)]
-    system.heal()
     visitor.join(_END_SECONDS)
     visitor.stop()
     visitor.join()
@@ -83,6 +82,7 @@ def _break(system: System, history: History, chance: Random) -> list[str]:
             part = faults.enter_context(FAULTS[name](system, chance))
             history.note("chaos", name, part=part, seconds=seconds)
         time.sleep(seconds)
+    system.heal()
     history.note("chaos", "over")
     return names
 

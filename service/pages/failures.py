@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from allo_engine.full import disk_is_full
 from allo_engine.pipeline import PlanError
-from service.api.errors import AWAY, MESSAGES, status_of
+from service.api.errors import AWAY, FAILS, MESSAGES, disk_fails, status_of
 from service.api.guard import PAGES
 from service.api.scope import request_id
 from service.jobs.errors import DomainError
@@ -81,10 +81,13 @@ async def _of_a_part(request: Request, error: Exception) -> Response:
 
 
 async def _of_the_machine(request: Request, error: Exception) -> Response:
-    """A full disk; whatever else the machine did is unforeseen."""
-    if not disk_is_full(error):
+    """A full disk, or one that fails; whatever else the machine did is unforeseen."""
+    if disk_is_full(error):
+        return await _of_a_part(request, error)
+    if not disk_fails(error):
         raise error
-    return await _of_a_part(request, error)
+    log.error("disk_failed error=%r", error)
+    return failure(request, 503, FAILS)
 
 
 async def _of_the_request(request: Request, error: Exception) -> Response:

@@ -22,6 +22,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from service.app import PATIENCE
+from service.chaos.relay import Relay
 from service.embedded import binary
 from service.jobs.access.keys import SCOPES, create_key
 from tests.benchmarks.case import Case, Figures
@@ -29,7 +30,6 @@ from tests.benchmarks.recovery import housed
 from tests.benchmarks.serving import served
 from tests.disk import small_disk
 from tests.integration.worker.house import OWNER, House
-from tests.relay import SocketRelay
 from tests.servers import postgres_server
 
 SECONDS, WRITERS = 30.0, 45
@@ -79,7 +79,7 @@ def postgres_frozen() -> Iterator[tuple[House, Fault]]:
 def postgres_gone() -> Iterator[tuple[House, Fault]]:
     """Nothing listens any more where it was, and what was connected is cut off."""
     with postgres_server() as url, psycopg.connect(url) as connection:
-        relay = SocketRelay("127.0.0.1", Path(connection.info.host) / f".s.PGSQL.{connection.info.port}")
+        relay = Relay("127.0.0.1", Path(connection.info.host) / f".s.PGSQL.{connection.info.port}")
         at = {"host": "127.0.0.1", "port": relay.port, "query": {}}
         with housed(max_active_jobs=MANY, database_url=_migrated(url, **at)) as house:
             yield house, _closed(relay)
@@ -111,7 +111,7 @@ def _frozen(processes: Sequence[psutil.Process]) -> Iterator[None]:
 
 
 @contextmanager
-def _closed(relay: SocketRelay) -> Iterator[None]:
+def _closed(relay: Relay) -> Iterator[None]:
     relay.close()
     yield
 

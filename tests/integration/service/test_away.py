@@ -21,6 +21,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from service.app import create_app
+from service.chaos.relay import Relay
 from service.chaos.wire import Wire
 from service.db import Database, is_full, nobody_writes
 from service.engines import Patience
@@ -30,7 +31,6 @@ from tests.apps import on_a_port
 from tests.disk import small_disk
 from tests.integration.service.conftest import SilentBroker
 from tests.integration.service.domain import SUPERVISED, Domain, locked
-from tests.relay import SocketRelay
 from tests.waiting import PATIENCE, until
 
 
@@ -56,7 +56,7 @@ def socket_of(postgres: str) -> Path:
 def test_a_way_to_postgresql_that_is_down_for_us_proves_nothing_for_others_go_another(
     postgres: str, tmp_path: Path
 ) -> None:
-    proxy = SocketRelay("127.0.0.1", socket_of(postgres))
+    proxy = Relay("127.0.0.1", socket_of(postgres))
     through = f"postgresql://{make_url(postgres).username}@127.0.0.1:{proxy.port}/postgres"
     ours, theirs = Database(through), Database(postgres)
     ours.ping()

@@ -188,13 +188,16 @@ def test_a_broker_that_hangs_holds_up_no_health_check_and_nobody_else(
     until(lambda: asking.get(ready).json()["checks"]["broker"])
 
 
-def test_a_full_disk_is_told_in_its_own_words(app: FastAPI, base_url: str, secret: str) -> None:
-    @app.get("/v1/full")
-    def full() -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(("error", "told"), [(28, (507, "disk_full")), (5, (503, "disk_failed"))])
+def test_a_disk_that_is_full_or_fails_is_told_in_its_own_words(
+    app: FastAPI, base_url: str, secret: str, error: int, told: tuple[int, str]
+) -> None:
+    @app.get("/v1/disk")
+    def disk() -> None:
+        raise OSError(error, "of the disk")
 
-    answer = asking.get(f"{base_url}/full", headers=key(secret))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+    answer = asking.get(f"{base_url}/disk", headers=key(secret))
+    assert (answer.status_code, answer.json()["error"]["code"]) == told
 
 
 def test_an_error_has_the_same_shape_wherever_it_is_made() -> None:
