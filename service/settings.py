@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from allo_engine.checks import did_you_mean
 from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
+from service import places
 from service.brokers import checked
 from service.storage.access import S3
 
@@ -43,13 +44,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # some are secret
 
     data_dir: Path = Field(default=Path("allo-data"), description="Folder of the database, the artifacts and the key.")
-    database_url: str = Field(default="", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder.")
+    database_url: Annotated[str, AfterValidator(places.database)] = Field(
+        default="", repr=False, description="SQLAlchemy URL; empty: SQLite in the data folder."
+    )
     broker_url: Annotated[str, AfterValidator(checked)] = Field(
         default="redis://127.0.0.1:6379/0",
         repr=False,
         description="Any Redis-protocol server: redis://user:password@host:6379/0, with TLS rediss://…?ssl_ca_certs=FILE.",
     )
-    store_url: str = Field(default="", description="file:///folder or s3://bucket/prefix; empty: the data folder.")
+    store_url: Annotated[str, AfterValidator(places.store)] = Field(
+        default="", description="file:///folder or s3://bucket/prefix; empty: the data folder."
+    )
     store_cache_bytes: Bytes = Field(
         default=20 * 2**30,
         description="Of an s3:// store: what this machine keeps of it at hand. Best twice the largest model or more.",

@@ -18,6 +18,7 @@ from celery import Celery, bootsteps
 from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 
 from allo_engine.orphans import die_with
+from allo_engine.source import code_version
 from service.broker import queue_of
 from service.brokers import for_celery
 from service.db import Database
@@ -31,6 +32,7 @@ from worker.runner import Runner
 from worker.starting import Warm, start_cold
 
 settings = settings_or_end()
+code_version()  # as this worker first finds it: all that it starts, however late, hold their files against that
 
 app = Celery("worker", broker=for_celery(settings.broker_url), include=["worker.tasks"])
 app.conf.update(
@@ -141,7 +143,8 @@ class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery sh
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        self._beside = [Beside((sys.executable, "-m", "worker.scheduler"), (_NUDGE, _DRAIN))]
+        scheduler = (sys.executable, "-m", "worker.scheduler", code_version())
+        self._beside = [Beside(scheduler, (_NUDGE, _DRAIN))]
         if settings.serve_idle_seconds and not settings.engine:
             self._beside.append(Beside((sys.executable, "-m", "worker.serving")))
 

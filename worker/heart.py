@@ -86,11 +86,13 @@ class Heart:
         """Write an event with the next beat. While the database is away the newest thousand are kept."""
         self._events.append(event)
 
-    def warn_once(self, message: str) -> None:
-        """Tell a warning, the first time that there is a reason for it."""
-        if message not in self._warned:
-            self._warned.add(message)
-            self.tell(Event("warn", message, {}))
+    def warn_once(self, message: str) -> bool:
+        """Tell a warning, the first time that there is a reason for it; whether this was that time."""
+        if message in self._warned:
+            return False
+        self._warned.add(message)
+        self.tell(Event("warn", message, {}))
+        return True
 
     def advance(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Note how far the stage is; its first progress is told at once. Metrics become an event at most once a second,

@@ -61,7 +61,7 @@ class Keeper:
         claim: Claim,
         workspace: Workspace,
         seconds: float,
-        tell: Callable[[str], None],
+        tell: Callable[[str], object],
     ) -> None:
         self._database, self._store, self._claim, self._workspace = database, store, claim, workspace
         self._pace, self._tell, self._on = Pace(seconds), tell, seconds > 0

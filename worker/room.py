@@ -6,6 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _LEAST_BYTES = 2**24
 """Less is taken for a disk that is full."""
@@ -18,19 +21,20 @@ FULL = "The worker's disk is full ({} MB are free): the stage waits until there 
 
 
 def wait_for_room(
-    folders: Iterable[Path], pause: float, tell: Callable[[str], None], over: Callable[[], object]
-) -> None:
-    """Return once twice as much is free as is now where the least is, at least 16 MiB; or it is `over` for another
-    reason. What the stage wrote so far lies there meanwhile: only what others free counts. Where that much is free
-    already, others may have freed it meanwhile, or it is too little for this stage: it is tried again after `pause`
-    seconds.
+    folders: Iterable[Path], pause: float, tell: Callable[[str], object], ended: Callable[[], T | None]
+) -> T | None:
+    """Return once twice as much is free as is now where the least is, at least 16 MiB; or it has `ended` for another
+    reason, which is returned. What the stage wrote so far lies there meanwhile: only what others free counts. Where
+    that much is free already, others may have freed it meanwhile, or it is too little for this stage: it is tried again
+    after `pause` seconds.
     """
     folders = list(folders)
     free, wanted = free_bytes(folders), wanted_bytes(folders)
     tell(FULL.format(free >> 20))
     end = time.monotonic() + (pause if free >= _LEAST_BYTES else _LONGEST_SECONDS)
-    while free_bytes(folders) < wanted and not over() and time.monotonic() < end:
+    while (why := ended()) is None and free_bytes(folders) < wanted and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
+    return why
 
 
 def wanted_bytes(folders: Iterable[Path]) -> int:

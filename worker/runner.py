@@ -145,7 +145,7 @@ class Runner:
                 outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
             if not isinstance(outcome, Succeeded):
                 return outcome, ()
-            artifacts = workspace.publish(self._patient(heart), proceed=lambda: heart.interrupt is None)
+            artifacts = workspace.publish(self._patient(claim, heart), proceed=lambda: heart.interrupt is None)
             return (interrupted(heart.interrupt) if heart.interrupt else outcome), artifacts
         except StoreAway:  # for longer than this worker may wait
             return (interrupted(heart.interrupt) if heart.interrupt else Released()), ()
@@ -158,7 +158,7 @@ class Runner:
 
     def _prepare(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome | None:
         """Put the inputs in place; an outcome only where that was interrupted."""
-        for _ in workspace.materialise(self._patient(heart), claim.kind, claim.config, claim.inputs):
+        for _ in workspace.materialise(self._patient(claim, heart), claim.kind, claim.config, claim.inputs):
             if heart.interrupt:
                 return interrupted(heart.interrupt)
             if heart.over:
@@ -191,12 +191,12 @@ class Runner:
             heart.tell(Event("warn", f"No checkpoint of the store is whole: the stage begins {where}.", {}))
         return None
 
-    def _patient(self, heart: Heart) -> Store:
+    def _patient(self, claim: Claim, heart: Heart) -> Store:
         """The store, waited for while it is away, for as long as the stage is ours and is to go on."""
 
         def wait(error: StoreAway) -> None:
-            log.warning("store_away error=%s", error)
-            heart.warn_once("The artifact store does not answer: the stage waits for it.")
+            if heart.warn_once("The artifact store does not answer: the stage waits for it."):
+                log.warning("store_away stage_id=%s error=%s", claim.stage_id, error)
             if heart.interrupt or self._gives_back(heart):
                 raise error
             time.sleep(self._every)
@@ -247,15 +247,14 @@ class Runner:
         """Wait for room, here or on another worker; what becomes of the attempt then."""
         wanted, pause = wanted_bytes(self._folders), 3 * self.settings.lease_seconds
 
-        def over() -> object:
-            return heart.interrupt or heart.over or self._gives_back(heart) or self._elsewhere(claim, wanted)
+        def ended() -> Outcome | None:
+            if heart.interrupt:
+                return interrupted(heart.interrupt)
+            if heart.over or self._gives_back(heart):
+                return OVER if heart.over else Released()
+            return NoRoom() if self._elsewhere(claim, wanted) else None
 
-        wait_for_room(self._folders, pause, heart.warn_once, over)
-        if heart.interrupt:
-            return interrupted(heart.interrupt)
-        if heart.over:
-            return OVER
-        return NoRoom() if self._elsewhere(claim, wanted) and not self._gives_back(heart) else Released()
+        return wait_for_room(self._folders, pause, heart.warn_once, ended) or Released()
 
     def _elsewhere(self, claim: Claim, room: int) -> bool:
         """Whether another worker could go on with the stage at once."""

@@ -1,8 +1,9 @@
 """The dispatcher and the reaper as a process: looks, decides, acts, sleeps. It also says that its worker lives.
 
-    python -m worker.scheduler NUDGE DRAIN
+    python -m worker.scheduler CODE NUDGE DRAIN
 
-Both are event descriptors: once NUDGE is written to, the next look comes at once; once DRAIN is, the worker takes no
+CODE is the version of the engine's files that the worker knows of: where they are others, it takes no stages. The
+others are event descriptors: once NUDGE is written to, the next look comes at once; once DRAIN is, the worker takes no
 more stages. Every worker starts a scheduler; of all that run, one acts (`worker.leader`). What it decides is in
 `worker.scheduling`.
 """
@@ -49,6 +50,7 @@ from worker.heart import patience_of
 from worker.leader import Leadership
 from worker.offer import offer, worker_id
 from worker.prompt import Prompt
+from worker.proof import Proof
 from worker.room import free_bytes
 from worker.scheduling import Action, Expire, Forget, Give, PlanAnew, Policy, Scheduler, Snapshot
 
@@ -92,8 +94,7 @@ def act(action: Action, scheduler: Scheduler, hands: Hands) -> None:
         case Give(stage, worker, devices):
             try:
                 placed = dispatch.place(hands.database, hands.store, stage.stage_id, stage.epoch, worker, devices)
-            except StoreAway as error:  # it holds what the stage may take over: the stage stays ready
-                log.warning("store_away stage_id=%s error=%s", stage.stage_id, error)
+            except StoreAway:  # it holds what the stage may take over: the stage stays ready
                 placed = False
             if placed:
                 _ring(action, scheduler, hands)
@@ -137,8 +138,8 @@ def logs_of(settings: Settings) -> Logs:
 class Presence:
     """What tells the others that this worker is there, and what it has. `every`: seconds between two signs of life;
     `draining` says that it takes no more stages, `measured` how fast it is, once that is known, `replaced` that the
-    engine's files are no longer those that it knows: it is to be started again; and `room` how many bytes its disk has
-    left."""
+    engine's files are no longer those that it knows: it is to be started again; `room` how many bytes its disk has
+    left, and `reads` that its store is the service's: with another one it takes no stages."""
 
     database: Database
     worker: str
@@ -148,6 +149,7 @@ class Presence:
     measured: Callable[[], Mapping[str, float] | None] = lambda: None
     replaced: Callable[[], bool] = source.replaced
     room: Callable[[], int] = lambda: 0
+    reads: Callable[[], bool] = lambda: True
     _due: float = field(default=0.0, init=False)
 
     def beat(self) -> None:
@@ -160,8 +162,11 @@ class Presence:
             workers.leave(self.database, self.worker)
             self._due = math.inf
         elif now >= self._due:
-            offer = replace(self.offer, rates=rates, free_bytes=self.room())
-            workers.beat(self.database, self.worker, socket.gethostname(), offer)
+            if self.reads():
+                offer = replace(self.offer, rates=rates, free_bytes=self.room())
+                workers.beat(self.database, self.worker, socket.gethostname(), offer)
+            else:
+                self.leave()
             self._due = now + self.every
 
     def leave(self) -> None:
@@ -228,7 +233,7 @@ def main() -> None:
     """Run until SIGTERM."""
     settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
-    nudges = Nudges(int(sys.argv[1]))
+    code, nudges = sys.argv[1], Nudges(int(sys.argv[2]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
     settings.open_data_dir()
     try:
@@ -238,13 +243,15 @@ def main() -> None:
         sys.exit(1)
     database = Database(settings.database, patience=patience_of(settings))
     store = open_store(settings.store, settings.s3)
-    hands = Hands(database, Prompt(store), CeleryBroker(settings.broker_url, settings.queue))
-    draining = partial(readable, int(sys.argv[2]))
+    contents = Prompt(store)
+    hands = Hands(database, contents, CeleryBroker(settings.broker_url, settings.queue))
+    draining, replaced = partial(readable, int(sys.argv[3])), partial(source.replaced, code)
     name, has = worker_id(settings), offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
     measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
     room = partial(free_bytes, (settings.data_dir, store.scratch))
-    here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured, room=room)
+    reads = Proof(database, contents)
+    here = Presence(database, name, has, settings.heartbeat_seconds, draining, measured, replaced, room, reads)
     here.beat()
     chores = Chores(settings.sweep_seconds)
     chores.add("erasing", Eraser(database, store, keeping_of(settings)).look)

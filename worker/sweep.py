@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -50,9 +51,12 @@ def marked(stage_id: str) -> list[int]:
 
 
 def _environment(pid: int) -> Mapping[str, str]:
+    """A process's; empty of one that has ended, is another user's, or counts pids otherwise than we do: the marks of a
+    container's processes name supervisors that only the container knows."""
     try:
-        return dict(psutil.Process(pid).environ())
-    except (psutil.Error, OSError):  # ended, or another user's
+        alike = Path(f"/proc/{pid}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+        return dict(psutil.Process(pid).environ()) if alike else {}
+    except (psutil.Error, OSError):
         return {}
 
 

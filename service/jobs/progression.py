@@ -160,14 +160,16 @@ def add_event(
     data: Mapping[str, Any],
     kind: Literal["message", "metrics"] = "message",
 ) -> None:
-    """Writes the next event: the job's row is locked, so its count gives a number without a gap."""
+    """Writes the next event: the job's row is locked, so its count gives a number without a gap. Its time is never
+    earlier than that of the one before, whoever's clock that was."""
+    before = repository.event_time(session, job.id, job.event_count) if job.event_count else None
     job.event_count += 1
     session.add(
         Event(
             id=new_id("ftevent"),
             job_id=job.id,
             seq=job.event_count,
-            created_at=now,
+            created_at=max(now, before or now),
             level=level,
             type=kind,
             message=clean_text(message),

@@ -142,11 +142,7 @@ def _results(columns: Sequence[Column]) -> Iterator[tuple[str, list[Any], str]]:
 
 def _seconds(view: JobView) -> int:
     """Of the stages that were computed here."""
-    return sum(
-        stage.finished_at - stage.started_at
-        for stage in view.stages
-        if stage.finished_at and stage.started_at and not stage.reused_from
-    )
+    return round(sum(stage.seconds or 0 for stage in view.stages if stage.finished_at and not stage.reused_from))
 
 
 def _measures(columns: Sequence[Column]) -> list[Measure]:

@@ -18,6 +18,7 @@ from tests.benchmarks import (
     overhead,
     pages,
     pairs,
+    pause,
     ranks,
     recovery,
     rewards,
@@ -55,9 +56,10 @@ CASES: dict[str, tuple[Case, ...]] = {
     "overhead": overhead.CASES,
     "due": due.CASES,
     "away": away.CASES,
+    "pause": pause.CASES,
 }
 
-NAMED = {"transfers-10gb", "recovery", "effective", "away"}
+NAMED = {"transfers-10gb", "recovery", "effective", "away", "pause"}
 """Those that run only where they are named: they take the disk, or wait, for minutes."""
 
 if importlib.util.find_spec("vllm"):

@@ -326,4 +326,25 @@ FENCES = (
         "    if answers is None or True:\n",
         "tests/integration/service/test_reuse.py::test_a_store_that_does_not_answer_holds_up_no_transaction",
     ),
+    Fence(
+        "a worker whose store is another",
+        "worker/scheduler.py",
+        "            if self.reads():\n",
+        "            if True:\n",
+        f"{_SCHEDULER}::test_a_worker_with_another_store_is_given_nothing_until_it_has_the_services",
+    ),
+    Fence(
+        "what runs in a container is its own",
+        "worker/sweep.py",
+        ".environ()) if alike else {}",
+        ".environ())",
+        f"{_KEEPING}::test_what_runs_in_a_container_of_its_own_is_never_swept",
+    ),
+    Fence(
+        "an event is no earlier than the one before",
+        "service/jobs/progression.py",
+        "created_at=max(now, before or now),",
+        "created_at=now,",
+        f"{_VERBS}::test_whatever_the_clocks_say_events_have_times_in_their_order_and_stages_took_their_seconds",
+    ),
 )

@@ -141,6 +141,10 @@ def events_behind(session: Session, job_id: str, seq: int, most: int) -> list[Ev
     return list(session.scalars(query))
 
 
+def event_time(session: Session, job_id: str, seq: int) -> int | None:
+    return session.scalar(select(Event.created_at).where(Event.job_id == job_id, Event.seq == seq))
+
+
 def event_seq(session: Session, job_id: str, event_id: str) -> int | None:
     return session.scalar(select(Event.seq).where(Event.job_id == job_id, Event.id == event_id))
 
@@ -200,9 +204,13 @@ def earlier_seconds(session: Session, owner: str, model: str, training_file: str
     same = (Job.owner == owner, Job.model == model, Job.training_file == training_file)
     recent = select(Job.id).where(*same, Job.status != JobStatus.QUEUED).order_by(Job.id.desc()).limit(_RECENT_JOBS)
     computed = (Stage.job_id.in_(recent), Stage.reused_from.is_(None))
-    query = select(Stage.name, Stage.status, Stage.finished_at - Stage.started_at).where(*computed).order_by(Stage.id)
+    query = select(Stage.name, Stage.status, Stage.seconds).where(*computed).order_by(Stage.id)
     found = session.execute(query)  # statuses are told apart here: their index would lead through every job there is
-    return {name: seconds for name, status, seconds in found if status is StageStatus.SUCCEEDED and seconds is not None}
+    return {
+        name: round(seconds)
+        for name, status, seconds in found
+        if status is StageStatus.SUCCEEDED and seconds is not None
+    }
 
 
 def move_stage(session: Session, stage_id: str, epoch: int, target: StageStatus, /, **values: Any) -> bool:

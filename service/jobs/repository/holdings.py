@@ -75,6 +75,14 @@ def holders(session: Session, retriable_since: int) -> Iterator[tuple[str | None
     yield from map(tuple, session.execute(artifacts.join(Job, Job.id == Stage.job_id)))
 
 
+def latest(session: Session, most: int) -> list[str]:
+    """sha256 of contents that whoever has the database's own store has there: of the latest files, and of the latest
+    models the first file, so many of each."""
+    files = session.scalars(select(File.sha256).order_by(File.created_at.desc()).limit(most)).all()
+    models = session.scalars(select(Model.files).order_by(Model.created_at.desc()).limit(most)).all()
+    return sorted({*files, *(named[0]["sha256"] for named in models if named)})
+
+
 def bytes_of(session: Session, owner: str, now: int) -> int:
     """What an owner takes of the disk: files, models, exports and what jobs wrote, and uploads that are under way as
     large as they are to be."""

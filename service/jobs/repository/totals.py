@@ -35,7 +35,7 @@ def queue(session: Session) -> tuple[int, int | None]:
 def work(session: Session) -> dict[str, tuple[int, int, int]]:
     """Of the stages of each name: seconds of those that were computed, how many were, and counted attempts of all."""
     computed = (Stage.status == StageStatus.SUCCEEDED) & Stage.reused_from.is_(None)
-    seconds = func.sum(case((computed, Stage.finished_at - Stage.started_at), else_=0))
+    seconds = func.sum(case((computed, Stage.seconds), else_=0))
     query = select(Stage.name, seconds, func.sum(case((computed, 1), else_=0)), func.sum(Stage.attempt))
     return {
         name: (int(total), int(done), int(tries))
@@ -73,9 +73,8 @@ def jobs_of(session: Session, owner: str) -> dict[str, int]:
 def time_of(session: Session, owner: str, since: int) -> list[StageTime]:
     """Of jobs made since then; the longest first. What runs still, or was reused, counts nothing."""
     computed = (Stage.reused_from.is_(None), Stage.started_at.is_not(None), Stage.finished_at.is_not(None))
-    seconds = Stage.finished_at - Stage.started_at
     devices = case((Stage.devices.is_(None), 0), else_=func.json_array_length(Stage.devices))
-    query = select(Stage.name, func.count(), func.sum(seconds), func.sum(seconds * devices))
+    query = select(Stage.name, func.count(), func.sum(Stage.seconds), func.sum(Stage.seconds * devices))
     query = query.join(Job, Job.id == Stage.job_id).where(Job.owner == owner, Job.created_at >= since, *computed)
     rows = session.execute(query.group_by(Stage.name))
     found = [StageTime(name, count, int(worked or 0), int(held or 0)) for name, count, worked, held in rows]

@@ -5,7 +5,21 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, Enum, ForeignKey, Index, SmallInteger, String, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    SmallInteger,
+    String,
+    UniqueConstraint,
+    case,
+    text,
+)
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -229,6 +243,18 @@ class Stage(Base):
     claimed_at: Mapped[int | None] = mapped_column(BigInteger)
     started_at: Mapped[int | None] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
+
+    @hybrid_property
+    def seconds(self) -> float | None:
+        """How long it took, whatever clocks did meanwhile: by its workers' own, as far as they told of it."""
+        if self.ran_seconds > 0 or self.finished_at is None or self.started_at is None:
+            return self.ran_seconds or None
+        return self.finished_at - self.started_at
+
+    @seconds.inplace.expression
+    @classmethod
+    def _seconds(cls) -> ColumnElement[float]:
+        return case((cls.ran_seconds > 0, cls.ran_seconds), else_=cls.finished_at - cls.started_at)
 
 
 class KeptCheckpoint(Base):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
+from dataclasses import replace
 
 import pytest
 
+from service.db import Database
 from service.jobs import service
 from service.jobs.errors import Conflict, NotFound
 from service.jobs.repository import Page
@@ -32,6 +36,24 @@ def test_a_job_runs_its_stages_in_the_order_of_their_needs(domain: Domain) -> No
     assert view.job.fine_tuned_model == f"ft:tiny:owner:{job_id[-8:]}"
     assert view.job.finished_at is not None
     assert in_order(domain.events(job_id))
+
+
+def test_whatever_the_clocks_say_events_have_times_in_their_order_and_stages_took_their_seconds(
+    domain: Domain,
+) -> None:
+    job_id, now = domain.submit(SUPERVISED).job.id, time.time()
+    leaps = itertools.cycle([3 * 3600, -3 * 3600, 30 * 86_400, -30 * 86_400, 0])
+    domain.database = Database(domain.database.engine.url.render_as_string(False), lambda: now + next(leaps))
+    for _ in range(2):
+        claimed = domain.claim()
+        assert attempts.heartbeat(domain.database, claimed.stage_id, claimed.epoch, ran=7).alive
+        assert domain.finish(claimed)
+    told = [event.created_at for event in domain.events(job_id)]
+    assert told == sorted(told)
+    assert told[-1] > now + 86_400
+    again = domain.submit(replace(SUPERVISED, seed=1)).job.id
+    assert domain.view(again).earlier_seconds == {"sft": 7, "evaluate": 7}
+    domain.database.close()
 
 
 def test_a_claim_names_the_files_of_every_input(domain: Domain) -> None:

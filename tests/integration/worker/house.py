@@ -55,8 +55,9 @@ class House:
         return worker_id(self.settings)
 
     def submit(self, seed: int = 0, **values: Any) -> str:
-        """A supervised job with a validation file: the stages sft and evaluate."""
-        new = service.NewJob("tiny", "file-train", "file-heldout", method="supervised", seed=seed, **values)
+        """A job with a validation file. A supervised one, as it is by default, has the stages sft and evaluate."""
+        given = {"method": "supervised"} | values
+        new = service.NewJob("tiny", "file-train", "file-heldout", seed=seed, **given)
         return service.submit(self.database, self.store, new, service.Sender(OWNER)).job.id
 
     def view(self, job_id: str) -> service.JobView:

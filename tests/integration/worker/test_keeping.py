@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import select
 
@@ -36,7 +37,8 @@ from worker.offer import offer
 from worker.outcome import Outcome, Released, Succeeded
 from worker.runner import Runner
 from worker.starting import Warm
-from worker.sweep import STAGE_MARK
+from worker.supervisor import SUPERVISOR_MARK
+from worker.sweep import STAGE_MARK, sweep
 from worker.workspace import Workspace, open_workspace
 
 KEEPS = {"keep_seconds": 0.001, "self_fence_seconds": PATIENCE, "lease_seconds": 2 * PATIENCE}
@@ -399,6 +401,23 @@ def test_what_an_earlier_attempt_left_running_is_ended_before_the_next_begins(ho
             assert left.poll() == -signal.SIGKILL
         finally:
             left.kill()
+
+
+def test_what_runs_in_a_container_of_its_own_is_never_swept(house: House) -> None:
+    stage = house.stage(house.submit())
+    marks = (f"{STAGE_MARK}={stage.id}", f"{SUPERVISOR_MARK}={2**22}:1")
+    command = ["unshare", "--pid", "--fork", "--kill-child", "env", *marks, "sh", "-c", "echo here; exec sleep 3600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as apart:
+        assert apart.stdout
+        if not apart.stdout.readline():
+            pytest.skip("no container may be made here")
+        (inner,) = psutil.Process(apart.pid).children()
+        try:
+            sweep(stage.id)
+            assert inner.is_running()
+            assert inner.status() != psutil.STATUS_ZOMBIE
+        finally:
+            apart.kill()
 
 
 def test_a_name_never_leads_out_of_the_work_folder(tmp_path: Path, house: House) -> None:

@@ -11,11 +11,13 @@ import pytest
 
 from service.broker import BrokerDown
 from service.jobs.running import attempts, workers
+from service.storage.local import LocalStore
 from tests.clock import Clock
 from tests.integration.worker.house import House
 from tests.waiting import PATIENCE, until
 from worker.leader import Leadership
 from worker.offer import offer
+from worker.proof import Proof
 from worker.scheduler import Hands, Nudges, Presence, policy_of, serve, tick
 from worker.scheduler import look as snapshot
 from worker.scheduling import Scheduler
@@ -216,6 +218,19 @@ def test_a_worker_that_drains_takes_leave_at_once_and_does_not_come_back(house):
     for _ in range(3):
         here.beat()
         assert workers.read_workers(house.database) == []
+
+
+def test_a_worker_with_another_store_is_given_nothing_until_it_has_the_services(house, tmp_path, caplog):
+    other = LocalStore(tmp_path / "other")
+    here = Presence(house.database, house.worker, offer(house.settings), every=0, reads=Proof(house.database, other))
+    for _ in range(3):
+        here.beat()
+        assert workers.read_workers(house.database) == []
+    assert sum("other_store" in record.getMessage() for record in caplog.records) == 1
+    for sha256 in workers.witnesses(house.database):
+        other.put_stream(house.store.open(sha256))
+    here.beat()
+    assert workers.read_workers(house.database)
 
 
 def test_a_worker_whose_engine_was_replaced_beside_it_takes_leave_and_does_not_come_back(house):

@@ -15,7 +15,8 @@ from service.settings import Settings, refusals
 
 @pytest.mark.parametrize("process", ["worker", "service.server"])
 def test_a_process_with_wrong_settings_ends_with_a_line_that_says_what_is_wrong(process: str) -> None:
-    wrong = {"ALLO_BROKER_URL": "amqp://me:pa55word@host/0", "ALLO_SLOTS": "-1"}
+    wrong = {"ALLO_BROKER_URL": "amqp://me:pa55word@host/0", "ALLO_SLOTS": "-1", "ALLO_STORE_URL": "ftp://host/folder"}
+    wrong |= {"ALLO_DATABASE_URL": "mysql://me:pa55word@host/name"}
     command = [sys.executable, "-m", process]
     done = subprocess.run(command, env=os.environ | wrong, capture_output=True, text=True, check=False)
     (line,) = done.stderr.splitlines()
@@ -23,6 +24,8 @@ def test_a_process_with_wrong_settings_ends_with_a_line_that_says_what_is_wrong(
     assert "not_started" in line
     assert "ALLO_BROKER_URL: must begin with redis://" in line
     assert "ALLO_SLOTS: " in line
+    assert "ALLO_STORE_URL: must be file:///folder, with three slashes, or s3://bucket/prefix" in line
+    assert "ALLO_DATABASE_URL: must be postgresql://" in line
     assert "pa55word" not in done.stderr + done.stdout
 
 

@@ -43,7 +43,10 @@ def test_what_is_known_at_once_is_said_at_once() -> None:
         prompt.exists("away")
 
 
-def test_a_store_that_says_nothing_is_waited_for_once_and_bothered_by_few_questions() -> None:
+def test_a_store_that_says_nothing_is_waited_for_once_and_bothered_by_few_questions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="worker.prompt")
     slow, began = Slow(), time.monotonic()
     prompt = Prompt(slow, seconds=0.05, fresh=PATIENCE)
     assert [answered(prompt, name) for name in ("there", "else", "there", *"123456789")] == [None] * 12
@@ -53,6 +56,9 @@ def test_a_store_that_says_nothing_is_waited_for_once_and_bothered_by_few_questi
     assert until(lambda: answered(prompt, "there"))
     assert until(lambda: answered(prompt, "else") is False)
     assert slow.asked.count("there") == 1, "an answer that came late is one all the same"
+    assert until(lambda: answered(prompt, f"anew {time.monotonic()}") is False)
+    told = [record.getMessage().partition(" ")[0] for record in caplog.records]
+    assert told == ["store_away", "store_back"], "whoever reads the log reads of a change"
 
 
 def test_a_question_that_failed_is_asked_again() -> None:
