@@ -55,6 +55,12 @@ class Client:
             raise ClientError(f"{path} cannot be used. {answer.get('status_details') or ''}")
         return answer
 
+    def bring(self, path: Path) -> Json:
+        """A training file of this content: one that is there to stay, and else uploaded."""
+        found = self.get("/v1/files", purpose="fine-tune", sha256=_sha256(path))["data"]
+        there = (file for file in found if file["status"] == "processed" and file["expires_at"] is None)
+        return next(there, None) or self.upload(path)
+
     def get(self, path: str, **params: Any) -> Json:
         return self._send("GET", path, params=params)
 

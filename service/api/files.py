@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.context import Context, Parts, Reader, Submitter, body_type
 from service.api.download import content
@@ -28,6 +28,8 @@ router = APIRouter(prefix="/files", route_class=Once)
 
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 HOUR, DAY = 3600, 86400
+
+Sha256 = Annotated[str, Query(pattern="^[0-9a-f]{64}$")]
 
 is_form = body_type("multipart/form-data", "Send the file as multipart/form-data, with the fields purpose and file.")
 
@@ -74,9 +76,11 @@ def _whole(form: Form) -> Iterator[bytes]:
 
 
 @router.get("")
-def index(parts: Parts, key: Reader, page: LongPaging, purpose: str | None = None) -> dict[str, Any]:
-    """The owner's files."""
-    found, more = files.read_files(parts.database, key.owner, page, purpose)
+def index(
+    parts: Parts, key: Reader, page: LongPaging, purpose: str | None = None, sha256: Sha256 | None = None
+) -> dict[str, Any]:
+    """The owner's files; with `sha256` those of this content, which then need not be sent again."""
+    found, more = files.read_files(parts.database, key.owner, page, purpose, sha256)
     return listed([render(file) for file in found], more)
 
 

@@ -20,7 +20,7 @@ examples:
   allo estimate file-… --model smollm2 --method allo --sweep improve.beta=0.1,0.2       all jobs of a sweep
 
 The arguments are those of `allo submit`. The files are uploaded, as an estimate looks into them, and no job is made:
-submit it with the files' ids. Times are h:mm:ss, of one stage after another with nothing else under way.
+`allo submit` then finds them there. Times are h:mm:ss, of one stage after another with nothing else under way.
 """
 
 Json = dict[str, Any]

@@ -38,7 +38,7 @@ examples:
 Training files are JSON lines, a JSON array or Parquet, also with gzip or zstd: problems {"problem", "solution",
 "answer"?}, preferences {"prompt", "chosen", "rejected"}, chats {"messages"}, or the forms of GSM8K, TRL, Alpaca and
 ShareGPT. STAGE.FIELD=VALUE sets one stage; FIELD=VALUE every stage that has the field. The job is checked before
-anything is uploaded. A file that was uploaded before may be named by its id (file-…).
+anything is uploaded. A file that was uploaded before is not sent again; its id (file-…) names it, too.
 """
 _WATCH_EPILOG = """\
 examples:
@@ -206,12 +206,10 @@ def _check(args: argparse.Namespace, client: Client, body: Mapping[str, Any]) ->
 
 
 def _files(args: argparse.Namespace, client: Client) -> dict[str, str]:
-    """Uploads what is a file on this machine; the ids of all."""
+    """Uploads what is a file on this machine, unless its content is there already; the ids of all."""
     given = {field: getattr(args, name) for field, name in FILES.items()}
     return {
-        field: client.upload(Path(value))["id"] if _is_local(value) else value
-        for field, value in given.items()
-        if value
+        field: client.bring(Path(value))["id"] if _is_local(value) else value for field, value in given.items() if value
     }
 
 

@@ -143,10 +143,12 @@ def read_file(database: Database, owner: str, file_id: str) -> File:
         return file
 
 
-def read_files(database: Database, owner: str, page: Page, purpose: str | None) -> tuple[list[File], bool]:
-    """Files, and whether there are more. Raises NotFound for an unknown `page.after`."""
+def read_files(
+    database: Database, owner: str, page: Page, purpose: str | None, sha256: str | None = None
+) -> tuple[list[File], bool]:
+    """Files, all or those of a content, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
-        return repository.files(session, owner, page, purpose, database.now())
+        return repository.files(session, owner, page, purpose, sha256, database.now())
 
 
 def report_of(file: File) -> str:

@@ -49,9 +49,12 @@ def file(session: Session, owner: str, file_id: str, now: int) -> File | None:
     return session.scalar(select(File).where(File.id == file_id, File.owner == owner, _unexpired(now)))
 
 
-def files(session: Session, owner: str, page: Page, purpose: str | None, now: int) -> tuple[list[File], bool]:
+def files(
+    session: Session, owner: str, page: Page, purpose: str | None, sha256: str | None, now: int
+) -> tuple[list[File], bool]:
     query = select(File).where(File.owner == owner, _unexpired(now))
     query = query if purpose is None else query.where(File.purpose == purpose)
+    query = query if sha256 is None else query.where(File.sha256 == sha256)
     return paged(session, query, File.id, "file", page)
 
 

@@ -159,8 +159,9 @@ def test_what_a_job_will_take_is_told_with_what_is_not_known_and_why(place):
     assert re.search(r"sft .*GiB .*cores, .*GiB", told.stdout)
     assert "because no worker that could run it has measured how fast it is" in told.stderr
     file = re.search(r"allo submit (file-\w+)", told.stdout)[1]
-    asked = place.allo("estimate", file, "--model", "tiny", "--set", "n_epochs=2", "--json")
-    (stage,) = json.loads(asked.stdout)["stages"]
+    again = json.loads(place.allo("estimate", train, "--model", "tiny", "--set", "n_epochs=2", "--json").stdout)
+    assert again["training_file"] == file, "what is there is not sent anew"
+    (stage,) = again["stages"]
     assert (stage["name"], stage["seconds"], stage["reused"]) == ("sft", None, False)
     assert stage["tokens"] > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -102,6 +103,9 @@ def test_files_are_created_listed_read_and_deleted(client: OpenAI) -> None:
     assert (made.model_extra["format"], made.model_extra["rows"]) == ("problems", 20)
     assert client.files.retrieve(made.id) == made
     assert made.id in [file.id for file in client.files.list(purpose="fine-tune")]
+    digest = hashlib.sha256(PROBLEMS).hexdigest()
+    assert made.id in [file.id for file in client.files.list(extra_query={"sha256": digest})]
+    assert not list(client.files.list(extra_query={"sha256": "0" * 64}))
     assert client.files.content(made.id).read() == PROBLEMS
     assert client.files.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
