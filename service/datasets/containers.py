@@ -37,7 +37,7 @@ PIECE, PIECE_IN = 2**18, 2**14
 MOST_FILES, SMALLEST_FILE = 1000, 256
 """Compressed files behind each other: so many, and another for every so many bytes. Each costs some microseconds."""
 
-SECONDS, SECONDS_A_BYTE = 5.0, 2 / 2**20
+SECONDS, SECONDS_A_BYTE = 2.0, 2 / 2**20
 """Of a processor, for a compressed file: so many, and more for every byte of it. Lines that say something take a tenth
 of that; a few of them a million times over, in some kilobytes, would take minutes."""
 
