@@ -1,7 +1,8 @@
 """A gigabyte to the service and back, against what must be done with it in any case: copy, fsync and sha256.
 
 The client stands on the same machine and takes its share of the cores; it does no more than the kernel's sendfile, and
-on the way back the hash that every client should make. The service checks every line on the way, which no rival does.
+on the way back the hash that every client should make. The service checks every line on the way, which no rival does,
+and a copy crosses no socket, as a download must: its second rival does nothing but that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import psutil
 
 from tests.benchmarks.case import Case, Figures
 from tests.benchmarks.serving import Server, opened, served
@@ -58,6 +61,31 @@ def _copy(source: Path, copy: Path) -> float:
         os.fsync(file.fileno())
         hashlib.file_digest(file, "sha256")
     return time.perf_counter() - began
+
+
+def crossed(size: int = SIZE) -> Figures:
+    """The figure of the same download from a server that does nothing but the kernel's sendfile: what a socket and the
+    client take."""
+    with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
+        source, there = (Path(folder) / name for name in ("source.jsonl", "there"))
+        _write(source, material(size))
+        _copy(source, there)
+        sending = threading.Thread(target=_send, args=(listener, there))
+        sending.start()
+        began = time.perf_counter()
+        fetch(Server(listener.getsockname()[1], psutil.Process()), "", "/", Path(folder) / "back")
+        ended = time.perf_counter()
+        sending.join()
+        return {"download": size / (ended - began) / 1e6}
+
+
+def _send(listener: socket.socket, path: Path) -> None:
+    """Answers one request with a file."""
+    connection, _ = listener.accept()
+    with connection, path.open("rb") as file:
+        connection.recv(2**16)
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {path.stat().st_size}\r\n\r\n".encode())
+        connection.sendfile(file)
 
 
 def huge() -> Figures:
@@ -199,11 +227,16 @@ def copying() -> str:
     return "copy + fsync + sha256 on the same disk"
 
 
+def sending() -> str:
+    return "the kernel's sendfile to the same client"
+
+
 DISK = "the disk, and the cores that client, parser, check and hash share"
 
 CASES = (
     Case("upload of 1 GB, MB/s", ours, copied, copying, 0.6, True, DISK, figure="upload"),
     Case("download of 1 GB, MB/s", ours, copied, copying, 1.0, True, DISK, figure="download"),
+    Case("download of 1 GB, MB/s", ours, crossed, sending, 1.0, True, DISK, figure="download"),
 )
 
 HUGE_CASES = (
