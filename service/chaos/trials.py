@@ -16,11 +16,13 @@ from service.chaos.faults import FAULTS, possible
 from service.chaos.history import History, Line
 from service.chaos.system import OWNER, System
 from service.chaos.visitor import Visitor
+from service.db import Database
 from service.jobs import service
 from service.jobs.data import files
 from service.jobs.errors import NotFound
-from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.lifecycle import JOB_ENDED, JobStatus
 from service.jobs.repository import Page
+from service.jobs.repository.looking import Wanted
 from service.storage.store import StoreError
 
 _OK = 200
@@ -89,7 +91,7 @@ def _break(system: System, history: History, chance: Random) -> list[str]:
 
 def _settle(system: System, history: History) -> None:
     """Wait for the ends of all jobs, and note what is there then."""
-    ours = _jobs_of_trial(system, history.lines)
+    ours = jobs_of_trial(system.database, OWNER, history.lines)
     end = time.monotonic() + _END_SECONDS
     while unfinished := [job for job in ours() if job.job.status not in JOB_ENDED]:
         if time.monotonic() > end:
@@ -109,13 +111,16 @@ def _settle(system: System, history: History) -> None:
         history.note("system", "orphan", pid=process.pid, command=" ".join(process.cmdline()))
 
 
-def _jobs_of_trial(system: System, lines: list[Line]) -> Callable[[], list[service.JobView]]:
-    """Those of the trial, whether the visitor heard of them or not: no earlier one is unfinished."""
-    known = {line["job"] for line in lines if line["did"] == "submit" and line["status"] == _OK}
+def jobs_of_trial(database: Database, owner: str, lines: list[Line]) -> Callable[[], list[service.JobView]]:
+    """Those that the visitor heard of, and whatever is or was unfinished: no earlier trial's is. By their names and
+    states, for in a trial that sets clocks the newest job is not the one that was made last."""
+    ours = {line["job"] for line in lines if line["did"] == "submit" and line["status"] == _OK}
 
     def found() -> list[service.JobView]:
-        page = service.read_page(system.database, OWNER, Page(limit=4 * _JOBS))[0]
-        return [view for view in page if view.job.id in known or view.job.status not in JOB_ENDED]
+        for status in frozenset(JobStatus) - JOB_ENDED:
+            unfinished, _ = service.look_for(database, Wanted(owner, status), Page(limit=4 * _JOBS))
+            ours.update(line.job.id for line in unfinished)
+        return [service.read(database, owner, job) for job in sorted(ours)]
 
     return found
 
