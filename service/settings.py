@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from allo_engine.checks import did_you_mean
-from allo_engine.config import HARNESS_TASKS, TEACHER_KEY
+from allo_engine.harness import HARNESS_TASKS
+from allo_engine.teacher import TEACHER_KEY
 from service import places
 from service.brokers import checked
 from service.storage.access import S3
@@ -314,6 +314,8 @@ class Settings(BaseModel):
 
 def refusals(error: ValidationError) -> list[str]:
     """What is wrong with which variable, a line each; their values, of which some are secret, are not told."""
+    from allo_engine.checks import did_you_mean  # here: it loads every stage's settings
+
     told = []
     for problem in error.errors():
         words = problem["msg"].removeprefix("Value error, ")

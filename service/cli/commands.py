@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from allo_engine.pipeline import did_you_mean
 from service.cli.connection import add_connection
 
 Commands = argparse._SubParsersAction  # argparse gives it no public name
@@ -17,6 +16,8 @@ class Parser(argparse.ArgumentParser):
     """One that names what is nearly the command, the form or the method that was typed."""
 
     def error(self, message: str) -> NoReturn:
+        from allo_engine.checks import did_you_mean  # here: it loads every stage's settings
+
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         super().error(message + (did_you_mean(wrong[1], re.findall(r"[^', ]+", wrong[2])) if wrong else ""))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from service.cli import parser
 from service.cli.commands import Commands, described
 
 _EPILOG = """\
@@ -13,20 +14,20 @@ examples:
 """
 
 
-def add(commands: Commands[argparse.ArgumentParser], whole: argparse.ArgumentParser) -> None:
-    parser = described(
+def add(commands: Commands[argparse.ArgumentParser]) -> None:
+    completion = described(
         commands,
         "completion",
         "print a script by which the shell completes `allo`",
         _EPILOG,
         "Print a script by which the shell completes commands and options.",
     )
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    parser.set_defaults(run=lambda args: _print(args.shell, whole))
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=lambda args: _print(args.shell))
 
 
-def _print(shell: str, whole: argparse.ArgumentParser) -> int:
+def _print(shell: str) -> int:
     import shtab  # here: no other command needs it
 
-    print(shtab.complete(whole, shell))  # noqa: T201 - this is the command's answer
+    print(shtab.complete(parser(), shell))  # noqa: T201 - this is the command's answer
     return 0

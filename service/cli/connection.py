@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.cli.terminal import CommandError
-from service.client import Client
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.client import Client
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +40,8 @@ def local_settings(args: argparse.Namespace) -> Settings:
 
 def connect(args: argparse.Namespace) -> Client:
     """A client for the service that the options, the environment or the data folder name."""
+    from service.client import Client  # here: not every command speaks to a service
+
     folder = args.data_dir or Path(os.environ.get("ALLO_DATA_DIR", "allo-data"))
     url = args.url or os.environ.get("ALLO_URL") or _noted(folder / "url")
     key = args.api_key or os.environ.get("ALLO_API_KEY") or _noted(folder / "api_key")

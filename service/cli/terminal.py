@@ -52,3 +52,36 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def reported(run: Callable[[], int | None]) -> int:
+    """The exit status of a command, which says what went wrong in words where it is something that goes wrong."""
+    try:
+        return int(run() or 0)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        told = _told(error)
+        if not told:
+            raise
+    for line in told:
+        err.print(f"error: {line}", style="red", markup=False)
+    return 1
+
+
+def _told(error: Exception) -> list[str]:
+    """What to say of it; nothing of what nobody foresaw, which its traceback tells best."""
+    from pydantic import ValidationError  # here and below: where nothing goes wrong, nobody needs them
+
+    from service.client import ClientError
+    from service.jobs.errors import DomainError
+    from service.migrating import NoDatabase
+    from service.settings import refusals
+
+    if isinstance(error, CommandError | ClientError | DomainError | NoDatabase):
+        return [str(error)]
+    if isinstance(error, ValidationError):
+        return refusals(error)
+    if isinstance(error, OSError) and error.filename is not None:  # a file of the user's
+        return [f"{error.strerror}: {error.filename}"]
+    return []

@@ -10,19 +10,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
-
+from allo_engine.forks import fork
 from service import embedded
 from service.cli.commands import Commands, described, port
 from service.cli.connection import add_data_dir, local_settings
-from service.cli.terminal import CommandError, err, out
-from service.db import Database
-from service.jobs.access.keys import SCOPES, create_key, find_key
-from service.migrating import migrate
+from service.cli.terminal import CommandError, err, out, reported
 from service.processes import Keeper, Program, log_tail
 from service.settings import Settings
 
@@ -64,31 +61,44 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     settings.open_data_dir()
     with sole_owner(settings.data_dir), _listening(args.host, args.port) as listener:
-        migrate(settings.database)
         keeper = Keeper(say=lambda text: err.print(text, markup=False))
         try:
-            _start(keeper, settings, listener)
-            _serve(keeper, settings, _url(args.host, listener), stopped)
+            _start_broker(keeper, settings)
+            secret = _opened(settings)
+            _start_api(keeper, settings, listener)
+            _serve(keeper, settings, _url(args.host, listener), stopped, secret)
         finally:
             (settings.data_dir / "url").unlink(missing_ok=True)
             keeper.stop()
     return 0
 
 
-def first_key(settings: Settings) -> str | None:
-    """Make the key in DIR/api_key where there is none that works; the new key, to be shown once."""
-    path = settings.data_dir / "api_key"
-    database = Database(settings.database)
+def _opened(settings: Settings) -> str:
+    """Brings the database up to date; the secret of a new key where DIR/api_key holds none that works. In a process of
+    its own: what that loads, nobody needs for as long as the service runs."""
+    reading, writing = os.pipe()
+    pid = fork(lambda: reported(lambda: _open(settings, writing)))
+    os.close(writing)
+    with open(reading) as answer:  # noqa: PTH123 - a descriptor
+        secret = answer.read()
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise SystemExit(abs(os.waitstatus_to_exitcode(status)))  # it said why
+    return secret
+
+
+def _open(settings: Settings, answer: int) -> None:
+    from service.db import Database
+    from service.jobs.access.keys import SCOPES, create_key, find_key
+    from service.migrating import migrate
+
+    migrate(settings.database)
+    database, kept = Database(settings.database), settings.data_dir / "api_key"
     try:
-        if path.exists() and find_key(database, path.read_text().strip()):
-            return None
-        secret = create_key(database, "local", SCOPES).secret
+        if not (kept.exists() and find_key(database, kept.read_text().strip())):
+            os.write(answer, create_key(database, "local", SCOPES).secret.encode())
     finally:
         database.close()
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - a descriptor
-        file.write(secret + "\n")
-    return secret
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -99,24 +109,38 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings.model_copy(update={"broker_url": embedded.broker_url(settings.data_dir)})
 
 
-def _start(keeper: Keeper, settings: Settings, listener: socket.socket) -> None:
-    """The broker first, then the two that need it. The API inherits the socket: while it restarts, requests wait."""
-    logs, environment = settings.data_dir / "logs", os.environ | settings.to_environment()
-    python = (sys.executable, "-m")
+def _start_broker(keeper: Keeper, settings: Settings) -> None:
     if "ALLO_BROKER_URL" not in os.environ:
-        command = embedded.command(settings.data_dir)
-        keeper.start(Program("broker", command, environment, logs / "broker.log", patience=5))
+        keeper.start(_program("broker", embedded.command(settings.data_dir), settings, patience=5))
+
+
+def _start_api(keeper: Keeper, settings: Settings, listener: socket.socket) -> None:
+    """It inherits the socket: while it restarts, requests wait."""
+    fd = listener.fileno()
+    command = (sys.executable, "-m", "service.server", "--fd", str(fd))
+    keeper.start(_program("api", command, settings, patience=10, pass_fds=(fd,)))
+
+
+def _start_worker(keeper: Keeper, settings: Settings) -> None:
+    if "ALLO_BROKER_URL" not in os.environ:
         embedded.wait_until_ready(settings.data_dir)
-    api, fd = [*python, "service.server", "--fd", str(listener.fileno())], (listener.fileno(),)
-    keeper.start(Program("api", api, environment, logs / "api.log", patience=10, pass_fds=fd))
-    worker_patience = settings.grace_seconds + 15
-    keeper.start(Program("worker", [*python, "worker"], environment, logs / "worker.log", patience=worker_patience))
+    command = (sys.executable, "-m", "worker")
+    keeper.start(_program("worker", command, settings, patience=settings.grace_seconds + 15))
 
 
-def _serve(keeper: Keeper, settings: Settings, url: str, stopped: threading.Event) -> None:
-    """Say where the service is once it answers, then tend its processes until the end."""
+def _program(
+    name: str, command: Sequence[str], settings: Settings, patience: float, pass_fds: tuple[int, ...] = ()
+) -> Program:
+    environment, log = os.environ | settings.to_environment(), settings.data_dir / "logs" / f"{name}.log"
+    return Program(name, command, environment, log, patience, pass_fds)
+
+
+def _serve(keeper: Keeper, settings: Settings, url: str, stopped: threading.Event, secret: str) -> None:
+    """Say where the service is once it answers, then tend its processes until the end. The worker, which has most to
+    load, comes last: the API would share the processor with it."""
     if _wait_until_ready(keeper, settings, url, stopped):
-        _announce(settings, url)
+        _start_worker(keeper, settings)
+        _announce(settings, url, secret)
         while not stopped.wait(0.5):
             keeper.tend()
         out.print(f"Stopping. A running stage has up to {settings.grace_seconds:.0f} s to write a checkpoint.")
@@ -134,8 +158,9 @@ def _wait_until_ready(keeper: Keeper, settings: Settings, url: str, stopped: thr
     return False
 
 
-def _announce(settings: Settings, url: str) -> None:
-    secret = first_key(settings)
+def _announce(settings: Settings, url: str, secret: str) -> None:
+    if secret:
+        _keep(settings.data_dir / "api_key", secret)
     _write(settings.data_dir / "url", url + "\n")
     out.print(f"[bold]ALLO is ready at {url}[/bold]")
     if secret:
@@ -149,10 +174,21 @@ def _write(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def _keep(path: Path, secret: str) -> None:
+    """Where its owner alone may read it."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - a descriptor
+        file.write(secret + "\n")
+
+
 def _answers(url: str) -> bool:
+    """Whether /healthz is answered; an HTTP client of its own would be most of what this process holds."""
+    where = urlsplit(url)
     try:
-        return httpx.get(f"{url}/healthz", timeout=2.0, trust_env=False).is_success
-    except httpx.TransportError:
+        with socket.create_connection((where.hostname, where.port), timeout=2.0) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            return connection.recv(12) == b"HTTP/1.1 200"
+    except OSError:
         return False
 
 
