@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -135,6 +136,7 @@ def _context(settings: Settings, database: Database, broker: Broker) -> Context:
     watch = Watch(settings.lease_seconds)
     apart = Database(settings.database, patience=PATIENCE)  # whatever requests wait for, these connections are free
     scratch = Scratch(store, settings.data_dir / "scratch")
+    readers = make_readers()
     counts = Counts(scratch)
     store.tidy()
     return Context(
@@ -142,8 +144,8 @@ def _context(settings: Settings, database: Database, broker: Broker) -> Context:
         database=database,
         store=store,
         watch=watch,
-        answers=Answers(database),
-        readers=make_readers(),
+        answers=Answers(database, readers),
+        readers=readers,
         comparing=CapacityLimiter(1),
         strangers=CapacityLimiter(STRANGERS),
         intake=Intake(settings.max_uploads, settings.max_owner_uploads),
@@ -175,11 +177,11 @@ def _tellers(settings: Settings, database: Database) -> list[Teller]:
 
 def _add_routes(app: FastAPI, pages: FastAPI) -> None:
     """Health comes first: routes are put together when a request first passes them, and it is to answer at once; so are
-    pages."""
+    pages. Then what is polled: routes are tried in turn."""
     app.include_router(health.router)
     app.add_route("/", home, ["GET"], include_in_schema=False)
     app.mount(PAGES, pages)
-    parts = (files, uploads, estimate, jobs, sweeps, events, artifacts, exports, models, chat, webhooks, workers, keys)
+    parts = (estimate, jobs, events, sweeps, files, uploads, artifacts, exports, models, chat, webhooks, workers, keys)
     for router in (*(part.router for part in parts), keys.log, webhooks.tests, webhooks.types, insight.router):
         app.include_router(router, prefix="/v1")
     for router in (hub.router, metrics.router, docs.router, docs.document):
@@ -189,10 +191,12 @@ def _add_routes(app: FastAPI, pages: FastAPI) -> None:
 async def _prepared(pages: FastAPI) -> None:
     """Behind whoever waits for the process to start. What is begun is waited for: it asks the database."""
     await asyncio.sleep(REST)
-    making = asyncio.ensure_future(asyncio.to_thread(prepare, pages))
+    stopped = threading.Event()
+    making = asyncio.ensure_future(asyncio.to_thread(prepare, pages, stopped))
     try:
         await asyncio.shield(making)
     finally:
+        stopped.set()
         await making
 
 

@@ -108,8 +108,24 @@ class Database:
                 with self._reader.connect() as connection:
                     return str(connection.scalar(text("SELECT pg_current_snapshot()::text")))
             with self._watching:
-                self._watcher = self._watcher or self.engine.raw_connection()
-                return str(self._watcher.cursor().execute("PRAGMA data_version").fetchone()[0])
+                self._watcher = self._watcher or self._watch()
+                try:
+                    return str(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+                except sqlite3.OperationalError:  # another program keeps all readers out: whoever reads hears of it
+                    return f"unknown {time.monotonic_ns()}"
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether `version` keeps nobody waiting: SQLite finds it in memory, once it has been asked."""
+        return self._watcher is not None
+
+    def _watch(self) -> Any:
+        """A connection of SQLite's that is nobody else's and waits for nobody."""
+        pooled = self.engine.raw_connection()
+        pooled.detach()
+        watcher: Any = pooled.dbapi_connection
+        watcher.execute("PRAGMA busy_timeout = 0")
+        return watcher
 
     def _joined(self) -> Session | None:
         database, session = _OPEN.get()

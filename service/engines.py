@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,14 +27,15 @@ class Patience:
 
 def make_engine(url: str, patience: Patience | None) -> Engine:
     """The engine of a URL; without patience, a statement may take as long as it takes: a migration does."""
+    options = {"pool_size": 20, "max_overflow": 30, "json_deserializer": _read_json}
     if url.startswith("sqlite"):
-        engine = create_engine(url, pool_size=20, max_overflow=30)
+        engine = create_engine(url, **options)
         event.listen(
             engine, "connect", partial(_configure_sqlite, patience.lock if patience else _MIGRATION_LOCK_SECONDS)
         )
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = create_engine(_with_psycopg(url), pool_pre_ping=True, pool_size=20, max_overflow=30)
+    engine = create_engine(_with_psycopg(url), pool_pre_ping=True, **options)
     if patience is not None:
         from service.postgres import connector  # here: where there is none, its driver need not be loaded
 
@@ -51,6 +54,14 @@ def told(error: SQLAlchemyError) -> str:
             "whoever signed it, sslrootcert=FILE (or sslrootcert=system)"
         )
     return words
+
+
+def _read_json(text: str | bytes) -> Any:
+    """As json.loads, in a fraction of the time; that one alone takes half a surrogate pair for a letter."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
 
 
 def _with_psycopg(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -51,6 +52,7 @@ class Guard:
     ) -> None:
         self._app, self._settings, self._keys, self._rates, self._sessions = app, settings, keys, rates, sessions
         self._open = AtOnce(settings.max_owner_requests, "requests")
+        self._asked: dict[str, asyncio.Future[ApiKey | None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,9 +115,16 @@ class Guard:
             request.scope["state"] |= {"key": session.key, "session": session}
 
     async def _key(self, secret: str) -> ApiKey | None:
-        if self._keys.is_unknown(secret):
-            return None
-        return self._keys.known(secret) or await to_thread.run_sync(self._keys.find, secret)
+        found = self._keys.known(secret)
+        return found if found or self._keys.is_unknown(secret) else await self._looked_up(secret)
+
+    async def _looked_up(self, secret: str) -> ApiKey | None:
+        """Once for all who come with it meanwhile: of thirty that poll, thirty would ask at the same moment."""
+        asked = self._asked.get(secret)
+        if asked is None:
+            asked = self._asked[secret] = asyncio.ensure_future(to_thread.run_sync(self._keys.find, secret))
+            asked.add_done_callback(lambda _: self._asked.pop(secret))
+        return await asyncio.shield(asked)  # whoever came first may go away
 
 
 def _is_page(path: str) -> bool:

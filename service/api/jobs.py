@@ -79,11 +79,10 @@ async def compare(parts: Parts, key: Reader, ours: Runs, theirs: Runs) -> dict[s
 
 
 @router.get("/{job_id}")
-@reading
-def read(parts: Parts, key: Reader, job_id: str) -> Response:
+async def read(parts: Parts, key: Reader, job_id: str) -> Response:
     """One job with its stages."""
     make = lambda: _shown(parts, service.read(parts.database, key.owner, job_id))  # noqa: E731
-    return parts.answers.get(("job", key.owner, job_id), make)
+    return await parts.answers.get(("job", key.owner, job_id), make)
 
 
 @router.delete("/{job_id}")

@@ -50,20 +50,34 @@ class Answers:
     """Rendered answers, each kept while the database has the version, and the clock the second, that it was made at:
     whoever polls a job that runs costs a look at the version. So no answer is ever out of date."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, readers: CapacityLimiter) -> None:
+        self._database, self._readers = database, readers
         self._kept: OrderedDict[Hashable, tuple[Hashable, bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: Hashable, make: Callable[[], Any]) -> Response:
-        """The answer of this name; `make` gives what is to be shown, where it must be made anew."""
-        version = (self._database.version(), self._database.now())  # before it is made: a change meanwhile shows
+    async def get(self, name: Hashable, make: Callable[[], Any]) -> Response:
+        """The answer of this name; `make` gives what is to be shown, in a reader's thread, where it must be made anew.
+        Where it need not, and a look at the version keeps nobody waiting, no thread is asked."""
+        body = self._fresh(name, self._version()) if self._database.is_watched else None
+        if body is None:
+            body = await to_thread.run_sync(self._made, name, make, limiter=self._readers)
+        return Response(body, media_type="application/json")
+
+    def _made(self, name: Hashable, make: Callable[[], Any]) -> bytes:
+        version = self._version()  # before it is made: a change meanwhile shows
+        body = self._fresh(name, version)
+        if body is None:
+            body = _json(make())
+            self._keep(name, (version, body))
+        return body
+
+    def _version(self) -> Hashable:
+        return self._database.version(), self._database.now()
+
+    def _fresh(self, name: Hashable, version: Hashable) -> bytes | None:
         with self._lock:
             kept = self._kept.get(name)
-        if kept is None or kept[0] != version:
-            kept = (version, _json(make()))
-            self._keep(name, kept)
-        return Response(kept[1], media_type="application/json")
+        return kept[1] if kept is not None and kept[0] == version else None
 
     def _keep(self, name: Hashable, answer: tuple[Hashable, bytes]) -> None:
         with self._lock:

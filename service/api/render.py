@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from allo_engine.needs import Needs
+from allo_engine.needs import UNKNOWN, Needs
 from service.jobs.estimates import fraction, job_eta, job_fraction, known_seconds, stage_eta
 from service.jobs.lifecycle import STAGE_ENDED, JobStatus, Priority, StageStatus
 from service.jobs.progression import checkpoint_model
@@ -59,7 +59,7 @@ def job(view: JobView, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "eta_seconds": eta,
         "progress": _job_progress(view),
         "stages": [
-            _stage(stage, now, offers) | {"estimate": expected.get(stage.name)} | _files(view, stage)
+            {**_stage(stage, now, offers), "estimate": expected.get(stage.name), **_files(view, stage)}
             for stage in view.stages
         ],
     }
@@ -77,7 +77,7 @@ def _job_progress(view: JobView) -> dict[str, Any]:
 
 
 def _stage(row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
-    read = Needs.read(row.needs)
+    needed = None if row.needs is None else Needs.read(row.needs)
     return {
         "id": row.id,
         "name": row.name,
@@ -90,10 +90,10 @@ def _stage(row: Stage, now: int, offers: Sequence[Offer]) -> dict[str, Any]:
         "metrics": row.metrics,
         "error": row.error,
         "reused_from": row.reused_from,
-        "needs": None if row.needs is None else needs(read),
+        "needs": None if needed is None else needs(needed),
         "worker": row.worker,
         "devices": row.devices,
-        "missing": _missing(row, read, offers),
+        "missing": _missing(row, needed or UNKNOWN, offers),
         "let_go": row.let_go,
     }
 

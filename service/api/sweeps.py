@@ -64,11 +64,10 @@ def index(parts: Parts, key: Reader, page: Paging) -> Response:
 
 
 @router.get("/{sweep_id}")
-@reading
-def read(parts: Parts, key: Reader, sweep_id: str) -> Response:
+async def read(parts: Parts, key: Reader, sweep_id: str) -> Response:
     """One sweep: what was found at every point, and which setting is best on the validation file."""
     make = lambda: _whole(sweeps.read(parts.database, key.owner, sweep_id))  # noqa: E731
-    return parts.answers.get(("sweep", key.owner, sweep_id), make)
+    return await parts.answers.get(("sweep", key.owner, sweep_id), make)
 
 
 @router.post("/{sweep_id}/cancel")

@@ -96,7 +96,7 @@ def read_page(
 ) -> tuple[list[JobView], bool]:
     """Jobs that have all of `metadata`, and whether there are more. Raises NotFound for an unknown `page.after`."""
     with database.snapshot() as session:
-        jobs, more = repository.jobs(session, owner, page, metadata or {})
+        jobs, more = repository.jobs_shown(session, owner, page, metadata or {})
         stages, earlier = defaultdict(list), _earlier(session, jobs)
         for stage in repository.stages_shown(session, [job.id for job in jobs]):
             stages[stage.job_id].append(stage)

@@ -6,7 +6,11 @@ with a `router`, its templates, and a line of `NAVIGATION` where it is an entry.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -43,6 +47,8 @@ from service.pages.failures import add_failure_handlers
 from service.pages.fields import settings_of
 from service.pages.headers import Headers
 
+_RESTS = 3
+
 PARTS = (jobs, job, learned, compare, files, models, new, trying, workers, keys, usage)
 
 
@@ -61,25 +67,31 @@ def create_pages(context: Context) -> FastAPI:
     return pages
 
 
-def prepare(pages: FastAPI) -> None:
+def prepare(pages: FastAPI, stopped: threading.Event) -> None:
     """Does what the first who asks for a page would wait for: routes are put together, templates, the fields of *New
-    job* and the statements of *Jobs* and *Job* are made."""
+    job* and the statements of *Jobs* and *Job* are made. It rests for three times as long as each step takes, for it
+    shares the interpreter with requests, and ends once it is stopped."""
+    for step in _steps(pages):
+        began = time.perf_counter()
+        step()
+        if stopped.wait(_RESTS * (time.perf_counter() - began)):
+            return
+
+
+def _steps(pages: FastAPI) -> Iterator[Callable[[], object]]:
     nowhere = {"type": "http", "method": "GET", "path": "", "root_path": "", "headers": []}
-    for route in pages.routes:
-        route.matches(nowhere)
-    for template in sorted(path.name for path in rendering.TEMPLATES.glob("*.html")):
-        rendering.template(template)
-    for method in METHODS:
-        settings_of(method)
-    with suppress(SQLAlchemyError, DomainError):  # whoever asks first hears of it
-        _look_once(pages.state.context)
+    yield from (partial(route.matches, nowhere) for route in pages.routes)
+    yield from (partial(rendering.template, path.name) for path in sorted(rendering.TEMPLATES.glob("*.html")))
+    yield from (partial(settings_of, method) for method in METHODS)
+    yield partial(_look_once, pages.state.context)
 
 
 def _look_once(parts: Context) -> None:
     """Asks what the list of jobs and a job's page ask, so that the database's library has seen it."""
-    lines, _ = service.look_for(parts.database, Wanted(), Page(jobs.AT_ONCE))
-    for line in lines[:1]:
-        job.whole(parts, line.job.owner, line.job.id)
+    with suppress(SQLAlchemyError, DomainError):  # whoever asks first hears of it
+        lines, _ = service.look_for(parts.database, Wanted(), Page(jobs.AT_ONCE))
+        for line in lines[:1]:
+            job.whole(parts, line.job.owner, line.job.id)
 
 
 async def home(_: Request) -> RedirectResponse:

@@ -5,17 +5,17 @@ Here are those about files, models, jobs, stages and workers; beside it, a file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, Select, delete, func, literal, or_, select, update
-from sqlalchemy.orm import InstrumentedAttribute, Session, aliased, defer
+from sqlalchemy import ColumnElement, CursorResult, Update, delete, func, literal, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
-from service.db import Base
-from service.jobs.errors import NotFound
-from service.jobs.ids import is_id
 from service.jobs.lifecycle import JOB_ENDED, JobStatus, StageStatus, stage_sources
+from service.jobs.repository.paging import Page as Page
+from service.jobs.repository.paging import columns_of, part, plain, split
+from service.jobs.repository.paging import paged as paged
+from service.jobs.repository.paging import unknown_place as unknown_place
 from service.jobs.tables import (
     Artifact,
     Event,
@@ -30,17 +30,6 @@ from service.jobs.tables import (
 _RECENT_JOBS = 20
 IN_FLIGHT = (StageStatus.DISPATCHED, StageStatus.RUNNING)
 
-
-@dataclass(frozen=True)
-class Page:
-    """Which part of a list: what comes after the row `after`, in the order of ids."""
-
-    limit: int = 20
-    after: str | None = None
-    order: Literal["asc", "desc"] = "desc"
-
-
-Row = TypeVar("Row", bound=Base)
 
 # --- files and models
 
@@ -91,11 +80,12 @@ def job(session: Session, owner: str, job_id: str) -> Job | None:
     return session.scalar(select(Job).where(Job.id == job_id, Job.owner == owner))
 
 
-def jobs(session: Session, owner: str, page: Page, metadata: Mapping[str, str]) -> tuple[list[Job], bool]:
-    query = select(Job).where(Job.owner == owner)
+def jobs_shown(session: Session, owner: str, page: Page, metadata: Mapping[str, str]) -> tuple[list[Job], bool]:
+    """Jobs of a list, without their sources: plain rows with a job's columns, of which no change would be noticed."""
+    query = columns_of(Job, "sources").where(Job.owner == owner)
     for name, value in metadata.items():
         query = query.where(_has_pair(session, name, value))
-    return paged(session, query, Job.id, "ftjob", page)
+    return split(plain(session, part(session, query, Job.id, "ftjob", page)), page)
 
 
 def _has_pair(session: Session, name: str, value: str) -> ColumnElement[bool]:
@@ -113,8 +103,9 @@ def lock_job(session: Session, job_id: str) -> Job | None:
 
 
 def lock_job_of(session: Session, stage_id: str) -> Job | None:
-    job_id = session.scalar(select(Stage.job_id).where(Stage.id == stage_id))
-    return None if job_id is None else lock_job(session, job_id)
+    """The same of the stage's job: no stage ever changes its job."""
+    query = select(Job).join(Stage, Stage.job_id == Job.id).where(Stage.id == stage_id).with_for_update(of=Job)
+    return session.scalar(query.execution_options(populate_existing=True))
 
 
 def wishes(session: Session, stage_id: str) -> tuple[bool, bool, bool]:
@@ -181,10 +172,17 @@ def stages(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
+def stage_ids(session: Session, job_id: str) -> dict[str, str]:
+    """The ids of the job's stages, by their names."""
+    return {row.name: row.id for row in session.execute(select(Stage.name, Stage.id).where(Stage.job_id == job_id))}
+
+
 def stages_shown(session: Session, job_ids: Sequence[str]) -> Sequence[Stage]:
-    """The same, without what only runs a stage: its settings, which the job shows, and its inputs."""
-    query = select(Stage).where(Stage.job_id.in_(job_ids)).order_by(Stage.job_id, Stage.position)
-    return session.scalars(query.options(defer(Stage.config), defer(Stage.inputs), defer(Stage.attempts))).all()
+    """The same for a list, as plain rows: without what only runs a stage, its settings, which the job shows, and its
+    inputs; and without its attempts."""
+    stages = Stage.__table__.columns
+    query = columns_of(Stage, "config", "inputs", "attempts").where(stages.job_id.in_(job_ids))
+    return plain(session, query.order_by(stages.job_id, stages.position))
 
 
 def stages_under_way(session: Session, worker_id: str | None = None) -> Sequence[Stage]:
@@ -221,14 +219,29 @@ def move_stage(session: Session, stage_id: str, epoch: int, target: StageStatus,
     return guarded_update(session, stage_id, epoch, stage_sources(target), status=target, **values)
 
 
+def take_stage(
+    session: Session, stage_id: str, epoch: int, worker: str, codes: Collection[str], /, **values: Any
+) -> Stage | None:
+    """The fence of who claims: the stage runs, as it is then, where besides it was given to this worker and planned for
+    one of these codes."""
+    guard = _guard(stage_id, epoch, stage_sources(StageStatus.RUNNING))
+    guard = guard.where(Stage.worker == worker, Stage.code.in_(codes))
+    taken = guard.values(status=StageStatus.RUNNING, **values).returning(Stage)
+    return session.scalar(taken.execution_options(synchronize_session=False, populate_existing=True))
+
+
 def guarded_update(
     session: Session, stage_id: str, epoch: int, statuses: Sequence[StageStatus], /, **values: Any
 ) -> bool:
     """Compare-and-set: changes the stage only where its epoch and status are still as expected."""
-    guard = update(Stage).where(Stage.id == stage_id, Stage.epoch == epoch, Stage.status.in_(statuses))
+    guard = _guard(stage_id, epoch, statuses)
     result = session.execute(guard.values(**values).execution_options(synchronize_session=False))
     assert isinstance(result, CursorResult)
     return result.rowcount == 1
+
+
+def _guard(stage_id: str, epoch: int, statuses: Sequence[StageStatus]) -> Update:
+    return update(Stage).where(Stage.id == stage_id, Stage.epoch == epoch, Stage.status.in_(statuses))
 
 
 def artifacts(session: Session, stage_ids: Sequence[str]) -> Sequence[Artifact]:
@@ -273,34 +286,3 @@ def lock_lease(session: Session, name: str) -> Lease:
 
 def delete_worker(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
-
-
-def paged(
-    session: Session, query: Select[Row], column: InstrumentedAttribute[Any], kind: str, page: Page
-) -> tuple[list[Row], bool]:
-    """One page in the order of `column`, and whether there is more: asking for one row more than wanted tells.
-
-    `page.after` is the id of a row. Raises NotFound for what is none; in the order of ids, one of the `kind` that was
-    deleted meanwhile has its place still.
-    """
-    down, rows = page.order == "desc", query
-    if page.after is not None:
-        place = _place(session, query, column, kind, page.after)
-        rows = rows.where(column < place if down else column > place)
-    found = list(session.scalars(rows.order_by(column.desc() if down else column).limit(page.limit + 1)))
-    return found[: page.limit], len(found) > page.limit
-
-
-def _place(session: Session, query: Select[Row], column: InstrumentedAttribute[Any], kind: str, after: str) -> Any:
-    ids = column.class_.id
-    if column is ids and is_id(kind, after):
-        return after
-    place = session.scalar(query.where(ids == after).with_only_columns(column))
-    if place is None:
-        raise unknown_place(after)
-    return place
-
-
-def unknown_place(after: str) -> NotFound:
-    """What a list says of an `after` that is none of its ids."""
-    return NotFound(f"Nothing of this list is called {after!r:.70}: there is no going on after it.", "after")

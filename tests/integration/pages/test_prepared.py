@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy.event import listen
@@ -30,7 +32,7 @@ def test_what_a_jobs_page_asks_the_database_was_asked_before(app: FastAPI, brows
     browser.get("/ui/keys")  # who is signed in is asked for every page
     (pages,) = (route.app for route in app.routes if isinstance(route, Mount))
     assert isinstance(pages, FastAPI)
-    prepare(pages)
+    prepare(pages, threading.Event())
     before = set(asked)
     assert browser.get(f"/ui/jobs/{job}").status_code == 200
     assert asked == before

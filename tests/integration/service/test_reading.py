@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +85,22 @@ def test_a_job_is_estimated_by_what_the_same_took_before(domain: Domain) -> None
     assert set(domain.view(again).earlier_seconds) == {"sft", "evaluate"}
     views, _ = service.read_page(domain.database, OWNER, Page(100))
     assert {view.job.id: set(view.earlier_seconds) for view in views}[again] == {"sft", "evaluate"}
+
+
+def test_a_key_that_many_connections_send_at_once_is_looked_up_once(base_url: str, served: Domain, secret: str) -> None:
+    asked: list[str] = []
+
+    def note(*given: Any) -> None:
+        if "FROM api_keys" in given[2]:
+            asked.append(given[2])
+            time.sleep(0.5)  # for so long the others come
+
+    event.listen(served.database.engine, "before_cursor_execute", note)
+    headers = {"authorization": f"Bearer {secret}"}
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(asking.get, f"{base_url}/fine_tuning/jobs", headers=headers) for _ in range(8)]
+    assert {answer.result().status_code for answer in answers} == {200}
+    assert len(asked) < 4, "one, but on a machine that keeps some waiting for seconds"
 
 
 @pytest.fixture
