@@ -82,10 +82,8 @@ def tick(scheduler: Scheduler, hands: Hands) -> None:
 
 
 def look(database: Database) -> Snapshot:
-    """The stages that are not at rest. Running ones are read last: what was claimed meanwhile is merely seen twice."""
-    hosts = dispatch.hosts(database)
-    ready = dispatch.ready_stages(database, max(1, sum(host.offer.slots for host in hosts)))
-    return Snapshot(ready, dispatch.dispatched_stages(database), dispatch.running_stages(database), hosts)
+    """The stages that are not at rest, and the workers."""
+    return Snapshot(*dispatch.look(database))
 
 
 def act(action: Action, scheduler: Scheduler, hands: Hands) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -62,8 +63,8 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
     The stage notes which code of it that is: only a worker that runs the same may claim it (see `attempts.claim`), so
     that a result never bears the name of code that did not compute it.
     """
-    made = {other.name: other.id for other in repository.stages(session, [job.id])}
-    files = {name: _source_files(session, job.sources, made, source) for name, source in stage.inputs.items()}
+    made = repository.stage_ids(session, job.id) if needs(stage) else {}
+    files = _input_files(session, job.sources, made, stage.inputs)
     stage.code = stage_code(kind_of(stage.name))
     found = _digest(stage.name, stage.config, files)
     if stage.digest != found:  # what was saved of another result is no way of this one
@@ -99,7 +100,7 @@ def reusable(
     for stage in planned:
         if all(name in found for name in stage.needs()):
             made = {name: earlier.id for name, earlier in found.items()}
-            files = {name: _source_files(session, sources, made, source) for name, source in stage.inputs.items()}
+            files = _input_files(session, sources, made, stage.inputs)
             digest_ = _digest(stage.name, stage.config.model_dump(mode="json"), files)
             result = _earlier_result(session, store, owner, digest_)
             if result is not None:
@@ -211,14 +212,17 @@ def _earlier_result(
     return None
 
 
-def _source_files(
-    session: Session, sources: Mapping[str, Sequence[Any]], made: Mapping[str, str], source: str
-) -> InputFiles:
-    if "." not in source:
-        return tuple(sorted((path, sha256, size) for path, sha256, size in sources[source]))
-    name, output = source.split(".")
-    artifacts = repository.artifacts(session, [made[name]])
-    return tuple(sorted((row.path, row.sha256, row.bytes) for row in artifacts if row.output == output))
+def _input_files(
+    session: Session, sources: Mapping[str, Sequence[Any]], made: Mapping[str, str], inputs: Mapping[str, str]
+) -> dict[str, InputFiles]:
+    """The files of each input: of the job's sources, or, found by one query, what stages made, whose ids are `made`."""
+    outputs = {name: source.split(".") for name, source in inputs.items() if "." in source}
+    found = defaultdict[tuple[str, str], list[Any]](list)
+    for row in repository.artifacts(session, [made[stage] for stage, _ in outputs.values()]) if outputs else ():
+        found[row.stage_id, row.output].append((row.path, row.sha256, row.bytes))
+    given = {name: map(tuple, sources[source]) for name, source in inputs.items() if name not in outputs}
+    results = {name: found[made[stage], output] for name, (stage, output) in outputs.items()}
+    return {name: tuple(sorted({**given, **results}[name])) for name in inputs}
 
 
 def _take_over(

@@ -16,6 +16,7 @@ _STORE = "tests/unit/service/storage/test_local.py"
 _STALE = f"{_VERBS}::test_a_stale_epoch_changes_nothing"
 
 _ATTEMPTS = "service/jobs/running/attempts.py"
+_REPOSITORY = "service/jobs/repository/__init__.py"
 _NOW = "_stage(session, stage_id).epoch"
 """Whatever epoch the stage has: so every caller has the right one."""
 
@@ -35,22 +36,22 @@ FENCES = (
     Fence(
         "epoch in a claim",
         _ATTEMPTS,
-        "        stage_id,\n        epoch,\n        StageStatus.RUNNING,\n",
-        "        stage_id,\n        stage.epoch,\n        StageStatus.RUNNING,\n",
+        "repository.take_stage(session, stage_id, epoch, worker,",
+        f"repository.take_stage(session, stage_id, {_NOW}, worker,",
         f"{_RUNNER}::test_a_made_up_message_is_dropped",
     ),
     Fence(
         "a claim by whom it was given to",
-        _ATTEMPTS,
-        "if stage.worker != worker or stage.code",
-        "if stage.code",
+        _REPOSITORY,
+        "guard.where(Stage.worker == worker, Stage.code.in_(codes))",
+        "guard.where(Stage.code.in_(codes))",
         f"{_WORKERS}::test_a_stage_is_claimed_by_the_worker_that_it_was_given_to_and_no_other",
     ),
     Fence(
         "a claim by the code that it was planned for",
-        _ATTEMPTS,
-        "stage.worker != worker or stage.code != stage_code(kind_of(stage.name)):",
-        "stage.worker != worker:",
+        _REPOSITORY,
+        "guard.where(Stage.worker == worker, Stage.code.in_(codes))",
+        "guard.where(Stage.worker == worker)",
         f"{_WORKERS}::test_a_worker_of_other_code_neither_gets_nor_claims_a_stage",
     ),
     Fence(
@@ -104,7 +105,7 @@ FENCES = (
     ),
     Fence(
         "one commit: the status in every write",
-        "service/jobs/repository/__init__.py",
+        _REPOSITORY,
         "where(Stage.id == stage_id, Stage.epoch == epoch, Stage.status.in_(statuses))",
         "where(Stage.id == stage_id, Stage.epoch == epoch)",
         f"{_VERBS}::test_a_result_is_committed_once",

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Row, func, select
-from sqlalchemy.orm import Session, aliased, defer
+from sqlalchemy.orm import Session, aliased
 
 from service.jobs.lifecycle import StageStatus
 from service.jobs.repository import IN_FLIGHT
 from service.jobs.tables import Job, Stage
 
 
-def stages_by_status(session: Session, status: StageStatus) -> Sequence[tuple[Stage, str, int]]:
-    """Each with its job's owner and priority, oldest job first, without what only runs it."""
-    query = select(Stage, Job.owner, Job.priority).join(Job, Job.id == Stage.job_id).where(Stage.status == status)
-    query = query.options(defer(Stage.config), defer(Stage.inputs)).order_by(Stage.job_id, Stage.position)
-    return [(row[0], row[1], row[2]) for row in session.execute(query)]
+def under_way(session: Session) -> Sequence[Row[Any]]:
+    """(id, epoch, beat, status, needs, code, worker, devices, owner, priority) of the stages that were given to a
+    worker and have not ended, oldest job first."""
+    where = (Stage.worker, Stage.devices)
+    columns = (Stage.id, Stage.epoch, Stage.beat, Stage.status, Stage.needs, Stage.code, *where)
+    query = select(*columns, Job.owner, Job.priority).join(Job, Job.id == Stage.job_id)
+    return session.execute(query.where(Stage.status.in_(IN_FLIGHT)).order_by(Stage.job_id, Stage.position)).all()
 
 
 def ready_stages(session: Session, most: int) -> Sequence[Row[Any]]:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from sqlalchemy import case, func
 from sqlalchemy.orm import Session
 
+from allo_engine.pipeline import stage_codes
 from allo_engine.rounds import kind_of
-from allo_engine.source import stage_code
 from service.db import Database
 from service.jobs import repository
 from service.jobs.clean import clean_json, clean_text
@@ -90,10 +90,9 @@ def claim(database: Database, stage_id: str, epoch: int, worker: str) -> Claim |
     with database.transaction() as session:
         now = database.now()
         job = repository.lock_job_of(session, stage_id)
-        if job is None or stopping(job) or not _claimed(session, stage_id, epoch, worker, now):
+        stage = None if job is None or stopping(job) else _claimed(session, stage_id, epoch, worker, now)
+        if job is None or stage is None:
             return None
-        stage = _stage(session, stage_id)
-        stage.started_at = stage.started_at or now
         if job.status is JobStatus.QUEUED:
             job.status = move(job.status, JobStatus.RUNNING)
         data = {"stage": stage.name, "attempt": stage.attempt}
@@ -239,22 +238,16 @@ def _again_as(job: Job) -> StageStatus:
     return StageStatus.WAITING if job.status is JobStatus.PAUSED else StageStatus.READY
 
 
-def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int) -> bool:
-    """The compare-and-set: of all who try, one."""
-    stage = _stage(session, stage_id)
-    if stage.worker != worker or stage.code != stage_code(kind_of(stage.name)):
-        return False
-    return repository.move_stage(
-        session,
-        stage_id,
-        epoch,
-        StageStatus.RUNNING,
-        epoch=Stage.epoch + 1,
-        attempt=Stage.attempt + 1,
-        claimed_at=now,
-        resumed_step=None,
-        error=None,
-    )
+def _claimed(session: Session, stage_id: str, epoch: int, worker: str, now: int) -> Stage | None:
+    """The compare-and-set: of all who try, one. Each code is one stage's alone."""
+    values: dict[str, Any] = {
+        "epoch": Stage.epoch + 1,
+        "attempt": Stage.attempt + 1,
+        "resumed_step": None,
+        "error": None,
+    }
+    values |= {"claimed_at": now, "started_at": func.coalesce(Stage.started_at, now)}
+    return repository.take_stage(session, stage_id, epoch, worker, stage_codes(), **values)
 
 
 def _ended(reason: str, now: int, message: str | None = None) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from allo_engine.needs import Needs
@@ -20,40 +22,33 @@ from service.jobs.running.workers import busy
 from service.jobs.tables import Stage
 
 
+def look(database: Database) -> tuple[tuple[Waiting, ...], tuple[Placed, ...], tuple[Running, ...], tuple[Host, ...]]:
+    """What is ready, as much of each line as all workers together have slots; what was given to a worker; what one has
+    claimed; and the workers. What was claimed meanwhile is merely seen twice: those under way are read last."""
+    with database.snapshot() as session:
+        there = _hosts(session)
+        ready = _ready(session, max(1, sum(host.offer.slots for host in there)))
+        return ready, *_under_way(session), there
+
+
 def ready_stages(database: Database, most: int = 64) -> tuple[Waiting, ...]:
     """Stages that could run now, oldest job first: of each line of like ones the first `most`. Of several of an owner's
     that would compute the same, the first of the highest priority alone; none while it is being computed: the others
     will find its result."""
     with database.snapshot() as session:
-        rows = placing.ready_stages(session, most)
-        first: dict[tuple[str, str | None], str] = {}
-        for row in sorted(rows, key=lambda row: -row.priority):
-            first.setdefault((row.owner, row.digest), row.id)
-        return tuple(
-            Waiting(row.id, row.epoch, Needs.read(row.needs), row.code, row.owner, row.priority)
-            for row in rows
-            if first[row.owner, row.digest] == row.id
-        )
+        return _ready(session, most)
 
 
 def dispatched_stages(database: Database) -> tuple[Placed, ...]:
     """Stages that no worker has claimed yet: ring again for those that stay here too long, or place them anew."""
     with database.snapshot() as session:
-        stages = placing.stages_by_status(session, StageStatus.DISPATCHED)
-        return tuple(Placed(_waiting(*row), row[0].worker, tuple(row[0].devices or ())) for row in stages)
+        return _under_way(session)[0]
 
 
 def running_stages(database: Database) -> tuple[Running, ...]:
     """Stages that a worker has claimed."""
     with database.snapshot() as session:
-        stages = placing.stages_by_status(session, StageStatus.RUNNING)
-        return tuple(_running(stage, owner) for stage, owner, _ in stages)
-
-
-def hosts(database: Database) -> tuple[Host, ...]:
-    """The workers that have registered."""
-    with database.snapshot() as session:
-        return tuple(Host(row.id, row.beat, Offer.read(row.offer)) for row in repository.workers(session))
+        return _under_way(session)[1]
 
 
 def at_rest(database: Database, worker_id: str, offer: Offer) -> bool:
@@ -126,13 +121,34 @@ def plan_anew(database: Database, stage_id: str, epoch: int) -> bool:
         return True
 
 
-def _waiting(stage: Stage, owner: str, priority: int) -> Waiting:
-    return Waiting(stage.id, stage.epoch, Needs.read(stage.needs), stage.code, owner, priority)
+def _hosts(session: Session) -> tuple[Host, ...]:
+    return tuple(Host(row.id, row.beat, Offer.read(row.offer)) for row in repository.workers(session))
 
 
-def _running(stage: Stage, owner: str) -> Running:
-    held = (Needs.read(stage.needs), stage.worker, tuple(stage.devices or ()))
-    return Running(stage.id, stage.epoch, stage.beat, *held, owner)
+def _ready(session: Session, most: int) -> tuple[Waiting, ...]:
+    rows = placing.ready_stages(session, most)
+    first: dict[tuple[str, str | None], str] = {}
+    for row in sorted(rows, key=lambda row: -row.priority):
+        first.setdefault((row.owner, row.digest), row.id)
+    return tuple(_waiting(row) for row in rows if first[row.owner, row.digest] == row.id)
+
+
+def _under_way(session: Session) -> tuple[tuple[Placed, ...], tuple[Running, ...]]:
+    rows = placing.under_way(session)
+    placed = [row for row in rows if row.status is StageStatus.DISPATCHED]
+    return (
+        tuple(Placed(_waiting(row), row.worker, tuple(row.devices or ())) for row in placed),
+        tuple(_running(row) for row in rows if row.status is StageStatus.RUNNING),
+    )
+
+
+def _waiting(row: Row[Any]) -> Waiting:
+    return Waiting(row.id, row.epoch, Needs.read(row.needs), row.code, row.owner, row.priority)
+
+
+def _running(row: Row[Any]) -> Running:
+    held = (Needs.read(row.needs), row.worker, tuple(row.devices or ()))
+    return Running(row.id, row.epoch, row.beat, *held, row.owner)
 
 
 def _give(session: Session, stage: Stage, epoch: int, worker: str, devices: Sequence[str], now: int) -> bool:
