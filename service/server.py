@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.errors import envelope
 from service.api.scope import new_request_id
+from service.footprint import one_heap, settle
 from service.logs import configure
 from service.migrating import NoDatabase
 from service.settings import Settings
@@ -151,7 +152,8 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, host: str, port: int, descriptor: int | None = None) -> None:
     """Serve until SIGTERM, on a socket that is already listening where there is one."""
-    gc.disable()  # what is loaded now stays: no collection need look for garbage in it
+    one_heap()
+    gc.disable()  # what is loaded now stays: one look for garbage in it suffices
     from service.app import create_app
 
     configure(settings.log_format, settings.log_level)
@@ -159,7 +161,7 @@ def serve(settings: Settings, host: str, port: int, descriptor: int | None = Non
     sockets = None if descriptor is None else [socket.socket(fileno=descriptor)]
     app = create_app(settings)
     sys.setswitchinterval(0.0005)  # threads that check uploads give way to the event loop ten times sooner
-    gc.freeze()  # nor ever at it
+    settle()
     gc.enable()
     Server(config(app, bounds, host=host, port=port)).run(sockets)
 

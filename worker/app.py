@@ -15,13 +15,14 @@ from functools import cache, partial
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import setup_logging, worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_before_create_process, worker_process_init, worker_shutting_down
 
 from allo_engine.orphans import die_with
 from allo_engine.source import code_version
 from service.broker import queue_of
 from service.brokers import for_celery
 from service.db import Database
+from service.footprint import settle
 from service.logs import configure
 from service.starting import settings_or_end
 from service.storage import open_store
@@ -107,6 +108,12 @@ def runner() -> Runner:
 def warm() -> Warm:
     """The process that this pool process forks its stages from."""
     return Warm(DEFAULT_COMMAND)
+
+
+@worker_before_create_process.connect  # type: ignore[untyped-decorator]
+def share_pages(**_: Any) -> None:
+    """The pool's processes share what is loaded here for as long as nobody writes to it."""
+    settle()
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]

@@ -29,6 +29,7 @@ from allo_engine import source
 from allo_engine.pipeline import stage_codes
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
+from service.footprint import one_heap, settle
 from service.jobs.data import retention
 from service.jobs.data.erasing import Eraser, keeping_of
 from service.jobs.data.scrubbing import Scrubber
@@ -229,6 +230,7 @@ def _bereave(database: Database, stage_id: str, epoch: int) -> None:
 
 def main() -> None:
     """Run until SIGTERM."""
+    one_heap()
     settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
     code, nudges = sys.argv[1], Nudges(int(sys.argv[2]))
@@ -261,6 +263,7 @@ def main() -> None:
     logs = Chores(_LOGS_SECONDS)
     logs.add("logs", logs_of(settings).look)
     logs.tell(leads=True)  # each worker's own, whoever leads
+    settle()
     leader = Leadership(database, name, settings.heartbeat_seconds, settings.lease_seconds / 2)
     serve(settings, leader, hands, nudges, here, chores.tell)
     here.leave()
