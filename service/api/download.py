@@ -24,12 +24,12 @@ OCTETS = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def content(request: Request, store: Store, sha256: str, size: int, filename: str) -> Response:
-    """The blob, or the part of it that `Range` asks for.
+def content(request: Request, store: Store, sha256: str, size: int, filename: str, once: bool = False) -> Response:
+    """The blob, or the part of it that `Range` asks for. `once` as for the store.
 
     The ETag is the content's own hash, so it is strong: the same ETag is the same bytes, for ever.
     """
-    return served(request, partial(store.open, sha256), size, filename, sha256, sha256)
+    return served(request, partial(store.open, sha256, once=once), size, filename, sha256, sha256)
 
 
 def held(request: Request, data: bytes, filename: str, kind: str = OCTETS) -> Response:

@@ -95,7 +95,7 @@ def read(parts: Parts, key: Reader, file_id: str) -> dict[str, Any]:
 def read_content(parts: Parts, key: Reader, file_id: str, request: Request) -> Response:
     """The bytes as they were uploaded. Takes Range."""
     file = files.read_file(parts.database, key.owner, file_id)
-    return content(request, parts.store, file.sha256, file.bytes, file.filename)
+    return content(request, parts.store, file.sha256, file.bytes, file.filename, once=True)
 
 
 @router.head("/{file_id}/report", include_in_schema=False)

@@ -1,14 +1,14 @@
-"""A file checked in a process of its own, which reads it a little behind whoever writes it: the check takes a
-processor, and whoever receives the file needs the interpreter meanwhile. What strangers wrote has bounds there.
+"""A file checked in a process of its own, while it comes: the check takes a processor, and whoever receives the file
+needs the interpreter meanwhile. What strangers wrote has bounds there.
 
-    python -m service.datasets.apart DESCRIPTOR LINE_BYTES DATA_BYTES SCRATCH
+    python -m service.datasets.apart LINE_BYTES DATA_BYTES SCRATCH
 
-reads the file of that descriptor as far as its input, a number a line, says; the end of its input is that of the file.
-It prints frames: a sign (report, data, summary), the length in four bytes, the content.
+reads the file, and prints frames: a sign (report, data, summary), the length in four bytes, the content.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -29,7 +29,7 @@ from service.datasets.parsing import BadLine
 from service.datasets.validation import Limits, LineProblem, Sink, Summary, validate
 
 PIECE = 2**20
-"""Bytes that are read at a time."""
+"""Bytes that are handed over at a time."""
 
 MEMORY_BYTES, LINES_HELD = 2**29, 64
 """What the process may hold: so much, and the longest line so many times, for what is made of it."""
@@ -42,13 +42,13 @@ _REPORT, _DATA, _SUMMARY = b"r", b"d", b"s"
 
 
 @contextmanager
-def checking(path: Path, report: Sink, data: Sink, limits: Limits) -> Iterator[Check]:
-    """The check of the file at `path`, which grows meanwhile. It ends with its `with`, whatever it has come to.
+def checking(report: Sink, data: Sink, limits: Limits) -> Iterator[Check]:
+    """The check of a file that is written to it. It ends with its `with`, whatever it has come to.
 
     `report` and `data` are written in a thread, and belong to it until the summary has come back.
     """
-    with TemporaryFile() as errors, path.open("rb") as file:
-        check = Check(_started(file.fileno(), limits, errors), errors, report, data, limits)
+    with TemporaryFile() as errors:
+        check = Check(_started(limits, errors), errors, report, data, limits)
         try:
             yield check
         finally:
@@ -61,25 +61,22 @@ class Check:
     def __init__(
         self, child: subprocess.Popen[bytes], errors: IO[bytes], report: Sink, data: Sink, limits: Limits
     ) -> None:
-        self._child, self._errors, self._limits = child, errors, limits
+        assert child.stdin is not None
+        self._child, self._input, self._errors, self._limits = child, child.stdin, errors, limits
         self._sinks = {_REPORT: report, _DATA: data}
         self._found: Summary | None = None
         self._broken: Exception | None = None
-        self._told = 0
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
-    def may_read(self, size: int) -> None:
-        """So many bytes of the file are there."""
-        if size > self._told:
-            self._told = size
-            with suppress(BrokenPipeError):  # it has read enough
-                os.write(_input(self._child).fileno(), b"%d\n" % size)
+    def write(self, data: bytes) -> None:
+        """The file's next bytes."""
+        with suppress(BrokenPipeError):  # it has read enough
+            self._input.write(data)
 
-    def summary(self, size: int) -> Summary:
-        """What the file is, of so many bytes, once it has been read. Raises what the sinks raise."""
-        self.may_read(size)
-        _input(self._child).close()
+    def summary(self) -> Summary:
+        """What the file is, now that all of it was written. Raises what the sinks raise."""
+        self._close_input()
         self._reading.join()
         if self._broken is not None:
             raise self._broken
@@ -91,8 +88,13 @@ class Check:
         """Whatever it was doing."""
         _kill(self._child)
         self._reading.join()
+        self._close_input()
         with self._child:
             pass  # its pipes are closed, and it is waited for
+
+    def _close_input(self) -> None:
+        with suppress(BrokenPipeError):
+            self._input.close()
 
     def _read(self) -> None:
         try:
@@ -115,28 +117,26 @@ class Check:
         return validate(refused, self._sinks[_REPORT], self._sinks[_DATA], self._limits)
 
 
-def _started(descriptor: int, limits: Limits, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    options = (descriptor, limits.line_bytes, limits.data_bytes, limits.scratch or "")
-    return subprocess.Popen(
+def _started(limits: Limits, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    options = (limits.line_bytes, limits.data_bytes, limits.scratch or "")
+    child = subprocess.Popen(
         [sys.executable, "-m", __name__, *map(str, options)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
         env=alone(),
-        pass_fds=[descriptor],
         process_group=0,
     )
+    assert child.stdin is not None
+    with suppress(OSError):  # a user may have so much in pipes, and no more
+        fcntl.fcntl(child.stdin, fcntl.F_SETPIPE_SZ, PIECE)
+    return child
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """It, and the reader of Parquet that it may have started."""
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
-
-
-def _input(child: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert child.stdin is not None
-    return child.stdin
 
 
 def _frames(stream: IO[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
@@ -183,23 +183,14 @@ class _Frames:
         self._held, self._size = [], 0
 
 
-def _arriving(descriptor: int) -> Iterator[bytes]:
-    place = 0
-    for size in map(int, sys.stdin.buffer):
-        while place < size:
-            piece = os.read(descriptor, min(PIECE, size - place))
-            place += len(piece)
-            yield piece
-
-
 def main() -> None:
-    descriptor, line_bytes, data_bytes, scratch = sys.argv[1:]
+    line_bytes, data_bytes, scratch = sys.argv[1:]
     limits = Limits(int(line_bytes), int(data_bytes), Path(scratch) if scratch else None)
     _, most = resource.getrlimit(resource.RLIMIT_DATA)  # stays: a reader of Parquet has its own bound, and takes more
     resource.setrlimit(resource.RLIMIT_DATA, (_memory(limits), most))
     report, data, summary = map(_Frames, (_REPORT, _DATA, _SUMMARY))
     try:
-        found = validate(_arriving(int(descriptor)), report, data, limits)
+        found = validate(iter(lambda: sys.stdin.buffer.read(PIECE), b""), report, data, limits)
     except MemoryError:
         sys.exit(NO_MEMORY)
     summary.write(json.dumps(asdict(found)).encode())

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from service.storage import passing
 from service.storage.checksums import Checksums
 from service.storage.store import CHUNK, Blob
 
@@ -28,11 +29,11 @@ class BehindWriter:
     """Fulfils `Writer`. Bytes are hashed and written in a thread of its own, a little behind whoever brings them: that
     takes the disk and a processor but hardly the interpreter, so whoever checks what he writes goes on meanwhile."""
 
-    def __init__(self, publish: Publish, aside: Path, file: IO[bytes]) -> None:
-        self.path, self.readable = aside, 0
-        self._publish, self._file = publish, file
+    def __init__(self, publish: Publish, aside: Path, file: IO[bytes], cached: bool) -> None:
+        """`cached`: memory is to keep what is written, as it is read next."""
+        self._publish, self._aside, self._file, self._cached = publish, aside, file, cached
         self._digest, self._sums = hashlib.sha256(), Checksums()
-        self._flushed = 0
+        self._size = self._flushed = 0
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._hand = ThreadPoolExecutor(1)
@@ -49,15 +50,12 @@ class BehindWriter:
         self._held_bytes += len(data) - place
         return len(data)
 
-    def settle(self) -> int:
+    def commit(self) -> Blob:
         while self._behind:
             self._behind.popleft().result()
         self._take(self._let_go())
-        return self.readable
-
-    def commit(self) -> Blob:
-        blob = Blob(size=self.settle(), sha256=self._digest.hexdigest())
-        self._publish(self.path, self._file, blob, self._sums.values())
+        blob = Blob(size=self._size, sha256=self._digest.hexdigest())
+        self._publish(self._aside, self._file, blob, self._sums.values())
         return blob
 
     def close(self) -> None:
@@ -76,15 +74,14 @@ class BehindWriter:
         return data
 
     def _take(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        self.readable += len(data)
+        passing.write(self._file, data, self._size, self._cached)
+        self._size += len(data)
         self._digest.update(data)
         self._sums.update(data)
-        if self.readable - self._flushed >= _FLUSH:
+        if self._size - self._flushed >= _FLUSH:
             self._flush()
 
     def _flush(self) -> None:
         """Linux begins to write what is dirty in the range, and keeps it in memory until that is done."""
-        os.posix_fadvise(self._file.fileno(), self._flushed, self.readable - self._flushed, os.POSIX_FADV_DONTNEED)
-        self._flushed = self.readable
+        os.posix_fadvise(self._file.fileno(), self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED)
+        self._flushed = self._size

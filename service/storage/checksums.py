@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,9 +71,10 @@ def counted(chunks: Iterator[bytes]) -> tuple[Blob, array[int]]:
     return Blob(digest.hexdigest(), size), sums.values()
 
 
-def read_file(path: Path) -> Iterator[bytes]:
-    """A file's content, chunk by chunk."""
+def read_file(path: Path, start: int = 0) -> Generator[bytes]:
+    """A file's content from `start` on, chunk by chunk."""
     with path.open("rb") as file:
+        file.seek(start)
         yield from iter(lambda: file.read(CHUNK), b"")
 
 

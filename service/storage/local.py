@@ -20,13 +20,13 @@ import shutil
 import time
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from allo_engine.full import disk_is_full
-from service.storage import checksums
+from service.storage import checksums, passing
 from service.storage.behind import BehindWriter
 from service.storage.checksums import counted, read_file, verified
 from service.storage.store import CHUNK, Blob, BlobMissing, Chunk, Corrupt, DiskFull, Stored, Writer
@@ -38,6 +38,9 @@ _LEFT_SECONDS = 60.0
 
 _ASIDE_SECONDS = 30 * 86_400.0
 """For how long the bytes of a damaged blob are kept, at most."""
+
+_Read = Callable[[Path, int], Generator[bytes]]
+"""Reads a file from an offset on, chunk by chunk."""
 
 
 class LocalStore:
@@ -58,10 +61,10 @@ class LocalStore:
         return self._incoming
 
     @contextmanager
-    def writing(self) -> Iterator[Writer]:
+    def writing(self, cached: bool = False) -> Iterator[Writer]:
         with self._aside() as aside, _room(), aside.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with closing(BehindWriter(self.publish, aside, file)) as writer:
+            with closing(BehindWriter(self.publish, aside, file, cached)) as writer:
                 yield writer
 
     def put(self, path: Path) -> Blob:
@@ -81,21 +84,21 @@ class LocalStore:
         return blob
 
     def put_stream(self, chunks: Iterable[bytes]) -> Blob:
-        with self.writing() as writer:
+        with self.writing(cached=True) as writer:  # a part, or what comes from afar: it is read at once
             for chunk in chunks:
                 writer.write(chunk)
             return writer.commit()
 
-    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    def open(self, sha256: str, start: int = 0, end: int | None = None, once: bool = False) -> Iterator[Chunk]:
         size = self.size(sha256)
         end = size if end is None else min(end, size)
         if size <= CHUNK and (start, end) == (0, size):  # its checksum is not kept
             return verified(read_file(self._path(sha256)), sha256)
-        return self._part(sha256, start, end)
+        return self._part(sha256, start, end, passing.read if once else read_file)
 
     def read_back(self, sha256: str) -> Iterator[Chunk]:
         self.size(sha256)
-        return verified(read_file(self._path(sha256)), sha256)
+        return verified(passing.read(self._path(sha256)), sha256)
 
     def fetch(self, sha256: str, destination: Path) -> None:
         self.size(sha256)
@@ -216,14 +219,12 @@ class LocalStore:
                 return True
         return False
 
-    def _part(self, sha256: str, start: int, end: int) -> Iterator[bytes]:
+    def _part(self, sha256: str, start: int, end: int, read: _Read) -> Iterator[bytes]:
         """Whole chunks are read and held against their checksums; what was asked for of them is given."""
-        path = self._path(sha256)
-        sums = self._sums(sha256)
-        with path.open("rb") as file:
-            file.seek(start - start % CHUNK)
-            for place in range(start - start % CHUNK, end, CHUNK):
-                chunk = file.read(CHUNK)
+        first, sums = start - start % CHUNK, self._sums(sha256)
+        with closing(read(self._path(sha256), first)) as chunks:
+            for place in range(first, end, CHUNK):
+                chunk = next(chunks, b"")
                 if checksums.of(chunk) != sums[place // CHUNK]:
                     sums = self._count(sha256)  # raises Corrupt, unless it is the checksums that are damaged
                 yield chunk[max(start - place, 0) : end - place]

@@ -48,12 +48,12 @@ class BucketStore:
     def put_stream(self, chunks: Iterable[bytes]) -> Blob:
         return self._out.put_stream(chunks)
 
-    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    def open(self, sha256: str, start: int = 0, end: int | None = None, once: bool = False) -> Iterator[Chunk]:
         if not self._cache.use(sha256):
             found = self._find(sha256)
             if found.size > _AT_HAND or not self._bring(found):
                 return self._far(found, start, found.size if end is None else min(end, found.size))
-        return self._near(sha256, start, end)
+        return self._near(sha256, start, end, once)
 
     def read_back(self, sha256: str) -> Iterator[Chunk]:
         return self._whole(self._find(sha256))
@@ -139,11 +139,11 @@ class BucketStore:
             return False
         return True
 
-    def _near(self, sha256: str, start: int, end: int | None) -> Iterator[Chunk]:
+    def _near(self, sha256: str, start: int, end: int | None, once: bool) -> Iterator[Chunk]:
         """From the folder; the rest from the bucket where it leaves the folder meanwhile, or is damaged there."""
         place = start
         try:
-            for chunk in self._cache.open(sha256, start, end):
+            for chunk in self._cache.open(sha256, start, end, once):
                 yield chunk
                 place += len(chunk)
             return

@@ -81,19 +81,8 @@ class StoreAway(OSError):
 class Writer(Protocol):
     """A blob on its way in: hashed as it is written. Without `commit` it leaves nothing."""
 
-    @property
-    def path(self) -> Path:
-        """Where it is written, for whoever reads along."""
-
-    @property
-    def readable(self) -> int:
-        """Bytes that can be read there by now."""
-
     def write(self, data: bytes, /) -> int:
         """Adds bytes; returns how many."""
-
-    def settle(self) -> int:
-        """Waits until all of it can be read there; returns how many bytes."""
 
     def commit(self) -> Blob:
         """Stores what was written; returns only once it would survive a power cut."""
@@ -131,9 +120,9 @@ class Store(Protocol):
         """A safetensors file with its floating-point numbers in another dtype, as safetensors names it (BF16). Raises
         BlobMissing or Corrupt."""
 
-    def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
-        """The bytes from `start` up to, not including, `end`. Raises BlobMissing at once; Corrupt before a damaged
-        chunk."""
+    def open(self, sha256: str, start: int = 0, end: int | None = None, once: bool = False) -> Iterator[Chunk]:
+        """The bytes from `start` up to, not including, `end`. `once`: hardly anybody reads it again, so it need not
+        push out of memory what others read. Raises BlobMissing at once; Corrupt before a damaged chunk."""
 
     def read_back(self, sha256: str) -> Iterator[Chunk]:
         """All of it as it lies in the store itself, whatever is kept of it at hand: to find out whether it is whole.

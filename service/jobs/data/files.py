@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from service.datasets.apart import checking
 from service.datasets.containers import is_simple
@@ -77,10 +77,10 @@ def take_in(store: Store, chunks: Iterator[bytes], limits: FileLimits) -> Conten
         if is_simple(begun) and sum(map(len, begun)) < HERE:
             summary = validate(begun, report, data, bounds)
         else:
-            with checking(content.path, report, data, bounds) as check:
-                for _ in kept:
-                    check.may_read(content.readable)
-                summary = check.summary(content.settle())
+            with checking(report, data, bounds) as check:
+                for chunk in chain(begun, kept):
+                    check.write(chunk)
+                summary = check.summary()
         if summary.too_large:
             raise TooLarge(
                 f"The file is more than {limits.bytes} bytes once it is read, which is all that is taken here."

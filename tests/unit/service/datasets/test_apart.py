@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.datasets.apart import Check, checking
+from service.datasets.apart import PIECE, Check, checking
 from service.datasets.validation import Limits, Summary, validate
 from tests.waiting import until
 
@@ -44,11 +43,10 @@ CONTENTS = {
 
 
 @contextmanager
-def checked(path: Path, content: bytes) -> Iterator[tuple[Check, io.BytesIO, io.BytesIO]]:
-    path.write_bytes(content)
+def checked() -> Iterator[tuple[Check, io.BytesIO, io.BytesIO]]:
     report, data = io.BytesIO(), io.BytesIO()
     before = psutil.Process().children()
-    with checking(path, report, data, LIMITS) as check:
+    with checking(report, data, LIMITS) as check:
         yield check, report, data
     assert not set(psutil.Process().children()) - set(before), "the process has ended with the check"
 
@@ -59,61 +57,53 @@ def newest() -> psutil.Process:
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_it_says_what_the_check_here_says(name: str, tmp_path: Path) -> None:
+def test_it_says_what_the_check_here_says(name: str) -> None:
     content = CONTENTS[name]
     report, data = io.BytesIO(), io.BytesIO()
     expected = validate([content], report, data, LIMITS)
-    with checked(tmp_path / "file", content) as (check, told, made):
-        found = check.summary(len(content))
+    with checked() as (check, told, made):
+        for place in range(0, len(content), 10_000):
+            check.write(content[place : place + 10_000])
+        found = check.summary()
     assert (found, told.getvalue(), made.getvalue()) == (expected, report.getvalue(), data.getvalue())
 
 
-def test_it_reads_a_file_that_grows_only_as_far_as_it_is_told(tmp_path: Path) -> None:
-    with checked(tmp_path / "file", b"") as (check, _, _):
-        with (tmp_path / "file").open("ab", buffering=0) as file:
-            for place in range(0, len(GOOD), 10_000):
-                file.write(GOOD[place : place + 10_000])
-                check.may_read(min(place + 10_000, len(GOOD)))
-            file.write(b"nonsense that is not told")
-        found = check.summary(len(GOOD))
-    assert (found.rows, found.problem_count) == (2_000, 0)
+def test_a_check_that_is_given_up_leaves_no_process() -> None:
+    with checked() as (check, _, _):
+        check.write(GOOD)
 
 
-def test_a_check_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
-    with checked(tmp_path / "file", GOOD) as (check, _, _):
-        check.may_read(len(GOOD))
-
-
-def test_a_check_that_has_read_enough_may_be_told_of_more(tmp_path: Path) -> None:
-    with checked(tmp_path / "file", b"PK\x03\x04 and more") as (check, _, _):
+def test_a_check_that_has_read_enough_may_be_told_of_more() -> None:
+    with checked() as (check, _, _):
         child = newest()
-        check.may_read(10)
+        check.write(b"PK\x03\x04 and more" * PIECE)
         until(lambda: child.status() == psutil.STATUS_ZOMBIE)
-        check.may_read(11)
-        found = check.summary(16)
+        check.write(b"and more" * PIECE)
+        found = check.summary()
     assert "zip" in found.shown[0].wrong
 
 
-def test_a_process_that_was_killed_is_told_as_a_problem_of_the_file(tmp_path: Path) -> None:
-    with checked(tmp_path / "file", GOOD) as (check, report, _):
-        child = newest()
-        child.kill()
-        found: Summary = check.summary(len(GOOD))
+def test_a_process_that_was_killed_is_told_as_a_problem_of_the_file() -> None:
+    with checked() as (check, report, _):
+        newest().kill()
+        check.write(GOOD)
+        found: Summary = check.summary()
     assert (found.problem_count, json.loads(report.getvalue())["wrong"][:17]) == (1, "cannot be checked")
 
 
-def test_whatever_the_report_cannot_take_is_raised(tmp_path: Path) -> None:
+def test_whatever_the_report_cannot_take_is_raised() -> None:
     class Full(io.BytesIO):
         def write(self, data: Any) -> int:
             raise OSError(28, f"no room for {len(data)} bytes")
 
-    (tmp_path / "file").write_bytes(b"x\n")
-    with checking(tmp_path / "file", Full(), io.BytesIO(), LIMITS) as check, pytest.raises(OSError, match="no room"):
-        check.summary(2)
+    with checking(Full(), io.BytesIO(), LIMITS) as check:
+        check.write(b"x\n")
+        with pytest.raises(OSError, match="no room"):
+            check.summary()
 
 
-def test_the_process_may_hold_only_so_much(tmp_path: Path) -> None:
-    with checked(tmp_path / "file", b"") as (check, _, _):
+def test_the_process_may_hold_only_so_much() -> None:
+    with checked() as (check, _, _):
         child = newest()
         until(lambda: child.rlimit(psutil.RLIMIT_DATA)[0] < 2**30)
-        check.summary(0)
+        check.summary()
