@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.s3 import Wire, s3_server
+if TYPE_CHECKING:
+    from tests.s3 import Wire
 
 gc.disable()  # while all is imported: what is made meanwhile stays
 
@@ -78,6 +79,8 @@ def _what_is_there_stays() -> None:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A server that speaks S3."""
+    from tests.s3 import s3_server  # here: tests of the engine alone run where the service's packages are not
+
     with s3_server() as endpoint:
         yield endpoint
 
@@ -85,6 +88,8 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def wire(s3_endpoint: str) -> Iterator[Wire]:
     """A wire to it, of the test's own."""
+    from tests.s3 import Wire
+
     wire = Wire(s3_endpoint)
     yield wire
     wire.close()

@@ -19,22 +19,22 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.case import Case, Figures, Side
-from tests.benchmarks.cases import CASES, NAMED
+from tests.benchmarks.cases import NAMED, PLACES, cases_of
 
 Command = tuple[str, str, str]
 """A benchmark's name, its case's number, and "ours" or "rival"."""
 
 
 def run(args: argparse.Namespace) -> int:
-    names = args.names or [name for name in CASES if name not in NAMED]
-    if unknown := set(names) - set(CASES):
-        print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(CASES)}.", file=sys.stderr)
+    names = args.names or [name for name in PLACES if name not in NAMED]
+    if unknown := set(names) - set(PLACES):
+        print(f"There is no benchmark {unknown.pop()!r}; there are {', '.join(PLACES)}.", file=sys.stderr)
         return 2
-    places = [(name, number) for name in names for number in range(len(CASES[name]))]
+    places = [(name, number) for name in names for number in range(len(cases_of(name)))]
     figures: dict[Side, list[Figures]] = {}
     for sides in _together(places):
         figures |= _measure(sides, args.repeats)
-    results = [_result(CASES[name][number], figures, args.repeats) for name, number in places]
+    results = [_result(cases_of(name)[number], figures, args.repeats) for name, number in places]
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -46,7 +46,7 @@ def _together(places: list[tuple[str, int]]) -> list[dict[Side, Command]]:
     """The sides to measure, each with the command that measures it; those of cases that share one take turns."""
     found: list[dict[Side, Command]] = []
     for name, number in places:
-        case = CASES[name][number]
+        case = cases_of(name)[number]
         sides = {getattr(case, side): (name, str(number), side) for side in ("ours", "rival")}
         for others in [group for group in found if group.keys() & sides.keys()]:
             found.remove(others)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from tests.benchmarks.cases import CASES
+from tests.benchmarks.cases import cases_of
 
 name, number, side = sys.argv[1:]
-print(json.dumps(getattr(CASES[name][int(number)], side)()))
+print(json.dumps(getattr(cases_of(name)[int(number)], side)()))

