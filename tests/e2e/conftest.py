@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +51,15 @@ class Service:
 
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key)
 
+    def allo(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """The command, in this process: to load it takes longer than what it does."""
+        from service.cli import main
+
+        said, complaint = io.StringIO(), io.StringIO()
+        with redirect_stdout(said), redirect_stderr(complaint):
+            status = main([*map(str, arguments), "--data-dir", str(self.folder)])
+        return subprocess.CompletedProcess(arguments, status, said.getvalue(), complaint.getvalue())
+
     def processes(self, *words: str) -> list[psutil.Process]:
         """The service's processes whose command line holds all the words, wherever in the tree they are."""
         found = []
@@ -84,18 +95,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     model = save_tiny(folder / "tiny-source", merges=[("q", "u")])  # GGUF has no place for a BPE that merges nothing
     running = start(folder / "data")
-    command = [
-        sys.executable,
-        "-m",
-        "service.cli",
-        "models",
-        "add",
-        "tiny",
-        str(model),
-        "--data-dir",
-        str(folder / "data"),
-    ]
-    subprocess.run(command, check=True)
+    running.allo("models", "add", "tiny", model).check_returncode()
     yield running
     assert stop(running) == []
 

@@ -215,12 +215,10 @@ def test_what_the_job_left_is_talked_to_from_the_terminal_and_by_openai(
     service: Service, client: openai.OpenAI, finished: Finished, aligned: Path
 ) -> None:
     models = [finished.id, f"{finished.id}:sft", f"{finished.id}:forget"]
-    command = [sys.executable, "-m", "service.cli", "chat", *models, "--data-dir", str(service.folder)]
 
     def all_answer() -> bool:
-        options = ("--prompt", "Of what colour is the sky?", "--max-tokens", "8", "--json")
-        found = json.loads(subprocess.run([*command, *options], capture_output=True, text=True, check=False).stdout)
-        return [one["error"] for one in found] == [None] * 3
+        options = ("--prompt", "Of what colour is the sky?", "--max-tokens", 8, "--json")
+        return [one["error"] for one in json.loads(service.allo("chat", *models, *options).stdout)] == [None] * 3
 
     until(all_answer)  # once the worker has nothing to train
     assert len(service.processes("allo_engine.answering")) == 1, "they share their base"
@@ -238,11 +236,18 @@ def off(model: torch.nn.Module, folder: Path) -> dict[str, float]:
 
 
 def test_allo_drives_a_whole_job_and_its_exports_are_as_far_off_as_they_say(
-    service: Service, client: openai.OpenAI, problems: Path, finished: Finished, aligned: Path, tmp_path: Path
+    service: Service,
+    client: openai.OpenAI,
+    problems: Path,
+    finished: Finished,
+    aligned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def allo(*arguments: object) -> str:
-        command = [sys.executable, "-m", "service.cli", *map(str, arguments), "--data-dir", str(service.folder)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = service.allo(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
