@@ -248,5 +248,5 @@ def test_a_database_of_the_first_version_with_ten_thousand_jobs_comes_to_the_new
     if database.engine.dialect.name == "postgresql":
         with database.transaction() as session:  # many wait in a line, none in no line
             session.execute(sa.update(Stage).where(Stage.position == 0).values(status="ready", line="one"))
-        assert passed_over(database, lambda: dispatch.ready_stages(database, 1)) < JOBS / 10
+        assert passed_over(database, lambda: dispatch.look(database)) < JOBS / 10
     database.close()
