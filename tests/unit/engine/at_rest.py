@@ -1,5 +1,6 @@
 """What a process that others are forked from has loaded: nothing that is computed, and no garbage to look for."""
 
+import gc
 import importlib
 import pkgutil
 
@@ -11,3 +12,4 @@ with loading():
         importlib.import_module(name)
     for module in pkgutil.iter_modules(allo_engine.stages.__path__):
         importlib.import_module(f"allo_engine.stages.{module.name}")
+gc.freeze()
