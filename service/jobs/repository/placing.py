@@ -46,6 +46,8 @@ def _of_line(session: Session, line: str | None, most: int) -> Sequence[Row[Any]
     ).correlate(Stage, Job)
     columns = (Stage.id, Stage.epoch, Stage.needs, Stage.code, Stage.digest, Stage.job_id, Stage.position)
     ready = select(*columns, Job.owner, Job.priority).join(Job, Job.id == Stage.job_id)
-    ready = ready.where(Stage.status == StageStatus.READY, Stage.line == line, ~being_made.exists())
-    # in the index's own order: for `line IS NULL` PostgreSQL would else read all stages in the order of their jobs
+    here = Stage.line.is_(None) if line is None else Stage.line.between(line, line)
+    ready = ready.where(Stage.status == StageStatus.READY, here, ~being_made.exists())
+    # in the index's own order: PostgreSQL would else read all stages in the order of their jobs, as it would of a line
+    # that is told by `=`, which it leaves out of the order
     return session.execute(ready.order_by(Stage.line, Stage.job_id, Stage.position).limit(most)).all()
