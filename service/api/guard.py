@@ -52,7 +52,7 @@ class Guard:
     ) -> None:
         self._app, self._settings, self._keys, self._rates, self._sessions = app, settings, keys, rates, sessions
         self._open = AtOnce(settings.max_owner_requests, "requests")
-        self._asked: dict[str, asyncio.Future[ApiKey | None]] = {}
+        self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[ApiKey | None]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,11 +119,13 @@ class Guard:
         return found if found or self._keys.is_unknown(secret) else await self._looked_up(secret)
 
     async def _looked_up(self, secret: str) -> ApiKey | None:
-        """Once for all who come with it meanwhile: of thirty that poll, thirty would ask at the same moment."""
-        asked = self._asked.get(secret)
+        """Once for all who come with it meanwhile: of thirty that poll, thirty would ask at the same moment. What an
+        event loop asked, it alone can wait for: a server has one, a test's client one a request."""
+        place = (asyncio.get_running_loop(), secret)
+        asked = self._asked.get(place)
         if asked is None:
-            asked = self._asked[secret] = asyncio.ensure_future(to_thread.run_sync(self._keys.find, secret))
-            asked.add_done_callback(lambda _: self._asked.pop(secret))
+            asked = self._asked[place] = asyncio.ensure_future(to_thread.run_sync(self._keys.find, secret))
+            asked.add_done_callback(lambda _: self._asked.pop(place))
         return await asyncio.shield(asked)  # whoever came first may go away
 
 

@@ -224,12 +224,12 @@ def test_an_owner_has_so_many_requests_open_and_leaves_connections_to_others(tmp
     @app.get("/v1/long")
     def long() -> None:
         begun.release()
-        going_on.wait()
+        going_on.wait(120)
 
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(mine.get, "/v1/long") for _ in range(3)]
         for _ in answers:
-            begun.acquire()
+            assert begun.acquire(timeout=60)
         refused = mine.get(JOBS)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert "retry-after" in refused.headers

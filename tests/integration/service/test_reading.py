@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 from service.db import Database
@@ -101,6 +105,22 @@ def test_a_key_that_many_connections_send_at_once_is_looked_up_once(base_url: st
         answers = [pool.submit(asking.get, f"{base_url}/fine_tuning/jobs", headers=headers) for _ in range(8)]
     assert {answer.result().status_code for answer in answers} == {200}
     assert len(asked) < 4, "one, but on a machine that keeps some waiting for seconds"
+
+
+def test_requests_of_several_event_loops_wait_for_their_own_look_at_the_key(
+    app: FastAPI, served: Domain, secret: str
+) -> None:
+    together = Barrier(3)
+
+    def wait(*given: Any) -> None:
+        if "FROM api_keys" in given[2]:
+            together.wait(60)
+
+    event.listen(served.database.engine, "before_cursor_execute", wait)
+    asked = partial(TestClient(app, headers={"authorization": f"Bearer {secret}"}).get, "/v1/fine_tuning/jobs")
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(asked) for _ in range(3)]
+    assert {answer.result().status_code for answer in answers} == {200}
 
 
 @pytest.fixture
