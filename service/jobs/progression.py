@@ -220,9 +220,9 @@ def _input_files(
     found = defaultdict[tuple[str, str], list[Any]](list)
     for row in repository.artifacts(session, [made[stage] for stage, _ in outputs.values()]) if outputs else ():
         found[row.stage_id, row.output].append((row.path, row.sha256, row.bytes))
-    given = {name: map(tuple, sources[source]) for name, source in inputs.items() if name not in outputs}
-    results = {name: found[made[stage], output] for name, (stage, output) in outputs.items()}
-    return {name: tuple(sorted({**given, **results}[name])) for name in inputs}
+    files = {name: [tuple(file) for file in sources[source]] for name, source in inputs.items() if name not in outputs}
+    files |= {name: found[made[stage], output] for name, (stage, output) in outputs.items()}
+    return {name: tuple(sorted(files[name])) for name in inputs}
 
 
 def _take_over(
