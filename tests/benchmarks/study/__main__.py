@@ -14,9 +14,10 @@ from service.client import ClientError
 from service.demo import allo, prepare_model, serving
 from tests.benchmarks.study import small
 from tests.benchmarks.study.arms import SCALES, Scale
+from tests.benchmarks.study.gates import can_gate
 from tests.benchmarks.study.questions import questions
 from tests.benchmarks.study.runner import Runner
-from tests.benchmarks.study.study import ALIGNED, run
+from tests.benchmarks.study.study import OTHERS, run
 from tests.benchmarks.study.task import StudyError
 
 
@@ -27,8 +28,8 @@ def main(arguments: list[str]) -> int:
         parser.error("questions are those of a folder, and no other scale has one: --problems FOLDER")
     if not 0 < args.share <= 1:
         parser.error("--share: a part of the problems, above 0 and at most 1")
-    if not {"A", "D"} <= set(args.arms):
-        parser.error("--arms: A and D are among them in any case, for a gate compares the two")
+    if not can_gate(args.arms):
+        parser.error("--arms: A is among them in any case, and D or I, for a gate compares the two")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
     folder: Path = args.data.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--problems", type=Path, help="the folder of questions: train, validation and test.jsonl")
     parser.add_argument("--share", type=float, default=1.0, help="of each split's problems: less for a first look")
     parser.add_argument("--seeds", type=int, help="runs of each arm; the scale's own number where not given")
-    parser.add_argument("--arms", nargs="+", choices=ALIGNED, default=ALIGNED, help="the arms beside SFT's")
+    parser.add_argument("--arms", nargs="+", choices=OTHERS, default=OTHERS, help="the arms beside SFT")
     parser.add_argument("--anyway", action="store_true", help="go on where a gate fails; the report says which did")
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.benchmarks.study.task import ARITHMETIC, SIZES, Task
@@ -29,6 +29,7 @@ class Scale:
     pairs: int = 2
     batch: int = 16
     task: Task = ARITHMETIC
+    precision: str = "float32"
 
     def rates(self, arm: str) -> tuple[float, ...]:
         rates = {"dense": self.dense, "located": self.located, "random": self.random, "none": (0.0,)}
@@ -129,6 +130,17 @@ SCALES = {
         sizes={**SIZES, "preference": 1200},
     ),
 }
+SCALES["short"] = replace(
+    SCALES["full"],
+    name="short",
+    dense=(2e-6, 5e-6, 1.5e-5),
+    located=(5e-6, 1.5e-5, 5e-5),
+    random=(5e-5, 1.5e-4, 4.5e-4),
+    seeds=2,
+    sizes={"sft": 500, "preference": 400, "validation": 400, "test": 1000},
+    precision="bfloat16",
+)
+"""What of `full` two hours of one core can tell; bfloat16 is what a GPU computes in, and AVX-512 is fast at it too."""
 
 
 def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
@@ -139,6 +151,7 @@ def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
         "n_epochs": 1,
         "max_response_tokens": scale.task.tokens,
         "decoding_batch": 256,
+        "precision": scale.precision,
     }
     shared: Stages = (
         {}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from allo_engine.data.statistics import bootstrap_difference
+from tests.benchmarks.study.arms import BASELINE
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
 DENSE = ("A", "A TRL", "F")
+MASKED = ("D", "I")
+"""Of these the first that is studied is to do something else than A."""
 
 LOW, HIGH = 0.30, 0.60
 GAIN = 0.02
@@ -44,12 +47,13 @@ def sft_gate(outcomes: Mapping[Point, Outcome]) -> Gate:
 
 
 def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
-    """Whether the baseline is one, and whether ALLO does anything else than it."""
+    """Whether the baseline is one, and whether a mask does anything else than it."""
     best = chosen(outcomes)
     at_best = {arm: outcomes[Point(arm, rate, 0, "validation")] for arm, rate in best.items()}
     dense = max((arm for arm in DENSE if arm in best), key=lambda arm: sum(at_best[arm].choosing))
     gain = bootstrap_difference([at_best[dense].gating], [at_best["SFT"].gating])
-    pairs = [pair for seed in range(ASKED_SEEDS) for pair in _answers(outcomes, best, seed)]
+    other = masked(best)
+    pairs = [pair for seed in range(ASKED_SEEDS) for pair in _answers(outcomes, best, other, seed)]
     share = sum(ours != theirs for ours, theirs in pairs) / len(pairs)
     return [
         Gate(
@@ -59,7 +63,7 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
             "Change the dense rates or the pairs (more problems, n, max_pairs): there is nothing to learn from these",
         ),
         Gate(
-            f"A and D differ on {DIFFERENT:.0%} of the answers",
+            f"A and {other} differ on {DIFFERENT:.0%} of the answers",
             f"{share:.1%} of {len(pairs)}",
             share >= DIFFERENT,
             "Raise the rates or take more steps: the arms hardly move the model",
@@ -67,9 +71,21 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
     ]
 
 
-def _answers(outcomes: Mapping[Point, Outcome], best: Mapping[str, float], seed: int) -> Iterator[tuple[str, str]]:
-    """What A and D answered to the same problems, where both have that seed."""
-    ours, theirs = (outcomes.get(Point(arm, best[arm], seed, "validation")) for arm in ("A", "D"))
+def can_gate(arms: Collection[str]) -> bool:
+    """Whether these have the arms that are gated: A, and a masked one."""
+    return BASELINE in arms and any(arm in arms for arm in MASKED)
+
+
+def masked(arms: Collection[str]) -> str:
+    """The masked arm of these whose answers are held against A's."""
+    return next(arm for arm in MASKED if arm in arms)
+
+
+def _answers(
+    outcomes: Mapping[Point, Outcome], best: Mapping[str, float], other: str, seed: int
+) -> Iterator[tuple[str, str]]:
+    """What A and the other answered to the same problems, where both have that seed."""
+    ours, theirs = (outcomes.get(Point(arm, best[arm], seed, "validation")) for arm in ("A", other))
     return zip(ours.answers, theirs.answers, strict=True) if ours and theirs else iter(())
 
 

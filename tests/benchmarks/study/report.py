@@ -13,7 +13,7 @@ from allo_engine.data.statistics import bootstrap_difference, holm
 from allo_engine.rounds import kind_of
 from allo_engine.source import code_version
 from tests.benchmarks.study.arms import ARMS, BASELINE, STRONG, TWICE, Scale
-from tests.benchmarks.study.gates import arm_gates, points, sft_gate
+from tests.benchmarks.study.gates import arm_gates, can_gate, points, sft_gate
 from tests.benchmarks.study.plot import plot
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
@@ -109,7 +109,7 @@ def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row], o
     yield f"# The study, {scale.name}: {scale.model}\n"
     yield f"Written by `python -m tests.benchmarks.study`. Problems: {sizes}. Engine {code_version()[:8]}.\n"
     yield "## Gates\n"
-    gates = [sft_gate(outcomes), *(arm_gates(outcomes) if {"A", "D"} <= set(chosen(outcomes)) else ())]
+    gates = [sft_gate(outcomes), *(arm_gates(outcomes) if can_gate(chosen(outcomes)) else ())]
     yield from (f"- {gate}" for gate in gates)
     yield f"\n## Accuracy over learning rate\n\n![accuracy over learning rate]({scale.name}.svg)\n"
     yield from _table(tried, ("SFT",))

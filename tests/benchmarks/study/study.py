@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.study.arms import ARMS
-from tests.benchmarks.study.gates import ASKED_SEEDS, Gate, arm_gates, sft_gate
+from tests.benchmarks.study.gates import ASKED_SEEDS, Gate, arm_gates, masked, sft_gate
 from tests.benchmarks.study.report import write_report
 from tests.benchmarks.study.runner import Point, Runner, at_rates, chosen
 from tests.benchmarks.study.task import StudyError
 
-SUPERVISED = tuple(name for name, arm in ARMS.items() if arm.method == "supervised")
-ALIGNED = tuple(name for name in ARMS if name not in SUPERVISED)
+SFT = ("SFT",)
+OTHERS = tuple(name for name in ARMS if name not in SFT)
+"""All arms but the one that they start from."""
 
 
-def run(runner: Runner, reports: Path, arms: Sequence[str] = ALIGNED, *, anyway: bool = False) -> None:
+def run(runner: Runner, reports: Path, arms: Sequence[str] = OTHERS, *, anyway: bool = False) -> None:
     """Go through the whole study, or on with it. A report is written after every seed, and wherever it stops. Raises
     StudyError where a gate fails, unless it is to go on `anyway`."""
     report = partial(_report, runner, reports)
@@ -27,21 +28,21 @@ def run(runner: Runner, reports: Path, arms: Sequence[str] = ALIGNED, *, anyway:
 
 
 def _go(runner: Runner, arms: Sequence[str], report: Callable[[], None], anyway: bool) -> None:
-    found = runner.run(at_rates(runner.scale, SUPERVISED, 0, "validation"))
+    found = runner.run(at_rates(runner.scale, SFT, 0, "validation"))
     _pass(runner, [sft_gate(found)], anyway)
     found |= runner.run(at_rates(runner.scale, arms, 0, "validation"))
     best = chosen(found)
     runner.say("Chosen: " + ", ".join(f"{arm} {rate:g}" for arm, rate in best.items() if rate))
     for seed in range(1, min(ASKED_SEEDS, runner.scale.seeds)):
-        runner.run(at_rates(runner.scale, SUPERVISED, seed, "validation"))
-        found |= runner.run([Point(arm, best[arm], seed, "validation") for arm in ("A", "D")])
+        runner.run(at_rates(runner.scale, SFT, seed, "validation"))
+        found |= runner.run([Point(arm, best[arm], seed, "validation") for arm in ("A", masked(arms))])
     _pass(runner, arm_gates(found), anyway)
     for seed in range(runner.scale.seeds):
-        runner.run(at_rates(runner.scale, SUPERVISED, seed, "test"))
+        runner.run(at_rates(runner.scale, SFT, seed, "test"))
         runner.run([Point(arm, best[arm], seed, "test") for arm in arms])
         report()
     for seed in range(1, runner.scale.seeds):
-        runner.run(at_rates(runner.scale, SUPERVISED, seed, "validation"))
+        runner.run(at_rates(runner.scale, SFT, seed, "validation"))
         runner.run(at_rates(runner.scale, arms, seed, "validation"))
         report()
 

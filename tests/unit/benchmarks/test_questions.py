@@ -59,7 +59,9 @@ def test_a_folder_that_is_none_of_questions_is_named(tmp_path: Path, capsys: pyt
     assert "lines of {problem, solution, answer}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["questions"], ["screening", "--problems", "."], ["screening", "--share", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["questions"], ["screening", "--problems", "."], ["screening", "--share", "0"], ["--arms", "A", "F"]]
+)
 def test_arguments_that_say_nothing_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         main(arguments)

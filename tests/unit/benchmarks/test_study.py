@@ -116,6 +116,16 @@ def test_the_answers_of_several_seeds_say_whether_two_arms_do_the_same() -> None
     assert (gate.passed, gate.found) == (False, "0.0% of 1000")
 
 
+def test_where_allo_is_not_studied_a_random_mask_is_held_against_dpo() -> None:
+    found = {
+        Point("SFT", 0.0, 0, "validation"): outcome(0.5),
+        Point("A", 1e-4, 0, "validation"): outcome(0.53),
+        Point("I", 1e-3, 0, "validation"): outcome(0.53, seed=1),
+    }
+    _, gate = arm_gates(found)
+    assert (gate.claim, gate.passed) == ("A and I differ on 10% of the answers", True)
+
+
 def test_the_report_says_who_is_better_where_one_is_and_draws_every_arm(tmp_path: Path) -> None:
     right = {"SFT": 0.4, "A": 0.45, "B": 0.55, "J": 0.45}
     found = {
