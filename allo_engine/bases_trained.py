@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from allo_engine.bases import Count, Epochs, Moments, Positive, Ratio, RowsConfig, StageConfig, Weight
+from allo_engine.bases import Count, Epochs, Moments, Positive, PromptConfig, Ratio, RowsConfig, Weight
 
 Train = Literal["all", "mask"]
 Zero = Literal["auto", 0, 1, 2, 3]
@@ -79,7 +79,7 @@ class TrainingConfig(RowsConfig):
         default=0.0,
         ge=0,
         lt=1,
-        description="The share of prompts, by content, that is not trained on: the stage's own loss on them says which "
+        description="The share of prompts, by content, that is not trained on: what the stage makes of them says which "
         "checkpoint is best.",
     )
     evaluate_every: Ratio = Field(default=0.25, description="The share of an epoch from one validation to the next.")
@@ -115,6 +115,11 @@ class TrainingConfig(RowsConfig):
     @field_validator("zero")
     @classmethod
     def _shares_out_float32(cls, zero: Zero, info: ValidationInfo) -> Zero:
+        if zero not in ("auto", 0) and info.data.get("best_by") == "accuracy":
+            raise PydanticCustomError(
+                "answers_whole",
+                "devices that share out a model let it answer nothing: set best_by to 'loss', or zero to 0",
+            )
         dense = info.data.get("train") == "all"
         if dense and zero not in ("auto", 0) and info.data.get("moments") == "8bit":
             raise PydanticCustomError(
@@ -142,7 +147,18 @@ class OwnMaskConfig(TrainingConfig):
     )
 
 
-class PairLossConfig(StageConfig):
+class AnsweringConfig(PromptConfig):
+    """What every stage has that leaves a model which answers better than the one that it started from."""
+
+    best_by: Literal["loss", "accuracy"] = Field(
+        default="loss",
+        description="What says which checkpoint is best on what validation_share holds out. 'accuracy' is what "
+        "evaluate calls so: the share of problems that are answered rightly, greedily, where answers are known (sft on "
+        "problems, a job that samples problems); of uploaded pairs the implicit reward's. Of equals the loss decides.",
+    )
+
+
+class PairLossConfig(AnsweringConfig):
     """What every stage has that trains on pairs."""
 
     beta: Positive = Field(default=0.1, description="How much leaving the reference costs; of 'ipo', its tau.")

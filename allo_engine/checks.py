@@ -183,6 +183,15 @@ def check_judge(method: Method, data: Data, graph: Mapping[str, Any], setting: S
 _IMPORTANCE = "method.allo.stages.locate.importance"
 
 
+def check_answers(method: Method, data: Data, graph: Mapping[str, Any], setting: SettingOf) -> None:
+    """Raises PlanError where held-out chats are to say which checkpoint is best by the answers that it gives."""
+    if data.format == "chats" and "sft" in graph and setting("sft", "best_by") == "accuracy":
+        raise PlanError(
+            "Stage sft cannot tell checkpoints apart by accuracy, as no answers of chats are known: leave best_by out.",
+            f"method.{method}.stages.sft.best_by",
+        )
+
+
 def check_solutions(data: Data, graph: Mapping[str, Any]) -> None:
     """Raises PlanError where the rewriter has no solution to learn from."""
     if "reward_model" not in graph or not data.lines_without_solution or data.format == "problems":

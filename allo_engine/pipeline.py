@@ -18,6 +18,7 @@ from allo_engine.checks import (
     Format,
     Method,
     PlanError,
+    check_answers,
     check_corrections,
     check_formats,
     check_judge,
@@ -121,6 +122,7 @@ def plan(
     check_left_out(method, graph, settings.left_out)
     check_names(method, graph, settings.asked, settings.shorthand)
     check_solutions(data, graph)
+    check_answers(method, data, graph, settings)
     check_update(graph, settings.of)
     check_corrections(data, graph, settings)
     check_judge(method, data, graph, settings)

@@ -33,8 +33,8 @@ class ImproveConfig(LocatedConfig, PairLossConfig):
         default=None,
         min_length=2,
         max_length=16,
-        description="Several scales, of which the result has the one whose loss is least on what validation_share "
-        "holds out; null: scale is as given. One job tries them all; a sweep of scale is a job a value.",
+        description="Several scales, of which the result has the one that is best, as best_by has it, on what "
+        "validation_share holds out; null: scale is as given. One job tries them all, a sweep of scale has a job each.",
     )
 
     @field_validator("scales")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from allo_engine.bases import Count, Epochs, Positive, Ratio
-from allo_engine.bases_trained import BaselineConfig
+from allo_engine.bases_trained import AnsweringConfig, BaselineConfig
 
 
-class SftConfig(BaselineConfig):
+class SftConfig(BaselineConfig, AnsweringConfig):
     """Cross-entropy on response tokens: the model that alignment starts from."""
 
     learning_rate: Positive = 2e-5

@@ -15,7 +15,7 @@ from allo_engine.data.reading import fitting_groups, problems, supervised_exampl
 from allo_engine.data.rewriting import Rewriting
 from allo_engine.estimate.counting import decoding, padded_passes, passes
 from allo_engine.estimate.heldout import HeldOut
-from allo_engine.estimate.loads import Load, Passes, Place
+from allo_engine.estimate.loads import Decoding, Load, Passes, Place
 from allo_engine.estimate.priors import GIVEN_MASK
 from allo_engine.estimate.simulated import Simulated
 from allo_engine.model.loading import packs
@@ -26,6 +26,7 @@ from allo_engine.model.shape import Shape
 from allo_engine.pipeline import MODELS, PlannedStage
 from allo_engine.report import Report
 from allo_engine.rounds import kind_of, round_of
+from allo_engine.sampling.requests import Settings
 from allo_engine.stages.reward_model import corrections
 from allo_engine.training.validation import parted
 
@@ -232,10 +233,12 @@ class Workload:
             work, steps = passes(row for batch in plan for row in rows_of(batch, budget)), len(plan)
         validations = config.n_epochs * min(1 / config.evaluate_every, steps * scale) + (config.average > 1)
         validations += len(getattr(config, "scales", None) or ())
+        asked = self._asked(config, held).times(scale * validations)
         return Load(
             stage,
             kind,
             self._ratio(stage),
+            decoding=asked,
             forward=(passes(rows_of(held, budget)).times(scale * validations),) if held else (),
             training=work.times(scale * (config.n_epochs + self._locates(stage))),
             updates=steps * scale * config.n_epochs,
@@ -248,6 +251,17 @@ class Workload:
             keeps=bool(held) and config.keep == "best",
             averages=config.average if config.average > 1 else 0,
         )
+
+    def _asked(self, config: Any, held: Sequence[Group]) -> Decoding:
+        """What is answered of the problems that are held out, each time: see training/exam.py."""
+        if (
+            not held
+            or getattr(config, "best_by", "loss") == "loss"
+            or self._files["training_file"].format != "problems"
+        ):
+            return Decoding()
+        right = [group.responses[group.items[0][0]] for group in held]
+        return decoding([len(group.prompt) for group in held], [[len(ids)] for ids in right], Settings(()).rows)
 
     def _kind(self, stage: str) -> Kind:
         return "dense" if cast(TrainingConfig, self._plan[stage].config).train == "all" else "sparse"

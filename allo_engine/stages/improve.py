@@ -6,12 +6,11 @@ reference is the start model; in a later round it is the model that the round be
 
 The aligned checkpoint is the start model merged with the delta, which holds what forgetting and improving changed in
 all rounds, this one's times `scale`; it is described, not written: `allo merge` writes it. Of several `scales` the one
-is taken whose model has the least loss on what is held out.
+is taken whose model is best on what is held out.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -28,6 +27,7 @@ from allo_engine.model.logp_cache import LogpCache
 from allo_engine.ranks import here
 from allo_engine.report import Report
 from allo_engine.training import losses
+from allo_engine.training.exam import measure_of_pairs
 from allo_engine.training.objectives import PairObjective
 from allo_engine.training.trained import Masked, trained
 from allo_engine.training.validation import held_out
@@ -50,7 +50,8 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
         ),
         config.nll,
     )
-    metrics = training.trainer.train(groups, objective, held)
+    measure = measure_of_pairs(config, held, inputs, training.trainer, report, work)
+    metrics = training.trainer.train(groups, objective, held, measure)
     changes = training.changes()
     candidates = {scale: partial(scaled, changes, start, scale, aligned) for scale in config.scales or (config.scale,)}
     if len(candidates) > 1:
@@ -64,14 +65,15 @@ def run(config: ImproveConfig, inputs: Inputs, outputs: Path, work: Path, report
 
 
 def _tried(training: Masked, candidates: Mapping[float, Callable[[], Values]], report: Report) -> dict[str, float]:
-    """The scale whose model has the least loss on what is held out, and all losses; the first where none is finite."""
-    losses = {}
+    """The scale whose model is best on what is held out, the first where no loss is finite; and what was found."""
+    standings: dict[float, tuple[float, float]] = {}
+    told: dict[str, float] = {}
     for scale, values in candidates.items():
         training.put(values())
-        losses[scale] = training.trainer.validated().get("loss", math.inf)
-    best = min(losses, key=lambda scale: losses[scale])
-    told = {f"validation_loss_at_{scale:g}": loss for scale, loss in losses.items() if math.isfinite(loss)}
-    report.message(f"Of the scales, {best:g} has the least loss on held-out items: it is the result's.", data=told)
+        standings[scale], figures = training.trainer.validated()
+        told |= {f"validation_{name}_at_{scale:g}": figures[name] for name in ("loss", "accuracy") if name in figures}
+    best = min(standings, key=lambda scale: standings[scale])
+    report.message(f"Of the scales, {best:g} is the best on held-out items: it is the result's.", data=told)
     return {"scale": best, **told}
 
 

@@ -13,6 +13,7 @@ from allo_engine.data.reading import Inputs, fitting_groups, supervised_examples
 from allo_engine.model.sequences import singles
 from allo_engine.report import Report
 from allo_engine.training import by_trl
+from allo_engine.training.exam import measure_of
 from allo_engine.training.objectives import CrossEntropy
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
@@ -33,6 +34,7 @@ def run(config: SftConfig, inputs: Inputs, outputs: Path, work: Path, report: Re
         metrics = by_trl.Stage(config, start, groups, report, work, outputs / "checkpoint").examples()
         return {"examples": len(groups), **metrics}
     training = trained(start, config, report, work, OwnMask(start, groups, config, work, report))
-    metrics = training.trainer.train(groups, CrossEntropy(), held)
+    measure = measure_of(config, held, start, training.trainer, report, work)
+    metrics = training.trainer.train(groups, CrossEntropy(), held, measure)
     training.save(outputs / "checkpoint")
     return {"examples": len(groups), "trained_weights": training.weights, **metrics}

@@ -18,6 +18,7 @@ from allo_engine.data.reading import Inputs, fitting_groups, pairs
 from allo_engine.model.logp_cache import LogpCache
 from allo_engine.report import Report
 from allo_engine.training import by_trl, losses
+from allo_engine.training.exam import measure_of_pairs
 from allo_engine.training.objectives import PairObjective
 from allo_engine.training.own_mask import OwnMask
 from allo_engine.training.trained import trained
@@ -42,7 +43,8 @@ def run(config: WarmupConfig, inputs: Inputs, outputs: Path, work: Path, report:
         ),
         config.nll,
     )
-    metrics = training.trainer.train(groups, objective, held)
+    measure = measure_of_pairs(config, held, inputs, training.trainer, report, work)
+    metrics = training.trainer.train(groups, objective, held, measure)
     training.save(outputs / "checkpoint")
     return {**counted, "trained_weights": training.weights, **metrics}
 

@@ -35,7 +35,7 @@ from allo_engine.training.figures import Readings, Totals
 from allo_engine.training.objectives import Objective
 from allo_engine.training.optimizer import learning_rate
 from allo_engine.training.resuming import Cadence, Checkpoints
-from allo_engine.training.validation import Validation
+from allo_engine.training.validation import Measure, Validation
 from allo_engine.training.zero import Sharded
 
 MOST_PLANNED = 10**8
@@ -53,7 +53,7 @@ class Trainer:
 
     `written` is called after each step, for parameters that stand beside the weights (see sparse.py). `zero` is the
     stage of ZeRO that shares the parameters out over the ranks; `way` is the model where that is shared out already,
-    but for the parameters.
+    but for the parameters. `is_whole` says that every rank has all of it.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Trainer:
         zero: int = 0,
         way: Rows | None = None,
     ) -> None:
-        self._model, self._config = model, config
+        self.model, self._config = model, config
         self._report, self._rows, self._written, self._ranks = report, rows, written, here()
-        self._before = 0
+        self._before, self.is_whole = 0, not (zero or way)
         if model.device.type == "cpu" and way is None:
             keep_freed_memory()
         if config.gradient_checkpointing is True:
@@ -110,12 +110,14 @@ class Trainer:
             return [row for epoch, batch in self._plan(groups) if epoch == 0 for row in cut(batch, budget)]
 
         def scored(groups: Sequence[Group], tick: Callable[[int, int], None], how: Cut) -> PerToken:
-            return known_or_scored(lambda: self._model, groups, cache, self._rows, tick, how, lambda _: self._descent)
+            return known_or_scored(lambda: self.model, groups, cache, self._rows, tick, how, lambda _: self._descent)
 
         apart = scored(held, stop_if_asked, responses_apart)
         return {**apart, **scored(groups, tick, responses_apart if cache.is_shared else first_epoch)}
 
-    def train(self, groups: Sequence[Group], objective: Objective, held: Sequence[Group] = ()) -> dict[str, float]:
+    def train(
+        self, groups: Sequence[Group], objective: Objective, held: Sequence[Group] = (), measure: Measure | None = None
+    ) -> dict[str, float]:
         """Train on groups for the configured epochs, or until those that are `held` out say that it is enough; the last
         epoch's mean figures.
 
@@ -125,17 +127,19 @@ class Trainer:
         self._settle([*groups, *held])
         plan = self._plan(groups)
         of = (held, objective, partial(self._scored, held), self._config, len(plan), self._descent, self._work)
-        self._validation = Validation(*of, self._report)
+        self._validation = Validation(*of, self._report, measure)
         self._averaging = Averaging(self._config, len(plan), self._descent, self._work, self._report)
-        with closing(Feed([batch for _, batch in plan], objective.given, self._model.device)) as feed:
+        with closing(Feed([batch for _, batch in plan], objective.given, self.model.device)) as feed:
             step, totals = self._steps(plan, feed, objective)
         found = self._settled(step, totals, bool(held))
         tokens = sum(_tokens(batch) for _, batch in plan[:step])
         return {"steps": step, "trained_tokens": tokens, **totals.means(), **found}
 
-    def validated(self) -> dict[str, float]:
-        """The figures of what is held out, of the model as it stands behind its training."""
-        return self._validation.figures()
+    def validated(self) -> tuple[tuple[float, float], dict[str, float]]:
+        """How the model stands behind its training, as it is now, by what is held out: of two, the better is the
+        lesser. And the figures that say so."""
+        figures = self._validation.figures()
+        return self._validation.standing(figures), figures
 
     def _settled(self, step: int, totals: Totals, validates: bool) -> dict[str, float]:
         """Have the model as its result: what is told of that."""
@@ -155,14 +159,14 @@ class Trainer:
                 raise Stopped
 
         def attempt(budget: int) -> PerToken:
-            return score_rows(self._model, responses_apart(held, budget), tick, self._descent)
+            return score_rows(self.model, responses_apart(held, budget), tick, self._descent)
 
         return everyones(self._rows.fit(attempt, held))
 
     def _settle(self, groups: Sequence[Group]) -> None:
         """Compute activations twice from here on, where memory asks for it."""
         if self._rows.settle(groups):
-            recompute_activations(self._model)
+            recompute_activations(self.model)
 
     def _plan(self, groups: Sequence[Group]) -> list[Step]:
         config = self._config

@@ -1,15 +1,15 @@
 """The best checkpoint and an early stop, by a share of a stage's items that it does not train on.
 
 The share is one of contents: what is held out stays held out whatever else a file holds. The loss on it is the stage's
-own. What a validation finds stands in the checkpoints for resuming, so that a run that was cut goes on as the run that
-was not, and all ranks find the same.
+own; a measure, where there is one, comes before the loss. What a validation finds stands in the checkpoints for
+resuming, so that a run that was cut goes on as the run that was not, and all ranks find the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from allo_engine.bases_trained import TrainingConfig
@@ -50,18 +50,32 @@ def held_out(groups: Sequence[Group], config: TrainingConfig) -> Sides:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A share, the better the higher, by which checkpoints are held against each other: a figure of the objective's by
+    its name, or under that name what `asked` finds of the model as it stands."""
+
+    name: str
+    asked: Callable[[], float] | None = None
+
+
+@dataclass(frozen=True)
 class Course:
-    """How far a validation is: the step behind which it was last taken, the best step and its loss, and how many were
-    no better since."""
+    """How far a validation is: the step behind which it was last taken, the best step with its loss and measure, and
+    how many were no better since."""
 
     at: float = 0
     best: float = 0
     loss: float = math.inf
     waited: float = 0
+    measured: float = -1
+
+    def standing(self) -> tuple[float, float]:
+        return -self.measured, self.loss
 
 
 class Validation:
-    """Of a model in training, by the items that are held out; where none are, there is none.
+    """Of a model in training, by the items that are held out; where none are, there is none. Without a `measure` the
+    loss alone says which model is best.
 
     `scored` gives logπ of their responses as the model stands. The whole training has `steps`. The best values of
     `state` are kept in `work`.
@@ -77,8 +91,10 @@ class Validation:
         state: State,
         work: Path,
         report: Report,
+        measure: Measure | None = None,
     ) -> None:
         self._held, self._objective, self._scored, self._config = held, objective, scored, config
+        self._measure, self._names = measure, (measure.name,) if measure else ()
         self._steps, self._points = steps, frozenset(points(config, steps))
         self._best, self._report, self._course = Checkpoints(work / "best", Values(state), report), report, Course()
 
@@ -96,14 +112,23 @@ class Validation:
         """The figures of the held-out items that are finite numbers; and whether the model is the best so far, and was
         kept."""
         figures, before = self.figures(), self._course
-        loss = figures.get("loss", math.inf)
-        better = loss < before.loss
+        better = self.standing(figures) < before.standing()
         if better:
             self._best.save(step, {})
-            self._course = Course(step, step, loss)
+            self._course = Course(step, step, figures["loss"], measured=self._measured(figures))
         else:
-            self._course = Course(step, before.best, before.loss, before.waited + 1)
+            self._course = replace(before, at=step, waited=before.waited + 1)
         return {f"validation_{name}": value for name, value in figures.items()}, better
+
+    def standing(self, figures: Mapping[str, float]) -> tuple[float, float]:
+        """Of two models, the one with the lesser is better by its figures; of one without a finite loss it is that of
+        none."""
+        if "loss" not in figures:
+            return 1, math.inf
+        return -self._measured(figures), figures["loss"]
+
+    def _measured(self, figures: Mapping[str, float]) -> float:
+        return sum(figures.get(name, 0.0) for name in self._names)
 
     def figures(self) -> dict[str, float]:
         """Those of the held-out items that are finite numbers, of the model as it stands."""
@@ -115,7 +140,10 @@ class Validation:
             )
             loss, figures = self._objective(group, own, given)
             readings.add({"loss": (loss, self._objective.weight(group)), **figures})
-        return {name: value for name, value in readings.read().means().items() if math.isfinite(value)}
+        found = readings.read().means()
+        if self._measure and self._measure.asked:
+            found[self._measure.name] = self._measure.asked()
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def sums(self) -> dict[str, list[float]]:
         """The course, to stand among a checkpoint's figures."""
@@ -132,8 +160,8 @@ class Validation:
         course, steps, best = self._course, self._steps, int(self._course.best)
         if not self._held:
             return {"averaged": averaged} if averaged else {}
-        mean = {"average_validation_loss": self.figures().get("loss", math.inf)} if averaged else {}
-        told = {name: value for name, value in mean.items() if math.isfinite(value)}
+        mean = self.figures() if averaged else {}
+        told = {f"average_validation_{name}": mean[name] for name in ("loss", *self._names) if name in mean}
         if not best:
             self._report.message("No validation gave a finite loss: the last step is the result.", "warn")
             return {"result_step": step, **({"averaged": averaged} if averaged else {})}
@@ -144,15 +172,19 @@ class Validation:
                 data={"step": step, "steps": steps},
             )
         told |= {"best_step": best, "best_validation_loss": course.loss}
-        if averaged and (self._config.keep == "last" or told.get("average_validation_loss", math.inf) < course.loss):
+        told |= {f"best_validation_{name}": course.measured for name in self._names}
+        if averaged and (self._config.keep == "last" or self.standing(mean) < course.standing()):
             self._report.message(f"The result is the mean of the last {averaged} checkpoints.", data=told)
             return {"result_step": step, "averaged": averaged, **told}
         is_here = best == step and not averaged
         kept = self._config.keep == "best" and (is_here or self._best.load(best) is not None)
         if kept:
+            why = f"loss of {course.loss:.4f} on held-out items is the least"
+            for name in self._names:
+                why = f"{name.replace('_', ' ')} of {100 * course.measured:.1f} % on held-out items is the highest"
             self._report.message(
-                f"The result is the model behind step {best} of {steps}, whose loss of {course.loss:.4f} on held-out "
-                "items is the least.",
-                data={"step": best, "steps": steps, "validation_loss": course.loss},
+                f"The result is the model behind step {best} of {steps}, whose {why}.",
+                data={"step": best, "steps": steps, "validation_loss": course.loss}
+                | {f"validation_{name}": course.measured for name in self._names},
             )
         return {"result_step": best if kept else step, **told}

@@ -121,7 +121,10 @@ def _chosen(figures: Mapping[str, Any]) -> Iterator[str]:
     if figures.get("averaged"):
         yield f"the result is the mean of the last {figures['averaged']:g} checkpoints"
     elif best is not None and best == taken:
-        yield f"the result is the model behind step {best:g} of {figures['steps']:g}, the best on what was held out"
+        right = figures.get("best_validation_accuracy")
+        answered = "" if right is None else f", of which it answers {_percent(right)} rightly"
+        step = f"step {best:g} of {figures['steps']:g}"
+        yield f"the result is the model behind {step}, the best on what was held out{answered}"
     elif best is not None:
         yield f"the result is the last step, {taken:g}; the best on what was held out is that behind step {best:g}"
     if "scale" in figures:

@@ -26,7 +26,8 @@ def planned(train: str) -> list[PlannedStage]:
     shorthand = SETTINGS | {"all": {}, "mask": {"train": "mask"}, "shared": {"zero": 3}, "parted": parted}[train]
     warmup = {"warmup": {"mask_ratio": 0.3}}
     asked = {"all": {}, "mask": warmup, "shared": {"forget": {"train": "all"}}, "parted": warmup}[train]
-    trained = plan("supervised", Data("problems"), {}, shorthand)
+    asked_of_it = {"best_by": "accuracy"} if train in ("all", "mask") else {}  # which one that is shared out is not
+    trained = plan("supervised", Data("problems"), {}, shorthand | asked_of_it)
     tried = {"improve": {"scales": (0.5, 1.0)}}
     return [*trained, *plan("allo", Data("preferences"), asked | tried, shorthand)]
 

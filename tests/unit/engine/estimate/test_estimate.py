@@ -189,6 +189,24 @@ def test_each_scale_that_is_tried_is_one_more_look_at_what_is_held_out(model_fol
     assert two > none > 0
 
 
+def test_held_out_problems_are_answered_as_often_as_they_are_looked_at(model_folder: Path, tmp_path: Path) -> None:
+    """Each time as many tokens as the right responses have; the loss alone decodes nothing."""
+
+    def decoded(name: str, stage: str, **settings: Any) -> tuple[float, float]:
+        """Tokens that are answered, and those that are scored."""
+        job = _job("allo", model_folder, tmp_path / name, {**SHORT, stage: {"validation_share": 0.5, **settings}})
+        (work,) = count(job, [CPU])
+        load = next(views[0] for views in work.views if views[0].stage == stage)
+        return load.decoding.decoded, load.forward[0].tokens
+
+    for stage in ("warmup", "improve"):
+        answered, scored = decoded(f"{stage}-once", stage, best_by="accuracy")
+        again, scored_again = decoded(f"{stage}-twice", stage, best_by="accuracy", average=2, n_epochs=2)
+        assert 0 < answered < again
+        assert again / answered == pytest.approx(scored_again / scored)
+        assert decoded(f"{stage}-loss", stage) == (0, scored)
+
+
 def test_pairs_outside_the_pass_rate_are_not_counted(model_folder: Path, tmp_path: Path) -> None:
     def pairs(name: str, rates: tuple[float, float]) -> int:
         stages = {"sample": SHORT["sample"], "pair": {"pass_rate": rates}}

@@ -72,5 +72,7 @@ def test_the_checkpoint_that_is_a_stages_result_is_told() -> None:
     assert first == "- `warmup`; the result is the model behind step 12 of 40, the best on what was held out"
     assert second.endswith("is the mean of the last 3 checkpoints; of several scales 0.5 was the best on it")
     assert evaluate == "- `evaluate`"
+    *_, asked, _, _ = section("Stages and settings", {"warmup": best | {"best_validation_accuracy": 0.45}})
+    assert asked.endswith("behind step 12 of 40, the best on what was held out, of which it answers 45.0 % rightly")
     *_, kept, _, _ = section("Stages and settings", {"warmup": best | {"result_step": 40}})
     assert kept.endswith("; the result is the last step, 40; the best on what was held out is that behind step 12")
