@@ -26,7 +26,6 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_C
 import argparse
 import contextlib
 import faulthandler
-import gc
 import importlib
 import json
 import pkgutil
@@ -115,7 +114,6 @@ def _guarded(
     with loading():
         module = importlib.import_module(f"allo_engine.stages.{stage}")
         from allo_engine.model.rows import is_out_of_memory  # here, as torch comes with it
-    gc.freeze()  # what is loaded stays to the end: a collection, which a stage asks for often, would look at all of it
     try:
         with ranks():
             figures = module.run(*arguments)

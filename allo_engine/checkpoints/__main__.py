@@ -10,6 +10,7 @@ import torch
 
 from allo_engine.checkpoints.delta import Delta
 from allo_engine.checkpoints.delta import merge as merge_into
+from allo_engine.forks import leave
 from allo_engine.report import StageError
 
 
@@ -47,4 +48,4 @@ def info(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

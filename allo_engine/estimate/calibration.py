@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from allo_engine.estimate.rates import TRAINING, Calibration, flops, processor
+from allo_engine.forks import leave
 from allo_engine.model.attention import attended
 from allo_engine.model.loading import device, dtype_of, load_model
 from allo_engine.model.logps import computing, token_logps
@@ -228,4 +229,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

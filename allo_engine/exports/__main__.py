@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+from allo_engine.forks import leave
 from allo_engine.importing import loading
 from allo_engine.report import StageError
 
@@ -56,4 +57,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

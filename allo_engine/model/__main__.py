@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from allo_engine.forks import leave
 from allo_engine.importing import loading
 
 with loading():
     from allo_engine.model.probe import main
 
 main(Path(sys.argv[1]))
+leave(0)
