@@ -160,6 +160,11 @@ def notes(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
             f"How long {', '.join(slow)} will take is not known, because no worker that could run it has measured how "
             "fast it is: a worker does once it has rested for a while. `allo workers` shows which have."
         )
+    if any(getattr(stage.config, "harness", None) for stage in plan.admitted.planned):
+        found.append(
+            "What the tasks of lm-evaluation-harness take is in no figure here: the worker alone knows how large they "
+            "are. evaluate.harness.limit bounds them."
+        )
     found += _of_time(plan.admitted.new.max_seconds, total(stages))
     if not plan.past.stages:
         found.append("No stage of yours that was estimated has ended yet, so that nothing tells how far off this is.")

@@ -191,6 +191,12 @@ def test_what_a_submit_warns_of_an_estimate_notes(domain: Domain) -> None:
         assert any("sampled after it" in note for note in notes(plan, told(plan, {}))) == warned
 
 
+def test_tasks_of_the_harness_are_told_not_to_be_counted(domain: Domain) -> None:
+    for harness, noted in (({"tasks": ["arc_easy"]}, True), (None, False)):
+        plan = planned(domain, replace(ALLO, stages={"evaluate": {"harness": harness}}), fast=FAST)
+        assert any("lm-evaluation-harness" in note for note in notes(plan, told(plan, {}))) == noted
+
+
 def test_an_estimate_says_what_more_rates_take_until_one_is_chosen(house: Domain, counts: Counts) -> None:
     new = replace(REAL, stages={"sft": {}, "improve": {"beta": 0.2}}, hyperparameters={})
     plan = planned(house, new, fast=FAST)
