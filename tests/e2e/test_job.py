@@ -23,7 +23,7 @@ import openai
 import psutil
 import pytest
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from openai.types.fine_tuning import FineTuningJobEvent
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -298,6 +298,25 @@ def test_a_second_round_goes_on_from_the_merged_model_of_the_first(
     )
     assert generated(second)
     assert (first / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()
+
+
+def test_the_best_checkpoint_by_accuracy_is_told_wherever_the_job_is_looked_at(
+    service: Service, client: openai.OpenAI, files: dict[str, str], tmp_path: Path
+) -> None:
+    best = {"validation_share": 0.4, "evaluate_every": 1, "best_by": "accuracy"}
+    job = submit(client, files, "supervised", {"sft": {"learning_rate": 3e-3, "n_epochs": 3, "batch_size": 4, **best}})
+    wait(client, job, status_is(client, job, "succeeded"))
+    told = stages_of(client, job)["sft"]["metrics"]
+    events = [event.message for event in client.fine_tuning.jobs.list_events(job, limit=100)]
+    assert any(
+        f"{100 * told['best_validation_accuracy']:.1f} % on held-out items is the highest" in one for one in events
+    )
+    card = Path(
+        hf_hub_download(f"jobs/{job}", "README.md", endpoint=service.url, token=service.key, cache_dir=tmp_path)
+    )
+    assert f"behind step {told['best_step']:g} of {told['steps']:g}, the best on what was held out, of which" in (
+        card.read_text()
+    )
 
 
 class Shell:
