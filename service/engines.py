@@ -25,21 +25,27 @@ class Patience:
     lock: float = 10.0
 
 
+def takes_one_writer(url: str) -> bool:
+    """Whether only one connection at a time can write."""
+    return url.startswith("sqlite")
+
+
 def make_engine(url: str, patience: Patience | None) -> Engine:
     """The engine of a URL; without patience, a statement may take as long as it takes: a migration does."""
     options = {"pool_size": 20, "max_overflow": 30, "json_deserializer": _read_json}
-    if url.startswith("sqlite"):
+    if takes_one_writer(url):
         engine = create_engine(url, **options)
         event.listen(
             engine, "connect", partial(_configure_sqlite, patience.lock if patience else _MIGRATION_LOCK_SECONDS)
         )
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = create_engine(_with_psycopg(url), pool_pre_ping=True, **options)
+    engine = create_engine(_with_psycopg(url), **options)
     if patience is not None:
-        from service.postgres import connector  # here: where there is none, its driver need not be loaded
+        from service.postgres import connector, pinger  # here: where there is none, its driver need not be loaded
 
         event.listen(engine, "do_connect", connector(patience))
+        event.listen(engine, "checkout", pinger(patience))
     return engine
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from sqlalchemy.exc import InvalidatePoolError
 
 from service.engines import Patience
 
 _INTERVAL = 0.1
 _GRACE_SECONDS = 1.0
 """What the server gets beyond its own time-outs: its own words, where it has any, are better."""
+
+
+class Silent(psycopg.OperationalError):
+    """The server may be there, and says nothing."""
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -24,7 +29,14 @@ class _Connection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout or self.seconds)
         except psycopg.errors._WaitTimeout:
             self.close()
-            raise psycopg.OperationalError(f"the database said nothing for {self.seconds} s") from None
+            raise Silent(f"the database said nothing for {self.seconds} s") from None
+
+    def ping(self, seconds: float) -> None:
+        """Raises where the server is gone, and Silent where it says nothing for so long."""
+        patient, self.seconds = self.seconds, seconds
+        self.autocommit = True
+        self.execute("")
+        self.autocommit, self.seconds = False, patient
 
 
 def connector(patience: Patience) -> Callable[..., Any]:
@@ -43,3 +55,18 @@ def connector(patience: Patience) -> Callable[..., Any]:
         return connection
 
     return connect
+
+
+def pinger(patience: Patience) -> Callable[..., None]:
+    """For the pool's `checkout`: whether a connection that was opened earlier still leads to a server. One that is gone
+    may be back, and all connections are opened anew; one that says nothing to this would say nothing to a new one."""
+
+    def ping(connection: _Connection, _record: Any, _proxy: Any) -> None:
+        try:
+            connection.ping(patience.connect)
+        except Silent:
+            raise
+        except psycopg.OperationalError as error:
+            raise InvalidatePoolError from error
+
+    return ping

@@ -92,6 +92,34 @@ def test_a_postgresql_that_freezes_is_given_up_after_a_statements_patience(postg
     database.close()
 
 
+def test_a_postgresql_that_freezes_between_two_transactions_is_waited_for_once_and_for_as_long_as_a_connection(
+    postgres: str,
+) -> None:
+    database = Database(postgres, patience=Patience(connect=0.5, statement=PATIENCE))
+    with database.snapshot() as session:
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        with pytest.raises(OperationalError, match=r"said nothing for 0\.5 s"), database.snapshot() as session:
+            session.execute(text("SELECT 1"))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    database.ping()
+    database.close()
+
+
+def test_a_connection_that_was_cut_between_two_transactions_is_opened_anew(postgres: str) -> None:
+    database, other = Database(postgres), Database(postgres)
+    with database.snapshot() as session:
+        backend = session.scalar(text("SELECT pg_backend_pid()"))
+    with other.snapshot() as session:
+        session.execute(text("SELECT pg_terminate_backend(:pid, 60000)"), {"pid": backend})
+    with database.snapshot() as session:
+        assert session.scalar(text("SELECT pg_backend_pid()")) != backend
+    for one in (database, other):
+        one.close()
+
+
 def test_whoever_falls_silent_in_the_middle_of_a_transaction_holds_up_nobody_for_long(postgres: str) -> None:
     silent, other = Database(postgres, patience=Patience(statement=0.5)), Database(postgres, patience=Patience(lock=60))
     taken = text("SELECT pg_advisory_xact_lock(1)")
