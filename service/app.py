@@ -48,7 +48,7 @@ from service.api.query import known_query
 from service.api.reading import Answers, make_readers
 from service.broker import Broker, CeleryBroker
 from service.db import Database
-from service.engines import Patience
+from service.engines import Patience, takes_one_writer
 from service.exchange import Exchange
 from service.gate import Bounded
 from service.jobs.access.keys import KeyRing
@@ -58,7 +58,7 @@ from service.jobs.data.insights import Insights
 from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.errands import Scratch
 from service.jobs.forecast.expecting import Expectations
-from service.jobs.running.workers import Watch, offers
+from service.jobs.running.workers import Watch
 from service.jobs.trying import Trying
 from service.migrating import migrate
 from service.pages.app import create_pages, home, prepare
@@ -84,7 +84,8 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
     """The app over the parts that the settings name, their tables brought up to date."""
     settings.open_data_dir()
     migrate(settings.database)
-    database = Database(settings.database, patience=PATIENCE, gate=Bounded(WRITERS))
+    gate = Bounded(WRITERS, inside=1 if takes_one_writer(settings.database) else WRITERS)
+    database = Database(settings.database, patience=PATIENCE, gate=gate)
     broker = broker or CeleryBroker(settings.broker_url, settings.queue)
     context = _context(settings, database, broker)
     pages = create_pages(context)
@@ -158,14 +159,12 @@ def _context(settings: Settings, database: Database, broker: Broker) -> Context:
             database,
             store,
             Exchange(settings.broker_url, settings.queue),
-            lambda: [view.worker.id for view in watch.living(database)],
+            lambda: list(watch.living(database)),
         ),
         feed=Feed(database),
         insights=Insights(scratch),
         counts=counts,
-        expectations=Expectations(
-            database, store, counts, lambda: offers(watch.living(database)), settings.teacher_hosts
-        ),
+        expectations=Expectations(database, store, counts, lambda: watch.living(database), settings.teacher_hosts),
     )
 
 
