@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -22,6 +22,7 @@ from service.jobs.data.insights import Insights
 from service.jobs.errors import Forbidden
 from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.expecting import Expectations
+from service.jobs.running.placement import Offer
 from service.jobs.running.workers import Watch, WorkerView
 from service.jobs.tables import ApiKey
 from service.jobs.trying import Trying
@@ -63,6 +64,10 @@ class Context:
 
     def workers(self) -> list[WorkerView]:
         """The workers that live, as far as this process has watched them."""
+        return self.watch.views(self.database)
+
+    def offers(self) -> Mapping[str, Offer]:
+        """What they offer, by their names."""
         return self.watch.living(self.database)
 
 

@@ -30,7 +30,6 @@ from service.jobs.forecast.foresight import (
     told,
     total,
 )
-from service.jobs.running import workers
 from service.jobs.running.placement import Offer
 from service.jobs.submission import Sender
 from service.jobs.sweeping import sweeps
@@ -57,7 +56,7 @@ async def estimated(request: Request, parts: Context, key: ApiKey, body: CreateJ
     """The answer. Raises what a submit raises; InvalidRequest where the job would fail, and Unavailable."""
 
     def plan() -> Plan:
-        offers = workers.offers(parts.workers())
+        offers = parts.offers()
         return foresee(parts.database, parts.store, body.asked(), sender_of(parts, key), offers)
 
     planned = await to_thread.run_sync(plan, limiter=parts.readers)
@@ -71,7 +70,7 @@ async def estimated_sweep(request: Request, parts: Context, key: ApiKey, body: C
     """The same for a sweep: what all of its points take, of stages that several share one."""
 
     def plan() -> list[tuple[Point, Plan]]:
-        offers = workers.offers(parts.workers())
+        offers = parts.offers()
         sender = sender_of(parts, key)
         return sweeps.foresee(parts.database, parts.store, body.asked(), body.sweep, sender, offers)
 

@@ -62,7 +62,7 @@ async def ready(parts: Parts, response: Response) -> Ready:
     if not (checks["database"] and checks["broker"] and checks["disk"]):
         response.status_code = 503
         return {"status": "unavailable", "checks": checks, "workers": []}
-    workers = [_living(view.offer) for view in parts.watch.seen] if checks["worker"] else []
+    workers = [_living(offer) for offer in parts.watch.seen.values()] if checks["worker"] else []
     return {"status": "ok" if workers else "no_worker", "checks": checks, "workers": workers}
 
 

@@ -49,8 +49,9 @@ def _submit(parts: Context, key: ApiKey, call: Call, body: CreateJob) -> dict[st
 
 def submit(parts: Context, key: ApiKey, body: CreateJob) -> dict[str, Any]:
     """A new job of the key's owner, as it is shown."""
-    view = service.submit(parts.database, parts.store, body.asked(), sender_of(parts, key), _offers(parts))
-    answer: dict[str, Any] = jsonable_encoder(_shown(parts, view))
+    offers = _offers(parts)
+    view = service.submit(parts.database, parts.store, body.asked(), sender_of(parts, key), offers)
+    answer: dict[str, Any] = jsonable_encoder(render.job(view, parts.database.now(), offers))
     return answer
 
 
@@ -145,4 +146,4 @@ def _shown(parts: Context, view: JobView) -> dict[str, Any]:
 
 def _offers(parts: Context) -> list[Offer]:
     """What the workers that live have."""
-    return [view.offer for view in parts.workers()]
+    return list(parts.offers().values())

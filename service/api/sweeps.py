@@ -36,7 +36,7 @@ async def create(parts: Parts, key: Submitter, call: Calling, body: CreateSweep)
 
 def _submit(parts: Context, key: ApiKey, call: Call, body: CreateSweep) -> Json:
     def submit() -> Json:
-        offers = [view.offer for view in parts.workers()]
+        offers = list(parts.offers().values())
         sender = sender_of(parts, key)
         return _whole(sweeps.submit(parts.database, parts.store, body.asked(), body.sweep, sender, offers))
 

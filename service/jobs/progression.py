@@ -22,7 +22,7 @@ from service.jobs.clean import clean_json, clean_text
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JOB_ENDED, STAGE_ENDED, JobStatus, StageStatus, move
 from service.jobs.presence import Contents, is_there
-from service.jobs.repository import tracked
+from service.jobs.repository import told, tracked
 from service.jobs.tables import Artifact, Event, File, Job, Model, Stage
 
 InputFiles = tuple[tuple[str, str, int], ...]
@@ -44,7 +44,7 @@ def advance(session: Session, store: Contents, job: Job, now: int) -> None:
                 by_name[name].status is StageStatus.SUCCEEDED for name in needs(stage)
             ):
                 _ready(session, store, job, stage, now)
-    settle(session, job, now)
+    _settle(session, job, stages, now)
 
 
 def needs(stage: Stage) -> tuple[str, ...]:
@@ -75,8 +75,8 @@ def name_result(session: Session, job: Job, stage: Stage) -> dict[str, InputFile
 
 def line_of(job: Job, stage: Stage) -> str:
     """The line that the stage waits in: of stages that the dispatcher cannot tell apart but by their age."""
-    told = json.dumps([job.owner, job.priority, stage.code, stage.needs], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    alike = json.dumps([job.owner, job.priority, stage.code, stage.needs], sort_keys=True)
+    return hashlib.sha256(alike.encode()).hexdigest()[:16]
 
 
 def reuse(session: Session, store: Contents, job: Job, stage: Stage, now: int) -> bool:
@@ -117,7 +117,10 @@ def complete(session: Session, job: Job, stage: Stage, now: int, message: str) -
 
 def settle(session: Session, job: Job, now: int) -> None:
     """Ends the job where nothing of it is left to run."""
-    stages = repository.stages(session, [job.id])
+    _settle(session, job, repository.stages(session, [job.id]), now)
+
+
+def _settle(session: Session, job: Job, stages: Sequence[Stage], now: int) -> None:
     if job.status in JOB_ENDED or any(stage.status not in STAGE_ENDED for stage in stages):
         return
     if job.cancel_requested:
@@ -163,14 +166,14 @@ def add_event(
 ) -> None:
     """Writes the next event: the job's row is locked, so its count gives a number without a gap. Its time is never
     earlier than that of the one before, whoever's clock that was."""
-    before = repository.event_time(session, job.id, job.event_count) if job.event_count else None
+    time = told.no_earlier(now, job.id, job.event_count)
     job.event_count += 1
     session.add(
         Event(
             id=new_id("ftevent"),
             job_id=job.id,
             seq=job.event_count,
-            created_at=max(now, before or now),
+            created_at=time,
             level=level,
             type=kind,
             message=clean_text(message),

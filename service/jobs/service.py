@@ -80,9 +80,10 @@ def submit(
         check_limit(session, sender, now)
         job = create(session, admit(session, store, new, sender, now), now)
         advance(session, store, job, now)
+        view = _view(session, job)
         if offers is not None:
-            tell_missing(session, job, offers, now)
-        return _view(session, job)
+            tell_missing(session, job, view.stages, offers, now)
+        return view
 
 
 def read(database: Database, owner: str, job_id: str) -> JobView:

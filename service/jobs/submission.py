@@ -129,9 +129,9 @@ def create(session: Session, admitted: Admitted, now: int) -> Job:
     return job
 
 
-def tell_missing(session: Session, job: Job, offers: Sequence[Offer], now: int) -> None:
+def tell_missing(session: Session, job: Job, stages: Sequence[Stage], offers: Sequence[Offer], now: int) -> None:
     """Warns of every stage that no worker can run. The job waits, and goes on by itself once one can."""
-    left = [stage for stage in repository.stages(session, [job.id]) if stage.status not in STAGE_ENDED]
+    left = [stage for stage in stages if stage.status not in STAGE_ENDED]
     lacks = {stage.name: missing(stage.name, Needs.read(stage.needs), offers) for stage in left}
     for message in dict.fromkeys(filter(None, lacks.values())):
         waiting = [name for name, lack in lacks.items() if lack == message]

@@ -195,7 +195,7 @@ def _shown(request: Request, parts: Context, view: JobView, left: int = 0) -> Re
 def _live(parts: Context, view: JobView) -> dict[str, Any]:
     """What job_live.html shows."""
     now = parts.database.now()
-    job = render.job(view, now, [worker.offer for worker in parts.workers()])
+    job = render.job(view, now, list(parts.offers().values()))
     turns = story.read_turns(parts.database, view.job.id, TURNS)
     courses = history.courses(view.job, view.stages, turns, now)
     stages = [

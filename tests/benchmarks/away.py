@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +41,13 @@ SUBMISSION = "a submission"
 
 Fault = AbstractContextManager[None]
 """It is there from its `with` on."""
+
+
+@contextmanager
+def all_well() -> Iterator[tuple[House, Fault]]:
+    """What so many ask costs by itself."""
+    with housed(max_active_jobs=MANY) as house:
+        yield house, nullcontext()
 
 
 @contextmanager
@@ -185,6 +192,7 @@ def _cases(
 
 
 CASES = (
+    *_cases("all is well", all_well, AT_ONCE, AT_ONCE),
     *_cases("SQLite is locked", sqlite_locked, AT_ONCE, LOCK),
     *_cases("the broker is frozen", broker_frozen, AT_ONCE, AT_ONCE),
     *_cases("the database's disk is full", disk_full, AT_ONCE, AT_ONCE),

@@ -1,10 +1,10 @@
-"""Queries about what a job told, for those who look at it."""
+"""Queries about what a job told, for those who look at it, and of its next event."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import or_, select
+from sqlalchemy import ScalarSelect, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from service.jobs.tables import Event
@@ -33,3 +33,9 @@ def metric_places(session: Session, job_id: str) -> Iterator[tuple[int, str | No
     columns = row.seq, row.data["stage"].as_string(), row.data["step"].as_string()
     query = select(*columns).where(row.job_id == job_id, row.type == "metrics").order_by(row.seq)
     yield from map(tuple, session.connection().execute(query))
+
+
+def no_earlier(now: int, job_id: str, seq: int) -> ScalarSelect[int]:
+    """Now, or the time of that event, where it has a later one: part of what is written, and asked by the way."""
+    its = func.max(Event.created_at)
+    return select(case((its > now, its), else_=now)).where(Event.job_id == job_id, Event.seq == seq).scalar_subquery()

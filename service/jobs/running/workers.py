@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from service.db import Database
@@ -78,22 +78,24 @@ class Watch:
 
     def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease, self._clock, self._vigil = lease, clock, Vigil()
-        self.seen: Sequence[WorkerView] = ()
-        """Those that lived when somebody looked last."""
+        self.seen: Mapping[str, Offer] = {}
+        """What those offered that lived when somebody looked last."""
 
-    def living(self, database: Database) -> list[WorkerView]:
-        """The workers that live, as far as this process has watched them."""
-        views, now = read_workers(database), self._clock()
-        self._vigil.see([_sign(view) for view in views], now)
-        found = [view for view in views if self._vigil.still(_sign(view), now) < self._lease]
-        self.seen = found
-        return found
+    def living(self, database: Database) -> Mapping[str, Offer]:
+        """What the workers offer that live, as far as this process has watched them; by their names, in that order."""
+        with database.snapshot() as session:
+            rows = repository.workers(session)
+        now = self._clock()
+        self._vigil.see([_sign(row) for row in rows], now)
+        lives = [row for row in rows if self._vigil.still(_sign(row), now) < self._lease]
+        self.seen = {row.id: Offer.read(row.offer) for row in lives}
+        return self.seen
+
+    def views(self, database: Database) -> list[WorkerView]:
+        """The same workers, with what is under way on them."""
+        living = self.living(database)
+        return [view for view in read_workers(database) if view.worker.id in living]
 
 
-def offers(views: Sequence[WorkerView]) -> Mapping[str, Offer]:
-    """What workers offer, by their names."""
-    return {view.worker.id: view.offer for view in views}
-
-
-def _sign(view: WorkerView) -> tuple[str, int]:
-    return view.worker.id, view.worker.beat
+def _sign(worker: Worker) -> tuple[str, int]:
+    return worker.id, worker.beat

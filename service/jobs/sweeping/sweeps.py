@@ -58,7 +58,7 @@ def submit(
             job = create(session, one, now)
             job.sweep_id, job.sweep_point = sweep_id, dict(point)
             advance(session, store, job, now)
-            tell_missing(session, job, offers, now)
+            tell_missing(session, job, repository.stages(session, [job.id]), offers, now)
         return read(database, sender.owner, sweep_id)
 
 

@@ -21,6 +21,7 @@ from service.app import create_app
 from service.db import Base, Database
 from service.jobs import service
 from service.jobs.access.keys import create_key
+from service.jobs.data.usage import count_active
 from service.jobs.repository import Page
 from service.jobs.running import attempts, dispatch
 from service.jobs.tables import Stage
@@ -249,4 +250,5 @@ def test_a_database_of_the_first_version_with_ten_thousand_jobs_comes_to_the_new
         with database.transaction() as session:  # many wait in a line, none in no line
             session.execute(sa.update(Stage).where(Stage.position == 0).values(status="ready", line="one"))
         assert passed_over(database, lambda: dispatch.look(database)) < JOBS / 10
+        assert passed_over(database, lambda: count_active(database, OWNER)) < JOBS / 10
     database.close()

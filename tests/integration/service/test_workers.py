@@ -60,14 +60,14 @@ def test_who_watches_goes_by_its_own_clock(database: Database) -> None:
     watch = Watch(lease=60, clock=lambda: now[0])
     for name in ("dies", "lives"):
         workers.beat(database, name, "host", an_offer())
-    assert ids(watch.living(database)) == ["dies", "lives"]
+    assert list(watch.living(database)) == ["dies", "lives"]
     now[0] = 59
     workers.beat(database, "lives", "host", an_offer())
-    assert ids(watch.living(database)) == ["dies", "lives"]
+    assert list(watch.living(database)) == ["dies", "lives"]
     now[0] = 60
-    assert ids(watch.living(database)) == ["lives"]
+    assert list(watch.living(database)) == ["lives"]
     workers.beat(database, "dies", "host", an_offer())
-    assert ids(watch.living(database)) == ["dies", "lives"], "it was only away"
+    assert list(watch.living(database)) == ["dies", "lives"], "it was only away"
 
 
 # --- what is placed where
