@@ -200,7 +200,9 @@ class Settings(BaseModel):
     )
     dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
     grace_seconds: Seconds = Field(
-        default=20, description="Between TERM and KILL of a training process: time to write a checkpoint."
+        default=10,
+        description="Between TERM and KILL of a training process: time to write a checkpoint. Who has none by then goes "
+        "on from the one before.",
     )
     keep_seconds: float = Field(
         default=60,

@@ -72,7 +72,7 @@ _STACK_SECONDS = 1.0
 _LET_GO_SECONDS = 5.0
 """Behind its drain, a model that answered here is gone by then, unless something is wrong with it."""
 
-_LAST_SECONDS = 5.0
+LAST_SECONDS = 2.0
 """For the checkpoint of a stage that is given back to be in the store, too: whoever takes its device waits for it."""
 
 _DAMAGED = "The checkpoint behind step {} that was kept in the store is damaged or missing: the one before is tried."
@@ -231,7 +231,7 @@ class Runner:
             over = heart.over and not heart.paused
             outcome = judge(Ending(status, last, stopped, tail, starved, over, pace.stalled), heart.interrupt)
             if isinstance(outcome, Released) and not heart.unreachable:
-                keeper.last(_LAST_SECONDS)
+                keeper.last(LAST_SECONDS)
         return outcome
 
     def _patience(self, kind: str) -> float:

@@ -80,7 +80,7 @@ class Workspace:
             yield _at_once(self.work, Path(folder))
 
     def take_up(self, store: Store, checkpoint: Kept) -> Iterator[str]:
-        """Have a checkpoint of the store in the place of all that is in the work folder; yields each file as it comes.
+        """Have a checkpoint of the store in the place of all that is in the work folder; yields as each piece comes.
         Raises StoreError, the work folder being as it was, where one of them is not whole."""
         with TemporaryDirectory(prefix="kept-", dir=self.run) as folder:
             for path, sha256, _ in checkpoint.files:
@@ -89,7 +89,7 @@ class Workspace:
                 with copied.open("xb") as file:  # no link: the engine goes on writing to some of them
                     for chunk in verified(store.open(sha256), sha256):
                         file.write(chunk)
-                yield path
+                        yield path
             _empty(self.work)
             for path, _, _ in reversed(checkpoint.files):  # the checkpoint itself comes last
                 _inside(self.work, path).parent.mkdir(parents=True, exist_ok=True)

@@ -230,7 +230,7 @@ def test_two_are_kept_at_a_time_and_their_contents_are_held(house: House) -> Non
 def test_a_stage_that_is_given_back_has_its_last_checkpoint_in_the_store(
     make_house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runner._LAST_SECONDS", PATIENCE)  # the copy stands behind all else on the machine
+    monkeypatch.setattr("worker.runner.LAST_SECONDS", PATIENCE)  # the copy stands behind all else on the machine
     house: House = make_house(**KEEPS | {"keep_seconds": 3600})
     house.behave(steps=100_000, seconds=0.01)
     job, drain = house.submit(), threading.Event()

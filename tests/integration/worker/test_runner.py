@@ -233,6 +233,23 @@ def test_a_paused_job_gives_its_device_back_uncounted_and_goes_on_to_the_same_bi
     assert pausing.artifact(jobs[1]) == straight.artifact(jobs[0])
 
 
+def test_a_paused_job_whose_trainer_does_not_stop_has_its_device_free_after_the_grace_uncounted(make_house):
+    house = make_house(**SHORT_LEASE)
+    house.behave(at={"2": "hang"})
+    job = house.submit()
+    join = in_thread(house)
+    pids = house.trainer()
+    until(lambda: house.stage(job).step == 2)
+    house.pause(job)
+    assert join() == Released()
+    assert not any(map(alive, pids.values()))
+    assert (house.stage(job).status, house.stage(job).attempt) == ("waiting", 0)
+    house.resume(job)
+    house.behave()
+    assert isinstance(run(house).run(*house.dispatch()), Succeeded)
+    assert house.starts()[1][1] == 2, "it goes on from the checkpoint that there was"
+
+
 def test_a_cancel_of_a_job_that_is_pausing_ends_it(house):
     house.behave(at={"1": "hold"})
     job = house.submit()

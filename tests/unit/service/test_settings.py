@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings
+from worker.runner import LAST_SECONDS
 
 
 def test_the_defaults_need_nothing(tmp_path: Path) -> None:
@@ -70,6 +71,13 @@ def test_a_dead_host_costs_less_than_twenty_five_seconds_by_default() -> None:
     leader_gone = default.lease_seconds / 2 + default.heartbeat_seconds
     assert leader_gone <= 15
     assert leader_gone < default.lease_seconds, "whoever stands by leads before the leader's stages are taken"
+
+
+def test_a_paused_job_frees_its_device_within_fifteen_seconds_by_default() -> None:
+    """Whatever its processes do: the next beat tells of it, they are killed once their grace is over, and their last
+    checkpoint has its time to get to the store. The rest is for the ends of all of it."""
+    default = Settings(data_dir=Path("/data"))
+    assert default.heartbeat_seconds + default.grace_seconds + LAST_SECONDS <= 14
 
 
 AWS = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "t", "AWS_SESSION_TOKEN": "s", "AWS_REGION": "eu"}
