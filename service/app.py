@@ -55,6 +55,7 @@ from service.jobs.access.keys import KeyRing
 from service.jobs.access.sessions import find_session
 from service.jobs.access.trackers import read_places
 from service.jobs.data.insights import Insights
+from service.jobs.data.marking import marked
 from service.jobs.forecast.counting import Counts
 from service.jobs.forecast.errands import Scratch
 from service.jobs.forecast.expecting import Expectations
@@ -96,6 +97,7 @@ def create_app(settings: Settings, broker: Broker | None = None) -> FastAPI:
         preparing = asyncio.create_task(_prepared(pages))
         with ExitStack() as couriers:
             couriers.enter_context(Courier(database, settings.webhook_private))
+            couriers.enter_context(marked(database, context.store))
             for teller in _tellers(settings, database):
                 couriers.enter_context(teller)
             yield

@@ -201,8 +201,8 @@ class Settings(BaseModel):
     dispatch_seconds: Seconds = Field(default=0.5, description="Between two looks for stages that are ready.")
     grace_seconds: Seconds = Field(
         default=10,
-        description="Between TERM and KILL of a training process: time to write a checkpoint. Who has none by then goes "
-        "on from the one before.",
+        description="Between TERM and KILL of a training process: time to write a checkpoint. Without one by then the "
+        "stage goes on from the one before.",
     )
     keep_seconds: float = Field(
         default=60,

@@ -16,6 +16,7 @@ from service.jobs.tables import (
     Export,
     File,
     Job,
+    Marker,
     Model,
     Stage,
     Tracking,
@@ -71,8 +72,14 @@ def holders(session: Session, retriable_since: int) -> Iterator[tuple[str | None
     for owner, sources in session.execute(needing):
         yield from ((owner, sha256) for files in sources.values() for _, sha256, _ in files)
     yield from kept.holders(session)
+    yield from ((None, sha256) for sha256 in session.scalars(select(Marker.sha256)))
     artifacts = select(Job.owner, Artifact.sha256).join(Stage, Stage.id == Artifact.stage_id)
     yield from map(tuple, session.execute(artifacts.join(Job, Job.id == Stage.job_id)))
+
+
+def marker(session: Session) -> Marker | None:
+    """What tells the service's store from others, once there is one."""
+    return session.scalar(select(Marker))
 
 
 def latest(session: Session, most: int) -> list[str]:

@@ -8,11 +8,12 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from service.jobs.lifecycle import JOB_ENDED
-from service.jobs.tables import Job, KeptCheckpoint, Lease, Stage, Worker
+from service.jobs.tables import Job, KeptCheckpoint, Lease, Marker, Stage, Worker
 
 
 def forget_workers(session: Session) -> None:
-    """And all that any process held for all."""
+    """And all that any process held for all; the store is to have a marker of its own."""
+    session.execute(delete(Marker))
     session.execute(delete(Worker))
     session.execute(update(Lease).values(holder=""))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from service.db import Database
 from service.jobs import repository
-from service.jobs.repository import holdings
 from service.jobs.running.placement import Offer
 from service.jobs.running.vigil import Vigil
 from service.jobs.tables import Stage, Worker
@@ -48,12 +47,6 @@ def forget(database: Database, worker_id: str, beat: int) -> bool:
             return False
         repository.delete_worker(session, worker_id)
         return True
-
-
-def witnesses(database: Database) -> list[str]:
-    """A few contents that a worker's store has, if it is the service's."""
-    with database.snapshot() as session:
-        return holdings.latest(session, 3)
 
 
 def busy(database: Database, worker_id: str) -> bool:

@@ -1,7 +1,7 @@
 """The tables. Timestamps are integer Unix seconds; statuses are those of the lifecycle."""
 
 from service.jobs.tables.access import ApiKey, AuditEntry, PastCall, SignIn, Tracking, WebhookDelivery, WebhookEndpoint
-from service.jobs.tables.stored import Compatibility, Damage, Scrub
+from service.jobs.tables.stored import Compatibility, Damage, Marker, Scrub
 from service.jobs.tables.work import (
     Artifact,
     Event,
@@ -29,6 +29,7 @@ __all__ = [
     "Job",
     "KeptCheckpoint",
     "Lease",
+    "Marker",
     "Model",
     "PastCall",
     "Scrub",

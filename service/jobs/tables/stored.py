@@ -33,6 +33,16 @@ class Damage(Base):
     found_at: Mapped[int] = mapped_column(BigInteger)
 
 
+class Marker(Base):
+    """What the service's own store has and no other does: a content of chance. One row."""
+
+    __tablename__ = "markers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    content: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
 class Compatibility(Base):
     """Whom the tables bear: one row. A process whose newest migration is older than `oldest` may not start on them."""
 

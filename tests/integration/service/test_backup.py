@@ -22,6 +22,7 @@ from service.backup.saving import made, save, store_in
 from service.db import Base, Database
 from service.jobs import service
 from service.jobs.data.erasing import Eraser, Keeping
+from service.jobs.data.marking import mark, witnesses
 from service.jobs.data.scrubbing import damage_in
 from service.jobs.data.sparing import BACKUP, Spared, spared
 from service.jobs.errors import Busy
@@ -157,6 +158,16 @@ def test_what_was_under_way_goes_on_and_the_old_systems_claims_are_void(
 
 
 @ON_SQLITE
+def test_a_restored_services_store_has_a_marker_of_its_own(domain: Domain, elsewhere: str, tmp_path: Path) -> None:
+    mark(domain.database, domain.store)
+    backed_up(domain, tmp_path / "backup")
+    back = restored(domain, tmp_path / "backup", elsewhere, open_store((tmp_path / "other").as_uri()))
+    with closing(back.database):
+        mark(back.database, back.store)
+        assert not any(map(domain.store.exists, witnesses(back.database)))
+        assert all(map(back.store.exists, witnesses(back.database)))
+
+
 def test_a_job_that_was_being_cancelled_is_cancelled(domain: Domain, elsewhere: str, tmp_path: Path) -> None:
     job = domain.submit(SUPERVISED).job.id
     domain.claim()

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from service.broker import BrokerDown
+from service.jobs.data.erasing import held_contents, keeping_of
+from service.jobs.data.marking import mark, witnesses
 from service.jobs.running import attempts, workers
 from service.storage.local import LocalStore
 from tests.clock import Clock
@@ -227,10 +229,32 @@ def test_a_worker_with_another_store_is_given_nothing_until_it_has_the_services(
         here.beat()
         assert workers.read_workers(house.database) == []
     assert sum("other_store" in record.getMessage() for record in caplog.records) == 1
-    for sha256 in workers.witnesses(house.database):
+    for sha256 in witnesses(house.database):
         other.put_stream(house.store.open(sha256))
     here.beat()
     assert workers.read_workers(house.database)
+
+
+def test_a_worker_with_the_store_of_a_service_that_has_the_same_contents_is_given_nothing(house, make_house, caplog):
+    theirs = make_house("theirs")
+    assert all(map(theirs.store.exists, witnesses(house.database)))
+    mark(house.database, house.store)
+    mark(theirs.database, theirs.store)
+    assert not Proof(house.database, theirs.store)()
+    assert "other_store" in caplog.text
+    assert Proof(house.database, house.store)()
+
+
+def test_a_marker_that_is_lost_is_put_back_into_the_services_store_and_into_no_other(house, tmp_path, caplog):
+    mark(house.database, house.store)
+    (marker,) = witnesses(house.database)
+    house.store.delete(marker)
+    mark(house.database, LocalStore(tmp_path / "other"))
+    assert "other_store" in caplog.text
+    assert not Proof(house.database, LocalStore(tmp_path / "other"))()
+    mark(house.database, house.store)
+    assert Proof(house.database, house.store)()
+    assert marker in held_contents(house.database, house.store, keeping_of(house.settings))
 
 
 def test_a_worker_whose_engine_was_replaced_beside_it_takes_leave_and_does_not_come_back(house):
