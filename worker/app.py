@@ -150,10 +150,11 @@ class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery sh
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        scheduler = (sys.executable, "-m", "worker.scheduler", code_version())
+        name = worker_id(settings)
+        scheduler = (sys.executable, "-m", "worker.scheduler", name, code_version())
         self._beside = [Beside(scheduler, (_NUDGE, _DRAIN))]
         if settings.serve_idle_seconds and not settings.engine:
-            self._beside.append(Beside((sys.executable, "-m", "worker.serving")))
+            self._beside.append(Beside((sys.executable, "-m", "worker.serving", name)))
 
     def start(self, parent: Any) -> None:
         self._tend()

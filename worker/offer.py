@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -29,9 +30,16 @@ _LONGEST_HOST = 40
 
 
 def worker_id(settings: Settings) -> str:
-    """The name of the worker of this host and data folder: the same after every restart."""
-    place = f"{socket.gethostname()}\0{settings.data_dir.absolute()}"
-    return f"{socket.gethostname()[:_LONGEST_HOST]}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
+    """The name of the worker of this host and data folder: the same after every restart. It stays what it was when it
+    was first asked for, here and in forks, though the host be renamed meanwhile."""
+    return _name(settings.data_dir.absolute())
+
+
+@cache
+def _name(folder: Path) -> str:
+    host = socket.gethostname()
+    place = f"{host}\0{folder}"
+    return f"{host[:_LONGEST_HOST]}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def offer(settings: Settings) -> Offer:

@@ -1,11 +1,11 @@
 """The dispatcher and the reaper as a process: looks, decides, acts, sleeps. It also says that its worker lives.
 
-    python -m worker.scheduler CODE NUDGE DRAIN
+    python -m worker.scheduler NAME CODE NUDGE DRAIN
 
-CODE is the version of the engine's files that the worker knows of: where they are others, it takes no stages. The
-others are event descriptors: once NUDGE is written to, the next look comes at once; once DRAIN is, the worker takes no
-more stages. Every worker starts a scheduler; of all that run, one acts (`worker.leader`). What it decides is in
-`worker.scheduling`.
+NAME is the worker's. CODE is the version of the engine's files that it knows of: where they are others, it takes no
+stages. The others are event descriptors: once NUDGE is written to, the next look comes at once; once DRAIN is, the
+worker takes no more stages. Every worker starts a scheduler; of all that run, one acts (`worker.leader`). What it
+decides is in `worker.scheduling`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from worker.chores import Chores
 from worker.claims import bury
 from worker.heart import patience_of
 from worker.leader import Leadership
-from worker.offer import offer, worker_id
+from worker.offer import offer
 from worker.prompt import Prompt
 from worker.proof import Proof
 from worker.room import free_bytes
@@ -233,7 +233,7 @@ def main() -> None:
     one_heap()
     settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
-    code, nudges = sys.argv[1], Nudges(int(sys.argv[2]))
+    name, code, nudges = sys.argv[1], sys.argv[2], Nudges(int(sys.argv[3]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
     settings.open_data_dir()
     try:
@@ -245,8 +245,8 @@ def main() -> None:
     store = open_store(settings.store, settings.s3)
     contents = Prompt(store)
     hands = Hands(database, contents, CeleryBroker(settings.broker_url, settings.queue))
-    draining, replaced = partial(readable, int(sys.argv[3])), partial(source.replaced, code)
-    name, has = worker_id(settings), offer(settings)
+    draining, replaced = partial(readable, int(sys.argv[4])), partial(source.replaced, code)
+    has = offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
     measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
     room = partial(free_bytes, (settings.data_dir, store.scratch))

@@ -1,4 +1,4 @@
-"""Models answer while this worker rests: a process beside the scheduler, `python -m worker.serving`.
+"""Models answer while this worker rests: a process beside the scheduler, `python -m worker.serving NAME`.
 
 It says to the broker that it would answer, takes questions from there, and gives them to processes that hold a base
 each (`worker.shelf`). Training comes first: it answers only where no stage is under way on this worker, and none waits
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ from service.storage import open_store
 from service.storage.store import Store, StoreError
 from worker.answering import error_line
 from worker.heart import patience_of
-from worker.offer import offer, worker_id
+from worker.offer import offer
 from worker.shelf import Shelf, Why
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Means:
     store: Store
     desk: Desk
     has: Offer
+    worker: str
 
 
 class Serving:
@@ -108,7 +110,7 @@ class Serving:
 
     def _rests(self) -> bool:
         try:
-            return at_rest(self._means.database, worker_id(self._settings), self._means.has)
+            return at_rest(self._means.database, self._means.worker, self._means.has)
         except SQLAlchemyError as error:
             log.warning("rest_unknown error=%r", type(error).__name__)
             return False
@@ -180,10 +182,9 @@ def main() -> None:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     settings.open_data_dir()
-    name = worker_id(settings)
-    database = Database(settings.database, patience=patience_of(settings))
+    database, name = Database(settings.database, patience=patience_of(settings)), sys.argv[1]
     desk = Desk(settings.broker_url, settings.queue, name)
-    serving = Serving(Means(settings, database, open_store(settings.store, settings.s3), desk, offer(settings)))
+    serving = Serving(Means(settings, database, open_store(settings.store, settings.s3), desk, offer(settings), name))
     while not stopped:
         try:
             serving.look()

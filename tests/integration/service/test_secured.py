@@ -148,7 +148,7 @@ def test_doctor_says_how_it_is_with_both(
 
 def test_a_process_that_the_database_does_not_let_in_ends_with_a_line(secured: Grown, tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, database_url=secured.database_url("migrated", "wrong"), log_format="json")
-    command = [sys.executable, "-m", "worker.scheduler", "", "0", "0"]
+    command = [sys.executable, "-m", "worker.scheduler", "", "", "0", "0"]
     done = subprocess.run(command, env=settings.to_environment(), capture_output=True, text=True, check=False)
     line = json.loads(done.stderr.splitlines()[-1])
     assert (done.returncode, line["event"]) == (1, "not_started")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from sqlalchemy import select
 
 from service.broker import CeleryBroker
 from service.jobs.lifecycle import JOB_ENDED
+from service.jobs.running import workers
 from service.jobs.tables import Job
 from tests.integration.worker.conftest import building
 from tests.integration.worker.house import House, alive
@@ -169,6 +172,29 @@ def test_every_slot_has_a_device_of_its_own(make_house, broker):
         house.cancel(job)
     until(lambda: not leftovers(house))
     worker.stop()
+
+
+def test_a_host_that_is_renamed_under_its_worker_goes_on_with_the_next_stage(make_house, broker):
+    if os.geteuid():
+        pytest.skip("whoever is not root may give a process no name of a host of its own")
+    house = make_house("data", broker_url=broker.url)
+    (before,) = workers.read_workers(house.database)
+    worker = Worker(house, within=(shutil.which("unshare") or "", "--uts"))
+    try:
+        until(lambda: workers.read_workers(house.database)[0].worker.beat > before.worker.beat + 1)
+        _within_names_of(worker.process.pid, "hostname", "renamed")
+        assert succeeded_once(house, house.submit())
+        assert [view.worker.id for view in workers.read_workers(house.database)] == [before.worker.id]
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+        until(lambda: not leftovers(house))
+
+
+def _within_names_of(pid: int, *command: str) -> None:
+    """Run a command where a process has the name of its host."""
+    nsenter = shutil.which("nsenter") or ""
+    subprocess.run([nsenter, f"--uts=/proc/{pid}/ns/uts", *command], check=True)
 
 
 def test_the_same_message_a_hundred_times_is_one_run(house, worker):

@@ -61,7 +61,7 @@ class Town:
         if not self.serving or self.serving[-1].poll() is not None:
             environment = os.environ | self.house.settings.to_environment()
             with (self.house.settings.data_dir / "serving.log").open("ab") as log:
-                command = [sys.executable, "-m", "worker.serving"]
+                command = [sys.executable, "-m", "worker.serving", self.house.worker]
                 self.serving.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def kept(self) -> int:
