@@ -11,10 +11,11 @@ import pytest
 
 
 @contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of that size at `folder`; skips the test where nothing may be mounted."""
+def small_disk(folder: Path, megabytes: int, files: int = 0) -> Iterator[Path]:
+    """A file system of that size at `folder`, for so many files, if it says how many; skips the test where nothing may
+    be mounted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,nr_inodes={files}", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"nothing may be mounted here: {done.stderr.strip()}")

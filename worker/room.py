@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -44,4 +44,13 @@ def wanted_bytes(folders: Iterable[Path]) -> int:
 
 def free_bytes(folders: Iterable[Path]) -> int:
     """The room where there is the least."""
-    return min(shutil.disk_usage(folder).free for folder in folders)
+    return min(map(_free, folders))
+
+
+def _free(folder: Path) -> int:
+    """None where the disk can name no more files, or where a folder has lost the disk that it was on."""
+    try:
+        disk = os.statvfs(folder)
+    except FileNotFoundError:
+        return 0
+    return disk.f_bavail * disk.f_frsize if disk.f_favail or not disk.f_files else 0

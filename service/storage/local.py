@@ -29,7 +29,7 @@ from allo_engine.full import disk_is_full
 from service.storage import checksums, passing
 from service.storage.behind import BehindWriter
 from service.storage.checksums import counted, read_file, verified
-from service.storage.store import CHUNK, Blob, BlobMissing, Chunk, Corrupt, DiskFull, Stored, Writer
+from service.storage.store import CHUNK, Blob, BlobMissing, Chunk, Corrupt, DiskFull, StoreAway, Stored, Writer
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -62,7 +62,7 @@ class LocalStore:
 
     @contextmanager
     def writing(self, cached: bool = False) -> Iterator[Writer]:
-        with self._aside() as aside, _room(), aside.open("xb") as file:
+        with self._there(), self._aside() as aside, _room(), aside.open("xb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with closing(BehindWriter(self.publish, aside, file, cached)) as writer:
                 yield writer
@@ -115,23 +115,26 @@ class LocalStore:
             destination.chmod(0o400)
 
     def size(self, sha256: str) -> int:
-        try:
-            return self._path(sha256).stat().st_size
-        except FileNotFoundError:
-            raise BlobMissing(sha256) from None
+        return self.find(sha256).size
 
     def exists(self, sha256: str) -> bool:
-        return self._path(sha256).is_file()
+        with suppress(BlobMissing):
+            return bool(self.find(sha256))
+        return False
 
     def find(self, sha256: str) -> Stored:
+        path = self._path(sha256)
         try:
-            found = self._path(sha256).stat()
+            with self._there():
+                found = path.stat()
         except FileNotFoundError:
             raise BlobMissing(sha256) from None
         return Stored(sha256, found.st_size, _mark(found), found.st_mtime)
 
     def stored(self) -> Iterator[Stored]:
-        for folder in self._blobs.iterdir():
+        with self._there():
+            folders = list(self._blobs.iterdir())
+        for folder in folders:
             for entry in os.scandir(folder):
                 if _NAME.fullmatch(entry.name):
                     with suppress(FileNotFoundError):
@@ -164,11 +167,13 @@ class LocalStore:
         return False
 
     def tidy(self) -> int:
-        return sum(map(_removed, self._incoming.iterdir())) + sum(map(self._outlived, self._damaged.iterdir()))
+        with self._there():
+            return sum(map(_removed, self._incoming.iterdir())) + sum(map(self._outlived, self._damaged.iterdir()))
 
     def note(self, sha256: str, content: bytes) -> None:
         path = self._note_path(sha256)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with self._there():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
         with self._aside() as aside, _room(), aside.open("xb") as file:
             os.fchmod(file.fileno(), 0o400)
             file.write(content)
@@ -255,6 +260,17 @@ class LocalStore:
                 aside.replace(_sums_of(path))
 
     @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Tells what is not there from a store that is not: a mount point that has lost its mount is empty. Raises
+        StoreAway."""
+        try:
+            yield
+        except FileNotFoundError:
+            if self._lock.exists():
+                raise
+            raise StoreAway(f"{self._lock.parent} holds no store any more: is it mounted?") from None
+
+    @contextmanager
     def _aside(self) -> Iterator[Path]:
         aside = self._incoming / uuid.uuid4().hex
         try:
@@ -264,7 +280,7 @@ class LocalStore:
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        with self._lock.open("rb") as lock:
+        with self._there(), self._lock.open("rb") as lock:
             fcntl.flock(lock, kind)
             yield
 

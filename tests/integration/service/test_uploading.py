@@ -16,6 +16,7 @@ from backports import zstd
 from fastapi import FastAPI
 
 from service.api.intake import Intake
+from service.jobs.data.marking import witnesses
 from tests.integration.service.domain import Domain
 from tests.waiting import until
 
@@ -23,7 +24,8 @@ LINE = b'{"problem": "p", "solution": "s"}\n'
 
 
 @pytest.fixture
-def client(base_url: str, secret: str) -> Iterator[httpx.Client]:
+def client(base_url: str, secret: str, served: Domain) -> Iterator[httpx.Client]:
+    until(lambda: witnesses(served.database) != [served.data.sha256])  # its store has its marker
     headers = {"authorization": f"Bearer {secret}"}
     with httpx.Client(base_url=base_url, headers=headers, trust_env=False, timeout=600) as client:
         yield client
@@ -39,9 +41,10 @@ def send(client: httpx.Client, body: Any, path: str = "/files") -> httpx.Respons
 
 
 def is_empty(served: Domain) -> bool:
-    """Whether nothing is stored beside what the fixtures stored, and nothing is half-written."""
+    """Whether nothing is stored beside the marker and what the fixtures stored, and nothing is half-written."""
     store: Any = served.store
-    return [blob.sha256 for blob in store.stored()] == [served.data.sha256] and not any(store.scratch.iterdir())
+    held = {served.data.sha256, *witnesses(served.database)}
+    return {blob.sha256 for blob in store.stored()} == held and not any(store.scratch.iterdir())
 
 
 def test_the_purpose_may_come_after_the_file(client: httpx.Client) -> None:

@@ -101,6 +101,26 @@ def test_a_stage_waits_for_its_store_uncounted(there: House, wire: Wire) -> None
     assert there.starts() == [("sft", 0)], "what was trained is not trained again"
 
 
+def test_a_stage_waits_uncounted_for_a_mounted_store_that_has_lost_its_mount(
+    make_house: Callable[..., House], tmp_path: Path
+) -> None:
+    share, away = tmp_path / "share", tmp_path / "away"
+    house = make_house("data", store_url=share.as_uri())
+    job, outcomes = house.submit(), list[Outcome | None]()
+    given = house.dispatch()
+    share.rename(away)
+    share.mkdir()
+    runner = Runner(house.settings, house.database, house.store)
+    thread = threading.Thread(target=lambda: outcomes.append(runner.run(*given)))
+    thread.start()
+    until(lambda: outcomes or any("store does not answer" in event.message for event in house.events(job)))
+    share.rmdir()
+    away.rename(share)
+    thread.join()
+    assert isinstance(outcomes[0], Succeeded)
+    assert (house.stage(job).attempt, house.starts()) == (1, [("sft", 0)])
+
+
 def test_a_worker_that_ends_while_its_store_is_away_gives_the_stage_back_uncounted(there: House, wire: Wire) -> None:
     job = there.submit()
     wire.bytes_left["out"] = 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from service.storage import Corrupt, DiskFull, LocalStore, open_store
+from service.storage import Corrupt, DiskFull, LocalStore, StoreAway, open_store
 from service.storage.store import CHUNK
 from tests.disk import small_disk
 
@@ -39,6 +39,37 @@ def test_what_is_taken_is_stored_without_a_copy(store: LocalStore, tmp_path: Pat
     (tmp_path / "file").unlink()
     assert b"".join(store.open(blob.sha256)) == content
     assert not any((tmp_path / "store" / "incoming").iterdir())
+
+
+def test_a_folder_that_was_a_mount_and_is_none_any_more_is_away_and_holds_no_less(tmp_path: Path) -> None:
+    root, away = tmp_path / "store", tmp_path / "away"
+    store = open_store(root.as_uri())
+    blob = store.put_stream([LARGE])
+    root.rename(away)
+    root.mkdir()  # what a mount point is without its mount
+    (tmp_path / "file").write_bytes(b"a file")
+    asked: list[Callable[[], object]] = [
+        lambda: store.exists(blob.sha256),
+        lambda: store.size(blob.sha256),
+        lambda: store.find(blob.sha256),
+        lambda: b"".join(store.open(blob.sha256)),
+        lambda: b"".join(store.read_back(blob.sha256)),
+        lambda: store.fetch(blob.sha256, tmp_path / "fetched"),
+        lambda: store.put_stream([b"new"]),
+        lambda: store.put(tmp_path / "file"),
+        lambda: store.take(tmp_path / "file"),
+        lambda: store.delete(blob.sha256),
+        lambda: store.set_aside(blob.sha256, "mark"),
+        lambda: list(store.stored()),
+        store.tidy,
+    ]
+    for question in asked:
+        with pytest.raises(StoreAway, match="mounted"):
+            question()
+    assert not any(root.iterdir())
+    root.rmdir()
+    away.rename(root)
+    assert b"".join(store.open(blob.sha256)) == LARGE
 
 
 def test_what_is_taken_twice_is_stored_once(store: LocalStore, tmp_path: Path) -> None:
