@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -57,11 +57,23 @@ def _killed(which: Callable[[System, Random], Part], system: System, chance: Ran
 def _frozen(which: Callable[[System, Random], Part], system: System, chance: Random) -> Iterator[str]:
     """The part with all its processes stands still; past its lease, where the block takes that long."""
     part = which(system, chance)
-    tree = part.tree()
-    for process in tree:
+    with _still(part.tree()):
+        yield part.name
+
+
+@contextmanager
+def _suspended(system: System, chance: Random) -> Iterator[str]:  # noqa: ARG001
+    """All stand still at once, as where a machine sleeps: whoever wakes first finds nobody's beats."""
+    with _still([process for part in system.parts for process in part.tree()]):
+        yield "all parts"
+
+
+@contextmanager
+def _still(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    for process in processes:
         _signalled(process, signal.SIGSTOP)
-    yield part.name
-    for process in tree:
+    yield
+    for process in processes:
         _signalled(process, signal.SIGCONT)
 
 
@@ -201,6 +213,7 @@ FAULTS: Mapping[str, Fault] = {
     "kill a worker": partial(_killed, _worker),
     "freeze a part": partial(_frozen, _any_part),
     "freeze a worker": partial(_frozen, _worker),
+    "suspend the machine": _suspended,
     "kill a pool's process": partial(_within, signal.SIGKILL, "-m worker"),
     "kill a scheduler": partial(_within, signal.SIGKILL, "worker.scheduler"),
     "freeze a scheduler": partial(_within, signal.SIGSTOP, "worker.scheduler"),

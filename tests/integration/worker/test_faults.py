@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from service.broker import CeleryBroker
 from service.jobs.lifecycle import JOB_ENDED
 from service.jobs.running import workers
 from service.jobs.tables import Job
-from tests.integration.worker.conftest import building
+from tests.integration.worker.conftest import SHORT_LEASE, building
 from tests.integration.worker.house import House, alive
 from tests.integration.worker.processes import Valkey, Worker, leftovers
 from tests.parts import GROWN, Parts
@@ -172,6 +173,24 @@ def test_every_slot_has_a_device_of_its_own(make_house, broker):
         house.cancel(job)
     until(lambda: not leftovers(house))
     worker.stop()
+
+
+def test_a_machine_that_sleeps_past_every_lease_costs_no_attempt(make_house, broker):
+    house = make_house("data", broker_url=broker.url, **SHORT_LEASE)
+    with working(house) as worker:
+        house.behave(at={"2": "hold"})
+        job = house.submit()
+        until(lambda: house.stage(job).step == 2)
+        top = psutil.Process(worker.process.pid)
+        tree = [top, *top.children(recursive=True)]
+        for process in tree:
+            process.suspend()
+        time.sleep(1.5 * house.settings.lease_seconds)
+        for process in tree:
+            process.resume()
+        house.behave()
+        assert succeeded_once(house, job)
+        assert house.stage(job).attempt == 1, "whether its supervisor wakes before a beat comes, and ends it, or behind"
 
 
 def test_a_host_that_is_renamed_under_its_worker_goes_on_with_the_next_stage(make_house, broker):
