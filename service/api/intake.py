@@ -10,11 +10,10 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from queue import SimpleQueue
 from typing import TypeVar
 
-from anyio import CapacityLimiter, EndOfStream, create_memory_object_stream, from_thread, to_thread
-from anyio.abc import ObjectReceiveStream
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
@@ -69,26 +68,27 @@ class Intake:
     @asynccontextmanager
     async def _arriving(self, request: Request) -> AsyncIterator[Iterator[bytes]]:
         """The body, for a thread to iterate over."""
-        sent, received = create_memory_object_stream[list[bytes]](_AHEAD)
-        broken: list[Exception] = []
-        pump = asyncio.create_task(self._pump(request, sent, broken))
+        body = _Body()
+        pump = asyncio.create_task(self._pump(request, body))
         try:
-            with sent, received:
-                yield _pieces(received, broken)
+            yield iter(body)
         finally:
             pump.cancel()
             with suppress(asyncio.CancelledError):
                 await pump
 
-    async def _pump(self, request: Request, sent: MemoryObjectSendStream[list[bytes]], broken: list[Exception]) -> None:
-        with sent:
-            try:
-                more = True
-                while more:
-                    piece, more = await self._piece(request)
-                    await sent.send(piece)
-            except Exception as error:  # whatever it is, the thread must not take the body for whole
-                broken.append(error)
+    async def _pump(self, request: Request, body: _Body) -> None:
+        broken: Exception | None = RuntimeError("The request was given up before its body had arrived.")
+        try:
+            more = True
+            while more:
+                piece, more = await self._piece(request)
+                await body.put(piece)
+            broken = None
+        except Exception as error:  # whatever it is, the thread must not take the body for whole
+            broken = error
+        finally:
+            body.end(broken)
 
     async def _piece(self, request: Request) -> tuple[list[bytes], bool]:
         """The next piece, and whether there are more."""
@@ -104,13 +104,24 @@ class Intake:
         return found, more
 
 
-def _pieces(received: ObjectReceiveStream[list[bytes]], broken: list[Exception]) -> Iterator[bytes]:
-    """Runs in the thread. A body that broke off ends in what broke it, and never as if it were whole."""
-    while True:
-        try:
-            piece = from_thread.run(received.receive)
-        except EndOfStream:
-            break
-        yield from piece
-    if broken:
-        raise broken[0]
+class _Body:
+    """Pieces on their way from the event loop to a thread, which waits for the loop only where none has come yet."""
+
+    def __init__(self) -> None:
+        self._pieces: SimpleQueue[list[bytes] | Exception | None] = SimpleQueue()
+        self._room, self._loop = asyncio.Semaphore(_AHEAD), asyncio.get_running_loop()
+
+    async def put(self, piece: list[bytes]) -> None:
+        await self._room.acquire()
+        self._pieces.put(piece)
+
+    def end(self, broken: Exception | None) -> None:
+        self._pieces.put(broken)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Runs in the thread. A body that broke off ends in what broke it, and never as if it were whole."""
+        while isinstance(piece := self._pieces.get(), list):
+            self._loop.call_soon_threadsafe(self._room.release)
+            yield from piece
+        if piece is not None:
+            raise piece

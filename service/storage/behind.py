@@ -34,19 +34,19 @@ class BehindWriter:
         self._publish, self._aside, self._file, self._cached = publish, aside, file, cached
         self._digest, self._sums = hashlib.sha256(), Checksums()
         self._size = self._flushed = 0
-        self._held: list[bytes] = []
+        self._held: list[memoryview] = []
         self._held_bytes = 0
         self._hand = ThreadPoolExecutor(1)
         self._behind: deque[Future[None]] = deque()
 
     def write(self, data: bytes) -> int:
-        place = 0
+        place, view = 0, memoryview(data)
         while len(data) - place >= CHUNK - self._held_bytes:
             end = place + CHUNK - self._held_bytes
-            self._held.append(data[place:end])
+            self._held.append(view[place:end])
             self._hand_over()
             place = end
-        self._held.append(data[place:])
+        self._held.append(view[place:])
         self._held_bytes += len(data) - place
         return len(data)
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from starlette.types import Receive, Scope, Send
 
-from service.server import Bounds
+from service.server import MAX_HEAD_BYTES, READ_BYTES, Bounds
 from tests.apps import on_a_port
 from tests.integration.service.domain import Domain
 from tests.waiting import PATIENCE, until
@@ -81,6 +82,41 @@ def test_a_request_names_one_host_unless_it_is_of_an_earlier_version(port: int, 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01 hello\r\n\r\n", b"GET / HTTP/1.1\r\nBad Header\r\n\r\n"])
 def test_what_is_no_http_is_answered_in_our_shape(port: int, sent: bytes) -> None:
     assert answer(connect(port, sent)) == (400, "invalid_http")
+
+
+def read_whole(request: bytes) -> list[bytes]:
+    """The pieces in which an app gets the body of a request to the server."""
+    pieces = list[bytes]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+        while more:
+            message = await receive()
+            pieces.append(message["body"])
+            more = message["more_body"]
+        await Response()(scope, receive, send)
+
+    with on_a_port(app, lifespan="off") as port, connect(port, request) as connection:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    return pieces
+
+
+CONTENT = b"0123456789abcdef" * 2**19
+
+
+def test_a_body_is_read_in_pieces_no_larger_than_what_has_come_of_it() -> None:
+    """An upload costs few reads, and a body that nobody wants takes no room."""
+    pieces = read_whole(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(CONTENT), CONTENT))
+    assert b"".join(pieces) == CONTENT
+    for place, piece in enumerate(pieces):
+        assert len(piece) <= min(sum(map(len, pieces[:place])), READ_BYTES) + 2 * MAX_HEAD_BYTES
+
+
+def test_a_body_in_a_large_chunk_and_thousands_of_small_ones_comes_as_it_was_sent() -> None:
+    small = (CONTENT[place : place + 1] for place in range(300_000, 320_000))
+    chunks = (CONTENT[:300_000], *small, CONTENT[320_000:], b"")
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    assert b"".join(read_whole(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)) == CONTENT
 
 
 def test_an_answer_that_is_not_taken_ends_its_connection(port: int, secret: str, served: Domain) -> None:
