@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from allo_engine.checkpoints.merging import DESCRIBED, Recipe
+from allo_engine.checkpoints.recipe import DESCRIBED, Recipe
 from allo_engine.resumable import CHECKPOINT, resumable
 from allo_engine.source import stage_code
 from service.jobs.running.keeping import Kept

@@ -41,8 +41,9 @@ from torch import nn
 
 from allo_engine.checkpoints import coding
 from allo_engine.checkpoints.folder import digest_of, fingerprint, tied
-from allo_engine.checkpoints.merging import DESCRIBED, File, Merged, Recipe
+from allo_engine.checkpoints.merging import File, Merged
 from allo_engine.checkpoints.reading import Checkpoint, StoredTensor, same_values
+from allo_engine.checkpoints.recipe import DESCRIBED, Recipe
 from allo_engine.checkpoints.writing import DTYPES, files_of, gathered, remade, write_tensors, write_whole
 from allo_engine.report import StageError
 

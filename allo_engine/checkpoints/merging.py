@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -24,11 +24,6 @@ from allo_engine.checkpoints.folder import Header, header
 from allo_engine.checkpoints.reading import FLOATS, pieces, widened
 from allo_engine.checkpoints.writing import header_bytes, narrowed
 from allo_engine.report import StageError
-
-DESCRIBED = "merged.json"
-"""Stands in a checkpoint's folder in the stead of weights that are made when they are wanted: a list of objects {path,
-bytes, sha256} with a recipe's fields."""
-
 
 Piece = bytes | memoryview
 
@@ -66,26 +61,6 @@ class File:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a merged file is made. `base` and `delta` are the sha256 of two files; without a delta the base is only
-    stored in another dtype. `copies` are tensors that the base stores twice: a name → the one that the delta has.
-    """
-
-    base: str
-    delta: str | None = None
-    dtype: str = "F32"
-    copies: Mapping[str, str] = field(default_factory=dict)
-
-    def fields(self) -> dict[str, Any]:
-        return {"base": self.base, "delta": self.delta, "dtype": self.dtype, "copies": dict(self.copies)}
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Recipe:
-        """The recipe among an object's fields."""
-        return cls(*(fields[name] for name in ("base", "delta", "dtype", "copies")))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from allo_engine.checkpoints.recipe import Recipe
 from allo_engine.report import StageError
 from service.storage.checksums import ahead, verified, write_out
 from service.storage.store import Blob, BlobMissing, Chunk, Corrupt, Made, Stored, Writer
 
 if TYPE_CHECKING:  # numpy comes with it: who merges nothing does not wait for that
-    from allo_engine.checkpoints.merging import Merged, Recipe, Source
+    from allo_engine.checkpoints.merging import Merged, Source
 
 
 _UNKNOWN: Mapping[str, Any] = {"bytes": 0, "base": None, "delta": None}
@@ -93,8 +94,6 @@ class MergingStore:
         self._under.note(blob.sha256, json.dumps({"bytes": blob.size, **recipe.fields()}).encode())
 
     def recipe(self, sha256: str) -> Recipe | None:
-        from allo_engine.checkpoints.merging import Recipe
-
         made = self._made(sha256)
         return None if made is None else Recipe.of(made)
 
@@ -171,7 +170,7 @@ class MergingStore:
         return _Stored(self._under.size(sha256), partial(self._under.open, sha256))
 
     def _merged(self, made: dict[str, Any]) -> Merged:
-        from allo_engine.checkpoints.merging import Merged, Recipe
+        from allo_engine.checkpoints.merging import Merged
 
         recipe = Recipe.of(made)
         delta = None if recipe.delta is None else self._source(recipe.delta)

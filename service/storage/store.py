@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from allo_engine.checkpoints.merging import Recipe
+from allo_engine.checkpoints.recipe import Recipe
 
 CHUNK = 2**20
 """Bytes read, hashed or checked at a time."""

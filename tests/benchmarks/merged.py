@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from sqlalchemy import update
 
 from allo_engine.checkpoints.delta import FILE, describe, write_delta
-from allo_engine.checkpoints.merging import DESCRIBED, Recipe
+from allo_engine.checkpoints.recipe import DESCRIBED, Recipe
 from service.jobs.tables import Artifact
 from service.storage import Blob, open_store
 from tests.benchmarks.case import Case, Figures

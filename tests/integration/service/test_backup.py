@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from sqlalchemy import make_url, select
 
-from allo_engine.checkpoints.merging import Recipe
+from allo_engine.checkpoints.recipe import Recipe
 from service.backup.dumps import DumpError
 from service.backup.restoring import restore
 from service.backup.saving import made, save, store_in

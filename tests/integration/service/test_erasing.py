@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from allo_engine.checkpoints.merging import Recipe
+from allo_engine.checkpoints.recipe import Recipe
 from service.db import Base, Database
 from service.jobs import service
 from service.jobs.data import files, quota, uploads

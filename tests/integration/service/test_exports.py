@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from allo_engine.checkpoints.delta import describe, merge, write_delta
-from allo_engine.checkpoints.merging import DESCRIBED, Recipe
+from allo_engine.checkpoints.recipe import DESCRIBED, Recipe
 from service.app import create_app
 from service.jobs.access.keys import create_key
 from service.jobs.registry.models import register_model

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allo_engine.checkpoints.delta import merge
-from allo_engine.checkpoints.merging import DESCRIBED
+from allo_engine.checkpoints.recipe import DESCRIBED
 from allo_engine.pipeline import Data, Method, plan
 from allo_engine.report import Report
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from allo_engine.checkpoints.delta import FILE, Values, describe, merge, read_delta, write_delta
-from allo_engine.checkpoints.merging import DESCRIBED, Merged
+from allo_engine.checkpoints.merging import Merged
+from allo_engine.checkpoints.recipe import DESCRIBED
 from allo_engine.checkpoints.writing import narrowed
 from allo_engine.report import StageError
 

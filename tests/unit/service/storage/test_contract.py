@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allo_engine.checkpoints.merging import Recipe
+from allo_engine.checkpoints.recipe import Recipe
 from service.jobs.data.scrubbing import damage_in
 from service.storage import Blob, BlobMissing, Corrupt, open_store
 from service.storage.store import CHUNK

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from allo_engine.checkpoints.delta import describe, write_delta
-from allo_engine.checkpoints.merging import DESCRIBED, Recipe
+from allo_engine.checkpoints.recipe import DESCRIBED, Recipe
 from service.storage import Blob, BlobMissing, Corrupt, LocalStore, MergingStore
 
 
