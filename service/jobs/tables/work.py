@@ -300,8 +300,9 @@ class Event(Base):
     __tablename__ = "events"
     __table_args__ = (
         UniqueConstraint("job_id", "seq"),
-        # a long training tells a hundred metrics for each message
-        Index("ix_events_messages", "job_id", "seq", sqlite_where=IS_MESSAGE, postgresql_where=IS_MESSAGE),
+        # of messages alone, as its migration has it: a long training tells a hundred metrics for each. (To say so here,
+        # too, would have every process load what SQLAlchemy knows of either database.)
+        Index("ix_events_messages", "job_id", "seq"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
