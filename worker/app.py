@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
-import sys
-from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
+import kombu.transport.redis  # noqa: F401 - what is loaded before the first fork is in memory once
 from celery import Celery, bootsteps
 from celery.signals import setup_logging, worker_before_create_process, worker_process_init, worker_shutting_down
 
-from allo_engine.orphans import die_with
 from allo_engine.source import code_version
 from service.broker import queue_of
 from service.brokers import for_celery
@@ -26,6 +23,8 @@ from service.footprint import settle
 from service.logs import configure
 from service.starting import settings_or_end
 from service.storage import open_store
+from worker import scheduler, serving
+from worker.beside import Beside
 from worker.engine import DEFAULT_COMMAND
 from worker.heart import patience_of
 from worker.offer import offer, worker_id
@@ -123,25 +122,6 @@ def open_slot(**_: Any) -> None:
         warm().prepare()
 
 
-class Beside:
-    """A process beside the worker, that is kept running and ends with it. They use the database, and a process that
-    forks must not."""
-
-    def __init__(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> None:
-        self._command, self._descriptors = [*command, *map(str, descriptors)], descriptors
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def tend(self) -> None:
-        if self._process is None or self._process.poll() is not None:
-            dying = partial(die_with, os.getpid())
-            self._process = subprocess.Popen(self._command, preexec_fn=dying, pass_fds=self._descriptors)
-
-    def end(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-
-
 class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
     """Keeps the scheduler running beside the worker, and what has models answer while it rests. A new scheduler rings
     at once for whatever the last worker lost."""
@@ -151,10 +131,10 @@ class SchedulerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery sh
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         name = worker_id(settings)
-        scheduler = (sys.executable, "-m", "worker.scheduler", name, code_version())
-        self._beside = [Beside(scheduler, (_NUDGE, _DRAIN))]
+        told = (name, code_version(), str(_NUDGE), str(_DRAIN))
+        self._beside = [Beside(scheduler, told, _NUDGE, _DRAIN)]
         if settings.serve_idle_seconds and not settings.engine:
-            self._beside.append(Beside((sys.executable, "-m", "worker.serving", name)))
+            self._beside.append(Beside(serving, [name]))
 
     def start(self, parent: Any) -> None:
         self._tend()

@@ -8,13 +8,15 @@ spare there may write over it, and so may whatever is forked from it, each its o
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 ROOM = "ALLO_ROOM"
 """The variable whose bytes make room for marks: the last of its environment."""
 
-_MARKS_BYTES, _COMMAND_BYTES = 512, 2048
+_MARKS_BYTES, _SPACE = 512, "." * 2048
 _ARGUMENTS, _ENVIRONMENT = 45, 47
 """Where a region's two ends stand in /proc/self/stat, counted behind the command's name."""
 
@@ -26,7 +28,15 @@ def with_room(environment: Mapping[str, str]) -> dict[str, str]:
 
 def with_space(command: Sequence[str]) -> list[str]:
     """A command line to execute a process with, whose forks shall show their own."""
-    return [*command, "." * _COMMAND_BYTES]
+    return [*command, _SPACE]
+
+
+def take_space() -> None:
+    """Execute this program anew, where it was executed without space for its forks' command lines."""
+    if sys.orig_argv[-1] == _SPACE:
+        show_command(sys.orig_argv[:-1])
+    else:
+        os.execv(sys.executable, with_space([sys.executable, *sys.orig_argv[1:]]))  # noqa: S606 - our own argv
 
 
 def has_room() -> bool:

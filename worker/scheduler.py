@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +29,7 @@ from allo_engine import source
 from allo_engine.pipeline import stage_codes
 from service.broker import Broker, BrokerDown, CeleryBroker
 from service.db import Database
-from service.footprint import one_heap, settle
+from service.footprint import settle
 from service.jobs.data import retention
 from service.jobs.data.erasing import Eraser, keeping_of
 from service.jobs.data.scrubbing import Scrubber
@@ -228,12 +228,11 @@ def _bereave(database: Database, stage_id: str, epoch: int) -> None:
         log.warning("runner_died stage_id=%s epoch=%s", stage_id, epoch)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run until SIGTERM."""
-    one_heap()
     settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
-    name, code, nudges = sys.argv[1], sys.argv[2], Nudges(int(sys.argv[3]))
+    name, code, nudges = arguments[0], arguments[1], Nudges(int(arguments[2]))
     signal.signal(signal.SIGTERM, lambda *_: nudges.stop())
     settings.open_data_dir()
     try:
@@ -245,7 +244,7 @@ def main() -> None:
     store = open_store(settings.store, settings.s3)
     contents = Prompt(store)
     hands = Hands(database, contents, CeleryBroker(settings.broker_url, settings.queue))
-    draining, replaced = partial(readable, int(sys.argv[4])), partial(source.replaced, code)
+    draining, replaced = partial(readable, int(arguments[3])), partial(source.replaced, code)
     has = offer(settings)
     calibrating = Calibrating(settings.data_dir, has, 0 if settings.engine else settings.calibrate_seconds)
     measured = partial(calibrating.tend, lambda: workers.busy(database, name) or turns.answers(settings.data_dir))
@@ -272,4 +271,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

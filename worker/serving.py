@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -176,13 +176,13 @@ def read(found: Mapping[str, Any]) -> Asked | None:
     return None
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     settings = settings_or_end()
     configure(settings.log_format, settings.log_level)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     settings.open_data_dir()
-    database, name = Database(settings.database, patience=patience_of(settings)), sys.argv[1]
+    database, name = Database(settings.database, patience=patience_of(settings)), arguments[0]
     desk = Desk(settings.broker_url, settings.queue, name)
     serving = Serving(Means(settings, database, open_store(settings.store, settings.s3), desk, offer(settings), name))
     while not stopped:
@@ -195,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

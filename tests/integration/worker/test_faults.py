@@ -7,9 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -266,6 +267,32 @@ def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(hous
     shared.broker.start()
     assert succeeded_once(house, first)
     assert succeeded_once(house, second)
+
+
+def test_a_scheduler_holds_nothing_open_of_its_workers_is_there_again_once_killed_and_ends_with_it(worker):
+    first = until(lambda: scheduler_of(worker))
+    until(lambda: not talking(first.pid) & talking(worker.process.pid))
+    first.kill()
+    until(lambda: not alive(first.pid))
+    second = until(lambda: scheduler_of(worker))
+    worker.process.kill()
+    worker.process.wait()
+    until(lambda: not alive(second.pid))
+
+
+def scheduler_of(worker: Worker) -> psutil.Process | None:
+    command = [sys.executable, "-m", "worker.scheduler"]
+    children = psutil.Process(worker.process.pid).children()
+    return next((child for child in children if alive(child.pid) and child.cmdline()[:3] == command), None)
+
+
+def talking(pid: int) -> set[str]:
+    """The pipes and sockets that a process has open, beside its standard streams."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed by now
+            found.add(str(path.readlink()) if int(path.name) > 2 else "")
+    return {kind for kind in found if kind.startswith(("pipe:", "socket:"))}
 
 
 def test_what_a_worker_and_its_scheduler_log_are_events_with_their_ids(make_house, broker):
