@@ -50,6 +50,7 @@ from service.broker import Broker, CeleryBroker
 from service.db import Database
 from service.engines import Patience, takes_one_writer
 from service.exchange import Exchange
+from service.footprint import settle
 from service.gate import Bounded
 from service.jobs.access.keys import KeyRing
 from service.jobs.access.sessions import find_session
@@ -196,6 +197,7 @@ async def _prepared(pages: FastAPI) -> None:
     making = asyncio.ensure_future(asyncio.to_thread(prepare, pages, stopped))
     try:
         await asyncio.shield(making)
+        settle()
     finally:
         stopped.set()
         await making

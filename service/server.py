@@ -187,6 +187,7 @@ def serve(settings: Settings, host: str, port: int, descriptor: int | None = Non
     """Serve until SIGTERM, on a socket that is already listening where there is one."""
     one_heap()
     gc.disable()  # what is loaded now stays: one look for garbage in it suffices
+    sys.modules["pydantic.v1"] = None  # type: ignore[assignment]  # FastAPI would look for models of it: there are none
     from service.app import create_app
 
     configure(settings.log_format, settings.log_level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +32,8 @@ class Archive:
     """A tar of these files, in their order."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
+        import tarfile  # here: few ask for one
+
         self._pieces: list[tuple[int, Opened]] = []
         for part in parts:
             header = tarfile.TarInfo(part.name)
