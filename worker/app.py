@@ -14,6 +14,7 @@ from typing import Any
 import kombu.transport.redis  # noqa: F401 - what is loaded before the first fork is in memory once
 from celery import Celery, bootsteps
 from celery.signals import setup_logging, worker_before_create_process, worker_process_init, worker_shutting_down
+from sqlalchemy.orm import configure_mappers
 
 from allo_engine.source import code_version
 from service.broker import queue_of
@@ -32,6 +33,7 @@ from worker.runner import Runner
 from worker.starting import Warm, start_cold
 
 settings = settings_or_end()
+configure_mappers()  # here: once for all that is forked from here
 code_version()  # as this worker first finds it: all that it starts, however late, hold their files against that
 
 app = Celery("worker", broker=for_celery(settings.broker_url), include=["worker.tasks"])
