@@ -23,6 +23,7 @@ import select
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -46,8 +47,9 @@ def main(descriptor: int, name: str) -> None:
     module = _load(name)
     gc.collect()
     gc.freeze()  # what is loaded stays for ever: no collection writes to its pages, which all stages share
-    connection.send(code_version().encode())
-    _serve(connection, module)
+    with suppress(ConnectionError):  # its owner ended, without having heard what it said last
+        connection.send(code_version().encode())
+        _serve(connection, module)
 
 
 def _load(name: str) -> ModuleType:

@@ -170,14 +170,16 @@ def test_a_fork_that_cannot_serve_becomes_a_program_of_its_own(house, monkeypatc
     warm.close()
 
 
-def test_a_warm_process_ends_with_its_owner(tmp_path):
-    owner = f"import sys, time; from worker.starting import Warm; w = Warm({WARM!r}); w.prepare()"
-    owner += "; print(w.pid, flush=True); time.sleep(60)"
-    with psutil.Popen([sys.executable, "-c", owner], stdout=-1) as process:
+def test_a_warm_process_ends_with_its_owner_and_does_not_complain(tmp_path):
+    owner = f"import select, time; from worker.starting import Warm; w = Warm({WARM!r}); w.prepare()"
+    owner += "; select.select([w._socket], [], []); print(w.pid, flush=True); time.sleep(60)"
+    complaints = tmp_path / "complaints"
+    with complaints.open("wb") as file, psutil.Popen([sys.executable, "-c", owner], stdout=-1, stderr=file) as process:
         pid = int(process.stdout.readline())
         assert alive(pid)
         process.kill()
     until(lambda: not alive(pid))
+    assert complaints.read_text() == ""
 
 
 @pytest.mark.parametrize("devices", [1, 2])
