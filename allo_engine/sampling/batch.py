@@ -11,7 +11,7 @@ from torch import Tensor
 
 from allo_engine.model.decoding import wide_rows
 from allo_engine.sampling.caches import Rows
-from allo_engine.sampling.nucleus import CANDIDATES, EVERYTHING, Drawn, candidates_for, draw
+from allo_engine.sampling.nucleus import CANDIDATES, MORE, Drawn, candidates_for, draw
 from allo_engine.sampling.requests import Finished, Request, Response, Settings
 
 
@@ -48,7 +48,6 @@ class Batch:
     def __init__(self, kept: Rows, settings: Settings, rows: int, most_tokens: int, device: torch.device) -> None:
         self.running: list[Row] = []
         self._kept, self._settings = kept, settings
-        self._least_candidates = CANDIDATES if kept.joins else EVERYTHING  # what cannot join cannot wait a step either
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions, self._drawn = torch.zeros_like(self._tokens), torch.zeros_like(self._tokens)
         self._uniforms = torch.zeros(rows, most_tokens, dtype=torch.float64, device=device)
@@ -61,7 +60,7 @@ class Batch:
         """Let responses begin; `prompts` says which of the prompts that were read last each begins with."""
         begun = slice(len(self.running), len(self.running) + len(waiting))
         self._kept.begin(prompts, range(begun.start, begun.stop))
-        self.running += [Row(request, sample, self._least_candidates) for request, sample in waiting]
+        self.running += [Row(request, sample, CANDIDATES) for request, sample in waiting]
         device = self._tokens.device
         self._tokens[begun] = torch.tensor([request.prompt[-1] for request, _ in waiting], device=device)
         self._positions[begun] = torch.tensor([len(request.prompt) - 1 for request, _ in waiting], device=device)
@@ -88,7 +87,7 @@ class Batch:
             if was_found:
                 row.ids.append(int(token))
                 row.logps.append(logp)
-            row.candidates = max(candidates_for(int(size), bool(was_found)), self._least_candidates)
+            row.candidates = candidates_for(int(size), bool(was_found))
         return self.compact()
 
     def _draw(self, logits: Tensor) -> Drawn:
@@ -97,14 +96,20 @@ class Batch:
         count, temperature, top_p = len(logits), self._settings.temperature, self._settings.top_p
         uniforms = self._uniforms[:count].gather(1, self._drawn[:count, None])[:, 0]
         drawn = draw(logits, uniforms, temperature, top_p, CANDIDATES)
-        at_once = wide_rows(logits.shape[1], logits.device.type)
-        wider = sorted({row.candidates for row in self.running} - {CANDIDATES}) if temperature else []
-        for candidates in wider:
-            wide = [place for place, row in enumerate(self.running) if row.candidates == candidates]
-            for places in torch.tensor(wide, device=logits.device).split(at_once):
+
+        def among(candidates: int, rows: Tensor) -> None:
+            for places in rows.split(wide_rows(logits.shape[1], logits.device.type)):
                 found = draw(logits[places], uniforms[places], temperature, top_p, candidates)
                 for some, those in zip(drawn, found, strict=True):
                     some[places] = those
+
+        for candidates in sorted({row.candidates for row in self.running} - {CANDIDATES}) if temperature else ():
+            wide = [place for place, row in enumerate(self.running) if row.candidates == candidates]
+            among(candidates, torch.tensor(wide, device=logits.device))
+        candidates = CANDIDATES
+        while not self._kept.joins and not drawn.found.all():  # rows that cannot join cannot wait a step either
+            candidates *= MORE
+            among(candidates, (~drawn.found).nonzero()[:, 0])
         return drawn
 
     def compact(self) -> list[Finished]:
