@@ -335,6 +335,66 @@ FENCES = (
         f"{_SCHEDULER}::test_a_worker_with_another_store_is_given_nothing_until_it_has_the_services",
     ),
     Fence(
+        "a store with the same contents is another",
+        "service/jobs/data/marking.py",
+        "return [marker.sha256] if marker else holdings.latest(session, 3)",
+        "return holdings.latest(session, 3)",
+        f"{_SCHEDULER}::test_a_worker_with_the_store_of_a_service_that_has_the_same_contents_is_given_nothing",
+    ),
+    Fence(
+        "a mount that was lost is no empty store",
+        "service/storage/local.py",
+        "            if self._lock.exists():\n                raise\n",
+        "            raise\n",
+        f"{_STORE}::test_a_folder_that_was_a_mount_and_is_none_any_more_is_away_and_holds_no_less",
+    ),
+    Fence(
+        "a worker's name is what it was",
+        "worker/offer.py",
+        "@cache\ndef _name",
+        "def _name",
+        "tests/integration/worker/test_faults.py::test_a_host_that_is_renamed_under_its_worker_goes_on_with_the_next_stage",
+    ),
+    Fence(
+        "who does not stop for a pause is killed",
+        "worker/supervisor.py",
+        "return self.lease_lost or (self.kill_at is not None and now >= self.kill_at)",
+        "return self.lease_lost",
+        f"{_RUNNER}::test_a_paused_job_whose_trainer_does_not_stop_has_its_device_free_after_the_grace_uncounted",
+    ),
+    Fence(
+        "a result is its owner's",
+        _REPOSITORY,
+        "Job.id == Stage.job_id).where(Job.owner == owner)\n    query = query.where(Stage.digest",
+        "Job.id == Stage.job_id)\n    query = query.where(Stage.digest",
+        "tests/integration/service/test_reuse.py"
+        "::test_what_one_owner_computed_is_computed_again_for_another_and_nothing_tells_of_it",
+    ),
+    Fence(
+        "room on the other worker's disk",
+        "service/jobs/running/dispatch.py",
+        " and offers[name].free_bytes >= room",
+        "",
+        "tests/integration/worker/test_room.py"
+        "::test_a_stage_goes_on_on_another_worker_that_has_room_and_stays_where_none_has",
+    ),
+    Fence(
+        "what is done and what is remembered of it are one",
+        "service/jobs/access/repetition.py",
+        "            answer = do()\n            call.note(answer)\n            _remember(session, call, answer, now)\n",
+        "            answer = do()\n            session.commit()\n            call.note(answer)\n"
+        "            _remember(session, call, answer, now)\n",
+        "tests/integration/service/test_repetition.py"
+        "::test_what_is_done_and_what_is_remembered_of_it_are_one_transaction",
+    ),
+    Fence(
+        "one question to a silent store is waited for",
+        "worker/prompt.py",
+        "0 if late else self._seconds",
+        "self._seconds",
+        "tests/unit/worker/test_prompt.py::test_while_one_question_is_waited_for_no_other_is",
+    ),
+    Fence(
         "what runs in a container is its own",
         "worker/sweep.py",
         ".environ()) if alike else {}",

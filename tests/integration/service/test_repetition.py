@@ -152,12 +152,17 @@ def test_a_repeated_retry_changes_nothing(domain: Domain) -> None:
 
 
 def test_what_is_done_and_what_is_remembered_of_it_are_one_transaction(domain: Domain) -> None:
-    def killed() -> dict[str, Any]:
-        domain.submit(SUPERVISED)
+    def done() -> dict[str, Any]:
+        return {"id": domain.submit(SUPERVISED).job.id}
+
+    def killed(*_: object) -> Any:
+        done()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         once(domain.database, SUBMIT, killed)
+    with pytest.raises(KeyboardInterrupt):  # between the two
+        once(domain.database, replace(SUBMIT, note=killed), done)
     with domain.database.snapshot() as session:
         assert session.scalar(select(func.count()).select_from(Event)) == 0
     assert count(domain) == 0

@@ -57,6 +57,9 @@ def test_what_one_owner_computed_is_computed_again_for_another_and_nothing_tells
     assert first.digest == second.digest
     assert first.work != second.work
     assert domain.finish(first)
+    domain.add_file("file-late", owner="late")
+    late = domain.submit(replace(theirs, training_file="file-late"), domain.sender(owner="late"))
+    assert (late.stages[0].status, late.stages[0].reused_from) == ("ready", None), "the result is there, and not theirs"
     assert domain.finish(second)
     again = domain.submit(replace(theirs, suffix="again"), domain.sender(owner="stranger"))
     assert again.stages[0].reused_from == second.stage_id

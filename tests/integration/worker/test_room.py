@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs.running import workers
+from service.jobs.running import dispatch, workers
 from tests.disk import small_disk
 from tests.integration.worker.house import House
 from tests.waiting import until
@@ -77,6 +77,7 @@ def test_a_stage_goes_on_on_another_worker_that_has_room_and_stays_where_none_ha
         fill(disk)
         house.behave()
         until(lambda: any("disk is full" in event.message for event in house.events(job)))
+        assert not dispatch.elsewhere(house.database, house.stage(job).id, 2**24)
         assert (house.stage(job).status, house.stage(job).worker) == ("running", house.worker)
         workers.beat(house.database, there, "host", replace(has, free_bytes=2**30))
         thread.join()

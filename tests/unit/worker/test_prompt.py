@@ -61,6 +61,18 @@ def test_a_store_that_says_nothing_is_waited_for_once_and_bothered_by_few_questi
     assert told == ["store_away", "store_back"], "whoever reads the log reads of a change"
 
 
+def test_while_one_question_is_waited_for_no_other_is() -> None:
+    slow = Slow()
+    prompt = Prompt(slow, seconds=PATIENCE)
+    first = threading.Thread(target=answered, args=(prompt, "there"))
+    first.start()
+    until(lambda: slow.asked)
+    assert answered(prompt, "else") is None
+    assert first.is_alive(), "whoever came later was told first"
+    slow.open.set()
+    first.join()
+
+
 def test_a_question_that_failed_is_asked_again() -> None:
     slow = Slow()
     slow.open.set()
