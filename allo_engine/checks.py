@@ -30,8 +30,8 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
-    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based; `masks` says that the job
-    brings masks which another job made."""
+    """What the pipeline must know of a job's files and model. `lines_without_solution` are 1-based; `masks` says that
+    the job brings masks which another job made; `width` is the model's hidden size, where it is known."""
 
     format: Format
     lines_without_solution: tuple[int, ...] = ()
@@ -39,6 +39,7 @@ class Data:
     corrections: bool = False
     masks: bool = False
     retention: Format | None = None
+    width: int | None = None
 
 
 def check_names(
