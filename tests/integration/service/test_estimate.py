@@ -357,6 +357,7 @@ def test_an_estimate_over_http_is_as_the_document_says_and_a_dry_run_is_the_same
     client: TestClient, served: Domain, counts: Counts
 ) -> None:
     workers.beat(served.database, WORKER, "host", FAST)
+    until(lambda: contents(served.database)["markers"])  # which the service writes when it likes
     before = contents(served.database)
     found = client.post(f"{JOBS}/estimate", json=BODY)
     assert found.status_code == 200, found.text
