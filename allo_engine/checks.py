@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,19 +14,23 @@ from allo_engine.rounds import kind_of
 Method = Literal["supervised", "dpo", "allo"]
 Format = Literal["problems", "preferences", "chats", "corrections"]
 
+TEMPLATES, PLACE = ("auto", "chat", "alpaca"), "{problem}"
+"""Names of templates, and what any other one holds."""
+
 SettingOf = Callable[[str, str], object]
 """The value that a job gives to a stage's field."""
 
 
 class PlanError(ValueError):
-    """A job that cannot be planned. `param` is the path of the field that the user would change."""
+    """A job that cannot be planned. `param` is the path of the field that the user would change, `code` whether its
+    value can never be, or does not go with the rest of the job."""
 
-    def __init__(self, message: str, param: str) -> None:
+    def __init__(self, message: str, param: str, code: Literal["invalid_value", "invalid_job"] = "invalid_job") -> None:
         super().__init__(message)
-        self.message, self.param = message, param
+        self.message, self.param, self.code = message, param, code
 
-    def __reduce__(self) -> tuple[type[PlanError], tuple[str, str]]:
-        return PlanError, (self.message, self.param)
+    def __reduce__(self) -> tuple[type[PlanError], tuple[str, str, str]]:
+        return PlanError, (self.message, self.param, self.code)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,19 @@ def check_multiplier(method: Method, shorthand: Mapping[str, Any]) -> None:
             f"learning_rate_multiplier must be a number above 0 and at most 1e9 (given: {shown(multiplier)}).",
             f"method.{method}.hyperparameters.learning_rate_multiplier",
         )
+
+
+def check_templates(method: Method, graph: Iterable[str], setting: SettingOf) -> None:
+    """Raises PlanError for a template that has no place for the problem."""
+    for stage in dict.fromkeys(map(kind_of, graph)):
+        template = str(setting(stage, "template")) if "template" in CONFIGS[stage].model_fields else "auto"
+        if template not in TEMPLATES and PLACE not in template:
+            raise PlanError(
+                f"Stage {stage}: a template is {', '.join(map(repr, TEMPLATES))} or a text that holds {PLACE}, where "
+                f"the problem's text goes (given: {shown(template)}).",
+                f"method.{method}.stages.{stage}.template",
+                "invalid_value",
+            )
 
 
 def check_formats(method: Method, data: Data, with_sft: bool) -> None:
@@ -205,6 +223,24 @@ def check_solutions(data: Data, graph: Mapping[str, Any]) -> None:
         'stages.token_rewards.source = "log_ratio", which needs none, or use method dpo.',
         "training_file",
     )
+
+
+_KIND = re.compile(r"(literal|function-[a-z]+|list|tuple|dict|nullable|constrained-[a-z]+)(\[.*\])?|bool|int|float|str")
+
+
+def path_of(location: Iterable[str | int]) -> list[str | int]:
+    """Where pydantic found an error, as whoever wrote the value knows it: without the names of kinds, of a value that
+    may be of several, and of a mapping's keys."""
+    return [part for part in location if isinstance(part, int) or (part != "[key]" and not _KIND.fullmatch(part))]
+
+
+def whole_numbers(value: object) -> Any:
+    """JSON with 3.0 as the whole number that JSON Schema takes it for, wherever it stands."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, dict):
+        return {key: whole_numbers(item) for key, item in value.items()}
+    return [whole_numbers(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -27,9 +27,11 @@ from allo_engine.checks import (
     check_multiplier,
     check_names,
     check_solutions,
+    check_templates,
     check_update,
     did_you_mean,
     shown,
+    whole_numbers,
 )
 from allo_engine.config import CONFIGS, SampleConfig, SftConfig, StageConfig
 from allo_engine.rounds import kind_of, named, round_of, seed_of
@@ -53,6 +55,7 @@ __all__ = [
     "shown",
     "stage_codes",
     "warnings",
+    "whole_numbers",
 ]
 
 METHODS: tuple[Method, ...] = ("supervised", "dpo", "allo")
@@ -121,6 +124,7 @@ def plan(
     graph = _graph(method, data, settings)
     check_left_out(method, graph, settings.left_out)
     check_names(method, graph, settings.asked, settings.shorthand)
+    check_templates(method, graph, settings)
     check_solutions(data, graph)
     check_answers(method, data, graph, settings)
     check_update(graph, settings.of)

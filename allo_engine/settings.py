@@ -5,13 +5,15 @@ Free of torch.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
+from pydantic_core.core_schema import ErrorType
 
-from allo_engine.checks import Data, Method, PlanError, did_you_mean, shown
+from allo_engine.checks import Data, Method, PlanError, did_you_mean, path_of, shown, whole_numbers
 from allo_engine.config import CONFIGS, StageConfig
 
 SFT_SHARE = 0.5
@@ -76,19 +78,23 @@ class Settings:
         """All settings of a stage. Raises PlanError, naming the field, for what they cannot be."""
         cls = CONFIGS[stage]
         try:
-            return cls.model_validate({"seed": self._seed, **self.defaults(stage), **self.asked.get(stage, {})})
+            values = {"seed": self._seed, **self.defaults(stage), **self.asked.get(stage, {})}
+            return cls.model_validate_json(json.dumps(whole_numbers(values)), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
+            first, *others = error.errors()
+            field = ".".join(map(str, path_of(first["loc"])))
             given = "" if first["type"] in ("missing", "extra_forbidden") else f" (given: {shown(first['input'])})"
             if first["type"] == "extra_forbidden":
                 close = did_you_mean(field, cls.model_fields)
                 reason = f"is no setting of this stage.{close} It has {', '.join(sorted(cls.model_fields))}"
             else:
-                text = first["msg"].removeprefix("Input ")
-                reason = text[0].lower() + text[1:]
+                ways = [one for one in others if path_of(one["loc"]) == path_of(first["loc"])]  # of what may be several
+                texts = [one["msg"].removeprefix("Input ") for one in (first, *ways)]
+                reason = " or ".join(text[0].lower() + text[1:] for text in texts)
             param = f"method.{self._method}.stages.{stage}.{field}"
-            raise PlanError(f"Stage {stage}: {field} {reason}{given}.", param) from None
+            never = first["type"] in get_args(ErrorType) and first["loc"][0] in self.asked.get(stage, ())
+            code: Literal["invalid_value", "invalid_job"] = "invalid_value" if never else "invalid_job"
+            raise PlanError(f"Stage {stage}: {field} {reason}{given}.", param, code) from None
 
     def defaults(self, stage: str) -> dict[str, Any]:
         """What a stage has where it says nothing itself: the job's own defaults, and above them the shorthand."""

@@ -135,7 +135,11 @@ class Settings(BaseModel):
         default=20 * 2**20,
         description="The reading of stored contents goes no faster than this, and rather takes longer.",
     )
-    max_active_jobs: int = Field(default=100, ge=1, description="Unfinished jobs of one owner.")
+    max_active_jobs: int = Field(
+        default=100,
+        ge=1,
+        description="Jobs of one owner that have not ended. Of those that have, what they left counts, as bytes.",
+    )
     requests_per_minute: int = Field(
         default=120_000, ge=0, description="Requests of one owner to one API process; 0: no limit."
     )

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _MAX_PENDING_EVENTS = 1000
 _METRICS_SECONDS = 1.0
+_SOON_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,14 @@ class Heart:
             )
             if time.monotonic() - self._metrics_at >= _METRICS_SECONDS:
                 self._tell_metrics()
+
+    def told(self) -> bool:
+        """Have all written that there is to tell; False where the attempt must end, or the database is away, first."""
+        self._tell_metrics()
+        while self._events and not (self.interrupt or self.unreachable):
+            self._due.set()
+            time.sleep(_SOON_SECONDS)
+        return not self._events
 
     def saved(self, step: int) -> None:
         """Note a checkpoint behind this step of the stage; told at once, for it decides whether an attempt counts."""

@@ -29,6 +29,7 @@ from service.logs import bound
 from service.settings import Settings
 from service.storage.store import Store, StoreAway, StoreError
 from worker.claims import held
+from worker.curves import store_curves
 from worker.devices import visible
 from worker.engine import DEFAULT_COMMAND, Engine
 from worker.heart import Event, Heart
@@ -145,7 +146,10 @@ class Runner:
                 outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
             if not isinstance(outcome, Succeeded):
                 return outcome, ()
-            artifacts = workspace.publish(self._patient(claim, heart), proceed=lambda: heart.interrupt is None)
+            store = self._patient(claim, heart)
+            artifacts = workspace.publish(store, proceed=lambda: heart.interrupt is None)
+            if heart.told():
+                artifacts += store_curves(self.database, store, claim)
             return (interrupted(heart.interrupt) if heart.interrupt else outcome), artifacts
         except StoreAway:  # for longer than this worker may wait
             return (interrupted(heart.interrupt) if heart.interrupt else Released()), ()

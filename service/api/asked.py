@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from service.api.schemas import Body, ModelName, Text
+from service.api.schemas import PLAIN, Body, ModelName, Text
 from service.jobs.trying import MOST_ANSWERS, MOST_TOKENS, Question
 
 SHORT = 16
 """Tokens of what goes on with a text, where nobody says how many."""
 
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-Stop = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256), PLAIN]
 
 
 class TextPart(Body):
@@ -39,8 +39,17 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+_NULL = {"type": "null"}
+_STREAMED: Any = {"required": ["stream"], "properties": {"stream": {"const": True}}}
+_OPTIONS_OF_A_STREAM: Any = [{"properties": {"stream_options": _NULL}}, _STREAMED]
+_ONE_LIMIT: Any = [{"properties": {name: _NULL}} for name in ("max_tokens", "max_completion_tokens")]
+"""What the classes below check, for the document."""
+
+
 class Asked(Body):
     """What both routes take. The same `seed` gives the same answers; without one they are drawn by chance."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": _OPTIONS_OF_A_STREAM})
 
     model: ModelName
     max_tokens: Tokens | None = None
@@ -79,6 +88,8 @@ class CreateChat(Asked):
     """POST /v1/chat/completions. Without `max_tokens`, or `max_completion_tokens`, which is the same, an answer has as
     many as the model has room for, at most 4096."""
 
+    model_config = ConfigDict(json_schema_extra={"allOf": [{"anyOf": _OPTIONS_OF_A_STREAM}, {"anyOf": _ONE_LIMIT}]})
+
     messages: Annotated[list[Said], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Tokens | None = None
 
@@ -97,7 +108,7 @@ class CreateChat(Asked):
 class CreateCompletion(Asked):
     """POST /v1/completions. Without `max_tokens` an answer has 16, as OpenAI has it."""
 
-    prompt: Annotated[Text, StringConstraints(min_length=1)]
+    prompt: Annotated[str, StringConstraints(min_length=1), PLAIN]
 
     def question(self, chance: int) -> Question:
         return replace(super().question(chance), prompt=self.prompt, max_tokens=self.max_tokens or SHORT)

@@ -18,6 +18,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
 from allo_engine.config import CONFIGS, HARNESS_TASKS, TEACHER_KEY
+from service.api.bodies import REF
 from service.jobs.errors import NotFound
 from service.settings import Settings
 
@@ -182,10 +183,12 @@ def _object(schema: Mapping[str, Any]) -> str:
 def _type(schema: Mapping[str, Any]) -> str:
     """A schema in a few words; objects are links."""
     if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#{name}">{name}</a>'
+        name, _, field = escape(schema["$ref"].removeprefix(REF.format(model=""))).partition("/properties/")
+        return f'<a href="#{name}">{name}{"." if field else ""}{field}</a>'
     if "const" in schema or "enum" in schema:
         return escape(", ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")])))
+    if "allOf" in schema:
+        return _type(schema["allOf"][0])
     if "anyOf" in schema:
         return " or ".join(_type(one) for one in schema["anyOf"])
     if schema.get("type") == "array":

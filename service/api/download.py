@@ -21,7 +21,7 @@ Opened = Callable[[int, int], Iterator[Chunk]]
 
 OCTETS = "application/octet-stream"
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)", re.IGNORECASE)
 
 
 def content(request: Request, store: Store, sha256: str, size: int, filename: str, once: bool = False) -> Response:

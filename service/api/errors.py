@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from allo_engine.checks import path_of
 from allo_engine.full import disk_is_full
 from allo_engine.pipeline import PlanError
 from service.api.scope import request_id
@@ -72,6 +73,7 @@ OWN_HEADERS: Mapping[type[Exception], Mapping[str, str]] = {
 TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 MESSAGES: Mapping[int, str] = {
+    400: "The body is no JSON that can be read: it is nested too deeply, or has a number of thousands of digits.",
     404: "There is no such route.",
     405: "The route exists, but not with this method.",
     413: "The body is larger than this service takes.",
@@ -136,7 +138,7 @@ def _of_the_domain(request: Request, error: Exception) -> Response:
     assert isinstance(error, DomainError | PlanError)
     status = status_of(error)
     if isinstance(error, PlanError):
-        return answer(request, status, error.message, error.param, "invalid_value")
+        return answer(request, status, error.message, error.param, error.code)
     own = next((headers for kind, headers in OWN_HEADERS.items() if isinstance(error, kind)), None)
     headers = _for_the_hub(error) if isinstance(error, Absent) else own
     return answer(request, status, error.message, error.param, error.code, error.details, headers)
@@ -171,6 +173,8 @@ def _of_a_part(request: Request, error: Exception) -> Response:
 
 def _of_the_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if any(problem["loc"] == ("body",) for problem in error.errors()) and not _says_json(request):
+        return answer(request, 415, "Send the body as application/json.")
     found = problems(error.errors())
     message = " ".join(f"{param}: {reason}." if param else f"{reason}." for param, reason in found[:10])
     return answer(request, 422, message, found[0][0] or None, "invalid_value")
@@ -178,7 +182,13 @@ def _of_the_request(request: Request, error: Exception) -> Response:
 
 def problems(errors: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Of what pydantic found: the path of each field as its user writes it, and what is wrong with it."""
-    return [(_param(problem["loc"]), _reason(problem)) for problem in errors]
+    return list(dict.fromkeys((_param(problem["loc"]), _reason(problem)) for problem in errors))
+
+
+def _says_json(request: Request) -> bool:
+    """Of a request without a body too, as that is none of another kind."""
+    kind = request.headers.get("content-type", "application/json")
+    return kind.partition(";")[0].strip().lower() == "application/json"
 
 
 def _of_the_framework(request: Request, error: Exception) -> Response:
@@ -222,7 +232,8 @@ def unforeseen(request: Request) -> Response:
 
 def _param(location: Sequence[Any]) -> str:
     """The path of a field as its user writes it."""
-    parts = [str(part) for part in location if not isinstance(part, int) or len(location) > 2]
+    told = path_of(location)
+    parts = [str(part) for part in told if not isinstance(part, int) or len(told) > 2]
     return ".".join(parts[1:] if parts and parts[0] in ("body", "query", "path", "header") else parts)
 
 
@@ -230,7 +241,7 @@ def _reason(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         return "there is no such field"
     if problem["type"] == "missing":
-        return "is required"
+        return "is required" if len(problem["loc"]) > 1 else "The request has no body"
     if problem["type"] == "json_invalid":
         return f"The body is not JSON: {problem['ctx']['error']}"
     text = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input ")
@@ -238,4 +249,4 @@ def _reason(problem: Mapping[str, Any]) -> str:
 
 
 def _code(status: int) -> str | None:
-    return {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(status)
+    return {400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}.get(status)

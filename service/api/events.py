@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Annotated, Any, Literal
@@ -31,7 +32,7 @@ def index(
 ) -> Response | dict[str, Any]:
     """The job's events, newest first; with `order=asc`, as they happened. With `Accept: text/event-stream` they come
     live, from the first one or from behind `Last-Event-ID`, and end with the job."""
-    if EventStream.media_type not in request.headers.get("accept", ""):
+    if not _takes_a_stream(request.headers.get("accept", "")):
         events, more = service.read_events(parts.database, key.owner, job_id, page)
         return listed([render.event(event) for event in events], more)
     seq, is_over = story.read_place(parts.database, key.owner, job_id, last_event_id or page.after)
@@ -60,6 +61,15 @@ def metrics(
         name = f"events.out.tfevents.{found.began}.{job_id}"
         return held(request, b"".join(series.as_event_file(found)), name)
     return StreamingResponse(_list(found), media_type="application/json")
+
+
+def _takes_a_stream(accept: str) -> bool:
+    """Whether the header names the type of streams, and not to say that it is unwelcome."""
+    for kind in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in kind.split(";"))
+        if name == EventStream.media_type:
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 def _list(found: series.Series) -> Iterator[bytes]:

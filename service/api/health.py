@@ -47,12 +47,14 @@ class Ready(TypedDict):
     workers: list[Living]
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def alive() -> Alive:
     """The process answers. This asks nobody else."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Ready, "description": "A part is not there."}})
 async def ready(parts: Parts, response: Response) -> Ready:
     """Each part that the service needs, and 503 where one is not there. Workers come and go: without one the service

@@ -55,7 +55,7 @@ def submit(parts: Context, key: ApiKey, body: CreateJob) -> dict[str, Any]:
     return answer
 
 
-@router.get("")
+@router.get("", openapi_extra=METADATA.documented)
 @reading
 def index(parts: Parts, key: Reader, page: Paging, metadata: Annotated[dict[str, str], Depends(METADATA)]) -> Response:
     """The owner's jobs, newest first, without their artifacts; `metadata[k]=v` keeps those that have it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field
+from pydantic import Field, Strict
 
 from service.api.context import Admin, Context, Parts, is_json
 from service.api.once import Once, reissues
@@ -25,8 +25,11 @@ Owner = Annotated[str | None, Query(max_length=64)]
 class CreateKey(Body):
     """POST /v1/keys. `expires_at` is in Unix seconds; a key without one does not expire."""
 
-    owner: Id
-    scopes: Annotated[tuple[Scope, ...], Field(min_length=1, max_length=len(keys.SCOPES))] = ("read", "submit")
+    owner: Annotated[Id, Field(json_schema_extra={"pattern": f"^{keys.OWNER.pattern}$"})]
+    scopes: Annotated[tuple[Scope, ...], Strict(False), Field(min_length=1, max_length=len(keys.SCOPES))] = (
+        "read",
+        "submit",
+    )
     expires_at: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 

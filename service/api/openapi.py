@@ -3,7 +3,7 @@ answers, and with which errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any
 
@@ -12,10 +12,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from allo_engine.config import CONFIGS
-from service.api import examples
+from service.api.bodies import REF, describe_bodies, tell_texts
+from service.api.refusals import CODES, codes_of
 from service.api.shapes import ANSWERS, OTHER_KINDS, all_shapes
 
-REF = "#/components/schemas/{model}"
 VERSION = "1"
 
 OPEN = ("/healthz", "/readyz", "/docs")
@@ -61,7 +61,7 @@ _ERRORS: Mapping[int, str] = {
     409: "The object's state does not allow it; `x-should-retry` says whether to ask again.",
     413: "The body is too large.",
     415: "The body's type or encoding is not taken.",
-    422: "A field's value cannot be: `param` names it.",
+    422: "A field's value cannot be, or does not fit: `param` names it.",
     429: "A limit of the owner is reached; `retry-after` says how long.",
     500: "An error of the service. The message has an id that its log has, too.",
     503: "A part does not answer; nothing was changed. `retry-after` says how long to wait.",
@@ -88,9 +88,9 @@ def document(app: FastAPI) -> dict[str, Any]:
         schemas.pop(unused, None)
     schemas.update(_schemas())
     found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": _KEYS}}
+    describe_bodies(found)
     for path, verb, operation in _operations(found):
         _complete(path, verb, operation)
-    _describe_bodies(found)
     return found
 
 
@@ -123,7 +123,7 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
     open_to_all = path.startswith(OPEN)
     operation["security"] = [] if open_to_all else [{"key": []}]
     for asked in operation.get("parameters", ()):
-        _tell_texts(asked["schema"])
+        tell_texts(asked["schema"])
     answers = operation["responses"]
     answers.pop("422", None)
     answer = None if open_to_all else ANSWERS[name]
@@ -138,14 +138,8 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
         answers["204"] = {"description": "The events from `Last-Event-ID` on have all been told, and the job is over."}
     for status in () if open_to_all else _statuses(path, verb, operation):
         answers.setdefault(str(status), _error(status))
-
-
-def _tell_texts(schema: dict[str, Any]) -> None:
-    """No text in an address holds a NUL: the guard sends it away."""
-    if schema.get("type") == "string" and not schema.keys() & {"pattern", "enum", "const"}:
-        schema["pattern"] = r"^[^\x00]*$"
-    for inner in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())):
-        _tell_texts(inner)
+    if not open_to_all:
+        answers["422"] = _refusal(codes_of(operation))
 
 
 def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
@@ -163,6 +157,17 @@ def _statuses(path: str, verb: str, operation: Mapping[str, Any]) -> list[int]:
     if _is_download(operation["operationId"]):
         wanted += [412, 416]
     return sorted(set(wanted))
+
+
+def _refusal(codes: Sequence[str]) -> dict[str, Any]:
+    """The 422 of an operation: an error with one of these codes."""
+    found = _error(422)
+    told = "; ".join(f"`{code}`: {CODES[code]}" for code in codes)
+    error = {"type": "object", "properties": {"code": {"enum": list(codes)}}}
+    coded = {"type": "object", "properties": {"error": error}}
+    found["description"] = f"{_ERRORS[422]} By its code: {told}."
+    found["content"] = {"application/json": {"schema": {"allOf": [{"$ref": REF.format(model="Error")}, coded]}}}
+    return found
 
 
 def _is_download(name: str) -> bool:
@@ -212,39 +217,3 @@ def _error(status: int) -> dict[str, Any]:
         "headers": {"x-request-id": {"schema": {"type": "string"}, "description": "For questions to the operator."}},
         "content": {"application/json": {"schema": {"$ref": REF.format(model="Error")}}},
     }
-
-
-_FORMS: Mapping[str, tuple[list[str], Mapping[str, Any]]] = {
-    "files.create": (
-        ["purpose", "file"],
-        {
-            "purpose": {"const": "fine-tune"},
-            "file": {"type": "string", "format": "binary", "description": "JSONL, a JSON array or Parquet."},
-            "expires_after[anchor]": {"const": "created_at"},
-            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
-        },
-    ),
-    "uploads.add_part": (["data"], {"data": {"type": "string", "format": "binary"}}),
-}
-
-
-def _describe_bodies(document: dict[str, Any]) -> None:
-    """Forms, which their endpoints read as they come; the settings of stages; an example."""
-    for _, _, operation in _operations(document):
-        if operation["operationId"] in _FORMS:
-            required, fields = _FORMS[operation["operationId"]]
-            form = {"type": "object", "required": required, "properties": fields, "additionalProperties": False}
-            operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
-    schemas = document["components"]["schemas"]
-    stages = {
-        name: {"anyOf": [{"$ref": REF.format(model=config.__name__)}, {"type": "null"}]}
-        for name, config in CONFIGS.items()
-    }
-    settings = schemas["MethodSettings"]["properties"]["stages"]
-    settings["anyOf"] = [{"type": "object", "properties": stages, "additionalProperties": False}, {"type": "null"}]
-    schemas["CreateJob"]["examples"] = [examples.JOB]
-    schemas["CreateSweep"]["examples"] = [examples.SWEEP]
-    schemas["Estimate"]["examples"] = [examples.ESTIMATE]
-    schemas["CreateChat"]["examples"] = [examples.CHAT]
-    schemas["CreateCompletion"]["examples"] = [examples.COMPLETION]
-    schemas["CreateUpload"]["properties"]["purpose"] = {"const": "fine-tune"}

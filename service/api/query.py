@@ -25,6 +25,12 @@ class Prefixed:
             raise InvalidRequest(f"At most {self._at_most} parameters {self.prefix}[…] are taken.", self.prefix)
         return {name[len(self.prefix) + 1 : -1]: value for name, value in found.items()}
 
+    @property
+    def documented(self) -> dict[str, Any]:
+        """What FastAPI adds to the document of a route that has these."""
+        mapping = {"type": "object", "maxProperties": self._at_most, "additionalProperties": {"type": "string"}}
+        return {"parameters": [{"name": self.prefix, "in": "query", "style": "deepObject", "schema": mapping}]}
+
     def names(self, parameter: str) -> bool:
         """Whether the parameter is one of these."""
         return parameter.startswith(f"{self.prefix}[") and parameter.endswith("]")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from allo_engine.pipeline import whole_numbers
 from service.jobs.lifecycle import Priority
 from service.jobs.submission import NewJob
 from service.jobs.sweeping.points import MOST_POINTS
@@ -53,15 +54,34 @@ def _name_part(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_plain_value)]
-Id = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_plain_value)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_plain_value)]
-Settings = Annotated[dict[str, Any], AfterValidator(_plain_value)]
+def only_its_own(*kinds: str, needed: bool = False) -> ConfigDict:
+    """For the document, of an object that names its kind in `type`: of the fields that are called as the kinds are, it
+    has that kind's alone; `needed` where it may not be left out."""
+    ways: Any = []
+    for kind in kinds:
+        fields: dict[str, Any] = {other: {"type": "null"} for other in kinds if other != kind}
+        own = {kind: {"type": "object"}} if needed else {}
+        ways.append({"required": list(own), "properties": {"type": {"const": kind}, **fields, **own}})
+    return ConfigDict(json_schema_extra={"oneOf": ways})
+
+
+PLAIN = AfterValidator(_plain_value)
+Text = Annotated[str, PLAIN]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64), PLAIN]
+ModelName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=255),
+    PLAIN,
+    Field(json_schema_extra={"pattern": r"^[^/.~\x00][^\x00]*$", "not": {"pattern": "://"}}),
+]
+"""Neither a path nor a URL: what models there are, a submit knows."""
+
+Settings = Annotated[dict[str, Any], PLAIN]
 Suffix = Annotated[str, AfterValidator(_name_part), Field(json_schema_extra={"pattern": _NAME_PART})]
 Metadata = Annotated[
     dict[
-        Annotated[Text, StringConstraints(min_length=1, max_length=64)],
-        Annotated[Text, StringConstraints(max_length=512)],
+        Annotated[str, StringConstraints(min_length=1, max_length=64), PLAIN],
+        Annotated[str, StringConstraints(max_length=512), PLAIN],
     ],
     Field(max_length=16),
 ]
@@ -69,11 +89,11 @@ Metadata = Annotated[
 
 Swept = Annotated[
     dict[
-        Annotated[Text, StringConstraints(min_length=1, max_length=128)],
+        Annotated[str, StringConstraints(min_length=1, max_length=128), PLAIN],
         Annotated[list[Any], Field(min_length=1, max_length=MOST_POINTS)],
     ],
     Field(min_length=1, max_length=16),
-    AfterValidator(_plain_value),
+    PLAIN,
 ]
 
 
@@ -82,9 +102,14 @@ RunTime = Annotated[int, Field(ge=1, le=10 * 365 * 86_400)]
 
 
 class Body(BaseModel):
-    """A request body: strict about names."""
+    """A request body: strict about names and about kinds of values."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, given: Any) -> Any:
+        return whole_numbers(given)
 
 
 class MethodSettings(Body):
@@ -97,6 +122,8 @@ class MethodSettings(Body):
 
 class Method(Body):
     """The method's type, and its settings under its own name."""
+
+    model_config = only_its_own("supervised", "dpo", "allo")
 
     type: Literal["supervised", "dpo", "allo"]
     supervised: MethodSettings | None = None
@@ -124,7 +151,7 @@ class MLflow(Body):
 
     experiment: Annotated[str, StringConstraints(pattern=r"^/?[A-Za-z0-9][A-Za-z0-9 ._@/-]{0,250}$")]
     run_name: Named | None = None
-    tracking_uri: Annotated[Text, StringConstraints(max_length=512)] | None = None
+    tracking_uri: Annotated[str, StringConstraints(max_length=512), PLAIN] | None = None
 
 
 class WandB(Body):
@@ -133,7 +160,9 @@ class WandB(Body):
     project: Named
     name: Named | None = None
     entity: Named | None = None
-    tags: Annotated[list[Annotated[Text, StringConstraints(min_length=1, max_length=64)]], Field(max_length=16)] = []
+    tags: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=64), PLAIN]], Field(max_length=16)
+    ] = []
 
 
 class Trackio(Body):
@@ -141,11 +170,13 @@ class Trackio(Body):
 
     project: Named
     name: Named | None = None
-    space: Annotated[Text, StringConstraints(max_length=512)] | None = None
+    space: Annotated[str, StringConstraints(max_length=512), PLAIN] | None = None
 
 
 class Integration(Body):
     """A tracker that is told of the job: its type, and its settings under its own name."""
+
+    model_config = only_its_own("mlflow", "wandb", "trackio", needed=True)
 
     type: Literal["mlflow", "wandb", "trackio"]
     mlflow: MLflow | None = None

@@ -14,7 +14,7 @@ from service.api.context import Context, Parts, Reader, Submitter, body_type, is
 from service.api.forms import Form
 from service.api.once import Calling, Once
 from service.api.pages import listed
-from service.api.schemas import Body, Id, Text
+from service.api.schemas import PLAIN, Body, Id
 from service.jobs.access.repetition import Call, once
 from service.jobs.data import files, uploads
 from service.jobs.data.uploads import NewUpload, UploadView
@@ -36,9 +36,9 @@ class CreateUpload(Body):
     """POST /v1/uploads."""
 
     bytes: Annotated[int, Field(ge=1, lt=2**63)]
-    filename: Annotated[Text, StringConstraints(min_length=1, max_length=1024)]
-    mime_type: Annotated[Text, StringConstraints(min_length=1, max_length=255)]
-    purpose: Annotated[Text, StringConstraints(max_length=64)]
+    filename: Annotated[str, StringConstraints(min_length=1, max_length=1024), PLAIN]
+    mime_type: Annotated[str, StringConstraints(min_length=1, max_length=255), PLAIN]
+    purpose: Annotated[str, StringConstraints(max_length=64), PLAIN]
     expires_after: ExpiresAfter | None = None
 
 

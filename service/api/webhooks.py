@@ -13,7 +13,7 @@ from service.api import render
 from service.api.context import Context, Parts, Reader, Submitter
 from service.api.once import Calling, Once, reissues
 from service.api.pages import Paging, listed
-from service.api.schemas import Body, Text
+from service.api.schemas import PLAIN, Body
 from service.jobs.access import webhooks
 from service.jobs.access.repetition import Answer, Call, recalled, remember
 from service.jobs.errors import InvalidRequest
@@ -24,9 +24,17 @@ router = APIRouter(prefix="/webhook_endpoints", route_class=Once)
 tests = APIRouter(prefix="/webhook_endpoints")  # no transaction waits for a sample's receiver
 types = APIRouter(prefix="/webhook_event_types")
 
-Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
-Url = Annotated[Text, StringConstraints(min_length=1, max_length=2048)]
-EventTypes = Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(min_length=1, max_length=32)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=255), PLAIN]
+Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2048),
+    PLAIN,
+    Field(json_schema_extra={"pattern": r"^https?://[A-Za-z0-9.:\[\]-]+([/?][!-\"$-~]*)?$"}),
+]
+EventType = Annotated[
+    str, StringConstraints(max_length=64), Field(json_schema_extra={"enum": [*webhooks.EVENT_TYPES.values()]})
+]
+EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=32)]
 
 
 class CreateWebhook(Body):
@@ -54,7 +62,7 @@ class RotateSecret(Body):
 class TestWebhook(Body):
     """POST /v1/webhook_endpoints/{id}/test."""
 
-    event_type: str
+    event_type: EventType
 
 
 @types.get("")

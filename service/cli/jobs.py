@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,8 +255,8 @@ def parse_sweep(swept: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    """JSON where it is some (1e-5, true, [1]), and otherwise the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    """JSON where it is some (1e-5, true, [1]), a number where it looks like one (.5), and otherwise the text itself."""
+    for read in (json.loads, float):
+        with suppress(ValueError):
+            return read(text)
+    return text

@@ -29,7 +29,7 @@ def following(stages: Sequence[Stage], start: str) -> list[Stage]:
             found[stage.name] = stage
     if not found:
         names = ", ".join(stage.name for stage in stages)
-        raise InvalidRequest(f"The job has no stage {start!r:.70}: its stages are {names}.", "from")
+        raise InvalidRequest(f"The job has no stage {start!r:.70}: its stages are {names}.", "from", "unknown_stage")
     return list(found.values())
 
 

@@ -60,9 +60,8 @@ def compare(database: Database, store: Store, owner: str, ours: Sequence[str], t
     where the held-out cases of all have nothing in common.
     """
     if len(ours) != len(theirs):
-        raise InvalidRequest(
-            f"Give as many runs of theirs as of ours ({len(ours)}); there are {len(theirs)}.", "theirs"
-        )
+        message = f"Give as many runs of theirs as of ours ({len(ours)}); there are {len(theirs)}."
+        raise InvalidRequest(message, "theirs", "unpaired_runs")
     sides = [
         [_run(database, store, owner, name, param, LARGEST_REPORTS // (2 * len(ours))) for name in names]
         for param, names in (("ours", ours), ("theirs", theirs))
@@ -107,7 +106,7 @@ def _run(database: Database, store: Store, owner: str, name: str, param: str, mo
     report = _read(store, files["report.json"], job_id, param)
     names = [row["model"] for row in report["models"]]
     if model and model not in names:
-        raise InvalidRequest(f"The report of job {job_id} has no model {model!r}; it has {', '.join(names)}.", param)
+        raise NotFound(f"The report of job {job_id} has no model {model!r}; it has {', '.join(names)}.", param)
     row = report["models"][names.index(model) if model else -1]
     return Run(job.id, job.seed, report["cases"], row, files.get("texts.jsonl"))
 

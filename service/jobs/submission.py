@@ -73,6 +73,10 @@ class Admitted:
     needs: Mapping[str, Needs]
 
 
+_UNFIT = "invalid_training_file"
+"""The code of a file that cannot be used as it is meant to be."""
+
+
 def check_limit(session: Session, sender: Sender, now: int, more: int = 1) -> None:
     """Raises TooMany where the owner would have more unfinished jobs than allowed with so many more, QuotaExceeded
     where there is no room for bytes."""
@@ -177,7 +181,8 @@ def _files(session: Session, owner: str, new: NewJob, now: int) -> dict[str, Fil
     files = {param: usable_file(session, owner, name, param, now) for param, name in given.items()}
     if "corrections_file" in files and files["corrections_file"].format != "corrections":
         found = files["corrections_file"].format
-        raise InvalidRequest(f"The corrections file must hold corrections; it holds {found}.", "corrections_file")
+        message = f"The corrections file must hold corrections; it holds {found}."
+        raise InvalidRequest(message, "corrections_file", _UNFIT)
     return files
 
 
@@ -217,9 +222,9 @@ def usable_file(session: Session, owner: str, file_id: str, param: str, now: int
     if file is None:
         raise NotFound(f"No file {file_id!r}.", param, "file_not_found")
     if file.purpose != "fine-tune":
-        raise InvalidRequest(f"The file's purpose is {file.purpose}; upload one with purpose fine-tune.", param)
+        raise InvalidRequest(f"The file's purpose is {file.purpose}; upload one with purpose fine-tune.", param, _UNFIT)
     if file.status == "error":
-        raise InvalidRequest(f"The file cannot be used. {file.status_details}", param, "invalid_training_file")
+        raise InvalidRequest(f"The file cannot be used. {file.status_details}", param, _UNFIT)
     return file
 
 

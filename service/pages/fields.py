@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from inspect import get_annotations
@@ -48,10 +49,10 @@ class Setting:
         """What was put in, as JSON has it; what cannot be is left for the engine's class to refuse."""
         if self.kind == "text":
             return None if text == self.default == "null" else text
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+        for read in (json.loads, float):
+            with suppress(ValueError):
+                return read(text)
+        return text
 
     def text(self, value: Any) -> str:
         """A value as one puts it in."""

@@ -22,6 +22,9 @@ _ASSIGNED = ipaddress.ip_network("192.0.0.0/24")
 """For protocols, and for what clouds tell their machines; of the internet nothing but anycast relays (RFC 6890)."""
 
 
+_REFUSED = "webhook_url_refused"
+
+
 class Unreachable(Exception):
     """An address that nothing may be sent to, or a name without one."""
 
@@ -30,13 +33,14 @@ def check_url(url: str, private: bool) -> None:
     """Raises InvalidRequest for what could never be delivered to; `private` allows private addresses, without TLS."""
     parts = _split(url)
     if parts.scheme != "https" and not (private and parts.scheme == "http"):
-        raise InvalidRequest("A webhook's URL begins with https://.", "url")
+        raise InvalidRequest("A webhook's URL begins with https://.", "url", _REFUSED)
     if not parts.hostname or parts.username is not None or parts.password is not None or parts.fragment:
-        raise InvalidRequest("A webhook's URL is https://host/path, without a user, a password or a fragment.", "url")
+        message = "A webhook's URL is https://host/path, without a user, a password or a fragment."
+        raise InvalidRequest(message, "url", _REFUSED)
     try:
         allowed_addresses(parts.hostname, parts.port or 443, private)
     except Unreachable as error:
-        raise InvalidRequest(f"Nothing can be delivered to this URL: {error}.", "url", "webhook_url_refused") from None
+        raise InvalidRequest(f"Nothing can be delivered to this URL: {error}.", "url", _REFUSED) from None
 
 
 def allowed_addresses(host: str, port: int, private: bool) -> list[str]:
@@ -55,9 +59,10 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port  # it is looked at here alone
     except ValueError as error:
-        raise InvalidRequest(f"This is no URL: {error}.", "url") from None
+        raise InvalidRequest(f"This is no URL: {error}.", "url", _REFUSED) from None
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise InvalidRequest("A URL has printable ASCII characters alone: write others as %XX or punycode.", "url")
+        message = "A URL has printable ASCII characters alone: write others as %XX or punycode."
+        raise InvalidRequest(message, "url", _REFUSED)
     return parts
 
 

@@ -21,7 +21,7 @@ from service.jobs.tables import ApiKey
 Scope = Literal["read", "submit", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-_OWNER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+OWNER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 MOST_UNKNOWN = 256
@@ -40,12 +40,14 @@ def create_key(
     database: Database, owner: str, scopes: Sequence[Scope] = ("read", "submit"), expires_at: int | None = None
 ) -> NewKey:
     """Makes a key of `owner`: everything that the key makes is that owner's, and other owners do not see it."""
-    if not _OWNER.fullmatch(owner):
+    if not OWNER.fullmatch(owner):
         raise InvalidRequest("An owner is 1 to 63 of a-z, 0-9, - and _, and starts with a letter or digit.", "owner")
     if not scopes or not set(scopes) <= set(SCOPES):
         raise InvalidRequest(f"Scopes are one or more of {', '.join(SCOPES)}.", "scopes")
     if expires_at is not None and expires_at <= database.now():
-        raise InvalidRequest("The key would have expired already: expires_at must lie in the future.", "expires_at")
+        raise InvalidRequest(
+            "The key would have expired already: expires_at must lie in the future.", "expires_at", "expired"
+        )
     key = ApiKey(id=new_id("key"), owner=owner, scopes=sorted(set(scopes)), expires_at=expires_at)
     with database.transaction() as session:
         key.created_at = database.now()

@@ -25,7 +25,7 @@ def check(integrations: Sequence[Integration], allowed: str) -> None:
     for index, one in enumerate(integrations):
         kind, param = one["type"], f"integrations.{index}"
         if kind in (other["type"] for other in integrations[:index]):
-            raise InvalidRequest(f"A job is told to {TITLES[kind]} once: {kind} is named twice.", param)
+            raise InvalidRequest(f"A job is told to {TITLES[kind]} once: {kind} is named twice.", param, "invalid_job")
         place(kind, one[kind], allowed, f"{param}.{kind}")
         if find_spec(kind) is None:
             message = f"{TITLES[kind]} is not installed in this service: pip install 'allo[{kind}]' beside it."

@@ -14,7 +14,7 @@ from typing import Literal
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.jobs.errors import InvalidRequest, NotFound
+from service.jobs.errors import InvalidRequest, NotFound, QuotaExceeded
 from service.jobs.ids import new_id
 from service.jobs.lifecycle import JobStatus
 from service.jobs.repository import Page, hooks
@@ -56,10 +56,10 @@ class Due:
 def create(
     database: Database, owner: str, name: str, url: str, event_types: Sequence[str], secret: str
 ) -> WebhookEndpoint:
-    """A new endpoint. Raises InvalidRequest for types that there are not, and at the limit of endpoints."""
+    """A new endpoint. Raises InvalidRequest for types that there are not, QuotaExceeded at the limit of endpoints."""
     with database.transaction() as session:
         if len(hooks.all_endpoints(session, owner)) >= MOST_ENDPOINTS:
-            raise InvalidRequest(f"You have {MOST_ENDPOINTS} webhook endpoints: delete one.", code="too_many_webhooks")
+            raise QuotaExceeded(f"You have {MOST_ENDPOINTS} webhook endpoints: delete one.", code="too_many_webhooks")
         now = database.now()
         row = WebhookEndpoint(id=new_id("whend"), owner=owner, name=name, url=url, created_at=now, updated_at=now)
         row.event_types, row.secret = _checked(event_types), secret

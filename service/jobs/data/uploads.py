@@ -85,7 +85,7 @@ def take_part(store: Store, chunks: Iterator[bytes], limit: int) -> Blob:
 
 
 def add_part(database: Database, owner: str, upload_id: str, blob: Blob) -> UploadPart:
-    """Makes a content that is stored a part. Raises NotFound, Conflict or InvalidRequest."""
+    """Makes a content that is stored a part. Raises NotFound or Conflict."""
     with database.transaction() as session:
         upload = holdings.lock_upload(session, _owned(session, owner, upload_id).id)
         _check_pending(upload, database.now())
@@ -167,7 +167,7 @@ def _check_room(upload: Upload, parts: Sequence[UploadPart], size: int) -> None:
     """Parts that were sent twice have room, but not without end."""
     arrived = sum(part.bytes for part in parts) + size
     if arrived > 2 * upload.bytes or len(parts) >= MAX_PARTS:
-        raise InvalidRequest(
+        raise Conflict(
             f"Upload {upload.id} is to have {upload.bytes} bytes, and {len(parts) + 1} parts of {arrived} bytes have "
             "arrived: complete it with those that belong to it, or cancel it.",
             "data",
@@ -182,13 +182,13 @@ def _chosen(upload: Upload, parts: Sequence[UploadPart], part_ids: Sequence[str]
                 f"part_ids[{place}]: {part_id!r:.70} is no part of this upload; GET /v1/uploads/{upload.id}/parts "
                 "lists what has arrived.",
                 "part_ids",
+                "unknown_part",
             )
     chosen = [by_id[part_id] for part_id in part_ids]
     total = sum(part.bytes for part in chosen)
     if total != upload.bytes:
-        raise InvalidRequest(
-            f"The parts have {total} bytes together, and the upload was begun with bytes={upload.bytes}.", "part_ids"
-        )
+        message = f"The parts have {total} bytes together, and the upload was begun with bytes={upload.bytes}."
+        raise InvalidRequest(message, "part_ids", "wrong_size")
     return chosen
 
 
@@ -212,4 +212,4 @@ def _joined(store: Store, parts: Sequence[UploadPart], md5: str | None) -> Itera
                 digest.update(chunk)
             yield bytes(chunk)
     if md5 is not None and digest.hexdigest() != md5.lower():
-        raise InvalidRequest(f"md5: the parts together have {digest.hexdigest()}, not {md5!r:.40}.", "md5")
+        raise InvalidRequest(f"md5: the parts together have {digest.hexdigest()}, not {md5!r:.40}.", "md5", "wrong_md5")

@@ -86,7 +86,7 @@ def delta_of(database: Database, owner: str, name: str) -> Artifact:
         for row in _artifacts(session, owner, model):
             if row.output == "delta":
                 return row
-    raise InvalidRequest(f"Model {name!r} has no sparse delta: all of its weights were trained.", "format")
+    raise InvalidRequest(f"Model {name!r} has no sparse delta: all of its weights were trained.", "format", "no_delta")
 
 
 def _artifacts(session: Session, owner: str, model: Model) -> Sequence[Artifact]:
@@ -108,7 +108,8 @@ def _inputs(session: Session, owner: str, model: Model, format: str) -> dict[str
     if format == "peft":
         job = None if model.job_id is None else repository.job(session, owner, model.job_id)
         if job is None:
-            raise InvalidRequest(f"Model {model.id!r} was made by no job of yours: it has no base to adapt.", "format")
+            message = f"Model {model.id!r} was made by no job of yours: it has no base to adapt."
+            raise InvalidRequest(message, "format", "no_base")
         inputs["base"] = [[path, sha256] for path, sha256, _ in job.sources["model"]]
     return inputs
 

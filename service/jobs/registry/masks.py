@@ -15,6 +15,8 @@ from service.jobs.tables import Artifact, Job
 MASKS = "masks"
 """What the request's field, the job's source and the output of stage `locate` are called alike."""
 
+_UNFIT = "invalid_masks"
+
 
 def find_masks(session: Session, owner: str, name: str) -> list[Any]:
     """The files of the masks, each as [path, sha256, bytes]; `name` is a job's id, or that of any file of the masks. A
@@ -40,6 +42,7 @@ def _of_job(session: Session, job: Job) -> list[Any]:
             f"Job {job.id} is of method {job.method['type']}, which makes no masks: name a job of method allo, or "
             "leave masks out to locate them here.",
             MASKS,
+            _UNFIT,
         )
     last = max(located, key=lambda stage: round_of(stage.name))
     if last.status is not StageStatus.SUCCEEDED:
@@ -49,6 +52,7 @@ def _of_job(session: Session, job: Job) -> list[Any]:
             f"stage has succeeded (retry the job if it failed or was cancelled), {earlier}or leave masks out to locate "
             "them here.",
             MASKS,
+            _UNFIT,
         )
     return _files(session, last.id)
 
@@ -59,6 +63,7 @@ def _of_artifact(session: Session, artifact: Artifact) -> list[Any]:
             f"Artifact {artifact.id} is a file of {artifact.output!r}, not of 'masks': name a file that stage locate "
             "wrote, or its job.",
             MASKS,
+            _UNFIT,
         )
     return _files(session, artifact.stage_id)
 
@@ -70,6 +75,7 @@ def _files(session: Session, stage_id: str) -> list[Any]:
             f"The masks of job {stage.job_id} were let go, for the service keeps what is on the way to a result for a "
             "time: name a later job, or leave masks out to locate them here.",
             MASKS,
+            _UNFIT,
         )
     rows = repository.artifacts(session, [stage_id])
     return [[row.path, row.sha256, row.bytes] for row in rows if row.output == MASKS]

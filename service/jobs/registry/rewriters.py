@@ -39,6 +39,7 @@ def find_rewriter(
             f"Models {rewriter.id!r} and {model.id!r} have different vocabularies, so that the one cannot judge the "
             "other's tokens: name a model of the same family, or leave reward_model.model out.",
             f"{_STAGE}.model",
+            "invalid_job",
         )
     return rewriter
 
@@ -49,13 +50,23 @@ def check_teachers(method: Method, planned: Sequence[PlannedStage], hosts: str) 
     for stage in planned:
         for name in ("corrections", "judge"):
             teacher: Teacher | None = getattr(stage.config, name, None)
-            url = urlsplit(teacher.base_url) if teacher else None
-            if url and not {url.netloc.lower(), url.hostname} & allowed:
+            if teacher and not _names(teacher.base_url) & allowed:
+                known = ", ".join(sorted(allowed)) or "nobody"
                 raise InvalidRequest(
-                    f"This service asks nobody at {url.netloc!r}; it asks {', '.join(sorted(allowed)) or 'nobody'}. "
-                    "Its operator allows hosts with ALLO_TEACHER_HOSTS.",
+                    f"This service asks nobody at {teacher.base_url!r:.200}; it asks {known}. Its "
+                    "operator allows hosts with ALLO_TEACHER_HOSTS.",
                     f"method.{method}.stages.{stage.name}.{name}.base_url",
+                    "teacher_refused",
                 )
+
+
+def _names(url: str) -> set[str]:
+    """What the operator may call the host of a URL: by its name, or with its port."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it has brackets, or letters, that no host has
+        return set()
+    return {parts.netloc.lower(), parts.hostname or parts.netloc.lower()}
 
 
 def _config(planned: Sequence[PlannedStage]) -> RewardModelConfig | None:
@@ -69,6 +80,7 @@ def _vocabulary(store: Store, model: Model) -> str:
         raise InvalidRequest(
             f"Model {model.id!r} has no {_TOKENIZER} to compare: add it to the model's folder and register that.",
             f"{_STAGE}.model",
+            "invalid_job",
         )
     if sha256 not in _vocabularies:
         _vocabularies[sha256] = _told_by(json.loads(b"".join(store.open(sha256))))

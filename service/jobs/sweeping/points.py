@@ -27,7 +27,9 @@ def points_of(swept: Swept) -> list[Point]:
     """Every combination, the values of the last setting changing first. Raises InvalidRequest for too many."""
     count = math.prod(map(len, swept.values()))
     if count > MOST_POINTS:
-        raise InvalidRequest(f"The sweep has {count} points; at most {MOST_POINTS} are taken.", "sweep")
+        raise InvalidRequest(
+            f"The sweep has {count} points; at most {MOST_POINTS} are taken.", "sweep", "invalid_sweep"
+        )
     return [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
 
 
@@ -41,7 +43,8 @@ def at(new: NewJob, point: Point) -> NewJob:
         elif not dot:
             new = replace(new, hyperparameters={**new.hyperparameters, name: value})
         elif stage in new.stages and new.stages[stage] is None:
-            raise InvalidRequest(f"The job leaves stage {stage} out: there is no {name} to sweep.", f"sweep.{name}")
+            message = f"The job leaves stage {stage} out: there is no {name} to sweep."
+            raise InvalidRequest(message, f"sweep.{name}", "invalid_sweep")
         else:
             settings = {**(new.stages.get(stage) or {}), field: value}
             new = replace(new, stages={**new.stages, stage: settings})

@@ -115,7 +115,7 @@ def _points(values: Swept, sender: Sender) -> list[Point]:
     points = points_of(values)
     if len(points) > sender.max_active_jobs:
         message = f"The sweep has {len(points)} points, and you may have {sender.max_active_jobs} unfinished jobs."
-        raise InvalidRequest(message, "sweep")
+        raise InvalidRequest(message, "sweep", "invalid_sweep")
     return points
 
 
@@ -136,4 +136,4 @@ def _check_different(points: Sequence[Point], admitted: Sequence[Admitted]) -> N
         first = seen.setdefault(tuple(f"{stage.name} {stage.config!r}" for stage in one.planned), point)
         if first is not point:
             told = f"{dict(first)!r:.200} and {dict(point)!r:.200}"
-            raise InvalidRequest(f"Two points of the sweep are the same job: {told}.", "sweep")
+            raise InvalidRequest(f"Two points of the sweep are the same job: {told}.", "sweep", "invalid_sweep")

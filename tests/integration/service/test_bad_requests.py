@@ -118,8 +118,15 @@ def test_routes_and_methods_that_are_not_there(client: TestClient) -> None:
         ({"hyperparameters": {"n_epochs": 10**11}}, "method.supervised.stages.sft.n_epochs", "10000"),
         ({"hyperparameters": {"n_epochs": 10**400}}, "hyperparameters", "64 bits"),
         ({"hyperparameters": {"learning_rate_multiplier": 10**400}}, "hyperparameters", "64 bits"),
-        ({"hyperparameters": {"learning_rate": "inf"}}, "method.supervised.stages.sft.learning_rate", "finite"),
-        ({"hyperparameters": {"learning_rate": "1e999"}}, "method.supervised.stages.sft.learning_rate", "finite"),
+        ({"hyperparameters": {"learning_rate": "inf"}}, "method.supervised.stages.sft.learning_rate", "valid number"),
+        ({"hyperparameters": {"learning_rate": "1e-5"}}, "method.supervised.stages.sft.learning_rate", "valid number"),
+        ({"hyperparameters": {"learning_rate": True}}, "method.supervised.stages.sft.learning_rate", "valid number"),
+        ({"hyperparameters": {"devices": -5}}, "method.supervised.stages.sft.devices", "'auto' or should be greater"),
+        ({"seed": "3"}, "seed", "valid integer"),
+        ({"seed": True}, "seed", "valid integer"),
+        ({"seed": 3.5}, "seed", "valid integer"),
+        ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 65, "should have at most 64 characters"),
+        ({"hyperparameters": {"template": "none"}}, "method.supervised.stages.sft.template", "holds {problem}"),
         ({"hyperparameters": {"n_epochs": "9" * 5000}}, "method.supervised.stages.sft.n_epochs", "sft"),
         (
             {"hyperparameters": {"chat_template_kwargs": json.loads('{"a":' * 400 + "1" + "}" * 400)}},
@@ -141,6 +148,48 @@ def test_a_bad_field_is_named_with_what_it_takes(client: TestClient, body: Any, 
     found = error(client.post(JOBS, content=json.dumps(body), headers=JSON), 422)
     assert found["param"] == param
     assert message in found["message"]
+
+
+def test_three_point_nought_is_a_whole_number(client: TestClient) -> None:
+    body = {"model": "tiny", "training_file": "file-train", "seed": 3.0, "hyperparameters": {"n_epochs": 2.0}}
+    job = client.post(JOBS, json=body).json()
+    assert (job["seed"], job["method"]["supervised"]["stages"]["sft"]["n_epochs"]) == (3, 2)
+
+
+def test_a_body_that_is_missing_or_no_json_is_told_so_in_our_words(client: TestClient) -> None:
+    assert error(client.post(JOBS, headers=JSON), 422)["message"] == "The request has no body."
+    found = error(client.post(JOBS, content=b"[" * 5000, headers=JSON), 400)
+    assert found["code"] == "invalid_json"
+    assert "nested too deeply" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [("stop", "", "stop"), ("stop", ["a"] * 17, "stop"), ("messages", [{"role": "user", "content": []}], None)],
+)
+def test_what_may_be_of_several_kinds_is_named_as_it_was_written(
+    client: TestClient, field: str, value: Any, param: str | None
+) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], field: value}
+    found = error(client.post("/v1/chat/completions", json=body), 422)
+    assert found["param"] == (param or "messages.0.content")
+    assert "[" not in found["message"]
+
+
+def test_what_is_no_json_is_told_so_wherever_a_body_may_be(client: TestClient, served: Domain) -> None:
+    plain = {"content-type": "text/plain"}
+    hook = {"name": "n", "url": "http://127.0.0.1:9/", "event_types": ["fine_tuning.job.failed"]}
+    made = client.post("/v1/webhook_endpoints", json=hook).json()["id"]
+    for path in ("/v1/webhook_endpoints", f"/v1/webhook_endpoints/{made}/rotate_secret", f"{JOBS}/x/retry"):
+        error(client.post(path, content=b"{}", headers=plain), 415)
+    assert client.post(f"/v1/webhook_endpoints/{made}/rotate_secret").status_code == 200
+    twice = client.post("/v1/webhook_endpoints", json=hook | {"name": ""})
+    assert error(twice, 422)["message"].count("name") == 1
+
+
+def test_whether_it_is_alive_and_ready_is_told_to_head_too(client: TestClient) -> None:
+    for path in ("/healthz", "/readyz"):
+        assert (client.head(path).status_code, client.head(path).content) == (client.get(path).status_code, b"")
 
 
 HUGE = '{"model": "tiny", "training_file": "file-train", "seed": ' + "9" * 5000 + "}"

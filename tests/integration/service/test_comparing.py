@@ -115,7 +115,7 @@ def test_what_cannot_be_compared_says_why(domain: Domain) -> None:
     unevaluated = domain.submit(replace(SUPERVISED, validation_file=None)).job.id
     refusals: list[tuple[list[str], list[str], type[DomainError], str]] = [
         ([job], ["ftjob-none"], NotFound, "ftjob-none"),
-        ([job], [f"{job}:improve"], InvalidRequest, "it has sft"),
+        ([job], [f"{job}:improve"], NotFound, "it has sft"),
         ([job], [job, job], InvalidRequest, "as many"),
         ([job], [elsewhere], Conflict, "nothing in common"),
         ([job], [early], Conflict, "run it anew"),

@@ -42,6 +42,7 @@ def test_the_whole_content_comes_with_its_hash(client: TestClient) -> None:
     ("asked", "status", "content", "content_range"),
     [
         ("bytes=0-3", 206, b"some", "bytes 0-3/12"),
+        ("Bytes=0-3", 206, b"some", "bytes 0-3/12"),
         ("bytes=5-", 206, b"content", "bytes 5-11/12"),
         ("bytes=-7", 206, b"content", "bytes 5-11/12"),
         ("bytes=5-999", 206, b"content", "bytes 5-11/12"),

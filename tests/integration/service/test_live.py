@@ -77,6 +77,21 @@ def events_of(domain: Domain, job: str) -> list[str]:
     return [event.id for event in domain.events(job)]
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("TEXT/Event-Stream", "text/event-stream"),
+        ("application/json;q=0.5, text/event-stream;q=0.1", "text/event-stream"),
+        ("text/event-stream;q=0, */*", "application/json"),
+        ("application/json", "application/json"),
+    ],
+)
+def test_a_stream_is_for_those_who_take_one(http: httpx.Client, served: Domain, accept: str, kind: str) -> None:
+    job = served.submit(SUPERVISED).job.id
+    with http.stream("GET", f"{job}/events", headers={"accept": accept}) as response:
+        assert response.headers["content-type"].partition(";")[0] == kind
+
+
 def test_a_stream_tells_every_event_in_order_and_ends_with_the_job(http: httpx.Client, served: Domain) -> None:
     job = served.submit(SUPERVISED).job.id
     with streamed(http, job) as reader:

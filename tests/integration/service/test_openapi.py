@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from allo_engine.config import CONFIGS
+from service.api.refusals import CODES
 from service.api.shapes import ANSWERS
 from service.jobs.sweeping import sweeps
 from service.settings import Settings
@@ -58,15 +59,28 @@ def test_every_route_names_its_key_and_every_error_in_our_shape(document: dict[s
         errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
         if path not in OPEN:
             assert {"401", "403", "422", "429", "500", "503"} <= set(errors), (verb, path)
+            refused = errors.pop("422")["content"]["application/json"]["schema"]["allOf"]
+            assert refused[0] == ERROR, (verb, path)
             assert all(one["content"]["application/json"]["schema"] == ERROR for one in errors.values()), (verb, path)
         if "{" in path:
             assert "404" in errors, (verb, path)
 
 
+def test_every_code_of_a_refusal_stands_with_the_routes_that_answer_with_it(document: dict[str, Any]) -> None:
+    told = set()
+    for path, _, operation in operations(document):
+        if path not in OPEN:
+            schema = operation["responses"]["422"]["content"]["application/json"]["schema"]
+            told |= set(schema["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"])
+    assert told == set(CODES)
+
+
 def test_every_reference_leads_somewhere_and_nothing_of_the_framework_is_left(document: dict[str, Any]) -> None:
     text = json.dumps(document)
-    wanted = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
-    assert wanted <= set(document["components"]["schemas"])
+    for wanted in set(re.findall(r'"#/components/schemas/([^"]+)"', text)):
+        found = document["components"]["schemas"]
+        for name in wanted.split("/"):
+            found = found[name]
     assert "HTTPValidationError" not in text
 
 

@@ -108,6 +108,8 @@ def test_a_rewriter_that_the_owner_may_not_see_does_not_exist(domain: Domain, vo
         ("http://169.254.169.254/latest", "api.openai.com", False),
         ("https://api.openai.com.evil.net/v1", "api.openai.com", False),
         ("https://api.openai.com/v1", "", False),
+        ("http://[/v1", "api.openai.com", False),
+        ("https://\u2100/v1", "api.openai.com", False),
     ],
 )
 def test_only_the_operators_hosts_are_asked_for_corrections_and_judgements(

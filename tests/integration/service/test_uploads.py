@@ -254,7 +254,7 @@ def test_parts_are_bounded(domain: Domain) -> None:
     with pytest.raises(InvalidRequest, match="is empty"):
         add(domain, upload, b"")
     add(domain, upload, b"x" * 20)
-    with pytest.raises(InvalidRequest, match="21 bytes have arrived"):
+    with pytest.raises(Conflict, match="21 bytes have arrived"):
         add(domain, upload, b"x")
 
 

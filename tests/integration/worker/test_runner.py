@@ -140,6 +140,25 @@ def test_a_crash_is_tried_again_from_its_checkpoint_and_equals_an_uninterrupted_
     assert crashing.artifact(jobs[1]) == straight.artifact(jobs[0])
 
 
+def test_what_all_attempts_told_of_their_steps_is_a_file_for_tensorboard_among_the_artifacts(house, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    house.behave(at={"2": "once:crash"})
+    job = house.submit()
+    for _ in range(2):
+        run(house).run(*house.dispatch())
+    (found,) = (row for row in house.view(job).artifacts if row.output == "tensorboard")
+    told = tmp_path / found.path
+    told.write_bytes(b"".join(house.store.open(found.sha256)))
+    assert told.stat().st_size == found.bytes
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    losses = {scalar.step: scalar.value for scalar in read.Scalars("sft/loss")}
+    assert losses.items() >= {1: 1.0, 4: 0.25}.items()
+    assert isinstance(run(house).run(*house.dispatch()), Succeeded)  # the evaluation, which trains nothing
+    assert [row.output for row in house.view(job).artifacts].count("tensorboard") == 1
+
+
 def test_an_error_of_the_user_is_not_tried_again(house):
     house.behave(at={"1": "no_pairs"})
     job = house.submit()

@@ -218,7 +218,7 @@ def trained(house: House) -> str:
 
 
 def results(house: House, job: str) -> dict[str, str]:
-    found = {row.path: row.sha256 for row in house.view(job).artifacts}
+    found = {row.path: row.sha256 for row in house.view(job).artifacts if row.output == "checkpoint"}
     assert any(path.endswith(".safetensors") for path in found)
     return found
 

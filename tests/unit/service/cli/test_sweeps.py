@@ -14,7 +14,7 @@ from service.cli.terminal import CommandError, err, out
 
 
 def test_values_are_json_or_words_and_lists_may_be_values() -> None:
-    asked = ["improve.beta=0.1,2e-1", "locate.importance=random,update", "pair.pass_rate=[0, 1],[0.1,0.9]", "seed=3"]
+    asked = ["improve.beta=.1,2e-1", "locate.importance=random,update", "pair.pass_rate=[0, 1],[0.1,0.9]", "seed=3"]
     assert parse_sweep(asked) == {
         "improve.beta": [0.1, 0.2],
         "locate.importance": ["random", "update"],
