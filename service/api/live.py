@@ -94,21 +94,22 @@ class Feed:
         self._limiter: CapacityLimiter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._closing = asyncio.Event()
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not self._closed:
-            await asyncio.sleep(LOOK_SECONDS)
+        while not self._closed and not await _within(LOOK_SECONDS, self._closing):
             with suppress(SQLAlchemyError):  # it comes back, or requests say what is wrong
                 await self._look()
 
     def close(self) -> None:
-        """Ends every stream. May be called from anywhere, a signal handler too."""
+        """Ends every stream, and the wait for the next look. May be called from anywhere, a signal handler too."""
         self._closed = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
+        self._closing.set()
         for job in self._jobs.values():
             job.told()
 

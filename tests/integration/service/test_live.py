@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -16,6 +17,7 @@ import openai
 import pytest
 from fastapi import FastAPI
 
+from service.api.live import Feed
 from service.db import Database
 from service.jobs import repository, service, story
 from service.jobs.access import keys
@@ -240,6 +242,19 @@ def test_streams_end_as_they_should_when_the_service_is_told_to_stop(app: FastAP
         assert reader.ended.wait(PATIENCE)
         assert not reader.broken
     thread.join()
+
+
+def test_who_ends_the_service_does_not_wait_for_the_next_look(monkeypatch: pytest.MonkeyPatch, served: Domain) -> None:
+    monkeypatch.setattr("service.api.live.LOOK_SECONDS", 10 * PATIENCE)
+
+    async def ended() -> None:
+        feed = Feed(served.database)
+        looking = asyncio.create_task(feed.run())
+        await asyncio.sleep(0)
+        feed.close()
+        await asyncio.wait_for(looking, PATIENCE)
+
+    asyncio.run(ended())
 
 
 def test_a_job_that_is_read_back_has_its_events_where_its_stream_left_it(served: Domain) -> None:
