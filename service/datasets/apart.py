@@ -8,11 +8,11 @@ reads the file, and prints frames: a sign (report, data, summary), the length in
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -47,8 +47,12 @@ def checking(report: Sink, data: Sink, limits: Limits) -> Iterator[Check]:
 
     `report` and `data` are written in a thread, and belong to it until the summary has come back.
     """
-    with TemporaryFile() as errors:
-        check = Check(_started(limits, errors), errors, report, data, limits)
+    ours, its = socket.socketpair()  # takes the kernel half the work of a pipe
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
+    with TemporaryFile() as errors, ours:
+        with its:
+            child = _started(limits, its, errors)
+        check = Check(child, ours, errors, report, data, limits)
         try:
             yield check
         finally:
@@ -59,10 +63,15 @@ class Check:
     """A process that checks a file, and the thread that hears what it says."""
 
     def __init__(
-        self, child: subprocess.Popen[bytes], errors: IO[bytes], report: Sink, data: Sink, limits: Limits
+        self,
+        child: subprocess.Popen[bytes],
+        its_input: socket.socket,
+        errors: IO[bytes],
+        report: Sink,
+        data: Sink,
+        limits: Limits,
     ) -> None:
-        assert child.stdin is not None
-        self._child, self._input, self._errors, self._limits = child, child.stdin, errors, limits
+        self._child, self._input, self._errors, self._limits = child, its_input, errors, limits
         self._sinks = {_REPORT: report, _DATA: data}
         self._found: Summary | None = None
         self._broken: Exception | None = None
@@ -71,12 +80,12 @@ class Check:
 
     def write(self, data: bytes) -> None:
         """The file's next bytes."""
-        with suppress(BrokenPipeError):  # it has read enough
-            self._input.write(data)
+        with suppress(ConnectionError):  # it has read enough
+            self._input.sendall(data)
 
     def summary(self) -> Summary:
         """What the file is, now that all of it was written. Raises what the sinks raise."""
-        self._close_input()
+        self._input.close()
         self._reading.join()
         if self._broken is not None:
             raise self._broken
@@ -88,13 +97,8 @@ class Check:
         """Whatever it was doing."""
         _kill(self._child)
         self._reading.join()
-        self._close_input()
         with self._child:
             pass  # its pipes are closed, and it is waited for
-
-    def _close_input(self) -> None:
-        with suppress(BrokenPipeError):
-            self._input.close()
 
     def _read(self) -> None:
         try:
@@ -117,20 +121,16 @@ class Check:
         return validate(refused, self._sinks[_REPORT], self._sinks[_DATA], self._limits)
 
 
-def _started(limits: Limits, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+def _started(limits: Limits, its_input: socket.socket, errors: IO[bytes]) -> subprocess.Popen[bytes]:
     options = (limits.line_bytes, limits.data_bytes, limits.scratch or "")
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", __name__, *map(str, options)],
-        stdin=subprocess.PIPE,
+        stdin=its_input.fileno(),
         stdout=subprocess.PIPE,
         stderr=errors,
         env=alone(),
         process_group=0,
     )
-    assert child.stdin is not None
-    with suppress(OSError):  # a user may have so much in pipes, and no more
-        fcntl.fcntl(child.stdin, fcntl.F_SETPIPE_SZ, PIECE)
-    return child
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
