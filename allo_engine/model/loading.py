@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import init_empty_weights
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -90,7 +92,23 @@ def recompute_activations(model: PreTrainedModel) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.training = True  # of the layer itself, which asks for it; what is inside stays without dropout
+            module.training = True  # of the layer itself, which asks for it
+            module.forward = _without_dropout(module)
+
+
+def _without_dropout(layer: nn.Module) -> Callable[..., Any]:
+    """The layer's forward pass, within which it is in evaluation mode: some, such as OPT's, drop out by themselves."""
+    forward = layer.forward
+
+    @wraps(forward)
+    def evaluated(*given: Any, **named: Any) -> Any:
+        before, layer.training = layer.training, False
+        try:
+            return forward(*given, **named)
+        finally:
+            layer.training = before
+
+    return evaluated
 
 
 def save_model(model: PreTrainedModel, base: Path, folder: Path) -> None:

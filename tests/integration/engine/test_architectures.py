@@ -22,12 +22,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from allo_engine.config import WarmupConfig
 from allo_engine.data.prompts import Encoder
 from allo_engine.data.reading import pairs
-from allo_engine.model.loading import load_model
+from allo_engine.model.loading import load_model, recompute_activations
 from allo_engine.model.logps import token_logps
 from allo_engine.model.probe import probe
 from allo_engine.model.sequences import Group, build_row
 from allo_engine.pipeline import Data
 from allo_engine.report import Report
+from allo_engine.sampling import Request, Settings, TransformersSampler
+from allo_engine.training.exam import answering
 from tests.architectures import ARCHITECTURES, PACKED, save_random
 from tests.pages import ROOT
 from tests.unit.engine.conftest import Lines
@@ -154,6 +156,33 @@ def test_in_bfloat16_a_job_runs_and_a_model_against_itself_is_no_better(
     assert all(math.isfinite(value) for found in metrics.values() for value in found.values())
     assert_a_model_against_itself_is_no_better(metrics)
     assert first_loss(stream) == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_model_that_answers_in_the_midst_of_its_training_answers_as_any_and_has_the_gradients_that_it_had(
+    name: str, tmp_path: Path
+) -> None:
+    """Also where activations are computed twice, for which transformers has layers in training mode."""
+    folder = save_random(name, tmp_path / "base")
+    encoder, model = Encoder.of(folder), load_model(folder)
+    group = pairs(write_pairs(tmp_path / "data"), encoder)[0]
+    asked = [Request(number, encoder.prompt(prompt), 0, 6) for number, (prompt, *_) in enumerate(PAIRS)]
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        token_logps(model, build_row([group])).sum().backward()
+        return [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+
+    before = gradients()
+    recompute_activations(model)
+    for _ in range(2):
+        with answering(model):
+            found = {
+                one.number: one.response.ids for one in TransformersSampler(model).sample(asked, Settings(encoder.ends))
+            }
+    sampler = TransformersSampler(load_model(folder))
+    assert found == {one.number: one.response.ids for one in sampler.sample(asked, Settings(encoder.ends))}
+    assert all(map(torch.equal, gradients(), before))
 
 
 def test_the_readme_lists_these_by_their_rows() -> None:
