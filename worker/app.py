@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from functools import cache
 from typing import Any
 
 import kombu.transport.redis  # noqa: F401 - what is loaded before the first fork is in memory once
 from celery import Celery, bootsteps
-from celery.signals import setup_logging, worker_before_create_process, worker_process_init, worker_shutting_down
+from celery.signals import (
+    setup_logging,
+    worker_before_create_process,
+    worker_process_init,
+    worker_ready,
+    worker_shutting_down,
+)
 from sqlalchemy.orm import configure_mappers
 
 from allo_engine.source import code_version
@@ -66,6 +73,9 @@ app.conf.update(
     worker_redirect_stdouts=False,
 )
 
+_HANGUP = signal.getsignal(signal.SIGHUP)
+"""As it was found: nohup has it ignored."""
+
 _DRAIN = os.eventfd(0, os.EFD_CLOEXEC)
 """Readable once this worker shuts down. Every process of it inherits it, and no lock is involved."""
 
@@ -83,6 +93,14 @@ def nudge() -> None:
 def write_logs(**_: Any) -> None:
     """Ours, in this process and in those of its pool: Celery leaves the loggers alone."""
     configure(settings.log_format, settings.log_level)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def end_with_the_terminal(**_: Any) -> None:
+    """A terminal that is closed ends this worker as SIGTERM does, and nohup keeps it. Where its output is no terminal,
+    Celery would start it anew, and wait for its stages before."""
+    ignored = _HANGUP is signal.SIG_IGN
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
@@ -119,7 +137,9 @@ def share_pages(**_: Any) -> None:
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def open_slot(**_: Any) -> None:
-    """Have the engine loaded by the time a stage comes. The devices that a stage sees, its claim names."""
+    """Have the engine loaded by the time a stage comes. The devices that a stage sees, its claim names. What a terminal
+    that is closed means, the worker decides: its whole group hears of it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not settings.engine:
         warm().prepare()
 

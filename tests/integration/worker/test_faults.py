@@ -257,6 +257,28 @@ def test_sigterm_drains_and_the_next_worker_goes_on(house, worker):
     assert house.stage(job).attempt == 1
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_closed_ends_a_worker_as_sigterm_does_and_nohup_keeps_it(make_house, broker, nohup):
+    house = make_house("data", broker_url=broker.url)
+    worker = Worker(house, within=(shutil.which("nohup") or "",) if nohup else ())
+    try:
+        house.behave(at={"2": "hold"})
+        job = house.submit()
+        until(lambda: house.stage(job).step == 2)
+        os.killpg(worker.process.pid, signal.SIGHUP)
+        if not nohup:
+            assert worker.process.wait(PATIENCE) == 0
+            assert (house.stage(job).status, house.stage(job).attempt) == ("ready", 0)
+            worker.start()
+        house.behave()
+        assert succeeded_once(house, job)
+        assert house.stage(job).attempt == 1
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+        until(lambda: not leftovers(house))
+
+
 def test_a_broker_that_dies_and_forgets_everything_delays_and_loses_nothing(house, shared, worker):
     house.behave(at={"1": "hold"})
     first, second = house.submit(seed=6), house.submit(seed=7)
