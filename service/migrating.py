@@ -65,6 +65,8 @@ def migrate(url: str) -> None:
             engine.dispose()
     except (OperationalError, ArgumentError) as error:
         raise NoDatabase(told(error)) from error
+    except sqlite3.DatabaseError as error:  # as it is opened
+        raise NoDatabase(f"{engine.url.database}: {error}; `allo restore` takes back a backup") from error
 
 
 def version(url: str) -> str | None:

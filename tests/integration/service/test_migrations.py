@@ -12,12 +12,18 @@ from alembic.migration import MigrationContext
 
 import service.jobs.tables  # noqa: F401 - fills the metadata
 from service.db import Base, Database
-from service.migrating import migrate
+from service.migrating import NoDatabase, migrate
 
 
 def test_models_and_migrations_agree(database: Database) -> None:
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_a_file_that_is_no_database_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "allo.db").write_text("no database")
+    with pytest.raises(NoDatabase, match=r"allo\.db: file is not a database"):
+        migrate(f"sqlite:///{tmp_path / 'allo.db'}")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
