@@ -35,8 +35,8 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
-    """What the pipeline must know of a job's files and model. `lines_without_solution` are 1-based; `masks` says that
-    the job brings masks which another job made; `width` is the model's hidden size, where it is known."""
+    """What the pipeline must know of a job's files. `lines_without_solution` are 1-based; `masks` says that the job
+    brings masks which another job made."""
 
     format: Format
     lines_without_solution: tuple[int, ...] = ()
@@ -44,7 +44,6 @@ class Data:
     corrections: bool = False
     masks: bool = False
     retention: Format | None = None
-    width: int | None = None
 
 
 def check_names(

@@ -6,7 +6,6 @@ Free of torch.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Container, Mapping
 from typing import Any, Literal, get_args
 
@@ -30,24 +29,6 @@ RANDOM_RATE = 10.0
 the best of all weights and 17 times that of located ones; LoRA's is told to be 10 times; arXiv 2405.02596)."""
 
 
-STUDIED, PUBLISHED = 96, 4096
-"""The width (hidden size) of the model that tests/benchmarks/study found rates for, and that of those of 7 to 8 B whose
-rates were published."""
-
-DENSE_THERE, RANDOM_THERE = 2e-5, 2.5e-4
-"""What that study chose, with NLL, for all weights and for a random mask."""
-
-
-def for_width(published: float, studied: float, width: int | None) -> float:
-    """A rate between the published one and the study's, by the model's width: a straight line in logarithms, and
-    neither less nor more than these two; to two digits.
-
-    Half way, at √(96·4096) = 627, it is √(1e-6·2e-5) = 4.5e-6 for all weights.
-    """
-    share = math.log(PUBLISHED / (width or PUBLISHED)) / math.log(PUBLISHED / STUDIED)
-    return float(f"{published * (studied / published) ** min(1.0, max(0.0, share)):.1e}")
-
-
 class Settings:
     """The settings of a job's stages. `asked` are those that it names, `left_out` those that it names to have none of
     them, `shorthand` what it gives to every stage.
@@ -68,7 +49,6 @@ class Settings:
         self._samples = method != "supervised" and data.format == "problems"
         self._aligns = "warmup" if method == "dpo" else "improve"
         self._locates = method == "allo" and not data.masks
-        self._width = data.width
 
     def __call__(self, stage: str, field: str) -> object:
         """One setting of a stage."""
@@ -111,19 +91,12 @@ class Settings:
         """Defaults that are not the class's own."""
         if stage in ("sft", "sample"):
             return self._shares(stage)
-        if stage != self._aligns:
-            return {}
-        verified = self._samples and self._given(stage, "trainer") != "trl"
-        return self._rate(verified and self._given(stage, "nll") != 0) | ({"nll": NLL} if verified else {})
-
-    def _rate(self, bears_more: bool) -> dict[str, float]:
-        """The learning rate of what aligns, where that is not the class's own."""
-        published, studied = CONFIGS[self._aligns].model_fields["learning_rate"].default, DENSE_THERE
-        if self._in_random_ones():
-            published, studied = RANDOM_RATE * published, RANDOM_THERE
-        elif self._aligns != "warmup" or self._given("warmup", "train") == "mask":
-            return {}
-        return {"learning_rate": for_width(published, studied, self._width) if bears_more else published}
+        found: dict[str, Any] = {}
+        if stage == self._aligns and self._samples and self._given(stage, "trainer") != "trl":
+            found["nll"] = NLL
+        if stage == "improve" and self._in_random_ones():
+            found["learning_rate"] = RANDOM_RATE * CONFIGS[stage].model_fields["learning_rate"].default
+        return found
 
     def _in_random_ones(self) -> bool:
         """Whether improving trains in a random mask of this job."""

@@ -14,11 +14,7 @@ from allo_engine.bases_trained import LocatedConfig, PairLossConfig
 class ImproveConfig(LocatedConfig, PairLossConfig):
     """Token-filtered DPO on pairs, in the mask."""
 
-    learning_rate: Positive = Field(
-        default=5e-6,
-        description="In a random mask of the job's own 5e-5 by default; with nll, where the job samples problems, 5e-5 "
-        "for a model of 7 B, whose hidden size is 4096, to 2.5e-4 for one of 96.",
-    )
+    learning_rate: Positive = 5e-6
     batch_size: Count = 128
     filter: Literal["rejected", "both"] = Field(
         default="rejected",

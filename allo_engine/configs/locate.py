@@ -16,8 +16,9 @@ class LocateConfig(RowsConfig):
         default="update",
         description="'update' is the paper's, by the warm-up; 'gradient' that of the DPO loss at the start model; "
         "'random' takes any, by the seed, and wants a larger learning rate the smaller its share is (arXiv 2405.02596; "
-        "1 % matched full training in 2602.01599): improve.learning_rate has another default then. These two need "
-        "no warm-up. 'least' takes the weights that moved least: a control.",
+        "1 % matched full training in 2602.01599): improve.learning_rate is then 5e-5 by default. These two need no "
+        "warm-up. 'least' takes the weights that moved "
+        "least: a control.",
     )
     forget_ratio: Ratio = 0.05
     improve_ratio: Ratio = 0.05

@@ -5,18 +5,12 @@ from __future__ import annotations
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from allo_engine.bases import Positive
 from allo_engine.bases_trained import BaselineConfig, PairLoss, PairLossConfig
 
 
 class WarmupConfig(BaselineConfig, PairLossConfig):
     """Vanilla DPO over all weights unless told otherwise: it shows which weights alignment moves."""
 
-    learning_rate: Positive = Field(
-        default=1e-6,
-        description="In all weights, with nll, where a job of method dpo samples problems, the default is 1e-6 for a "
-        "model of 7 B, whose hidden size is 4096, to 2e-5 for one of 96.",
-    )
     label_smoothing: float = Field(
         default=0.0,
         ge=0,

@@ -39,7 +39,6 @@ from allo_engine.estimate.simulated import Simulated
 from allo_engine.estimate.workload import Sized, Workload
 from allo_engine.model.loading import device
 from allo_engine.model.memory import available_bytes
-from allo_engine.model.shape import Shape
 from allo_engine.orphans import die_with
 from allo_engine.pipeline import Data, PlanError, plan
 from allo_engine.report import StageError
@@ -74,7 +73,7 @@ def count(job: Job, places: Sequence[Place]) -> list[Work]:
     rewriter = _sized(job, "rewriter", job.rewriter) if job.rewriter else model
     with tempfile.TemporaryDirectory() as root:
         excerpts = {name: excerpt_of(path, Path(root) / name, job.seed) for name, path in job.files.items()}
-        stages = plan(job.method, _data(job, excerpts, model.shape), job.stages, job.hyperparameters, job.seed)
+        stages = plan(job.method, _data(job, excerpts), job.stages, job.hyperparameters, job.seed)
         views = [Simulated(stages, job.model, excerpts, priors, job.seed) for priors in (EXPECTED, FEWER, MORE)]
         loads = [[Workload(view, place, model, rewriter).loads() for view in views] for place in places]
     return [
@@ -87,7 +86,7 @@ def _sized(job: Job, name: str, folder: Path) -> Sized:
     return Sized(folder, job.shape(name, folder), job.packs.get(name))
 
 
-def _data(job: Job, files: Mapping[str, Excerpt], shape: Shape) -> Data:
+def _data(job: Job, files: Mapping[str, Excerpt]) -> Data:
     validation, retention = files.get("validation_file"), files.get("retention_file")
     return Data(
         files["training_file"].format,
@@ -95,7 +94,6 @@ def _data(job: Job, files: Mapping[str, Excerpt], shape: Shape) -> Data:
         corrections="corrections_file" in files,
         masks=job.masks,
         retention=retention.format if retention else None,
-        width=shape.hidden,
     )
 
 

@@ -92,7 +92,7 @@ def admit(session: Session, store: Store, new: NewJob, sender: Sender, now: int)
     owner = sender.owner
     model, files = _model(session, owner, new.model), _files(session, owner, new, now)
     masks = {} if new.masks is None else {"masks": find_masks(session, owner, new.masks)}
-    planned = plan(new.method, _data(files, bool(masks), model), new.stages, new.hyperparameters, new.seed)
+    planned = plan(new.method, _data(files, bool(masks)), new.stages, new.hyperparameters, new.seed)
     check_teachers(new.method, planned, sender.teacher_hosts)
     trackers.check(new.integrations, sender.trackers)
     check_priority(new.priority, sender.admin)
@@ -201,8 +201,8 @@ def shape_of(model: Model) -> dict[str, Any] | None:
     return (model.verdict or {}).get("shape")
 
 
-def _data(files: Mapping[str, File], masks: bool, model: Model) -> Data:
-    """What the pipeline must know of the files and the model."""
+def _data(files: Mapping[str, File], masks: bool) -> Data:
+    """What the pipeline must know of the files."""
     training, validation, retention = (files.get(f"{name}_file") for name in ("training", "validation", "retention"))
     assert training is not None
     return Data(
@@ -212,7 +212,6 @@ def _data(files: Mapping[str, File], masks: bool, model: Model) -> Data:
         corrections="corrections_file" in files,
         masks=masks,
         retention=None if retention is None else _format(retention),
-        width=(shape_of(model) or {}).get("hidden"),
     )
 
 

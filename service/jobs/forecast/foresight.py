@@ -183,8 +183,8 @@ def rates_to_try(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
     left = total(stages[first:])
     takes = f" Each takes some {round(left.seconds.expected)} seconds." if left and left.seconds else ""
     return [
-        f"No rule finds the best learning rate of {kind}: its default here, {rate:g}, knows nothing of the data, and "
-        f"short runs want more. A sweep over {kind}.learning_rate={rate:g},{3 * rate:.2g},{10 * rate:g} "
+        f"No rule finds the best learning rate of {kind}: its default, {rate:g}, is of models of 7 B, and other "
+        f"models and shorter runs want others. A sweep over {kind}.learning_rate={rate:g},{3 * rate:g},{10 * rate:g} "
         f"tries three and computes what comes before them once.{takes}"
     ]
 

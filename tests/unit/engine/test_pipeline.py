@@ -394,49 +394,6 @@ def test_improving_has_ten_times_its_rate_in_a_random_mask(stages: Any, hyperpar
     assert planned["improve"].config.model_dump()["learning_rate"] == pytest.approx(rate)
 
 
-RANDOM: dict[str, Any] = {"locate": {"importance": "random"}}
-
-
-@pytest.mark.parametrize(
-    ("method", "stages", "width", "rate"),
-    [
-        ("dpo", {}, None, 1e-6),
-        ("dpo", {}, 8192, 1e-6),
-        ("dpo", {}, 4096, 1e-6),
-        ("dpo", {}, 576, 4.8e-6),
-        ("dpo", {}, 627, 4.5e-6),
-        ("dpo", {}, 96, 2e-5),
-        ("dpo", {}, 32, 2e-5),
-        ("dpo", {"warmup": {"nll": 0}}, 96, 1e-6),
-        ("dpo", {"warmup": {"train": "mask"}}, 96, 1e-6),
-        ("dpo", {"warmup": {"trainer": "trl"}}, 96, 1e-6),
-        ("dpo", {"warmup": {"learning_rate": 3e-6}}, 96, 3e-6),
-        ("allo", RANDOM, 627, 1.1e-4),
-        ("allo", RANDOM, 96, 2.5e-4),
-        ("allo", RANDOM, 8192, 5e-5),
-        ("allo", {**RANDOM, "improve": {"nll": 0}}, 96, 5e-5),
-        ("allo", {"locate": {"importance": "gradient"}}, 96, 5e-6),
-        ("allo", {}, 96, 5e-6),
-    ],
-)
-def test_what_bears_a_larger_rate_has_it_in_a_narrower_model(
-    method: Any, stages: Any, width: int | None, rate: float
-) -> None:
-    """Published rates are of width 4096, the study's of 96. 627 is their geometric mean, its rate that of theirs."""
-    planned = {stage.name: stage for stage in plan(method, replace(PROBLEMS, width=width), stages)}
-    assert planned["warmup" if method == "dpo" else "improve"].config.model_dump()["learning_rate"] == rate
-
-
-def test_a_multiplier_is_of_the_rate_that_the_job_would_have() -> None:
-    (*_, warmup) = plan("dpo", Data("problems", width=576), {}, {"learning_rate_multiplier": 2})
-    assert warmup.config.model_dump()["learning_rate"] == pytest.approx(9.6e-6)
-
-
-def test_of_pairs_that_people_gave_the_rate_is_the_published_one_in_any_model() -> None:
-    (warmup,) = plan("dpo", replace(PREFERENCES, width=96))
-    assert warmup.config.model_dump()["learning_rate"] == 1e-6
-
-
 def test_a_digest_names_code_settings_and_inputs_and_nothing_else() -> None:
     config = ImproveConfig().model_dump()
     inputs = {"model": [("a", "1"), ("b", "2")]}
