@@ -113,15 +113,15 @@ def claimed(kind: str, claim: Callable[[Database, str], object]) -> Figures:
         with context.Manager() as manager, ProcessPoolExecutor(PROCESSES, context) as pool:
             line = manager.Barrier(PROCESSES)
             found = list(pool.map(partial(_claim_all, house.settings.database, claim, line), shares))
-    return {"": CLAIMS / (max(end for _, end in found) - min(begin for begin, _ in found))}
+    return {"": (CLAIMS - PROCESSES) / (max(end for _, end in found) - min(begin for begin, _ in found))}
 
 
 def _claim_all(url: str, claim: Callable[[Database, str], object], line: Any, stages: list[str]) -> tuple[float, float]:
     database = Database(url)
-    database.ping()
+    claim(database, stages[0])  # the first makes its statements, as a worker does once
     line.wait()
     began = time.monotonic()
-    for stage in stages:
+    for stage in stages[1:]:
         assert claim(database, stage)
     ended = time.monotonic()
     database.close()
