@@ -14,6 +14,9 @@ from service.jobs.errors import InvalidRequest
 if TYPE_CHECKING:  # the library has it for type checkers alone
     from python_multipart.multipart import MultipartCallbacks
 
+LONGEST_BOUNDARY = 70
+"""As RFC 2046 (5.1.1) has it."""
+
 FIELD_BYTES = 1024
 """No field beside the content is longer than this, its name and headers included."""
 
@@ -137,9 +140,11 @@ def _callbacks(form: Form) -> MultipartCallbacks:
 
 def _boundary(content_type: str) -> bytes:
     _, options = parse_options_header(content_type)
-    if not options.get(b"boundary"):
-        raise InvalidRequest("The Content-Type names no boundary.", "Content-Type", "invalid_form")
-    return options[b"boundary"]
+    boundary = options.get(b"boundary", b"")
+    if not 0 < len(boundary) <= LONGEST_BOUNDARY:
+        message = f"The Content-Type names no boundary, of {LONGEST_BOUNDARY} bytes at most."
+        raise InvalidRequest(message, "Content-Type", "invalid_form")
+    return boundary
 
 
 def _text(value: bytes) -> str:

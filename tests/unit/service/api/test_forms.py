@@ -89,3 +89,9 @@ def test_what_is_wrong_is_named(body: bytes, param: str | None, message: str, pi
 def test_a_form_without_a_boundary_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="names no boundary"):
         Form("multipart/form-data", iter(()), "file", ())
+
+
+def test_a_boundary_is_no_longer_than_it_may_be() -> None:
+    Form(f"multipart/form-data; boundary={'x' * 70}", iter(()), "file", ())
+    with pytest.raises(InvalidRequest, match="70 bytes at most"):
+        Form(f"multipart/form-data; boundary={'x' * 5000}", iter(()), "file", ())
