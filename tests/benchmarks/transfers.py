@@ -1,8 +1,8 @@
 """A gigabyte to the service and back, against what must be done with it in any case: copy, fsync and sha256.
 
 The client stands on the same machine and takes its share of the cores; it does no more than the kernel's sendfile, and
-on the way back the hash that every client should make. The service checks every line on the way, which no rival does,
-and a copy crosses no socket, as a download must: its second rival does nothing but that.
+on the way back, in a thread of its own, the hash that every client should make. The service checks every line on the
+way, which no rival does, and a copy crosses no socket, as a download must: its second rival does nothing but that.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -183,18 +184,21 @@ def fetch(server: Server, key: str, path: str, to: Path) -> str:
 
 
 def download(server: Server, key: str, path: str, take: Callable[[memoryview], object]) -> str:
-    """The sha256 of what came, all of which `take` was given."""
+    """The sha256 of what came, all of which `take` was given; counted in a thread of its own."""
     digest = hashlib.sha256()
-    room = memoryview(bytearray(CHUNK))
-    with _asked(server, key, f"GET {path} HTTP/1.1\r\n".encode()) as connection:
+    rooms = cycle(memoryview(bytearray(CHUNK)) for _ in range(2))
+    with _asked(server, key, f"GET {path} HTTP/1.1\r\n".encode()) as connection, ThreadPoolExecutor(1) as hand:
         connection.settimeout(None)  # a read then waits for all that it asks for
-        left = _length(connection.makefile("rb", buffering=0))
+        left, counted = _length(connection.makefile("rb", buffering=0)), hand.submit(lambda: None)
         while left:
+            room = next(rooms)
             read = connection.recv_into(room, min(CHUNK, left), socket.MSG_WAITALL)
             assert read, "the content ended early"
-            digest.update(room[:read])
+            counted.result()
+            counted = hand.submit(digest.update, room[:read])
             take(room[:read])
             left -= read
+        counted.result()
     return digest.hexdigest()
 
 
