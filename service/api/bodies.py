@@ -63,7 +63,7 @@ def describe_bodies(document: dict[str, Any]) -> None:
     schemas["JsonValue"] = _any_json()
     schemas["CreateUpload"]["properties"]["purpose"] = {"const": "fine-tune"}
     for name in _named([operation.get("requestBody") for operation in operations], schemas):
-        tell_texts(schemas[name])
+        complete(schemas[name])
     for name, example in _EXAMPLES.items():
         schemas[name]["examples"] = [example]
 
@@ -152,12 +152,19 @@ def _named(schema: Any, schemas: Mapping[str, Any], seen: set[str] | None = None
     return seen
 
 
-def tell_texts(schema: Any) -> None:
-    """No text holds a NUL: no database could keep it."""
+_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+
+
+def complete(schema: Any) -> None:
+    """What else holds of all that is sent: no text has a NUL, as no database could keep it; bounds are whole numbers
+    where they are, as floats, which FastAPI has, are written as others than they are from 2**53 on."""
     if isinstance(schema, dict):
         if schema.get("type") == "string" and not schema.keys() & {"pattern", "enum", "const", "format"}:
             schema["pattern"] = NO_NUL
         if isinstance(schema.get("additionalProperties"), dict):
             schema.setdefault("propertyNames", {}).setdefault("pattern", NO_NUL)
+        for bound in schema.keys() & _BOUNDS:
+            number = schema[bound]
+            schema[bound] = int(number) if isinstance(number, float) and number.is_integer() else number
     for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
-        tell_texts(inner)
+        complete(inner)

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from allo_engine.config import CONFIGS
-from service.api.bodies import REF, describe_bodies, tell_texts
+from service.api.bodies import REF, complete, describe_bodies
 from service.api.refusals import CODES, codes_of
 from service.api.shapes import ANSWERS, OTHER_KINDS, all_shapes
 
@@ -123,7 +123,7 @@ def _complete(path: str, verb: str, operation: dict[str, Any]) -> None:
     open_to_all = path.startswith(OPEN)
     operation["security"] = [] if open_to_all else [{"key": []}]
     for asked in operation.get("parameters", ()):
-        tell_texts(asked["schema"])
+        complete(asked["schema"])
     answers = operation["responses"]
     answers.pop("422", None)
     answer = None if open_to_all else ANSWERS[name]

@@ -66,6 +66,11 @@ def test_every_route_names_its_key_and_every_error_in_our_shape(document: dict[s
             assert "404" in errors, (verb, path)
 
 
+def test_bounds_are_the_very_numbers_that_a_body_is_held_against(document: dict[str, Any]) -> None:
+    size = document["components"]["schemas"]["CreateUpload"]["properties"]["bytes"]
+    assert json.dumps([size["minimum"], size["exclusiveMaximum"]]) == f"[1, {2**63}]"
+
+
 def test_every_code_of_a_refusal_stands_with_the_routes_that_answer_with_it(document: dict[str, Any]) -> None:
     told = set()
     for path, _, operation in operations(document):
