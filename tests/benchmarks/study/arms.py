@@ -133,9 +133,9 @@ SCALES = {
 SCALES["short"] = replace(
     SCALES["full"],
     name="short",
-    dense=(2e-6, 5e-6, 1.5e-5),
-    located=(5e-6, 1.5e-5, 5e-5),
-    random=(5e-5, 1.5e-4, 4.5e-4),
+    dense=(1e-6, 2e-6, 5e-6),
+    located=(2e-6, 5e-6, 1.5e-5),
+    random=(1.5e-5, 5e-5, 1.5e-4),
     seeds=2,
     sizes={"sft": 500, "preference": 400, "validation": 400, "test": 1000},
     precision="bfloat16",
