@@ -264,6 +264,7 @@ def test_every_column_that_names_contents_is_known_as_their_holder() -> None:
         "files.sha256",
         "jobs.sources",
         "kept_checkpoints.files",
+        "markers.sha256",
         "models.files",
         "upload_parts.sha256",
     }
