@@ -118,7 +118,11 @@ def test_a_masked_stage_shares_out_its_frozen_weights_where_zero_lets_it(tmp_pat
 def test_what_is_offloaded_lies_on_the_host_once_however_many_share_it(tmp_path: Path) -> None:
     """Sixteen bytes of each of 8 B weights: two moments, and a copy of the weight and of its gradient."""
     shape = shape_for(LLAMA_8B, tmp_path)
-    by = {(zero, offload): needs_for(shape, zero=zero, offload=offload)["sft"] for zero in (0, 3) for offload in (False, True)}
+    by = {
+        (zero, offload): needs_for(shape, zero=zero, offload=offload)["sft"]
+        for zero in (0, 3)
+        for offload in (False, True)
+    }
     spread = {key: needs.host_spread_bytes / shape.weights for key, needs in by.items()}
     assert spread == {(0, 0): 0, (0, 1): 0, (3, 0): 0, (3, 1): 16}
     assert by[3, 1].spread_bytes < by[3, 0].spread_bytes - 15 * shape.weights
