@@ -53,16 +53,15 @@ class Prompt:
         if sha256 not in self._asked:
             if late >= _MOST:
                 raise StoreAway("it has not answered yet")
-            self._asked[sha256] = now, self._ask(sha256)
+            self._asked[sha256] = now, Future()
+            self._ask(sha256, self._asked[sha256][1])
         asked, answer = self._asked[sha256]
         wait([answer], 0 if late else self._seconds)
         if not answer.done():
             raise StoreAway("it has not answered yet")
         return asked, answer.result()
 
-    def _ask(self, sha256: str) -> Future[bool]:
-        answer: Future[bool] = Future()
-
+    def _ask(self, sha256: str, answer: Future[bool]) -> None:
         def ask() -> None:
             try:
                 answer.set_result(self._contents.exists(sha256))
@@ -70,4 +69,3 @@ class Prompt:
                 answer.set_exception(error)
 
         threading.Thread(target=ask, name="asking", daemon=True).start()
-        return answer
