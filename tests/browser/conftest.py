@@ -38,7 +38,14 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 
-REFUSED = ("Failed to load resource", "htmx:afterRequest", "htmx:sendAbort", "htmx:sendError", "htmx:responseError")
+REFUSED = (
+    "Failed to load resource",
+    "Response Status Error Code",
+    "htmx:afterRequest",
+    "htmx:sendAbort",
+    "htmx:sendError",
+    "htmx:responseError",
+)
 """What the console says of answers that are errors, or do not come, or are no longer wanted: tests want those."""
 
 PHONE = {"width": 390, "height": 844}
