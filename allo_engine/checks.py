@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, cast
@@ -231,6 +233,14 @@ def path_of(location: Iterable[str | int]) -> list[str | int]:
     """Where pydantic found an error, as whoever wrote the value knows it: without the names of kinds, of a value that
     may be of several, and of a mapping's keys."""
     return [part for part in location if isinstance(part, int) or (part != "[key]" and not _KIND.fullmatch(part))]
+
+
+def typed(text: str) -> Any:
+    """JSON where it is some (1e-5, true, [1]), a number where it looks like one (.5), and otherwise the text itself."""
+    for read in (json.loads, float):
+        with suppress(ValueError):
+            return read(text)
+    return text
 
 
 def whole_numbers(value: object) -> Any:

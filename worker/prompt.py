@@ -54,14 +54,16 @@ class Prompt:
             if late >= _MOST:
                 raise StoreAway("it has not answered yet")
             self._asked[sha256] = now, Future()
-            self._ask(sha256, self._asked[sha256][1])
+            self._ask(sha256)
         asked, answer = self._asked[sha256]
         wait([answer], 0 if late else self._seconds)
         if not answer.done():
             raise StoreAway("it has not answered yet")
         return asked, answer.result()
 
-    def _ask(self, sha256: str, answer: Future[bool]) -> None:
+    def _ask(self, sha256: str) -> None:
+        _, answer = self._asked[sha256]
+
         def ask() -> None:
             try:
                 answer.set_result(self._contents.exists(sha256))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from allo_engine.checks import typed
 from allo_engine.pipeline import METHODS, Data, PlanError, did_you_mean, plan
 from service.cli.commands import Commands, command
 from service.cli.connection import connect
@@ -235,7 +234,7 @@ def parse_settings(
         stage, dot, field = name.strip().rpartition(".")
         if not found or not field or (dot and not stage):
             raise CommandError(f"--set {setting}: write STAGE.FIELD=VALUE or FIELD=VALUE.")
-        (single.setdefault(stage, {}) if stage else everywhere)[field] = _value(text)
+        (single.setdefault(stage, {}) if stage else everywhere)[field] = typed(text)
     for name in without:
         if name in single:
             raise CommandError(f"--without {name}: it is asked for, too.")
@@ -249,14 +248,6 @@ def parse_sweep(swept: Sequence[str]) -> dict[str, list[Any]]:
         name, _, text = setting.partition("=")
         if not text or not name.strip() or name.strip() in found:
             raise CommandError(f"--sweep {setting}: write NAME=VALUE,VALUE,…, each NAME once.")
-        values = _value(f"[{text}]")  # [1, 2],[3, 4] are two lists
-        found[name.strip()] = values if isinstance(values, list) else [_value(part) for part in text.split(",")]
+        values = typed(f"[{text}]")  # [1, 2],[3, 4] are two lists
+        found[name.strip()] = values if isinstance(values, list) else [typed(part) for part in text.split(",")]
     return found
-
-
-def _value(text: str) -> Any:
-    """JSON where it is some (1e-5, true, [1]), a number where it looks like one (.5), and otherwise the text itself."""
-    for read in (json.loads, float):
-        with suppress(ValueError):
-            return read(text)
-    return text

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from inspect import get_annotations
 from typing import Any, Literal
 
-from allo_engine.checks import check_multiplier
+from allo_engine.checks import check_multiplier, typed
 from allo_engine.config import CONFIGS, StageConfig
 from allo_engine.pipeline import Data, Method, plan
 from allo_engine.settings import Settings
@@ -49,10 +48,7 @@ class Setting:
         """What was put in, as JSON has it; what cannot be is left for the engine's class to refuse."""
         if self.kind == "text":
             return None if text == self.default == "null" else text
-        for read in (json.loads, float):
-            with suppress(ValueError):
-                return read(text)
-        return text
+        return typed(text)
 
     def text(self, value: Any) -> str:
         """A value as one puts it in."""
