@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xxhash import xxh3_64_intdigest
+
 MOST = 2**17
 """Distinct lines that are remembered, as numbers: 16 MB."""
 
@@ -16,7 +18,7 @@ class Duplicates:
 
     def add(self, line: bytes) -> None:
         """A line, as it stands."""
-        digest = hash(line)
+        digest = xxh3_64_intdigest(line)
         if digest & self._mask:
             return
         known = len(self._repeats)

@@ -124,11 +124,11 @@ class _Pass:
         """Checks a line, and passes it on."""
         try:
             row = parse(line, self._longest)
-            known = self._known(row)
-            shape = known or self._held(number, row)
+            plain = self._is_plain(row)
+            shape = plain or self._known(row) or self._held(number, row)
             self.rows += 1
             self._duplicates.add(line)
-            problems = () if known and self._is_plain(row) else _problems(number, row, shape)
+            problems = () if plain else _problems(number, row, shape)
             if shape.format == "preferences" and not row.get("solution") and len(self._without_solution) < REMEMBERED:
                 self._without_solution.append(number)
             for problem in problems:
@@ -164,14 +164,14 @@ class _Pass:
         """The form of a line with the names of an earlier one: whatever has the very same has the same form."""
         return self._shape if row.keys() == self._names and None not in row.values() else None
 
-    def _is_plain(self, row: dict[str, Any]) -> bool:
-        """Whether nothing is wrong with a line of known names; most are plain, and this is quick to ask."""
-        if self._quick is None:
-            return False
-        for name, holds in self._quick:  # noqa: SIM110 - a third quicker than all()
+    def _is_plain(self, row: dict[str, Any]) -> Shape | None:
+        """The form of a line of known names with which nothing is wrong; most are plain, and this is quick to ask."""
+        if self._quick is None or row.keys() != self._names:
+            return None
+        for name, holds in self._quick:
             if not holds(row[name]):
-                return False
-        return True
+                return None
+        return self._shape
 
     def _held(self, number: int, row: dict[str, Any]) -> Shape:
         """The line's form, held against that of the first line that showed one."""
