@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Values(Protocol):
 
 Contents = Callable[[str, StoredTensor], Values]
 """From a weight's name and its stored self: what is written for it."""
+
+_PIECE = 2**18
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
@@ -155,11 +157,18 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     aside = path.with_name(path.name + ".tmp")
     with aside.open("wb") as stream:
         for part in parts:
-            stream.write(part)
+            put(stream, part)
         stream.flush()
         os.fsync(stream.fileno())
     aside.replace(path)
     _flush(path.parent)
+
+
+def put(stream: BinaryIO, data: bytes | memoryview) -> None:
+    """Write bytes as they are, in pieces: more in one call wants pages so large that a virtual machine may have given
+    them back to its host, and waits for each of them, some seconds a gigabyte."""
+    for place in range(0, len(data), _PIECE):
+        stream.write(data[place : place + _PIECE])
 
 
 def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from allo_engine.checkpoints.writing import DTYPES, Layout, header_bytes
+from allo_engine.checkpoints.writing import DTYPES, Layout, header_bytes, put
 from allo_engine.ranks import here
 from allo_engine.report import Report
 
@@ -127,7 +127,7 @@ class Checkpoints:
         with aside.open("wb") as stream:
             stream.write(header_bytes(_layout(tensors), {"step": str(step), "totals": json.dumps(sums)}))
             for tensor in tensors:
-                stream.write(_bytes(tensor.whole()))
+                put(stream, _bytes(tensor.whole()))
         aside.replace(self._work / f"step-{step:08d}-{synced(aside)}.safetensors")
 
     def load(self, step: int | None = None) -> tuple[int, Sums] | None:
