@@ -231,7 +231,7 @@ class Workload:
         else:
             plan = _first_epoch(groups, config)
             work, steps = passes(row for batch in plan for row in rows_of(batch, budget)), len(plan)
-        validations = config.n_epochs * min(1 / config.evaluate_every, steps * scale) + (config.average > 1)
+        validations = 1 + config.n_epochs * min(1 / config.evaluate_every, steps * scale) + (config.average > 1)
         validations += len(getattr(config, "scales", None) or ())
         asked = self._asked(config, held).times(scale * validations)
         return Load(

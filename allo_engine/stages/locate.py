@@ -95,7 +95,14 @@ def _stopper(report: Report) -> Tick:
 
 def _thresholds(source: Source, ranks: Iterable[int], tick: Tick, config: LocateConfig) -> dict[int, Threshold]:
     try:
-        return thresholds(source, ranks, tick)
+        found = thresholds(source, ranks, tick)
+        if config.importance == "update" and any(threshold == Threshold(0, rank) for rank, threshold in found.items()):
+            raise StageError(
+                "nothing_moved",
+                "The warm-up's result is the model that it started from, so there is nothing to locate: lower "
+                "warmup.learning_rate, set warmup.keep to 'last', or locate.importance to 'random'.",
+            )
+        return found
     except ValueError as error:
         if config.importance == "gradient":
             remedy = "The gradient of weight {}: set precision to 'float32', or start from another model."

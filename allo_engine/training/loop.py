@@ -225,13 +225,14 @@ class Trainer:
 
     def _validated(self, step: int, totals: Totals) -> dict[str, float]:
         """The validation behind a step. What is best so far stands in a checkpoint for resuming, too, so that no run
-        goes on from before it."""
+        goes on from before it; before the first step there is nothing to go on from."""
         try:
             figures, better = self._validation.take(step)
         except Stopped:
-            self._leave(step, totals)
+            if step:
+                self._leave(step, totals)
             raise
-        if better:
+        if better and step:
             self._save(step, totals)
         return figures
 

@@ -1,7 +1,8 @@
 """The best checkpoint and an early stop, by a share of a stage's items that it does not train on.
 
 The share is one of contents: what is held out stays held out whatever else a file holds. The loss on it is the stage's
-own; a measure, where there is one, comes before the loss. What a validation finds stands in the checkpoints for
+own; a measure, where there is one, comes before the loss. The model that training starts from is validated, too: where
+no step betters it, it is the result. What a validation finds stands in the checkpoints for
 resuming, so that a run that was cut goes on as the run that was not, and all ranks find the same.
 """
 
@@ -63,8 +64,8 @@ class Course:
     """How far a validation is: the step behind which it was last taken, the best step with its loss and measure, and
     how many were no better since."""
 
-    at: float = 0
-    best: float = 0
+    at: float = -1
+    best: float = -1
     loss: float = math.inf
     waited: float = 0
     measured: float = -1
@@ -95,11 +96,11 @@ class Validation:
     ) -> None:
         self._held, self._objective, self._scored, self._config = held, objective, scored, config
         self._measure, self._names = measure, (measure.name,) if measure else ()
-        self._steps, self._points = steps, frozenset(points(config, steps))
+        self._steps, self._points = steps, frozenset([0, *points(config, steps)])
         self._best, self._report, self._course = Checkpoints(work / "best", Values(state), report), report, Course()
 
     def due(self, step: int) -> bool:
-        """Whether it is to be taken behind a step."""
+        """Whether it is to be taken behind a step; behind step 0, of the model that training starts from."""
         return bool(self._held) and step in self._points and step > self._course.at
 
     @property
@@ -162,7 +163,7 @@ class Validation:
             return {"averaged": averaged} if averaged else {}
         mean = self.figures() if averaged else {}
         told = {f"average_validation_{name}": mean[name] for name in ("loss", *self._names) if name in mean}
-        if not best:
+        if best < 0:
             self._report.message("No validation gave a finite loss: the last step is the result.", "warn")
             return {"result_step": step, **({"averaged": averaged} if averaged else {})}
         if step < steps:
@@ -182,9 +183,13 @@ class Validation:
             why = f"loss of {course.loss:.4f} on held-out items is the least"
             for name in self._names:
                 why = f"{name.replace('_', ' ')} of {100 * course.measured:.1f} % on held-out items is the highest"
+            which, level = f"behind step {best} of {steps}, whose {why}.", "info"
+            if not best:
+                which, level = f"that training started from: its {why}. Try a lower rate, or more data.", "warn"
             self._report.message(
-                f"The result is the model behind step {best} of {steps}, whose {why}.",
-                data={"step": best, "steps": steps, "validation_loss": course.loss}
+                f"The result is the model {which}",
+                level,
+                {"step": best, "steps": steps, "validation_loss": course.loss}
                 | {f"validation_{name}": course.measured for name in self._names},
             )
         return {"result_step": best if kept else step, **told}

@@ -123,8 +123,8 @@ def _chosen(figures: Mapping[str, Any]) -> Iterator[str]:
     elif best is not None and best == taken:
         right = figures.get("best_validation_accuracy")
         answered = "" if right is None else f", of which it answers {_percent(right)} rightly"
-        step = f"step {best:g} of {figures['steps']:g}"
-        yield f"the result is the model behind {step}, the best on what was held out{answered}"
+        which = f"behind step {best:g} of {figures['steps']:g}" if best else "that it started from"
+        yield f"the result is the model {which}, the best on what was held out{answered}"
     elif best is not None:
         yield f"the result is the last step, {taken:g}; the best on what was held out is that behind step {best:g}"
     if "scale" in figures:

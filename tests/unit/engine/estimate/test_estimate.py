@@ -170,7 +170,7 @@ def test_what_is_held_out_is_counted_as_often_as_it_is_looked_at(model_folder: P
 
     plain, often = sft("plain"), sft("often", validation_share=0.5, evaluate_every=0.1)
     assert sft("once", validation_share=0.5, evaluate_every=1).tokens == often.tokens
-    assert abs(plain.tokens - often.tokens) < 3 * 8  # what is not trained on is looked at
+    assert plain.tokens < often.tokens < 4 / 3 * plain.tokens  # what is held out is looked at once more, beforehand
     assert often.work_bytes > plain.work_bytes
     assert (
         sft("mean", average=3, evaluate_every=1).work_bytes == plain.work_bytes + 3 * 4 * shape_of(model_folder).weights

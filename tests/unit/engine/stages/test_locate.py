@@ -100,6 +100,15 @@ def test_every_importance_selects_exactly_its_share_and_the_same_each_time(
     assert first == chosen(checkpoints, tmp_path / "2", report, importance=importance, improve_ratio=ratio, seed=3)
 
 
+def test_a_warm_up_that_moved_nothing_locates_nothing(
+    checkpoints: dict[str, Path], tmp_path: Path, report: Report
+) -> None:
+    inputs = checkpoints | {"updated": checkpoints["model"]}
+    with pytest.raises(StageError, match="result is the model that it started from"):
+        chosen(inputs, tmp_path / "out", report, improve_ratio=0.3)
+    assert sum(map(len, chosen(inputs, tmp_path / "any", report, importance="random").values()))
+
+
 def test_least_and_most_are_the_two_ends_of_one_order(tmp_path: Path, report: Report) -> None:
     before, after = two_checkpoints(tmp_path)
     inputs = {"model": tmp_path / "model", "updated": tmp_path / "updated"}

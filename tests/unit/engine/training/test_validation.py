@@ -136,6 +136,33 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path, report: Repo
     assert without.settle(4) == {"result_step": 4}
 
 
+def test_where_no_step_is_better_the_result_is_the_model_that_it_started_from(
+    tmp_path: Path, report: Report, stream: Lines
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    found = validation(tmp_path, weight, iter([1.0, 2.0, 3.0]), report)
+    for step in (0, 1, 4):
+        assert found.due(step)
+        weight.data.fill_(step)
+        found.take(step)
+    assert found.settle(4) == {"result_step": 0, "best_step": 0, "best_validation_loss": 1.0}
+    assert weight.item() == 0
+    assert "the model that training started from" in stream.getvalue()
+
+
+@pytest.mark.parametrize("train", ["all", "mask"])
+def test_a_rate_that_ruins_every_step_leaves_the_start_model(
+    tmp_path: Path, model_folder: Path, problems: Path, train: str
+) -> None:
+    settings: dict[str, Any] = {"train": train, "mask_ratio": 0.3}
+    tuned(tmp_path / "good", model_folder, problems, Watching(), **settings, keep="last")
+    good, report = tmp_path / "good" / "checkpoint", Watching()
+    metrics = tuned(tmp_path / "out", good, problems, report, **settings | {"learning_rate": 1.0})
+    assert (metrics["result_step"], metrics["best_step"]) == (0, 0)
+    assert metrics["best_validation_loss"] == report.told("validation_loss")[0]
+    assert same(tmp_path / "out", tmp_path / "good")
+
+
 def test_where_the_best_is_damaged_the_last_is_the_result(tmp_path: Path, report: Report, stream: Lines) -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     found = validation(tmp_path, weight, iter([1.0, 2.0]), report)

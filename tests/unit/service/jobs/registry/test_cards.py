@@ -74,5 +74,7 @@ def test_the_checkpoint_that_is_a_stages_result_is_told() -> None:
     assert evaluate == "- `evaluate`"
     *_, asked, _, _ = section("Stages and settings", {"warmup": best | {"best_validation_accuracy": 0.45}})
     assert asked.endswith("behind step 12 of 40, the best on what was held out, of which it answers 45.0 % rightly")
+    *_, start, _, _ = section("Stages and settings", {"warmup": best | {"best_step": 0, "result_step": 0}})
+    assert start.endswith("the result is the model that it started from, the best on what was held out")
     *_, kept, _, _ = section("Stages and settings", {"warmup": best | {"result_step": 40}})
     assert kept.endswith("; the result is the last step, 40; the best on what was held out is that behind step 12")
