@@ -14,13 +14,15 @@ Stages = dict[str, dict[str, Any] | None]
 @dataclass(frozen=True)
 class Scale:
     """A model to study with, on what, and how much of everything. `dense`, `located` and `random` are the rates of arms
-    that train all weights, those that a warm-up moves most, and random ones; `locating` is that of the warm-up."""
+    that train all weights, those that a warm-up moves most, and random ones; `firm` has those of the arms whose β is
+    FIRM, by what they train. `locating` is the rate of the warm-up."""
 
     name: str
     model: str
     dense: tuple[float, ...]
     located: tuple[float, ...]
     random: tuple[float, ...]
+    firm: Mapping[str, tuple[float, ...]]
     locating: float
     sft: Mapping[str, Any]
     seeds: int
@@ -33,13 +35,14 @@ class Scale:
 
     def rates(self, arm: str) -> tuple[float, ...]:
         rates = {"dense": self.dense, "located": self.located, "random": self.random, "none": (0.0,)}
-        return rates[ARMS[arm].trains]
+        return (self.firm if ARMS[arm].firm else rates)[ARMS[arm].trains]
 
 
 @dataclass(frozen=True)
 class Arm:
     """`trains` is "dense", "located", "random" or, for SFT alone, "none". `stages` makes a job's settings from a rate;
-    `row` is the line of the job's report that is the arm's model. `rounds` is how often it samples and aligns again."""
+    `row` is the line of the job's report that is the arm's model. `rounds` is how often it samples and aligns again;
+    `firm` says that its β is FIRM."""
 
     what: str
     method: str
@@ -47,7 +50,11 @@ class Arm:
     row: str
     stages: Callable[[Scale, float], Stages]
     rounds: int = 1
+    firm: bool = False
 
+
+FIRM = 3.0
+"""A β thirty times the published one: a pair stops pushing once it has moved by about a nat, as a whole."""
 
 RATIO = 0.05
 
@@ -101,10 +108,14 @@ ARMS: dict[str, Arm] = {
     ),
     "I": Arm("C with NLL", "allo", "random", "improve", _masked("random", filter_ratio=1.0, nll=1.0)),
     "J": Arm("F in two rounds", "dpo", "dense", "warmup-2", _dense(nll=1.0), rounds=2),
+    "K": Arm("A with β 3", "dpo", "dense", "warmup", _dense(beta=FIRM), firm=True),
+    "L": Arm("C with β 3", "allo", "random", "improve", _masked("random", filter_ratio=1.0, beta=FIRM), firm=True),
+    "M": Arm("B with β 3", "allo", "located", "improve", _masked(filter_ratio=1.0, beta=FIRM), firm=True),
+    "N": Arm("D with β 3", "allo", "located", "improve", _masked(forgets=True, beta=FIRM), firm=True),
 }
-BASELINE, STRONG, TWICE = "A", "F", "J"
-"""What the arms are held against: DPO as it is, as it is best in all weights, and that with the samples and steps that
-an arm of two rounds has."""
+BASELINE, STRONG, TWICE = "A", "K", "J"
+"""What the arms are held against: DPO as it is, as it is best in all weights, and that in two rounds, with twice the
+samples and steps."""
 
 SCALES = {
     "screening": Scale(
@@ -113,6 +124,11 @@ SCALES = {
         dense=(5e-6, 2e-5, 7e-5, 3e-4),
         located=(4e-6, 1.5e-5, 6e-5, 2.5e-4),
         random=(1.5e-5, 6e-5, 2.5e-4, 1e-3),
+        firm={
+            "dense": (2e-5, 7e-5, 3e-4, 1e-3),
+            "located": (6e-5, 2.5e-4, 1e-3, 4e-3),
+            "random": (2.5e-4, 1e-3, 4e-3, 1.6e-2),
+        },
         locating=2e-5,
         sft={"learning_rate": 2e-4, "batch_size": 16, "n_epochs": 1},
         seeds=10,
@@ -124,6 +140,11 @@ SCALES = {
         dense=(1e-6, 2e-6, 5e-6, 1.5e-5),
         located=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
         random=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
+        firm={
+            "dense": (1e-6, 2e-6, 5e-6, 1.5e-5),
+            "located": (5e-6, 1.5e-5, 5e-5, 1.5e-4),
+            "random": (1.5e-5, 5e-5, 1.5e-4, 5e-4),
+        },
         locating=1e-6,
         sft={"learning_rate": 1e-4, "batch_size": 16, "n_epochs": 2},
         seeds=5,
@@ -136,6 +157,7 @@ SCALES["short"] = replace(
     dense=(1e-6, 2e-6, 5e-6),
     located=(2e-6, 5e-6, 1.5e-5),
     random=(1.5e-5, 5e-5, 1.5e-4),
+    firm={"dense": (1e-6, 2e-6, 5e-6), "located": (5e-6, 1.5e-5, 5e-5), "random": (5e-5, 1.5e-4, 5e-4)},
     seeds=2,
     sizes={"sft": 500, "preference": 400, "validation": 400, "test": 1000},
     precision="bfloat16",

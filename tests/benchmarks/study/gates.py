@@ -9,8 +9,8 @@ from allo_engine.data.statistics import bootstrap_difference
 from tests.benchmarks.study.arms import BASELINE
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
-DENSE = ("A", "A TRL", "F")
-MASKED = ("D", "I")
+DENSE = ("A", "A TRL", "F", "K")
+MASKED = ("D", "I", "L")
 """Of these the first that is studied is to do something else than A."""
 
 LOW, HIGH = 0.30, 0.60

@@ -114,7 +114,8 @@ def _page(outcomes: Outcomes, scale: Scale, tried: list[Row], rows: list[Row], o
     yield f"\n## Accuracy over learning rate\n\n![accuracy over learning rate]({scale.name}.svg)\n"
     yield from _table(tried, ("SFT",))
     yield "\n## At the rate that seed 0's validation problems chose, on the test problems\n"
-    others = ("SFT", *((TWICE,) if TWICE in {row["arm"] for row in rows} else ()), STRONG, BASELINE)
+    there = {row["arm"] for row in rows}
+    others = ("SFT", *(arm for arm in (TWICE, STRONG) if arm in there), BASELINE)
     yield from _table(rows, others)
     if options:
         yield "\n## By the option that the model finds the likeliest, of the same models\n"

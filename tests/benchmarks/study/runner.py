@@ -106,7 +106,8 @@ class Runner:
         for job in self._pages():
             given = job["metadata"]
             point = Point(given["arm"], float(given["rate"]), int(given["seed"]), given["split"])
-            if given["settings"] == self._settings(point) and job["status"] not in ("failed", "cancelled"):
+            known = point.arm in ARMS and given["settings"] == self._settings(point)
+            if known and job["status"] not in ("failed", "cancelled"):
                 found.setdefault(point, job)
         return found
 

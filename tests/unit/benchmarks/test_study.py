@@ -147,4 +147,4 @@ def test_the_report_says_who_is_better_where_one_is_and_draws_every_arm(tmp_path
     assert {"A", "B", "SFT"} <= texts
     page = (tmp_path / "screening.md").read_text()
     assert "| B | DPO in the 5 %" in page
-    assert "| against SFT | against J | against F | against A | p |" in page
+    assert "| against SFT | against J | against A | p |" in page
