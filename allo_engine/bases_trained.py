@@ -161,7 +161,12 @@ class AnsweringConfig(PromptConfig):
 class PairLossConfig(AnsweringConfig):
     """What every stage has that trains on pairs."""
 
-    beta: Positive = Field(default=0.1, description="How much leaving the reference costs; of 'ipo', its tau.")
+    beta: Positive = Field(
+        default=0.1,
+        description="How much leaving the reference costs: a pair stops pushing once its log-ratios, summed over "
+        "tokens, differ by some 1 / beta nats. Of short verified answers 3 gained where 0.1 lost "
+        "(tests/benchmarks/study). Of 'ipo', its tau.",
+    )
     nll: Weight = Field(
         default=0.0,
         description="Weight of the chosen response's negative log-likelihood, its mean over tokens, beside the "

@@ -182,6 +182,11 @@ def rates_to_try(plan: Plan, stages: Sequence[StageForesight]) -> list[str]:
     rate = plan.admitted.planned[first].config.model_dump()["learning_rate"]
     left = total(stages[first:])
     takes = f" Each takes some {round(left.seconds.expected)} seconds." if left and left.seconds else ""
+    if "sample" in kinds and "beta" not in given:
+        takes += (
+            f" Where answers are short, try {kind}.beta=0.1,3 with each: in the study of arithmetic 3 gained at rates "
+            "at which 0.1 lost."
+        )
     return [
         f"No rule finds the best learning rate of {kind}: its default, {rate:g}, is of models of 7 B, and other "
         f"models and shorter runs want others. A sweep over {kind}.learning_rate={rate:g},{3 * rate:g},{10 * rate:g} "

@@ -210,6 +210,7 @@ def test_an_estimate_says_what_more_rates_take_until_one_is_chosen(house: Domain
     dpo = planned(house, replace(new, method="dpo", stages={}), fast=FAST)
     (of_dpo,) = rates_to_try(dpo, told(dpo, {}))
     assert "warmup.learning_rate=1e-06,3e-06,1e-05" in of_dpo
+    assert "try warmup.beta=0.1,3 with each" in of_dpo
     assert rates_to_try(planned(house, replace(new, method="supervised", stages={})), []) == []
     for chosen in ({"stages": {"improve": {"learning_rate": 1e-5}}}, {"hyperparameters": {"learning_rate": 1e-5}}):
         assert rates_to_try(planned(house, replace(new, **chosen)), []) == []
