@@ -37,12 +37,12 @@ STAGES: dict[str, dict[str, Any]] = {
     "sample": {"n": 4, "max_response_tokens": 32},
     "pair": {"max_pairs": 3, "max_negatives": 1},
     "reward_model": {"max_problems": 40},
-    "improve": {"learning_rate": 5e-5, "nll": 1},
+    "improve": {"learning_rate": 1.5e-4, "beta": 3, "nll": 1},
     "evaluate": {"max_response_tokens": 32},
 }
 """What differs from the published settings: every rate five times as high, for a small model, and less of everything,
-for a run of minutes on two cores. Improving has ten times DPO's rate, as a mask stands it, and the chosen response's
-likelihood in its loss."""
+for a run of minutes on two cores. Improving has thirty times DPO's rate and its beta, which holds it close to its
+reference: of short answers that is what the study found to gain most."""
 
 TUNED = """
 DPO has five times its published rate here. Tuned to this task it is as good as the aligned model: at three times that

@@ -141,7 +141,7 @@ SCALES = {
         located=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
         random=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
         firm={
-            "dense": (1e-6, 2e-6, 5e-6, 1.5e-5),
+            "dense": (2e-6, 5e-6, 1.5e-5, 5e-5),
             "located": (5e-6, 1.5e-5, 5e-5, 1.5e-4),
             "random": (1.5e-5, 5e-5, 1.5e-4, 5e-4),
         },
@@ -157,12 +157,11 @@ SCALES["short"] = replace(
     dense=(1e-6, 2e-6, 5e-6),
     located=(2e-6, 5e-6, 1.5e-5),
     random=(1.5e-5, 5e-5, 1.5e-4),
-    firm={"dense": (1e-6, 2e-6, 5e-6), "located": (5e-6, 1.5e-5, 5e-5), "random": (5e-5, 1.5e-4, 5e-4)},
+    firm={"dense": (2e-6, 5e-6, 1.5e-5), "located": (1.5e-5, 5e-5, 1.5e-4), "random": (5e-5, 1.5e-4, 5e-4)},
     seeds=2,
-    sizes={"sft": 500, "preference": 400, "validation": 400, "test": 1000},
     precision="bfloat16",
 )
-"""What of `full` two hours of one core can tell; bfloat16 is what a GPU computes in, and AVX-512 is fast at it too."""
+"""What of `full` some hours of one core can tell; bfloat16 is what GPUs compute in, and AVX-512 is fast at it, too."""
 
 
 def method(scale: Scale, arm: str, rate: float) -> dict[str, Any]:
