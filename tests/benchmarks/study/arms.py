@@ -112,6 +112,16 @@ ARMS: dict[str, Arm] = {
     "L": Arm("C with β 3", "allo", "random", "improve", _masked("random", filter_ratio=1.0, beta=FIRM), firm=True),
     "M": Arm("B with β 3", "allo", "located", "improve", _masked(filter_ratio=1.0, beta=FIRM), firm=True),
     "N": Arm("D with β 3", "allo", "located", "improve", _masked(forgets=True, beta=FIRM), firm=True),
+    "O": Arm(
+        "M in two rounds",
+        "allo",
+        "located",
+        "improve-2",
+        _masked(filter_ratio=1.0, beta=FIRM),
+        rounds=2,
+        firm=True,
+    ),
+    "P": Arm("K in two rounds", "dpo", "dense", "warmup-2", _dense(beta=FIRM), rounds=2, firm=True),
 }
 BASELINE, STRONG, TWICE = "A", "K", "J"
 """What the arms are held against: DPO as it is, as it is best in all weights, and that in two rounds, with twice the
