@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from allo_engine.checkpoints.recipe import DESCRIBED, Recipe
+from allo_engine.put import put
 from allo_engine.resumable import CHECKPOINT, resumable
 from allo_engine.source import stage_code
 from service.jobs.running.keeping import Kept
@@ -88,7 +89,7 @@ class Workspace:
                 copied.parent.mkdir(parents=True, exist_ok=True)
                 with copied.open("xb") as file:  # no link: the engine goes on writing to some of them
                     for chunk in verified(store.open(sha256), sha256):
-                        file.write(chunk)
+                        put(file, chunk)
                         yield path
             _empty(self.work)
             for path, _, _ in reversed(checkpoint.files):  # the checkpoint itself comes last

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from allo_engine.checkpoints.coding import Floats, Places
 from allo_engine.checkpoints.folder import weight_files
 from allo_engine.checkpoints.reading import FLOATS, Checkpoint, StoredTensor, pieces
+from allo_engine.put import put
 from allo_engine.report import StageError
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -35,8 +36,6 @@ class Values(Protocol):
 
 Contents = Callable[[str, StoredTensor], Values]
 """From a weight's name and its stored self: what is written for it."""
-
-_PIECE = 2**18
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
@@ -162,13 +161,6 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.fsync(stream.fileno())
     aside.replace(path)
     _flush(path.parent)
-
-
-def put(stream: BinaryIO, data: bytes | memoryview) -> None:
-    """Write bytes as they are, in pieces: more in one call wants pages so large that a virtual machine may have given
-    them back to its host, and waits for each of them, some seconds a gigabyte."""
-    for place in range(0, len(data), _PIECE):
-        stream.write(data[place : place + _PIECE])
 
 
 def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:

@@ -96,19 +96,19 @@ def _stopper(report: Report) -> Tick:
 def _thresholds(source: Source, ranks: Iterable[int], tick: Tick, config: LocateConfig) -> dict[int, Threshold]:
     try:
         found = thresholds(source, ranks, tick)
-        if config.importance == "update" and any(threshold == Threshold(0, rank) for rank, threshold in found.items()):
-            raise StageError(
-                "nothing_moved",
-                "The warm-up's result is the model that it started from, so there is nothing to locate: lower "
-                "warmup.learning_rate, set warmup.keep to 'last', or locate.importance to 'random'.",
-            )
-        return found
     except ValueError as error:
         if config.importance == "gradient":
             remedy = "The gradient of weight {}: set precision to 'float32', or start from another model."
         else:
             remedy = "The warm-up's update of weight {}: lower warmup.learning_rate."
         raise StageError("diverged", remedy.format(error)) from error
+    if config.importance == "update" and any(threshold == Threshold(0, rank) for rank, threshold in found.items()):
+        raise StageError(
+            "nothing_moved",
+            "The warm-up's result is the model that it started from, so there is nothing to locate: lower "
+            "warmup.learning_rate, set warmup.keep to 'last', or locate.importance to 'random'.",
+        )
+    return found
 
 
 def _by_layer(rows: Mapping[str, Counts]) -> dict[str, dict[str, dict[str, float]]]:

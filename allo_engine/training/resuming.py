@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from allo_engine.checkpoints.writing import DTYPES, Layout, header_bytes, put
+from allo_engine.checkpoints.writing import DTYPES, Layout, header_bytes
+from allo_engine.put import put
 from allo_engine.ranks import here
 from allo_engine.report import Report
 

@@ -2,8 +2,8 @@
 
 The share is one of contents: what is held out stays held out whatever else a file holds. The loss on it is the stage's
 own; a measure, where there is one, comes before the loss. The model that training starts from is validated, too: where
-no step betters it, it is the result. What a validation finds stands in the checkpoints for
-resuming, so that a run that was cut goes on as the run that was not, and all ranks find the same.
+no step betters it, it is the result. What a validation finds stands in the checkpoints for resuming, so that a run that
+was cut goes on as the run that was not, and all ranks find the same.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from google_crc32c import extend
 
+from allo_engine.put import put
 from service.storage.store import CHUNK, Blob, Chunk, Corrupt
 
 
@@ -98,7 +99,8 @@ def write_out(chunks: Iterator[Chunk], destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with destination.open("xb") as file:
         try:
-            file.writelines(chunks)
+            for chunk in chunks:
+                put(file, chunk)
             os.fchmod(file.fileno(), 0o400)
         except BaseException:
             destination.unlink()

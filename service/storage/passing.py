@@ -10,11 +10,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO
 
+from allo_engine.put import PIECE
 from service.storage.store import CHUNK
-
-_CACHED_PIECE = 2**18
-"""Bytes that are written through the cache at a time. More in one call wants pages so large that a virtual machine
-may have given them back to its host, and has to wait for each: a second or two a gigabyte."""
 
 _RWF_DONTCACHE = 0x80
 """Of preadv2(2) and pwritev2(2); Python has no name for it yet."""
@@ -24,7 +21,7 @@ def write(file: IO[bytes], data: bytes, place: int, cached: bool) -> None:
     """Writes at a place of a file that has no buffer; `cached` is for what is read next: it goes through the cache."""
     left = memoryview(data)
     while left:
-        count = _done(os.pwritev, file, left[:_CACHED_PIECE] if cached else left, place, cached)
+        count = _done(os.pwritev, file, left[:PIECE] if cached else left, place, cached)
         left, place = left[count:], place + count
 
 
