@@ -13,15 +13,12 @@ Stages = dict[str, dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class Scale:
-    """A model to study with, on what, and how much of everything. `dense`, `located` and `random` are the rates of arms
-    that train all weights, those that a warm-up moves most, and random ones; `firm` has those of the arms whose β is
-    FIRM, by what they train. `locating` is the rate of the warm-up."""
+    """A model to study with, on what, and how much of everything. `soft` has the rates of arms by what they train, at
+    the published β, `firm` those of the arms whose β is FIRM. `locating` is the rate of the warm-up."""
 
     name: str
     model: str
-    dense: tuple[float, ...]
-    located: tuple[float, ...]
-    random: tuple[float, ...]
+    soft: Mapping[str, tuple[float, ...]]
     firm: Mapping[str, tuple[float, ...]]
     locating: float
     sft: Mapping[str, Any]
@@ -34,13 +31,14 @@ class Scale:
     precision: str = "float32"
 
     def rates(self, arm: str) -> tuple[float, ...]:
-        rates = {"dense": self.dense, "located": self.located, "random": self.random, "none": (0.0,)}
-        return (self.firm if ARMS[arm].firm else rates)[ARMS[arm].trains]
+        rates = self.firm if ARMS[arm].firm else self.soft
+        return rates[ARMS[arm].trains] if ARMS[arm].trains != "none" else (0.0,)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`trains` is "dense", "located", "random" or, for SFT alone, "none". `stages` makes a job's settings from a rate;
+    """`trains` is "dense" (all weights), "located" (those that a warm-up moves most), "gradient" (those of the largest
+    gradient), "random" or, for SFT alone, "none". `stages` makes a job's settings from a rate;
     `row` is the line of the job's report that is the arm's model. `rounds` is how often it samples and aligns again;
     `firm` says that its β is FIRM."""
 
@@ -122,6 +120,14 @@ ARMS: dict[str, Arm] = {
         firm=True,
     ),
     "P": Arm("K in two rounds", "dpo", "dense", "warmup-2", _dense(beta=FIRM), rounds=2, firm=True),
+    "Q": Arm(
+        "DPO in the 5 % of the largest gradient, with β 3",
+        "allo",
+        "gradient",
+        "improve",
+        _masked("gradient", filter_ratio=1.0, beta=FIRM),
+        firm=True,
+    ),
 }
 BASELINE, STRONG, TWICE = "A", "K", "J"
 """What the arms are held against: DPO as it is, as it is best in all weights, and that in two rounds, with twice the
@@ -131,12 +137,15 @@ SCALES = {
     "screening": Scale(
         name="screening",
         model="study-small",
-        dense=(5e-6, 2e-5, 7e-5, 3e-4),
-        located=(4e-6, 1.5e-5, 6e-5, 2.5e-4),
-        random=(1.5e-5, 6e-5, 2.5e-4, 1e-3),
+        soft={
+            "dense": (5e-6, 2e-5, 7e-5, 3e-4),
+            "located": (4e-6, 1.5e-5, 6e-5, 2.5e-4),
+            "random": (1.5e-5, 6e-5, 2.5e-4, 1e-3),
+        },
         firm={
             "dense": (2e-5, 7e-5, 3e-4, 1e-3),
             "located": (6e-5, 2.5e-4, 1e-3, 4e-3),
+            "gradient": (6e-5, 2.5e-4, 1e-3, 4e-3),
             "random": (2.5e-4, 1e-3, 4e-3, 1.6e-2),
         },
         locating=2e-5,
@@ -147,12 +156,15 @@ SCALES = {
     "full": Scale(
         name="full",
         model="smollm2-135m-instruct",
-        dense=(1e-6, 2e-6, 5e-6, 1.5e-5),
-        located=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
-        random=(5e-6, 1.5e-5, 5e-5, 1.5e-4),
+        soft={
+            "dense": (1e-6, 2e-6, 5e-6, 1.5e-5),
+            "located": (5e-6, 1.5e-5, 5e-5, 1.5e-4),
+            "random": (5e-6, 1.5e-5, 5e-5, 1.5e-4),
+        },
         firm={
             "dense": (2e-6, 5e-6, 1.5e-5, 5e-5),
             "located": (5e-6, 1.5e-5, 5e-5, 1.5e-4),
+            "gradient": (5e-6, 1.5e-5, 5e-5, 1.5e-4),
             "random": (1.5e-5, 5e-5, 1.5e-4, 5e-4),
         },
         locating=1e-6,
@@ -164,10 +176,13 @@ SCALES = {
 SCALES["short"] = replace(
     SCALES["full"],
     name="short",
-    dense=(1e-6, 2e-6, 5e-6),
-    located=(2e-6, 5e-6, 1.5e-5),
-    random=(1.5e-5, 5e-5, 1.5e-4),
-    firm={"dense": (2e-6, 5e-6, 1.5e-5), "located": (1.5e-5, 5e-5, 1.5e-4), "random": (5e-5, 1.5e-4, 5e-4)},
+    soft={"dense": (1e-6, 2e-6, 5e-6), "located": (2e-6, 5e-6, 1.5e-5), "random": (1.5e-5, 5e-5, 1.5e-4)},
+    firm={
+        "dense": (2e-6, 5e-6, 1.5e-5),
+        "located": (1.5e-5, 5e-5, 1.5e-4),
+        "gradient": (1.5e-5, 5e-5, 1.5e-4),
+        "random": (5e-5, 1.5e-4, 5e-4),
+    },
     seeds=2,
     precision="bfloat16",
 )

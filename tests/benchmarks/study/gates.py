@@ -10,7 +10,7 @@ from tests.benchmarks.study.arms import BASELINE
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
 DENSE = ("A", "A TRL", "F", "K")
-MASKED = ("D", "I", "L")
+MASKED = ("D", "I", "L", "M", "Q")
 """Of these the first that is studied is to do something else than A."""
 
 LOW, HIGH = 0.30, 0.60

@@ -23,11 +23,12 @@ def questions(folder: Path) -> Scale:
     """The study of SmolLM2-135M-Instruct on a folder's questions, with all that it has. Raises StudyError where a file
     is missing or is no such file."""
     splits = read(folder)
-    full = SCALES["full"]
+    short = SCALES["short"]
     return replace(
-        full,
+        short,
         name=f"questions-{folder.name}",
-        sft={**full.sft, "learning_rate": 5e-5},
+        sft={**short.sft, "learning_rate": 5e-5},
+        seeds=3,
         sizes={name: len(problems) for name, problems in splits.items()},
         task=Task(TEMPLATE, 32, lambda sizes: _first(splits, sizes)),
     )
