@@ -126,7 +126,7 @@ def serving(folder: Path) -> Iterator[Client]:
     command = [sys.executable, "-m", "service.cli", "up", "--data-dir", str(folder), "--port", "0"]
     process = subprocess.Popen(command, start_new_session=True)  # Ctrl-C is ours to pass on, once
     try:
-        while not (folder / "url").exists():
+        while not _announced(folder, process.pid):
             if process.poll() is not None:
                 raise CommandError(f"`allo up` ended by itself; its logs are in {folder / 'logs'}.")
             time.sleep(0.1)
@@ -135,6 +135,12 @@ def serving(folder: Path) -> Iterator[Client]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
+
+
+def _announced(folder: Path, pid: int) -> bool:
+    """Whether that process has said where it answers: an address that another one left says nothing."""
+    lock, url = folder / "lock", folder / "url"
+    return lock.exists() and lock.read_text() == str(pid) and url.exists()
 
 
 def allo(*arguments: str) -> None:

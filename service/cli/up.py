@@ -209,6 +209,7 @@ def sole_owner(data_dir: Path) -> Iterator[None]:
                 f"Another `allo up` (process {lock.read().strip()}) already serves {data_dir}: use that one, or choose "
                 "another --data-dir."
             ) from None
+        (data_dir / "url").unlink(missing_ok=True)  # of one that was killed; before the lock says that this one serves
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -21,6 +21,7 @@ import pytest
 
 from service.cli import main
 from service.cli.terminal import err, out
+from service.demo import serving
 from tests import asking
 from tests.parts import Parts
 from tests.tiny import save_tiny
@@ -271,7 +272,9 @@ def test_however_it_ends_no_process_is_left(tmp_path, ending):
     assert code == (0 if ending == signal.SIGTERM else -signal.SIGKILL)
     _, left = psutil.wait_procs(family, timeout=PATIENCE)
     assert not left
-    assert ending == signal.SIGKILL or not (place.data / "url").exists()
+    assert (place.data / "url").exists() == (ending == signal.SIGKILL)
+    with serving(place.data) as client:  # which does not ask at the address that a killed one left
+        assert client.get("/v1/models")["object"] == "list"
     place.close()
 
 
