@@ -6,12 +6,12 @@ which they take.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
 
 from service.api.context import Parts, Reader
 from service.api.download import content, held
@@ -58,6 +58,15 @@ def tree(parts: Parts, key: Reader, namespace: str, name: str, revision: str, fo
     if folder:
         raise hub.Absent(f"Revision {revision} has no folder {folder!r}.", code="EntryNotFound")
     return [_entry(file) for file in (*state.files, state.card_file)]
+
+
+@router.post("/api/models/{namespace}/{name}/paths-info/{revision:path}")
+def paths_info(
+    parts: Parts, key: Reader, namespace: str, name: str, revision: str, paths: Annotated[Sequence[str], Form()] = ()
+) -> list[dict[str, Any]]:
+    """Those of the named files that the revision has."""
+    state = hub.revision(parts.database, key.owner, namespace, name, revision)
+    return [_entry(file) for file in (*state.files, state.card_file) if file["path"] in paths]
 
 
 @router.get("/api/models/{namespace}/{name}/refs", dependencies=[Depends(Asked)])

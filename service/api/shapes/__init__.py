@@ -74,6 +74,7 @@ ANSWERS: Mapping[str, Any] = {
     "hub.read_revision": models.HubModel,
     "hub.tree": "array of HubEntry",
     "hub.tree_of_folder": "array of HubEntry",
+    "hub.paths_info": "array of HubEntry",
     "hub.refs": models.HubRefs,
     "hub.resolve": bytes,
     "metrics.metrics": str,

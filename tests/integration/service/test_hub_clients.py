@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     RemoteEntryNotFoundError,
@@ -121,6 +121,24 @@ def test_what_the_client_asks_of_a_repository_is_answered(hub: Hub) -> None:
     assert sum(weights.parameter_count.values()) == sum(
         tensor.parameter_count for tensor in weights.files_metadata["model.safetensors"].tensors.values()
     )
+
+
+def test_files_are_told_of_by_their_paths(hub: Hub) -> None:
+    size = (hub.models["sft"] / "config.json").stat().st_size
+    found = hub.api().get_paths_info(hub.repository, ["config.json", "no.json"], revision="sft")
+    assert [(file.path, getattr(file, "size", None)) for file in found] == [("config.json", size)]
+    with pytest.raises(RevisionNotFoundError):
+        hub.api().get_paths_info(hub.repository, "config.json", revision="none")
+
+
+def test_the_file_system_of_the_hub_lists_a_revision_and_reads_a_part_of_its_weights(hub: Hub) -> None:
+    files = HfFileSystem(endpoint=hub.endpoint, token=hub.token, use_listings_cache=False)
+    weights = (hub.models["improve"] / "model.safetensors").read_bytes()
+    path = f"{hub.repository}/model.safetensors"
+    assert path in files.ls(hub.repository, detail=False)
+    assert files.info(path)["size"] == len(weights)
+    assert files.cat_file(path, start=8, end=64) == weights[8:64]
+    assert not files.exists(f"{hub.repository}/adapter_config.json")
 
 
 def test_what_is_absent_is_told_apart(hub: Hub, tmp_path: Path) -> None:
