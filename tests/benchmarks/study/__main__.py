@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if not 0 < args.share <= 1:
         parser.error("--share: a part of the problems, above 0 and at most 1")
     if not can_gate(args.arms):
-        parser.error("--arms: A is among them in any case, and D, I, L, M or Q, for a gate compares the two")
+        parser.error("--arms: A is among them in any case, and a masked arm of one round, for a gate compares the two")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service that it started ends with it
     folder: Path = args.data.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from allo_engine.data.statistics import bootstrap_difference
-from tests.benchmarks.study.arms import BASELINE
+from tests.benchmarks.study.arms import ARMS, BASELINE
 from tests.benchmarks.study.runner import Outcome, Point, chosen
 
-DENSE = ("A", "A TRL", "F", "K")
-MASKED = ("D", "I", "L", "M", "Q")
-"""Of these the first that is studied is to do something else than A."""
+DENSE, MASKED = (
+    [name for name, arm in ARMS.items() if (arm.method, arm.rounds) == (kind, 1)] for kind in ("dpo", "allo")
+)
+"""The arms of one round, by what they train."""
 
 LOW, HIGH = 0.30, 0.60
 GAIN = 0.02
@@ -50,9 +51,8 @@ def arm_gates(outcomes: Mapping[Point, Outcome]) -> list[Gate]:
     """Whether the baseline is one, and whether a mask does anything else than it."""
     best = chosen(outcomes)
     at_best = {arm: outcomes[Point(arm, rate, 0, "validation")] for arm, rate in best.items()}
-    dense = max((arm for arm in DENSE if arm in best), key=lambda arm: sum(at_best[arm].choosing))
+    dense, other = leader(outcomes, DENSE), leader(outcomes, MASKED)
     gain = bootstrap_difference([at_best[dense].gating], [at_best["SFT"].gating])
-    other = masked(best)
     pairs = [pair for seed in range(ASKED_SEEDS) for pair in _answers(outcomes, best, other, seed)]
     share = sum(ours != theirs for ours, theirs in pairs) / len(pairs)
     return [
@@ -76,9 +76,10 @@ def can_gate(arms: Collection[str]) -> bool:
     return BASELINE in arms and any(arm in arms for arm in MASKED)
 
 
-def masked(arms: Collection[str]) -> str:
-    """The masked arm of these whose answers are held against A's."""
-    return next(arm for arm in MASKED if arm in arms)
+def leader(outcomes: Mapping[Point, Outcome], arms: Collection[str]) -> str:
+    """Of these arms the one that is best where rates are chosen, by its chosen rate."""
+    there = {arm: rate for arm, rate in chosen(outcomes).items() if arm in arms}
+    return max(there, key=lambda arm: sum(outcomes[Point(arm, there[arm], 0, "validation")].choosing))
 
 
 def _answers(

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.study.arms import ARMS
-from tests.benchmarks.study.gates import ASKED_SEEDS, Gate, arm_gates, masked, sft_gate
+from tests.benchmarks.study.gates import ASKED_SEEDS, MASKED, Gate, arm_gates, leader, sft_gate
 from tests.benchmarks.study.report import write_report
 from tests.benchmarks.study.runner import Point, Runner, at_rates, chosen
 from tests.benchmarks.study.task import StudyError
@@ -35,7 +35,7 @@ def _go(runner: Runner, arms: Sequence[str], report: Callable[[], None], anyway:
     runner.say("Chosen: " + ", ".join(f"{arm} {rate:g}" for arm, rate in best.items() if rate))
     for seed in range(1, min(ASKED_SEEDS, runner.scale.seeds)):
         runner.run(at_rates(runner.scale, SFT, seed, "validation"))
-        found |= runner.run([Point(arm, best[arm], seed, "validation") for arm in ("A", masked(arms))])
+        found |= runner.run([Point(arm, best[arm], seed, "validation") for arm in ("A", leader(found, MASKED))])
     _pass(runner, arm_gates(found), anyway)
     for seed in range(runner.scale.seeds):
         runner.run(at_rates(runner.scale, SFT, seed, "test"))

@@ -117,10 +117,11 @@ def test_the_answers_of_several_seeds_say_whether_two_arms_do_the_same() -> None
     assert (gate.passed, gate.found) == (False, "0.0% of 1000")
 
 
-def test_where_allo_is_not_studied_a_random_mask_is_held_against_dpo() -> None:
+def test_of_all_masks_the_one_that_is_best_where_rates_are_chosen_is_held_against_dpo() -> None:
     found = {
         Point("SFT", 0.0, 0, "validation"): outcome(0.5),
         Point("A", 1e-4, 0, "validation"): outcome(0.53),
+        Point("D", 1e-4, 0, "validation"): outcome(0.3),
         Point("I", 1e-3, 0, "validation"): outcome(0.53, seed=1),
     }
     _, gate = arm_gates(found)
