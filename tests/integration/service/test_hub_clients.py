@@ -17,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.cli import main
 from service.db import Database
+from service.jobs.access import audit
 from service.jobs.access.keys import create_key
 from service.jobs.registry.models import read_model
+from service.jobs.repository import Page
 from service.jobs.submission import NewJob
 from tests import asking
 from tests.integration.service.domain import OWNER
@@ -127,6 +129,7 @@ def test_files_are_told_of_by_their_paths(hub: Hub) -> None:
     size = (hub.models["sft"] / "config.json").stat().st_size
     found = hub.api().get_paths_info(hub.repository, ["config.json", "no.json"], revision="sft")
     assert [(file.path, getattr(file, "size", None)) for file in found] == [("config.json", size)]
+    assert audit.read_page(hub.domain.database, Page(100))[0] == [], "asking is a POST, and changes nothing"
     with pytest.raises(RevisionNotFoundError):
         hub.api().get_paths_info(hub.repository, "config.json", revision="none")
 

@@ -122,8 +122,12 @@ KEYS = {"POST /v1/keys", "POST /v1/keys/{key_id}/rotate"}
 SAMPLES = {f"POST {HOOKS}/{{endpoint_id}}/test"}
 """They are sent to a receiver: see test_webhooks.py."""
 
-ANSWERS = {"POST /v1/chat/completions", "POST /v1/completions"}
-"""They ask a model, and change nothing."""
+ANSWERS = {
+    "POST /api/models/{namespace}/{name}/paths-info/{revision}",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+}
+"""They ask, and change nothing."""
 
 UNSEEN = {"past_calls", "audit"}
 """What notes that somebody asked."""
