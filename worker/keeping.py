@@ -67,7 +67,8 @@ class Keeper:
         self._pace, self._tell, self._on = Pace(seconds), tell, seconds > 0
         self._newest = self._kept = -1
         self._known: dict[str, tuple[Mark, Blob]] = {}
-        self._checkpoints: set[str] = set()
+        files = [file for one in claim.kept for file in one.files]
+        self._checkpoints = {sha256 for path, sha256, _ in files if CHECKPOINT.fullmatch(Path(path).name)}
         self._due, self._idle = threading.Event(), threading.Event()
         self.hurries = self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"keeper of {claim.stage_id}", daemon=True)
@@ -85,6 +86,15 @@ class Keeper:
             self.hurries = True
             self._due.set()
             self._idle.wait(seconds)
+
+    def forget(self) -> None:
+        """Remove what is kept of a stage that has succeeded: an hour of short stages would else fill a disk before the
+        sweep."""
+        try:
+            for sha256 in keeping.unheld(self._database, self._checkpoints) if self._checkpoints else ():
+                self._store.delete(sha256)
+        except Exception as error:  # the sweep removes it
+            log.warning("forgetting_failed stage_id=%s error=%r", self._claim.stage_id, error)
 
     def __enter__(self) -> Keeper:
         if self._on:

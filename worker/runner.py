@@ -127,7 +127,9 @@ class Runner:
         with open_workspace(self.settings.data_dir, stage_id, claim.epoch, claim.work) as workspace:
             began, resumed = time.monotonic(), workspace.resumes() or bool(claim.kept)
             with Heart(self.database, claim, self._every, _STOPS_AT * self.settings.self_fence_seconds) as heart:
-                outcome, artifacts = self._attempt(claim, workspace, heart)
+                keep_seconds = self.settings.keep_seconds
+                keeper = Keeper(self.database, self.store, claim, workspace, keep_seconds, heart.warn_once)
+                outcome, artifacts = self._attempt(claim, workspace, heart, keeper)
                 if isinstance(outcome, NoRoom):
                     outcome = self._given_room(claim, heart)
             if heart.interrupt is Interrupt.FENCED:  # told by its last beat at the latest: what came of it is nobody's
@@ -136,14 +138,16 @@ class Runner:
             committed = self._commit(claim, outcome, artifacts, took)
             if isinstance(outcome, Succeeded | Cancelled) and committed:
                 workspace.forget_work()
+            if isinstance(outcome, Succeeded) and committed:
+                keeper.forget()
         log.info("stage_ended stage_id=%s epoch=%s outcome=%r", stage_id, claim.epoch, outcome)
         return outcome
 
-    def _attempt(self, claim: Claim, workspace: Workspace, heart: Heart) -> tuple[Outcome, Artifacts]:
+    def _attempt(self, claim: Claim, workspace: Workspace, heart: Heart, keeper: Keeper) -> tuple[Outcome, Artifacts]:
         """Everything between claim and commit; an attempt that cannot go on becomes an outcome here."""
         try:
             with training(self.settings.data_dir, self.settings.drain_seconds + _LET_GO_SECONDS):
-                outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart)
+                outcome = self._prepare(claim, workspace, heart) or self._train(claim, workspace, heart, keeper)
             if not isinstance(outcome, Succeeded):
                 return outcome, ()
             store = self._patient(claim, heart)
@@ -207,13 +211,12 @@ class Runner:
 
         return patient(self.store, wait)
 
-    def _train(self, claim: Claim, workspace: Workspace, heart: Heart) -> Outcome:
+    def _train(self, claim: Claim, workspace: Workspace, heart: Heart, keeper: Keeper) -> Outcome:
         grace, lease = self.settings.grace_seconds, self.settings.self_fence_seconds
         last, stopped, killed_before = None, False, oom_kills()
         pace = Pace(self._patience(claim.kind), time.monotonic(), partial(traffic, claim.stage_id))
         command = shlex.split(self.settings.engine) or DEFAULT_COMMAND
         seen = visible(claim.devices)
-        keeper = Keeper(self.database, self.store, claim, workspace, self.settings.keep_seconds, heart.warn_once)
         with keeper, Engine(self.start, command, claim.stage_id, claim.kind, workspace, grace, lease, seen) as engine:
             heart.renewed = engine.beat
             for line in engine.lines():

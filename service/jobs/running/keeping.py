@@ -59,9 +59,17 @@ def keep(database: Database, stage_id: str, epoch: int, work: str, checkpoint: K
         session.flush()
         if all(other.step < checkpoint.step for other in before):
             repository.guarded_update(session, stage_id, epoch, [StageStatus.RUNNING], fruitless=0)
-        if repository.share_lease(session, BACKUP).holder:
-            return set()
-        return kept.unheld(session, {sha256 for other in (*again, *older) for _, sha256, _ in other.files})
+        return _unheld(session, {sha256 for other in (*again, *older) for _, sha256, _ in other.files})
+
+
+def unheld(database: Database, contents: set[str]) -> set[str]:
+    """Those of a stage's checkpoints that nothing needs once it has ended, for whoever calls to remove; as above."""
+    with database.transaction() as session:
+        return _unheld(session, contents)
+
+
+def _unheld(session: Session, contents: set[str]) -> set[str]:
+    return set() if repository.share_lease(session, BACKUP).holder else kept.unheld(session, contents)
 
 
 def _forget(session: Session, rows: Sequence[KeptCheckpoint]) -> None:

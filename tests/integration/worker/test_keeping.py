@@ -18,8 +18,9 @@ import psutil
 import pytest
 from sqlalchemy import select
 
+from allo_engine.resumable import CHECKPOINT
 from service.jobs import service
-from service.jobs.data.erasing import Eraser, Keeping
+from service.jobs.data.erasing import Eraser, Keeping, held_contents
 from service.jobs.running import attempts, keeping, workers
 from service.jobs.running.keeping import Kept
 from service.jobs.tables import KeptCheckpoint
@@ -186,7 +187,11 @@ def test_the_real_engine_ends_in_the_same_bits_on_the_host_that_goes_on(tmp_path
     for house in (cut, straight):
         give_real(house, house.settings.data_dir / "given")
     job = killed_once_it_has_kept(cut)
+    size = min(size for row in rows(cut) for path, _, size in row.files if CHECKPOINT.fullmatch(Path(path).name))
     gone_on = ended(elsewhere(cut), job)
+    held = held_contents(cut.database, cut.store, Keeping(0, 86_400, 86_400))
+    left = [blob.size for blob in cut.store.stored() if blob.sha256 not in held]
+    assert all(other < size for other in left), "no checkpoint of a stage that has succeeded waits for the sweep"
     assert told(cut, job, "which was kept in the store")
     assert told(cut, job, "Resumed behind step")
     assert any(path.endswith(".safetensors") for path, _ in gone_on)
