@@ -57,7 +57,7 @@ def tree(parts: Parts, key: Reader, namespace: str, name: str, revision: str, fo
     state = hub.revision(parts.database, key.owner, namespace, name, revision)
     if folder:
         raise hub.Absent(f"Revision {revision} has no folder {folder!r}.", code="EntryNotFound")
-    return [_entry(file) for file in (*state.files, state.card_file)]
+    return [_entry(file) for file in state.every_file]
 
 
 @router.post("/api/models/{namespace}/{name}/paths-info/{revision:path}")
@@ -73,7 +73,7 @@ def paths_info(
     """Those of the named files that the revision has."""
     request.state.audited = True  # it changes nothing
     state = hub.revision(parts.database, key.owner, namespace, name, revision)
-    return [_entry(file) for file in (*state.files, state.card_file) if file["path"] in paths]
+    return [_entry(file) for file in state.every_file if file["path"] in paths]
 
 
 @router.get("/api/models/{namespace}/{name}/refs", dependencies=[Depends(Asked)])
@@ -123,7 +123,7 @@ def _info(state: Revision, blobs: bool) -> dict[str, Any]:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["transformers", "safetensors", "text-generation", "allo"],
-        "siblings": [_sibling(file, blobs) for file in (*state.files, state.card_file)],
+        "siblings": [_sibling(file, blobs) for file in state.every_file],
     }
 
 

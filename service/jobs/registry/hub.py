@@ -40,15 +40,17 @@ class Revision:
     card: bytes
 
     def file(self, path: str) -> Mapping[str, Any]:
-        """One file, the card too. Raises Absent."""
-        for file in (*self.files, self.card_file):
+        """One of every file. Raises Absent."""
+        for file in self.every_file:
             if file["path"] == path:
                 return file
         raise Absent(f"Revision {self.name} has no file {path!r}.", code="EntryNotFound")
 
     @property
-    def card_file(self) -> Mapping[str, Any]:
-        return {"path": CARD, "bytes": len(self.card), "sha256": hashlib.sha256(self.card).hexdigest()}
+    def every_file(self) -> tuple[Mapping[str, Any], ...]:
+        """The files, and the card as one of them."""
+        card = {"path": CARD, "bytes": len(self.card), "sha256": hashlib.sha256(self.card).hexdigest()}
+        return (*self.files, card)
 
 
 def revisions(database: Database, owner: str, namespace: str, name: str) -> list[Revision]:
