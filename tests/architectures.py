@@ -135,11 +135,11 @@ ALONE: Mapping[str, tuple[str, dict[str, Any]]] = {
 ARCHITECTURES = {**PACKED, **ALONE}
 
 
-def random_model(name: str, seed: int = 0) -> PreTrainedModel:
+def random_model(name: str, seed: int = 0, **sizes: int) -> PreTrainedModel:
     """A model whose every weight counts: as drawn for training, they are so small that windows make no difference."""
     kind, given = ARCHITECTURES[name]
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **given)
+    config = AutoConfig.for_model(kind, **{**given, **sizes})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for weight in model.parameters():
         if weight.dim() > 1:
@@ -147,7 +147,7 @@ def random_model(name: str, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def save_random(name: str, folder: Path) -> Path:
-    random_model(name).save_pretrained(folder)
+def save_random(name: str, folder: Path, **sizes: int) -> Path:
+    random_model(name, **sizes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
@@ -33,6 +33,9 @@ NAME = "forest"
 
 BLOCK = 128
 """Trees of at most so many tokens are attended to as a whole: a smaller product would not be faster. Flex's, too."""
+
+COMPILED = 64
+"""How often FlexAttention may be compiled in a process."""
 
 MaskFunction = Callable[[Any, Any, Any, Any], Any]
 """(batch, head, query, key) → whether the query attends to the key; all four broadcast."""
@@ -50,11 +53,13 @@ class Forest:
         """Token q of the row attends to token k: its ancestor or itself, as far as a model allows by position."""
         ends, positions = self.ends, self.positions
 
-        def attends(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            below = (key <= query) & (query < ends[key])
-            return below & allowed(batch, head, positions[query], positions[key])
+        def below(batch: Any, head: Any, query: Any, key: Any) -> Any:  # noqa: ARG001 - as FlexAttention asks
+            return (key <= query) & (query < ends[key])
 
-        return attends
+        def attends(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            return below(batch, head, query, key) & allowed(batch, head, positions[query], positions[key])
+
+        return below if allowed is causal_mask_function else attends  # an ancestor is never later
 
 
 _forest: ContextVar[Forest | None] = ContextVar("forest", default=None)
@@ -174,6 +179,55 @@ def _listed(tiles_QK: Tensor) -> tuple[Tensor, Tensor]:
     return tiles_QK.sum(-1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
+@cache
+def _flex() -> Callable[..., Any]:
+    """FlexAttention, compiled for the first row's length, then for any, and for those of a single tile.
+
+    That is with gradients and without, and for every mask of a model's layers: more often than torch allows, beyond
+    which it would hold the scores of all pairs, without a word but a warning.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
+    return torch.compile(flex_attention)
+
+
+@cache
+def _capped(most: float) -> Callable[..., Tensor]:
+    """Scores that softly stay below (Gemma 2). One function, which is what is compiled, for all calls."""
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+        return most * torch.tanh(score / most)
+
+    return capped
+
+
+def _flexed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """FlexAttention [B, H, N, D]; a sink takes its share of what a head attends with, and gives nothing for it."""
+    found = _flex()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options={"BACKEND": "TRITON"},  # for rows of one tile it would choose a kernel that it cannot make
+        return_aux=None if sinks is None else AuxRequest(lse=True),
+    )
+    if sinks is None:
+        return found  # type: ignore[no-any-return]
+    given, beside = found
+    share = torch.sigmoid(beside.lse - sinks.float()[:, None])
+    return (given * share[..., None]).to(given.dtype)  # type: ignore[no-any-return]
+
+
 def mask(*, mask_function: MaskFunction, local_size: int | None = None, **asked: Any) -> Any:
     """What a model's layers of one type attend to (see transformers' masking_utils)."""
     forest = _forest.get()
@@ -188,9 +242,10 @@ def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any
 ) -> tuple[Tensor, Tensor | None]:
     """query [B, H, N, D], key and value [B, K, L, D], and what `mask` gave → [B, N, H, D]."""
-    if isinstance(attention_mask, BlockMask):
-        return flex_attention_forward(module, query, key, value, attention_mask, **more)
     scaling, softcap, sinks = more.get("scaling"), more.get("softcap"), more.get("s_aux")
+    if isinstance(attention_mask, BlockMask):
+        found = _flexed(query, key, value, attention_mask, scaling, softcap, sinks)
+        return found.transpose(1, 2).contiguous(), None
     scored = softcap is not None or sinks is not None
     if isinstance(attention_mask, Blocks):
         parts = []

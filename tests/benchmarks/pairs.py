@@ -12,7 +12,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -38,11 +37,12 @@ MEBI = 1 << 20
 
 def random_entries(model: PreTrainedModel) -> Values:
     """A random mask's positions, with the values that the model has there."""
-    random = np.random.default_rng(0)
+    random = torch.Generator(model.device).manual_seed(0)
     found = {}
     for name, weight in model.named_parameters():
-        positions = np.flatnonzero(random.random(weight.numel(), dtype=np.float32) < MASK)
-        found[name] = positions, weight.detach().float().flatten().numpy()[positions]
+        drawn = torch.rand(weight.numel(), generator=random, device=weight.device)
+        positions = (drawn < MASK).nonzero()[:, 0]
+        found[name] = positions.cpu().numpy(), weight.detach().flatten()[positions].float().cpu().numpy()
     return found
 
 
@@ -88,7 +88,7 @@ def plain_model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(material.model(), dtype=torch.float32)
 
 
-def trl_dpo(pairs: int, problems: int, precomputed: bool = False) -> float:
+def trl_dpo(pairs: int, problems: int, precomputed: bool = False, at_once: int = 4) -> float:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -102,10 +102,10 @@ def trl_dpo(pairs: int, problems: int, precomputed: bool = False) -> float:
     ]
     with tempfile.TemporaryDirectory() as work:
         config = DPOConfig(
-            output_dir=work, per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=1,
-            beta=0.1, report_to=[], use_cpu=device().type == "cpu", bf16=dtype_of("auto") == torch.bfloat16,
-            gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, logging_strategy="no",
-            precompute_ref_log_probs=precomputed,
+            output_dir=work, per_device_train_batch_size=at_once, gradient_accumulation_steps=16 // at_once,
+            num_train_epochs=1, beta=0.1, report_to=[], use_cpu=device().type == "cpu",
+            bf16=dtype_of("auto") == torch.bfloat16, gradient_checkpointing=False, save_strategy="no",
+            disable_tqdm=True, logging_strategy="no", precompute_ref_log_probs=precomputed,
         )  # fmt: skip
         models = {"model": plain_model(), "ref_model": plain_model()}
         made = time.perf_counter()

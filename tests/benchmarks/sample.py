@@ -40,9 +40,9 @@ def of_problems(prompts: Sequence[Sequence[int]]) -> list[Request]:
     return [Request(number, prompt, 0, LONGEST, range(N)) for number, prompt in enumerate(prompts)]
 
 
-def rate(sampler: Sampler, requests: Sequence[Request], ends: tuple[int, ...]) -> float:
+def rate(sampler: Sampler, requests: Sequence[Request], ends: tuple[int, ...], rows: int = AT_ONCE * N) -> float:
     """Tokens a second, once the sampler is there."""
-    settings = Settings(ends, temperature=0.7, top_p=0.95, rows=AT_ONCE * N)
+    settings = Settings(ends, temperature=0.7, top_p=0.95, rows=rows)
     list(sampler.sample([replace(request, samples=()) for request in requests], settings))
     began = time.perf_counter()
     drawn = sum(len(found.response.ids) for found in sampler.sample(requests, settings))
@@ -51,10 +51,13 @@ def rate(sampler: Sampler, requests: Sequence[Request], ends: tuple[int, ...]) -
 
 def hf_generate() -> float:
     """The same prompts, as many at once, of like length together."""
-    model, prompts = given(PROBLEMS)
+    return generating(*given(PROBLEMS))
+
+
+def generating(model: PreTrainedModel, prompts: Sequence[Sequence[int]], at_once: int = AT_ONCE) -> float:
     torch.manual_seed(0)
     tokens, began = 0, time.perf_counter()
-    for ids, mask, _ in batches(prompts):
+    for ids, mask, _ in batches(prompts, at_once):
         found = generated(model, ids, mask, LONGEST, eos_token_id=END)
         tokens += int((found != END).sum() + (found == END).any(1).sum())
     return tokens / (time.perf_counter() - began)
@@ -105,11 +108,11 @@ def hf_generate_of_lengths(runs_to: int | None) -> float:
     return sum(map(sum, lengths)) / (time.perf_counter() - began)
 
 
-def batches(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+def batches(prompts: Sequence[Sequence[int]], at_once: int = AT_ONCE) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
     """Prompts of like length, padded on the left, with their mask and their places."""
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    for start in range(0, len(order), AT_ONCE):
-        chosen = order[start : start + AT_ONCE]
+    for start in range(0, len(order), at_once):
+        chosen = order[start : start + at_once]
         width = max(len(prompts[place]) for place in chosen)
         room = [width - len(prompts[place]) for place in chosen]
         ids = [[END] * left + list(prompts[place]) for left, place in zip(room, chosen, strict=True)]

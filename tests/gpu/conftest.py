@@ -21,7 +21,7 @@ FIGURES: list[dict[str, Any]] = []
 ENGINES = ("pydantic", "rapidfuzz", "math_verify", "transformers", "accelerate")
 """What the engine imports beside torch."""
 
-BEGAN, SECONDS = time.monotonic(), float(os.environ.get("ALLO_GPU_SECONDS", "400"))
+BEGAN, SECONDS = time.monotonic(), float(os.environ.get("ALLO_GPU_SECONDS", "600"))
 
 
 def pytest_configure() -> None:
@@ -39,6 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in ours:  # whatever release is there may warn of what ours does not: of float32 products without TF32, say
         item.add_marker(pytest.mark.filterwarnings("default"))
+        item.add_marker(pytest.mark.filterwarnings("error:flex_attention called without torch.compile"))
     items.sort(key=lambda item: item in ours and item.path.name == "test_figures.py")  # what must hold comes first
 
 

@@ -1,12 +1,13 @@
-"""One training row of 8,192 tokens of a model of SmolLM2-135M's shape, in a mask of 5 %: seconds, pace, peak, waits.
+"""A training row of 8,192 tokens of a model of one of SmolLM2's shapes, in a mask of 5 %: pace, peak and waits.
 
-python -m tests.gpu.pace prints one JSON object: tokens/s, MFU (6·N FLOPs a token over what plain products of the card
-reach), peak memory in GB, and how often a row made the host wait for the device.
+python -m tests.gpu.pace 135M prints one JSON object: tokens/s, MFU (6·N FLOPs a token over what plain products of the
+card reach), peak memory in GB, and how often a row made the host wait for the device.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 
@@ -24,8 +25,9 @@ from tests.gpu import stand_in
 LENGTH, RESPONSES, REPEATS = 8192, 16, 8
 
 
-def model() -> LlamaForCausalLM:
-    model = LlamaForCausalLM(stand_in.config()).to(device(), torch.bfloat16).eval()
+def model(shape: str) -> LlamaForCausalLM:
+    with device():
+        model = LlamaForCausalLM._from_config(stand_in.config(shape), dtype=torch.bfloat16).eval()
     model.set_attn_implementation(NAME)
     return model
 
@@ -47,8 +49,8 @@ def seconds(work: object) -> float:
     return (time.perf_counter() - began) / REPEATS
 
 
-def main() -> None:
-    trained = model()
+def main(shape: str) -> None:
+    trained = model(shape)
     weights = trained.num_parameters()
     SparseModel(trained, random_entries(trained))
     length = LENGTH // RESPONSES
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """Speed, memory and waits of the costly stages on the device, beside TRL and transformers on the same card.
 
-Each figure is measured by the benchmark of its name, in a process of its own (see tests/benchmarks).
+Each figure is measured in a process of its own (see large.py and pace.py).
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import Any
 import pytest
 
 Left = Callable[[], float]
-
-CASES = {"improve": 0, "sample": 0, "locate": 0, "warmup": 0}
-"""Benchmarks and the number of the case that is measured."""
+Row = dict[str, Any]
 
 WANTED = 20.0
 """Seconds that a measurement takes at least, most of them to load torch and transformers."""
@@ -51,27 +49,53 @@ def measured(environment: Mapping[str, str], left: Left, *command: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.parametrize("shape", ["135M", "1.7B"])
 def test_the_pace_of_training_against_plain_products(
-    environment: Mapping[str, str], left: Left, figures: list[dict[str, Any]]
+    shape: str, environment: Mapping[str, str], left: Left, figures: list[Row]
 ) -> None:
     """Model FLOPs of a masked training step against those of a matrix product of the card (MFU)."""
-    found = measured(environment, left, "tests.gpu.pace")
-    figures.append({"measure": "improve, row of 8,192 tokens", **found})
+    found = measured(environment, left, "tests.gpu.pace", shape)
+    figures.append({"measure": f"a row of 8,192 tokens, {shape} weights", **found})
     assert found["waits a row"] <= 1
 
 
-@pytest.mark.parametrize(("name", "number"), CASES.items())
-def test_a_measure_beside_its_rival(
-    name: str, number: int, environment: Mapping[str, str], left: Left, figures: list[dict[str, Any]]
-) -> None:
-    from tests.benchmarks.cases import cases_of
+def test_training_on_pairs_beside_trl(environment: Mapping[str, str], left: Left, figures: list[Row]) -> None:
+    """`improve` in a mask and `warmup` in all weights, on a thousand pairs."""
+    rows: list[Row] = [{"measure": f"{name}, 1,000 pairs"} for name in ("improve", "warmup")]
+    figures += rows  # ours stays, whatever becomes of the rival
+    for row, name in zip(rows, ("improve", "warmup"), strict=True):
+        row |= measured(environment, left, "tests.gpu.large", name, "ours", "200")
+    _beside_trl(rows, environment, left, "200")
 
-    case = cases_of(name)[number]
-    row: dict[str, Any] = {"measure": case.measure}
-    figures.append(row)  # ours stays, whatever becomes of the rival
-    row["ours"] = float(measured(environment, left, "tests.benchmarks", name, str(number), "ours"))
-    assert row["ours"] > 0
-    if name in ("improve", "warmup") and importlib.util.find_spec("trl") is None:
+
+def test_a_larger_model_beside_trl(
+    environment: Mapping[str, str], left: Left, figures: list[Row], tmp_path: Path
+) -> None:
+    """A model of 1.7 B weights keeps a GPU busy; one of 135 M leaves it waiting for what the host launches."""
+    from tests.gpu import stand_in
+
+    given = {**environment, "ALLO_BENCH_MODEL": str(stand_in.save(tmp_path, "1.7B"))}
+    row: Row = {"measure": "improve, 200 pairs, 1.7B weights"}
+    figures.append(row)
+    row |= measured(given, left, "tests.gpu.large", "improve", "ours", "40")
+    _beside_trl([row], given, left, "40")
+
+
+def test_sampling_beside_generate(environment: Mapping[str, str], left: Left, figures: list[Row]) -> None:
+    row: Row = {"measure": "sample, 1,280 responses"}
+    figures.append(row)
+    row |= measured(environment, left, "tests.gpu.large", "sample", "ours", "128")
+    _put_beside(row, measured(environment, left, "tests.gpu.large", "sample", "rival", "128"))
+
+
+def _beside_trl(rows: list[Row], environment: Mapping[str, str], left: Left, problems: str) -> None:
+    if importlib.util.find_spec("trl") is None:
         pytest.skip("TRL, the rival, is not installed")
-    row["rival"] = float(measured(environment, left, "tests.benchmarks", name, str(number), "rival"))
-    row |= {"rival's name": case.rival_name(), "ratio": row["ours"] / row["rival"]}
+    rival = measured(environment, left, "tests.gpu.large", "warmup", "rival", problems)
+    for row in rows:
+        _put_beside(row, rival)
+
+
+def _put_beside(row: Row, rival: Row) -> None:
+    row |= {f"rival's {name}": rival[name] for name in ("tokens/s", "peak GB")}
+    row["ratio"] = row["tokens/s"] / rival["tokens/s"]

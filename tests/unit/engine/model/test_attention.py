@@ -18,7 +18,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from allo_engine.model.attention import Forest, block_mask, blocks_of
+from allo_engine.model.attention import Forest, attend, block_mask, blocks_of
 from allo_engine.model.sequences import Group, Row, build_row, singles
 from tests.unit.engine.model.test_sequences import long_groups
 
@@ -95,6 +95,26 @@ def test_flex_attention_sees_what_the_mask_shows(kind: str) -> None:
     query, key, value = torch.randn(3, 1, 2, len(row.ends), 16, generator=torch.Generator().manual_seed(0))
     found = flex_attention(query, key, value, block_mask=block_mask(forest_of(row), *ALLOWED[kind]))
     assert torch.allclose(found, scaled_dot_product_attention(query, key, value, dense(row, kind)), atol=1e-5)
+
+
+MORE: list[dict[str, Any]] = [{}, {"scaling": 0.3}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.parametrize("more", MORE)
+def test_attending_by_a_block_mask_gives_what_blocks_give(kind: str, more: dict[str, Any]) -> None:
+    """What a GPU computes and what a CPU does: heads that share keys, a scale, scores that are capped, and sinks."""
+    row, random = build_row(longer_groups()), torch.Generator().manual_seed(0)
+    forest, length = forest_of(row), len(row.ends)
+    query = torch.randn(1, 4, length, 16, generator=random)
+    key, value = torch.randn(2, 1, 2, length, 16, generator=random)
+    allowed, window = ALLOWED[kind]
+    with torch.compiler.set_stance("force_eager"):
+        found, _ = attend(torch.nn.Module(), query, key, value, block_mask(forest, allowed, window), **more)
+    expected, _ = attend(torch.nn.Module(), query, key, value, blocks_of(forest, allowed), **more)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["full", "window 200"])
