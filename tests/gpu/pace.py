@@ -1,7 +1,8 @@
 """A training row of 8,192 tokens of a model of one of SmolLM2's shapes, in a mask of 5 %: pace, peak and waits.
 
 python -m tests.gpu.pace 135M prints one JSON object: tokens/s, MFU (6·N FLOPs a token over what plain products of the
-card reach), peak memory in GB, and how often a row made the host wait for the device.
+card reach), peak memory in GB, the share of it that our formula says, for no optimizer is there, and how often a row
+made the host wait for the device.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from allo_engine.masking.sparse import SparseModel
 from allo_engine.model.attention import NAME
 from allo_engine.model.loading import device
 from allo_engine.model.logps import token_logps
+from allo_engine.model.memory import Use, row_bytes
 from allo_engine.model.sequences import build_row, singles
-from tests.benchmarks.pairs import random_entries
+from allo_engine.model.shape import shape_in_memory
+from tests.benchmarks.pairs import MASK, random_entries
 from tests.gpu import stand_in
 
 LENGTH, RESPONSES, REPEATS = 8192, 16, 8
@@ -51,7 +54,7 @@ def seconds(work: object) -> float:
 
 def main(shape: str) -> None:
     trained = model(shape)
-    weights = trained.num_parameters()
+    formula, weights = shape_in_memory(trained), trained.num_parameters()
     SparseModel(trained, random_entries(trained))
     length = LENGTH // RESPONSES
     responses = [[(7 * place + number) % 49152 for place in range(length)] for number in range(RESPONSES)]
@@ -66,11 +69,13 @@ def main(shape: str) -> None:
         torch.cuda.set_sync_debug_mode("warn")
         step()
         torch.cuda.set_sync_debug_mode("default")
-    tokens, peak = row.ids.shape[1], torch.cuda.max_memory_allocated() / 1e9
+    tokens, peak = row.ids.shape[1], torch.cuda.max_memory_allocated()
+    expected = weights * (2 + 12 * MASK) + row_bytes(formula, Use("sparse", 2, MASK, device_type="cuda"), tokens)
     found = {
-        "ours": tokens / took,
+        "tokens/s": tokens / took,
         "MFU": 6 * weights * tokens / took / products(),
-        "peak GB": peak,
+        "peak GB": peak / 1e9,
+        "peak by formula": expected / peak,
         "waits a row": sum("synchroniz" in str(wait.message) for wait in waits),
     }
     print(json.dumps(found))
