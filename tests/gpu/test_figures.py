@@ -97,5 +97,6 @@ def _beside_trl(rows: list[Row], environment: Mapping[str, str], left: Left, pro
 
 
 def _put_beside(row: Row, rival: Row) -> None:
+    assert row["tokens/s"] > 0
     row |= {f"rival's {name}": rival[name] for name in ("tokens/s", "peak GB")}
     row["ratio"] = row["tokens/s"] / rival["tokens/s"]
